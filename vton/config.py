@@ -1,0 +1,360 @@
+"""The configuration: dataclasses are the schema, YAML files pick values, dotted overrides come last.
+
+`load("model=gardiff", "preset=tiny", "train.lr=1e-4")` joins, in this order,
+
+    configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own `presets.<preset>`
+    <- data/<name>.yaml <- trainer/<name>.yaml <- ablation row <- overrides
+
+and checks the result against `ExperimentConfig`. This module imports neither torch nor lightning: `vton list` and
+`vton --help` stay fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
+
+MaskRule = Literal["safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. One line: the key, the problem, the nearest valid choice."""
+
+
+@dataclass
+class ModelConfig:
+    """What every architecture's own config extends."""
+
+    name: str = ""
+    condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
+
+
+@dataclass
+class CodecConfig:
+    """Pixels to latents and back. Latents are the `scale` times the codec's own values."""
+
+    name: Literal["identity", "linear", "kl"] = "kl"
+    pretrained: str = ""  # kl: diffusers folder or hub id; "" builds it from the fields below and trains it first
+    subfolder: str = "vae"
+    patch: int = 4  # linear: side of a patch, px
+    channels: int = 16  # linear and kl from scratch: latent channels
+    scale: float = 0.18215  # kl: latents are posterior values times this (Stable Diffusion 1 and 2)
+    widths: tuple[int, ...] = (128, 256, 512, 512)  # kl from scratch: channels per level
+    fit_images: int = 256  # linear: training pictures the basis is fitted on
+    fit_steps: int = 2000  # kl from scratch: optimizer steps before the diffusion model starts
+
+
+@dataclass
+class ObjectiveConfig:
+    """Noise schedule, what the network predicts and how the loss weighs it."""
+
+    schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    zero_terminal_snr: bool = False
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    loss_weight: Literal["uniform", "min_snr"] = "uniform"
+    min_snr_gamma: float = 5.0
+    timestep_power: float = 1.0  # t = T * u**(1/power), u uniform; above 1 favours noisy timesteps
+
+    def __post_init__(self):
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ConfigError(
+                "objective.zero_terminal_snr=true leaves nothing to recover from at the last timestep with "
+                "objective.prediction=epsilon; use v_prediction or sample."
+            )
+        if self.timestep_power <= 0:
+            raise ConfigError(f"objective.timestep_power={self.timestep_power} must be positive.")
+
+
+@dataclass
+class SamplerConfig:
+    """How pictures are drawn. Every architecture goes through the same loop."""
+
+    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"
+    steps: int = 50
+    guidance: float = 1.0  # 1 = off: one network pass per step
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # fractions of the timestep range in which guidance acts
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
+
+    def __post_init__(self):
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"sampler.guidance_interval={[low, high]} must satisfy 0 <= low <= high <= 1.")
+        if self.steps < 1:
+            raise ConfigError(f"sampler.steps={self.steps} must be at least 1.")
+
+
+@dataclass
+class AugmentConfig:
+    """Training-time changes, drawn once per sample from (seed, epoch, index)."""
+
+    flip: float = 0.5  # probability of mirroring person and garment together (off for lettering)
+    affine: float = 0.5  # probability of shifting and scaling everything on the person's canvas
+    shift: float = 0.2  # fraction of the picture
+    scale: tuple[float, float] = (0.8, 1.2)
+    garment_affine: float = 0.5  # probability of shifting and scaling the in-shop garment alone
+    colour: float = 0.5  # probability of one colour change shared by person and garment, before normalisation
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    mask_dilate_px: int = 0  # agnostic mask grown by 0..this many pixels (at the training size)
+    box_mask: float = 0.0  # probability of the mask's bounding box instead of the mask
+
+
+@dataclass
+class SyntheticConfig:
+    """The rendered data set: written once below data.root, then read like any real folder."""
+
+    layout: Literal["viton_hd", "dresscode"] = "viton_hd"
+    train: int = 512  # pairs; dresscode: per category
+    test: int = 64
+    seed: int = 0
+    workers: int = 2  # renderer processes
+
+
+@dataclass
+class DataConfig:
+    name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
+    root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
+    size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
+    category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
+    limit_train: int = 0  # use only the first so many training pairs; 0 = all
+    limit_test: int = 0  # the same for validation and evaluation
+    mask_source: Literal["auto", "folder", "derive"] = "auto"  # auto: the folder's mask where there is one
+    mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/agnostic.py
+    warp_source: Literal["auto", "folder", "geometric", "none"] = "auto"  # auto: the folder's warp where there is one
+    warp_folder: str = ""  # name of the folder with warped garments; "" = the known names
+    warp_folder_unpaired: str = ""
+    warp_key: Literal["person", "garment"] = "person"  # what names the warp files
+    densepose: bool = False  # deliver the DensePose picture; then it is a required part
+    caption_fallback: str = "shirts"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    workers: int = 4  # loader processes
+    pin_memory: bool = True
+    check: bool = True  # walk the folder for broken required files before training
+
+    def __post_init__(self):
+        if min(self.size) < 16:
+            raise ConfigError(f"data.size={list(self.size)}: height and width in pixels, at least 16 each.")
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 10_000  # optimizer steps
+    batch_size: int = 16  # per device
+    accumulate: int = 1  # batches per optimizer step
+    lr: float = 1e-4
+    warmup_steps: int = 500
+    schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0  # norm; 0 = off
+    ema: float = 0.9999  # decay of the average over trained parameters; 0 = off
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: int = 50  # steps
+    checkpoint_every: int = 1000  # steps
+    picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
+    pictures: int = 8
+    compile: bool = False  # torch.compile the network's repeated blocks
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema={self.ema} must be in [0, 1).")
+        if self.lr <= 0:
+            raise ConfigError(f"train.lr={self.lr} must be positive.")
+
+
+@dataclass
+class TrainerConfig:
+    """What goes to lightning.Trainer."""
+
+    name: str = "cpu"
+    accelerator: Literal["cpu", "gpu", "auto"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    deterministic: bool = False
+    threads: int = 0  # torch CPU threads; 0 = torch's default
+
+
+@dataclass
+class EvalConfig:
+    protocol: Literal["exact"] = "exact"
+    orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
+    samples: int = 0  # pairs in each order; 0 = all of the test split
+    batch_size: int = 16
+    seed: int = 0
+    baselines: bool = True  # rows for what needs no learning
+    shuffled: bool = True  # the control row: garments exchanged between samples
+    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid"], ...] = (
+        "ssim", "psnr", "lpips", "dists", "fid", "kid",
+    )  # fmt: skip
+    lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    weights: str = ""  # folder with pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else fixed random weights
+    pictures: int = 8  # rows of the grid
+
+    def __post_init__(self):
+        if not self.orders:
+            raise ConfigError("eval.orders=[] names no order; use [paired], [unpaired] or both.")
+
+
+@dataclass
+class ExperimentConfig:
+    model: Any = field(default_factory=ModelConfig)  # the registered model's own dataclass
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    preset: str = "tiny"
+    ablation: str = ""  # <file>/<row> of configs/ablation
+    seed: int = 0
+    runs: str = "runs"  # folder that holds the run folders
+    name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]
+
+
+def choices(group: str) -> list[str]:
+    """Names of the YAML files of a group: model, preset, data, trainer or ablation."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def load(*overrides: str) -> ExperimentConfig:
+    """The experiment that the overrides describe.
+
+    `model=`, `preset=`, `data=`, `trainer=` and `ablation=` choose files; every other override is a dotted key.
+    Raises ConfigError with one line that names the key and its nearest neighbour.
+    """
+    from vton import registry
+
+    chosen, dotted = _split(overrides)
+    layers = [_read(CONFIGS / "default.yaml")]
+    model = _read(_file("model", chosen["model"]))
+    presets = model.pop("presets", {})
+    layers += [model, _read(_file("preset", chosen["preset"])), presets.get(chosen["preset"], {})]
+    layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
+    if chosen["ablation"]:
+        layers.append(_ablation_row(chosen["ablation"]))
+    try:
+        layers.append(OmegaConf.from_dotlist(dotted))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"Cannot read the overrides {' '.join(dotted)}: {_first_line(error)}") from None
+    layers.append({"preset": chosen["preset"], "ablation": chosen["ablation"]})
+    layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
+    config = _checked(registry.config_class(chosen["model"]), layers)
+    if not config.name:
+        row = f"-{chosen['ablation'].replace('/', '-')}" if chosen["ablation"] else ""
+        config.name = f"{config.model.name}-{config.data.name}-{config.preset}{row}"
+    return config
+
+
+def load_file(path: Path, *overrides: str) -> ExperimentConfig:
+    """A resolved config.yaml of a run folder, with dotted overrides on top. Raises ConfigError."""
+    from vton import registry
+
+    if not Path(path).is_file():
+        raise ConfigError(f"No run configuration at {path}.")
+    stored = _read(Path(path))
+    if not OmegaConf.select(stored, "model.name"):
+        raise ConfigError(f"{path} has no model.name: not a run's config.yaml.")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"'{override}' is not of the form key=value.")
+    try:
+        dotted = OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from None
+    return _checked(registry.config_class(stored.model.name), [stored, dotted])
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """The resolved configuration as YAML; `load_file` reads it back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def data_root(data: DataConfig) -> Path:
+    """The data set's folder: data.root, else $VTON_DATA/<name>, else data/<name>."""
+    if data.root:
+        return Path(data.root).expanduser()
+    return Path(os.environ.get("VTON_DATA", "data")) / data.name
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'Did you mean ...?' for a mistyped name, or the list of known ones."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean: '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    chosen, dotted = {**GROUPS, "ablation": ""}, []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{override}' is not of the form key=value.")
+        if key in chosen:
+            chosen[key] = value
+        else:
+            dotted.append(override)
+    return chosen, dotted
+
+
+def _file(group: str, name: str) -> Path:
+    known = choices(group)
+    if name not in known:
+        raise ConfigError(f"{group}={name}: no such {group}. {nearest(name, known)}")
+    return CONFIGS / group / f"{name}.yaml"
+
+
+def _ablation_row(choice: str) -> DictConfig:
+    name, _, row = choice.partition("/")
+    rows = _read(_file("ablation", name)).rows
+    if row not in rows:
+        raise ConfigError(f"ablation={choice}: no row '{row}'. {nearest(row, list(rows))}")
+    return rows[row]
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
+    return content
+
+
+def _checked(model_class: type[ModelConfig], layers: Sequence[Any]) -> ExperimentConfig:
+    schema = OmegaConf.structured(ExperimentConfig)
+    schema.model = OmegaConf.structured(model_class)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""Data: folders on disk in, `TryOnSample` out. `module.TryOnDataModule` is the only door."""

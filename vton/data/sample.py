@@ -1,0 +1,194 @@
+"""The one record that crosses from data to models: TryOnSample, and TryOnBatch, its collated form.
+
+Images are RGB in [-1, 1]; masks are 0 or 1 and 1 means *paint here*. Paired order: the garment is the one the person
+wears, so `person` is the truth. Unpaired order: another garment; `person` still wears the old one.
+
+Legend: B batch, H W picture height and width, J = 18 COCO-18 joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+CATEGORIES = ("upper_body", "lower_body", "dresses")
+JOINTS = 18
+
+Category = Literal["upper_body", "lower_body", "dresses"]
+Order = Literal["paired", "unpaired"]
+
+
+class DataError(ValueError):
+    """A data set or one of its files is not usable; the message names data set, id, path and what to do."""
+
+
+@dataclass
+class TryOnSample:
+    """One person and one garment. `check()` enforces every shape, range and polarity stated here."""
+
+    index: int  # position in the pair list; stable, so noise and results can be keyed by it
+    dataset: str  # "viton_hd", "dresscode" or "synthetic"
+    person_id: str
+    garment_id: str
+    order: Order
+    category: Category
+    person_caption: str  # "model is wearing ..."
+    garment_caption: str  # "a photo of ..."
+
+    person: Tensor  # (3, H, W) in [-1, 1]; the person as photographed, in both orders
+    agnostic: Tensor  # (3, H, W) in [-1, 1]; person with the painted region set to 0
+    agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
+    garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
+    garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
+    warped_garment: Tensor  # (3, H, W) in [-1, 1]; the garment bent onto the person, white elsewhere
+    warped_mask: Tensor  # (1, H, W) 0 or 1; where the warped garment lies, inside agnostic_mask
+    pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
+    keypoints: Tensor  # (J, 3) float: x and y in [0, 1] of width and height, and validity 0 or 1
+    parse: Tensor  # (H, W) int64; labels of vton.data.labels, the same for every data set
+
+    # Optional: present for the whole batch or absent.
+    densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
+    truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person wearing `garment`. Absent only for real unpaired pairs
+    truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
+
+    @property
+    def pair_id(self) -> str:
+        """Name of this pair in file names and tables: person and garment, so that orders never collide."""
+        return f"{self.person_id}__{self.garment_id}"
+
+    def check(self) -> TryOnSample:
+        """Return self, or raise DataError naming the sample and the field that breaks the contract."""
+        height, width = self.person.shape[-2:]
+        for name, channels in _IMAGES.items():
+            image = getattr(self, name)
+            if image is None and name in _OPTIONAL:
+                continue
+            if tuple(image.shape) != (channels, height, width):
+                self._reject(name, f"has shape {tuple(image.shape)}, expected {(channels, height, width)}")
+            if not image.is_floating_point() or not torch.isfinite(image).all():
+                self._reject(name, "is not a finite float image")
+            if channels == 1 and not ((image == 0) | (image == 1)).all():
+                self._reject(name, "is not 0 or 1 everywhere")
+            if channels == 3 and image.abs().max() > 1 + 1e-5:
+                self._reject(name, f"leaves [-1, 1]: max |x| is {image.abs().max():.3f}")
+        if tuple(self.keypoints.shape) != (JOINTS, 3):
+            self._reject("keypoints", f"has shape {tuple(self.keypoints.shape)}, expected {(JOINTS, 3)}")
+        if tuple(self.parse.shape) != (height, width) or self.parse.dtype != torch.int64:
+            self._reject("parse", f"is {self.parse.dtype} {tuple(self.parse.shape)}, expected int64 {(height, width)}")
+        if self.category not in CATEGORIES:
+            self._reject("category", f"is {self.category!r}, expected one of {', '.join(CATEGORIES)}")
+        if not self.agnostic_mask.any():
+            self._reject("agnostic_mask", "is empty: nothing to paint")
+        if (self.agnostic * self.agnostic_mask).abs().max() > 0:
+            self._reject("agnostic", "is not 0 inside agnostic_mask (inverted mask?)")
+        if (self.warped_mask > self.agnostic_mask).any():
+            self._reject("warped_mask", "leaves agnostic_mask")
+        if self.order == "paired" and self.truth is None:
+            self._reject("truth", "is absent in paired order")
+        return self
+
+    def _reject(self, field: str, problem: str) -> None:
+        raise DataError(f"{self.dataset} {self.order} {self.pair_id}: {field} {problem}. Run `make data-check`.")
+
+
+_OPTIONAL = ("densepose", "truth", "truth_garment_mask")
+_IMAGES = {
+    "person": 3, "agnostic": 3, "garment": 3, "warped_garment": 3, "pose_map": 3, "densepose": 3, "truth": 3,
+    "agnostic_mask": 1, "garment_mask": 1, "warped_mask": 1, "truth_garment_mask": 1,
+}  # fmt: skip
+
+
+@dataclass
+class TryOnBatch:
+    """Samples stacked: every tensor of TryOnSample gains a leading B, every other field becomes a list of length B."""
+
+    index: list[int]
+    dataset: list[str]
+    person_id: list[str]
+    garment_id: list[str]
+    order: list[Order]
+    category: list[Category]
+    person_caption: list[str]
+    garment_caption: list[str]
+    person: Tensor  # (B, 3, H, W)
+    agnostic: Tensor  # (B, 3, H, W)
+    agnostic_mask: Tensor  # (B, 1, H, W)
+    garment: Tensor  # (B, 3, H, W)
+    garment_mask: Tensor  # (B, 1, H, W)
+    warped_garment: Tensor  # (B, 3, H, W)
+    warped_mask: Tensor  # (B, 1, H, W)
+    pose_map: Tensor  # (B, 3, H, W)
+    keypoints: Tensor  # (B, J, 3)
+    parse: Tensor  # (B, H, W)
+    densepose: Tensor | None = None  # (B, 3, H, W)
+    truth: Tensor | None = None  # (B, 3, H, W)
+    truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
+
+    @classmethod
+    def collate(cls, samples: Sequence[TryOnSample]) -> TryOnBatch:
+        """Stack samples. Raises DataError when an optional field is present in some and absent in others."""
+        columns = {}
+        for field in fields(TryOnSample):
+            values = [getattr(sample, field.name) for sample in samples]
+            absent = [value is None for value in values]
+            if any(absent) and not all(absent):
+                without = samples[absent.index(True)]
+                raise DataError(
+                    f"{without.dataset}: {field.name} is absent for {without.pair_id} but present for others of its "
+                    "batch; provide it for all samples or for none."
+                )
+            if absent[0]:
+                columns[field.name] = None
+            else:
+                columns[field.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+        return cls(**columns)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def pair_id(self) -> list[str]:
+        return [f"{person}__{garment}" for person, garment in zip(self.person_id, self.garment_id, strict=True)]
+
+    def map_tensors(self, function) -> TryOnBatch:
+        """The batch with `function` applied to every tensor."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TryOnBatch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+
+    def to(self, *args, **kwargs) -> TryOnBatch:
+        """Move tensors between devices (Lightning calls this); dtype changes would hit labels, so pass devices only."""
+        return self.map_tensors(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> TryOnBatch:
+        return self.map_tensors(Tensor.pin_memory)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TryOnBatch:
+        """The chosen rows, as a batch."""
+        picked = torch.arange(len(self))[rows].tolist()
+        values = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = [value[i] for i in picked] if isinstance(value, list) else value
+            if isinstance(value, Tensor):
+                values[field.name] = value[picked]
+        return TryOnBatch(**values)
+
+    def with_garments_of(self, other: Sequence[int]) -> TryOnBatch:
+        """Row i keeps its person but takes everything that belongs to the garment from row other[i].
+
+        The control experiment of the evaluation: a model that uses its garment must get worse. The warped garment
+        lies on another body; it is cut to this row's agnostic mask.
+        """
+        order = list(other)
+        garment = self[order]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("garment", "garment_mask", "garment_caption", "warped_garment"):
+            values[name] = getattr(garment, name)
+        inside = self.agnostic_mask
+        values["warped_mask"] = garment.warped_mask * inside
+        values["warped_garment"] = torch.where(values["warped_mask"] > 0, garment.warped_garment, 1.0)
+        return TryOnBatch(**values)
