@@ -9,7 +9,7 @@ Legend: B batch, H W picture height and width, J = 18 COCO-18 joints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -54,6 +54,7 @@ class TryOnSample:
     densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
     truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person wearing `garment`. Absent only for real unpaired pairs
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
+    position: int = -1  # place in the endless training stream, which seeds this sample's noise; -1 outside training
 
     @property
     def pair_id(self) -> str:
@@ -127,24 +128,28 @@ class TryOnBatch:
     densepose: Tensor | None = None  # (B, 3, H, W)
     truth: Tensor | None = None  # (B, 3, H, W)
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
+    position: list[int] = field(default_factory=list)  # filled with -1 where not given
+
+    def __post_init__(self):
+        self.position = self.position or [-1] * len(self.index)
 
     @classmethod
     def collate(cls, samples: Sequence[TryOnSample]) -> TryOnBatch:
         """Stack samples. Raises DataError when an optional field is present in some and absent in others."""
         columns = {}
-        for field in fields(TryOnSample):
-            values = [getattr(sample, field.name) for sample in samples]
+        for column in fields(TryOnSample):
+            values = [getattr(sample, column.name) for sample in samples]
             absent = [value is None for value in values]
             if any(absent) and not all(absent):
                 without = samples[absent.index(True)]
                 raise DataError(
-                    f"{without.dataset}: {field.name} is absent for {without.pair_id} but present for others of its "
+                    f"{without.dataset}: {column.name} is absent for {without.pair_id} but present for others of its "
                     "batch; provide it for all samples or for none."
                 )
             if absent[0]:
-                columns[field.name] = None
+                columns[column.name] = None
             else:
-                columns[field.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+                columns[column.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
         return cls(**columns)
 
     def __len__(self) -> int:
@@ -156,7 +161,7 @@ class TryOnBatch:
 
     def map_tensors(self, function) -> TryOnBatch:
         """The batch with `function` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
         return TryOnBatch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
 
     def to(self, *args, **kwargs) -> TryOnBatch:
@@ -170,11 +175,11 @@ class TryOnBatch:
         """The chosen rows, as a batch."""
         picked = torch.arange(len(self))[rows].tolist()
         values = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            values[field.name] = [value[i] for i in picked] if isinstance(value, list) else value
+        for column in fields(self):
+            value = getattr(self, column.name)
+            values[column.name] = [value[i] for i in picked] if isinstance(value, list) else value
             if isinstance(value, Tensor):
-                values[field.name] = value[picked]
+                values[column.name] = value[picked]
         return TryOnBatch(**values)
 
     def with_garments_of(self, other: Sequence[int]) -> TryOnBatch:
@@ -185,7 +190,7 @@ class TryOnBatch:
         """
         order = list(other)
         garment = self[order]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
         for name in ("garment", "garment_mask", "garment_caption", "warped_garment"):
             values[name] = getattr(garment, name)
         inside = self.agnostic_mask
