@@ -14,13 +14,15 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
+
+from vton.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
@@ -28,7 +30,7 @@ GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": 
 MaskRule = Literal["safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used. One line: the key, the problem, the nearest valid choice."""
 
 
@@ -42,15 +44,16 @@ class ModelConfig:
 
 @dataclass
 class CodecConfig:
-    """Pixels to latents and back. Latents are the `scale` times the codec's own values."""
+    """Pixels to latents and back."""
 
     name: Literal["identity", "linear", "kl"] = "kl"
     pretrained: str = ""  # kl: diffusers folder or hub id; "" builds it from the fields below and trains it first
     subfolder: str = "vae"
     patch: int = 4  # linear: side of a patch, px
-    channels: int = 16  # linear and kl from scratch: latent channels
-    scale: float = 0.18215  # kl: latents are posterior values times this (Stable Diffusion 1 and 2)
-    widths: tuple[int, ...] = (128, 256, 512, 512)  # kl from scratch: channels per level
+    channels: int = 4  # linear and kl from scratch: latent channels
+    widths: tuple[int, ...] = (128, 256, 512, 512)  # kl from scratch: channels per level; Stable Diffusion's by default
+    layers: int = 2  # kl from scratch: ResNet blocks per level
+    groups: int = 32  # kl from scratch: GroupNorm
     fit_images: int = 256  # linear: training pictures the basis is fitted on
     fit_steps: int = 2000  # kl from scratch: optimizer steps before the diffusion model starts
 
@@ -171,7 +174,8 @@ class TrainConfig:
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
-    pictures: int = 8
+    pictures: int = 8  # rows of that grid
+    val_pairs: int = 32  # held-out pairs behind the val/ scalars
     compile: bool = False  # torch.compile the network's repeated blocks
 
     def __post_init__(self):
@@ -351,6 +355,11 @@ def _checked(model_class: type[ModelConfig], layers: Sequence[Any]) -> Experimen
     schema.model = OmegaConf.structured(model_class)
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
+    except ConfigKeyError as error:
+        known = [field.name for field in fields(error.object_type)] if is_dataclass(error.object_type) else []
+        *_, group, key = ["", *str(error.full_key).split(".")]
+        where = f" in '{group}'" if group else ""
+        raise ConfigError(f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from None

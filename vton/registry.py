@@ -1,6 +1,7 @@
-"""Architectures by name. `@register(Config)` on a TryOnModule is all it takes; names are found from the folders.
+"""Architectures by name, found from their folders.
 
-A model lives in `vton/models/<name>/` with `config.py` (its ModelConfig; no torch import) and `module.py`.
+A model lives in `vton/models/<name>/`: `config.py` holds its ModelConfig subclass, whose `name` is the folder's (no
+torch import, so that configurations load fast), and `module.py` holds its TryOnModule under `@register(ItsConfig)`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ def names() -> list[str]:
 def config_class(name: str) -> type[ModelConfig]:
     """The dataclass of an architecture's settings. Raises ConfigError for an unknown name."""
     if name not in names():
-        raise ConfigError(f"model={name}: no such architecture. {nearest(name, names())}")
-    return importlib.import_module(f"vton.models.{name}.config").CONFIG
+        raise ConfigError(f"model={name}: no such model. {nearest(name, names())}")
+    module = importlib.import_module(f"vton.models.{name}.config")
+    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, ModelConfig)]
+    own = [c for c in found if c.__module__ == module.__name__]
+    if len(own) != 1 or own[0].name != name:
+        raise ConfigError(f"{module.__file__} must define one ModelConfig subclass with name = '{name}'.")
+    return own[0]
 
 
-def register(name: str):
-    """Class decorator: make a TryOnModule known under the name of its folder."""
+def register(config: type[ModelConfig]):
+    """Class decorator: make a TryOnModule known under its config's name."""
 
     def remember(module: type) -> type:
-        if name in _MODULES and _MODULES[name].__qualname__ != module.__qualname__:
-            raise ValueError(f"two architectures want the name '{name}': {_MODULES[name]} and {module}")
-        _MODULES[name] = module
+        known = _MODULES.setdefault(config.name, module)
+        if (known.__module__, known.__qualname__) != (module.__module__, module.__qualname__):
+            raise ValueError(f"two modules want the name '{config.name}': {known} and {module}")
         return module
 
     return remember

@@ -1,0 +1,63 @@
+# Everything here spells a `vton` command; `make help` lists it. Variables go on the command line:
+#   make train MODEL=gardiff DATA=viton_hd PRESET=paper TRAINER=ddp ARGS="train.batch_size=4"
+MODEL ?= gardiff
+DATA ?= synthetic
+PRESET ?= tiny
+TRAINER ?= cpu
+ARGS ?=
+RUN ?=
+PYTHON ?= python3
+VTON = .venv/bin/vton
+READY = .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train eval predict data-check info list tensorboard test test-slow lint format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with everything; safe to run twice
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vton needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+train: $(READY) ## Train or resume: make train MODEL=gardiff ARGS="train.lr=3e-5"
+	$(VTON) train model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
+
+eval: $(READY) ## Score the newest run, or RUN=runs/...: table, results.json, picture grid
+	$(VTON) eval $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(ARGS)
+
+predict: $(READY) ## Write pictures only: make predict OUT=folder
+	$(VTON) predict $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
+
+data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS="data.root=DIR"
+	$(VTON) data check data=$(DATA) $(ARGS)
+
+info: $(READY) ## Parameters and FLOPs: make info MODEL=gardiff PRESET=paper
+	$(VTON) info model=$(MODEL) preset=$(PRESET) $(ARGS)
+
+list: $(READY) ## Names of architectures, presets, data sets, trainers
+	$(VTON) list
+
+tensorboard: $(READY) ## Curves and pictures of every run
+	.venv/bin/tensorboard --logdir runs
+
+test: $(READY) ## The test suite, under 10 minutes on 2 cores
+	.venv/bin/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## The tests that take minutes each
+	.venv/bin/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: $(READY) ## Let ruff rewrite what it can
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean: ## Remove .venv and caches, keep runs and data
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,170 @@
+"""The `vton` command: parsing only. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from vton import __version__, registry
+from vton.config import ConfigError, choices
+from vton.errors import UserError
+
+OVERRIDES = "key=value pairs: model=, preset=, data=, trainer=, ablation= choose files, train.lr=1e-4 sets one value"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input."""
+    args = parser().parse_args(arguments)
+    try:
+        code = args.run(args)
+    except UserError as error:
+        print(f"vton: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("vton: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `vton list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="vton", description="Virtual try-on diffusion architectures on equal terms.")
+    top.add_argument("--version", action="version", version=f"vton {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str, overrides: bool = True, **kwargs) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, **kwargs)
+        if overrides:
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", run_train, "train, or resume the run that the same command started")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    evaluate = command("eval", run_eval, "sample a run's held-out pairs, score them, write results.json and pictures")
+    evaluate.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    evaluate.add_argument("--checkpoint", choices=("weights", "last", "best"), default="weights",
+                          help="averaged weights at the end (default), or a checkpoint")  # fmt: skip
+    evaluate.add_argument("--json", action="store_true", help="print the rows as JSON")
+    predict = command("predict", run_predict, "write a run's pictures for held-out pairs, without scoring")
+    predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
+    predict.add_argument("--out", required=True, help="folder for the PNGs")
+    info = command("info", run_info, "parameters and FLOPs of each network, without allocating weights")
+    info.add_argument("--json", action="store_true")
+    data = command("data", run_data, "check or make a data folder")
+    data.add_argument("action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data")
+    data.add_argument("--json", action="store_true")
+    _before_overrides(data)
+    names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
+    names.add_argument("--json", action="store_true")
+    return top
+
+
+def _before_overrides(sub: argparse.ArgumentParser) -> None:
+    """Positionals are read in the order they were added; the action comes before the key=value pairs."""
+    actions = sub._positionals._group_actions
+    actions.append(actions.pop(next(i for i, a in enumerate(actions) if a.dest == "overrides")))
+
+
+def run_train(args) -> None:
+    from vton.config import load, to_yaml
+
+    config = load(*args.overrides)
+    if args.dry_run:
+        from vton.training.run import environment
+
+        print(to_yaml(config) + json.dumps(environment(), indent=2))
+        return
+    from vton.training.train import train
+
+    train(config)
+
+
+def run_eval(args) -> None:
+    from vton.evaluation import evaluate
+    from vton.training.run import RunFolder
+
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
+    config = run.load_config(*_groups_as_files(args.overrides))
+    evaluate(run, config, checkpoint=args.checkpoint, as_json=args.json)
+
+
+def run_predict(args) -> None:
+    from pathlib import Path
+
+    from vton.evaluation import predict
+    from vton.training.run import RunFolder
+
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
+    predict(run, run.load_config(*_groups_as_files(args.overrides)), args.order, Path(args.out))
+
+
+def run_info(args) -> None:
+    from vton.config import load
+    from vton.info import describe, print_table
+
+    rows = describe(load(*args.overrides))
+    print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
+
+
+def run_data(args) -> int:
+    from vton.config import load
+
+    config = load(*args.overrides)
+    if args.action == "make":
+        from vton.training.train import data_module
+
+        module = data_module(config)
+        module.prepare_data()
+        print(module.root)
+        return 0
+    from vton.data.check import check_folder, format_problems
+
+    problems = check_folder(config.data, workers=config.data.workers)
+    if args.json:
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(problem) for problem in problems], indent=2, default=str))
+    else:
+        print(format_problems(problems))
+    return int(any(problem.severity == "required" for problem in problems))
+
+
+def run_list(args) -> None:
+    found = {"models": registry.names()} | {group: choices(group) for group in ("preset", "data", "trainer", "ablation")}
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    for group, names in found.items():
+        print(f"{group + ':':10}{' '.join(names)}")
+
+
+def _runs(overrides: list[str]) -> str:
+    return next((o.partition("=")[2] for o in overrides if o.startswith("runs=")), "runs")
+
+
+def _groups_as_files(overrides: list[str]) -> list[str]:
+    """`data=dresscode` beside a run folder means that group's file on top of the run's own settings."""
+    from omegaconf import OmegaConf
+
+    from vton.config import CONFIGS, nearest
+    from vton.training.run import flatten
+
+    expanded: list[str] = []
+    for override in overrides:
+        group, _, name = override.partition("=")
+        if group in ("model", "preset", "ablation"):
+            raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
+        if group not in ("data", "trainer"):
+            expanded.append(override)
+            continue
+        if name not in choices(group):
+            raise ConfigError(f"{override}: no such {group}. {nearest(name, choices(group))}")
+        values = flatten(OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml")))
+        expanded += [f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in values.items()]
+    return expanded

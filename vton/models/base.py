@@ -1,0 +1,145 @@
+"""TryOnModule: the one LightningModule. An architecture says what is special about it; the rest happens here.
+
+An architecture defines `condition`, `denoise` and `build`, and where the defaults don't fit, `garment_features`,
+`unconditional`, `extra_losses`, `trained_parameters` and `networks`.
+
+Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from vton.config import ExperimentConfig
+from vton.data.sample import TryOnBatch
+from vton.diffusion import noise
+from vton.diffusion.objective import Objective
+from vton.diffusion.sampling import Conditions, Features, sample
+from vton.models.codecs import Codec
+
+
+class TryOnModule(LightningModule):
+    """Shared training and prediction steps over the contract below.
+
+    Networks that are assigned as attributes are trained, averaged and saved. Networks in `self.frozen` (a dict) move
+    with the module but are none of these.
+    """
+
+    def __init__(self, config: ExperimentConfig, codec: Codec):
+        super().__init__()
+        self.config = config
+        self.objective = Objective(config.objective)
+        self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
+        self.build()
+
+    # ---- what an architecture says about itself ----
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create the networks. `self.config` and `self.codec` are there; must also work on the meta device."""
+
+    @abstractmethod
+    def condition(self, batch: TryOnBatch) -> Conditions:
+        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
+
+    def garment_features(self, conditions: Conditions, t: Tensor) -> Features:
+        """What depends on t but not on z_t."""
+        return {}
+
+    @abstractmethod
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        """The network's prediction, in the objective's prediction type, shaped like z_t."""
+
+    @abstractmethod
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        """The conditions of the guidance branch, as the paper drops them."""
+
+    def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+        """Further scalar losses, already weighted, by name."""
+        return {}
+
+    def trained_parameters(self) -> Iterable[dict]:
+        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA and gradients."""
+        return [{"params": list(self.parameters())}]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network by name, for `vton info`."""
+        return dict(self.named_children()) | self.frozen
+
+    # ---- shared by all ----
+
+    @property
+    def codec(self) -> Codec:
+        return self.frozen["codec"]
+
+    def _apply(self, fn, recurse=True):
+        for network in self.frozen.values():
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.codec.channels, *self.codec.latent_size(self.config.data.size))
+
+    def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
+        self.current_pairs = batch.pair_id  # for error messages
+        draws = [noise.generator(self.config.seed, "train", position) for position in batch.position]
+        with torch.no_grad():
+            x0 = self.codec.encode(batch.person)
+        t = self.objective.timesteps(noise.uniform(draws, x0))
+        eps = noise.normal(x0.shape[1:], draws, x0)
+        dropped = noise.uniform(draws, x0) < self.config.model.condition_dropout
+        z_t = self.objective.add_noise(x0, eps, t)
+
+        conditions = self.drop(self.condition(batch), dropped)
+        prediction = self.denoise(z_t, t, conditions, self.garment_features(conditions, t))
+        losses = self.objective.loss(prediction, x0, eps, t)
+        extra = self.extra_losses(batch, z_t, t, prediction)
+        self.last_losses = {"t": t, "diffusion": losses.detach(), **{k: v.detach() for k, v in extra.items()}}
+        return losses.mean() + sum(extra.values())
+
+    def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
+        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form."""
+        if not dropped.any():
+            return conditions
+        null = self.unconditional(conditions)
+
+        def choose(name: str, tensor: Tensor) -> Tensor:
+            return torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), null[name], tensor)
+
+        return {name: choose(name, tensor) for name, tensor in conditions.items()}
+
+    @torch.no_grad()
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch."""
+        keys = zip(batch.order, batch.pair_id, strict=True)
+        draws = [noise.generator(seed, "sample", order, pair) for order, pair in keys]
+        conditions = self.condition(batch)
+        z = sample(self, conditions, self.latent_shape(), self.config.sampler, self.objective, draws)
+        return self.codec.decode(z).clamp(-1, 1)
+
+    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
+        return self.generate(batch, self.config.eval.seed)
+
+    def configure_optimizers(self):
+        train = self.config.train
+        groups = list(self.trained_parameters())
+        trained = {id(p) for group in groups for p in group["params"]}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def lr_factor(step: int, train) -> float:
+    """Linear warm-up, then constant or half a cosine down to a twentieth; a function of the step alone."""
+    warm = min(1.0, (step + 1) / max(train.warmup_steps, 1))
+    if train.schedule == "constant":
+        return warm
+    done = min(1.0, max(0, step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1))
+    return warm * (0.05 + 0.95 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()))

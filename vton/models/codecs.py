@@ -1,0 +1,216 @@
+"""Codecs: pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) and back.
+
+`identity` keeps pixels, `kl` is diffusers' AutoencoderKL (pretrained, or small and trained first), `linear` is a
+closed-form codec that needs neither download nor training: the principal components of picture patches. All are frozen
+while the diffusion model trains, and gradients pass through `decode`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vton.config import CodecConfig, ConfigError
+
+
+class Codec(nn.Module):
+    """The contract. `channels` and `factor` (pixels per latent cell along one side) tell a network its shapes."""
+
+    channels: int
+    factor: int
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), without randomness."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents -> (B, 3, H, W), about [-1, 1], not clamped. Differentiable."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None: ...
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latents of a picture of this size. Raises ConfigError if it does not divide."""
+        if size[0] % self.factor or size[1] % self.factor:
+            raise ConfigError(f"data.size={list(size)} must be divisible by {self.factor}, the codec's factor.")
+        return size[0] // self.factor, size[1] // self.factor
+
+
+class IdentityCodec(Codec):
+    channels, factor = 3, 1
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def save(self, folder: Path) -> None:
+        """Nothing to save."""
+
+
+class LinearCodec(Codec):
+    """Orthonormal basis of p x p picture patches: the best linear code of its size, found in seconds.
+
+    The mean squared error of latents equals that of pictures (times scale^2), up to the part the code drops, so that
+    a clean-sample loss is a picture loss. Latents are not whitened: networks learn them faster.
+    """
+
+    def __init__(self, patch: int, channels: int):
+        super().__init__()
+        if not 1 <= channels <= 3 * patch * patch:
+            raise ConfigError(f"codec.channels={channels} must be in 1..{3 * patch * patch} for codec.patch={patch}.")
+        self.channels, self.factor = channels, patch
+        self.register_buffer("basis", torch.zeros(channels, 3 * patch * patch))  # rows are orthonormal
+        self.register_buffer("mean", torch.zeros(3 * patch * patch))
+        self.register_buffer("scale", torch.ones(()))  # latents have unit variance over all channels together
+
+    @torch.no_grad()
+    def fit(self, images: Iterable[Tensor]) -> LinearCodec:
+        """Fit to batches of pictures (B, 3, H, W) in [-1, 1], summed in float64."""
+        width = self.mean.numel()
+        count, total, outer = 0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        for image in images:
+            patches = F.pixel_unshuffle(image.double(), self.factor).flatten(2).transpose(1, 2).reshape(-1, width)
+            count += len(patches)
+            total += patches.sum(0)
+            outer += patches.T @ patches
+        mean = total / count
+        variances, vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))  # ascending
+        kept = vectors[:, -self.channels :].flip(1).T
+        signs = kept.gather(1, kept.abs().argmax(1, keepdim=True)).sign()  # eigenvectors are free up to sign: fix it
+        self.basis.copy_(kept * signs)
+        self.mean.copy_(mean)
+        self.scale.copy_(variances[-self.channels :].mean().rsqrt())
+        return self
+
+    def encode(self, image: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(image, self.factor) - self.mean.view(-1, 1, 1)
+        return F.conv2d(patches, (self.basis * self.scale)[:, :, None, None])
+
+    def decode(self, z: Tensor) -> Tensor:
+        patches = F.conv2d(z / self.scale, self.basis.T[:, :, None, None], self.mean)
+        return F.pixel_shuffle(patches, self.factor)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "codec.safetensors")
+
+
+class KLCodec(Codec):
+    """AutoencoderKL behind the contract: posterior modes times the folder's scaling_factor, always in float32."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+        self.channels = vae.config.latent_channels
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=False):
+            return self.vae.encode(image.float()).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=False):
+            return self.vae.decode(z.float() / self.vae.config.scaling_factor).sample
+
+    def save(self, folder: Path) -> None:
+        self.vae.save_pretrained(folder)
+
+
+def build_codec(config: CodecConfig) -> Codec:
+    """The codec with pretrained weights where the configuration names them, else freshly initialised."""
+    if config.name == "identity":
+        return IdentityCodec()
+    if config.name == "linear":
+        return LinearCodec(config.patch, config.channels)
+    if not config.pretrained:
+        return KLCodec(small_autoencoder(config))
+    from vton.models.pretrained import from_pretrained
+
+    vae = from_pretrained(AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder)
+    return KLCodec(vae)
+
+
+def small_autoencoder(config: CodecConfig) -> AutoencoderKL:
+    """AutoencoderKL of the configured shape, freshly initialised."""
+    levels = len(config.widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config.widths),
+        latent_channels=config.channels,
+        norm_num_groups=config.groups,
+        layers_per_block=config.layers,
+    )
+
+
+def load_codec(config: CodecConfig, folder: Path) -> Codec:
+    """The codec that `save` wrote. Raises ConfigError naming the file if it is absent or of another shape."""
+    if config.name == "identity":
+        return IdentityCodec()
+    if config.name == "kl":
+        from vton.models.pretrained import from_pretrained
+
+        return KLCodec(from_pretrained(AutoencoderKL, str(folder), key="codec"))
+    from vton.models.pretrained import load_state, read_safetensors
+
+    codec = LinearCodec(config.patch, config.channels)
+    path = folder / "codec.safetensors"
+    load_state(codec, read_safetensors(path), path)
+    return codec
+
+
+def fit_codec(codec: Codec, config: CodecConfig, batches: Iterable[Tensor], steps_log=None) -> Codec:
+    """Make a codec without pretrained weights usable: closed form for `linear`, reconstruction training for `kl`.
+
+    batches: pictures (B, 3, H, W) in [-1, 1]; `kl` draws `fit_steps` of them, `linear` uses all.
+    """
+    if isinstance(codec, LinearCodec):
+        return codec.fit(batches)
+    if isinstance(codec, KLCodec):
+        _train_autoencoder(codec.vae, config, batches, steps_log)
+    return codec
+
+
+def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor], log) -> None:
+    """L1 and squared error plus a faint KL term, as latent diffusion uses; no adversary at this size."""
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=config.fit_steps)
+    vae.train()
+    moments = []  # of the latents in the last tenth of training
+    for step, image in zip(range(config.fit_steps), batches, strict=False):
+        posterior = vae.encode(image).latent_dist
+        output = vae.decode(posterior.sample()).sample
+        loss = F.l1_loss(output, image) + F.mse_loss(output, image) + 1e-6 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step >= 0.9 * config.fit_steps:
+            moments.append(posterior.mean.detach().std().item())
+        if log:
+            log(step, loss.item())
+    vae.eval()
+    vae.register_to_config(scaling_factor=len(moments) / sum(moments))  # unit variance, as Stable Diffusion's
+
+
+def psnr(codec: Codec, images: Iterable[Tensor], masks: Iterable[Tensor] | None = None) -> float:
+    """Reconstruction PSNR in dB, per picture and averaged; inside the masks (B, 1, H, W) where given."""
+    values = []
+    masks = masks if masks is not None else (torch.ones_like(image[:, :1]) for image in images)
+    for image, mask in zip(images, masks, strict=True):
+        with torch.no_grad():
+            error = (codec.decode(codec.encode(image)).clamp(-1, 1) - image) ** 2 / 4  # of [0, 1] pictures
+        inside = mask.sum((1, 2, 3)) * 3
+        mse = (error * mask).sum((1, 2, 3)) / inside
+        values += (-10 * mse[inside > 0].clamp(min=1e-10).log10()).tolist()
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Training: run folder, trainer assembly, EMA, callbacks, resume."""

@@ -1,0 +1,142 @@
+"""The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
+
+    config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
+    tensorboard/  predictions/<order>/<pair>.png  results.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from vton.config import ExperimentConfig, load_file, to_yaml
+from vton.errors import UserError
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "piq",
+    "lpips", "omegaconf", "numpy", "pillow",
+)  # fmt: skip
+
+# What may differ between a run's start and its continuation, because it doesn't change what is learned.
+FREE = ("trainer", "eval", "sampler", "runs", "name", "data.workers", "data.pin_memory", "data.check", "data.cache",
+        "data.root", "data.limit_test", "data.synthetic.workers", "train.steps", "train.log_every",
+        "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs")  # fmt: skip
+
+
+class RunError(UserError):
+    """A run folder that is absent, incomplete or belongs to another experiment."""
+
+
+class RunFolder:
+    """Paths of one run. Nothing is created before `start`."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.codec = self.path / "codec"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.weights = self.checkpoints / "weights.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+        self.predictions = self.path / "predictions"
+        self.results = self.path / "results.json"
+        self.pictures = self.path / "pictures.png"
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> RunFolder:
+        return cls(Path(config.runs) / config.name)
+
+    @classmethod
+    def newest(cls, runs: str | Path) -> RunFolder:
+        """The run whose checkpoint is newest. Raises RunError when there is none."""
+        found = [RunFolder(path.parent) for path in Path(runs).glob("**/config.yaml")]
+        trained = [run for run in found if run.last.exists() or run.weights.exists()]
+        if not trained:
+            raise RunError(f"No trained run under {runs}/. Start one: make train MODEL=gardiff.")
+        return max(trained, key=lambda run: max(p.stat().st_mtime for p in (run.last, run.weights) if p.exists()))
+
+    def start(self, config: ExperimentConfig) -> None:
+        """Write configuration and environment, or check that the folder's run is the same experiment.
+
+        Raises RunError naming the keys that differ.
+        """
+        if self.config.exists():
+            differing = differences(load_file(self.config), config)
+            if differing:
+                raise RunError(
+                    f"{self.path} holds another experiment ({'; '.join(differing[:5])}). "
+                    "Give this one a name (name=...) or remove the folder."
+                )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, to_yaml(config))
+        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2))
+
+    def load_config(self, *overrides: str) -> ExperimentConfig:
+        if not self.config.exists():
+            raise RunError(f"{self.path} is not a run folder (no config.yaml). Known runs: {known_runs(self.path)}.")
+        return load_file(self.config, *overrides)
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """`key: old -> new` of every setting that decides what is learned."""
+    before, after = flatten(asdict(old)), flatten(asdict(new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE)
+    ]
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to tuples."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def environment() -> dict:
+    """Commit and versions that a number depends on."""
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def git_commit() -> str:
+    """HEAD of the checkout this code runs from, with '-dirty' when files differ; 'unknown' outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def known_runs(near: Path) -> str:
+    names = sorted(str(path.parent) for path in near.parent.glob("*/config.yaml"))
+    return ", ".join(names) or "none"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write to a temporary name in the same folder, sync, rename: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

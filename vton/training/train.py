@@ -1,0 +1,158 @@
+"""`vton train`: from a configuration to a trained run folder. The same command starts and resumes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import warnings
+from contextlib import contextmanager
+
+import torch
+from filelock import FileLock
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vton import registry
+from vton.config import ExperimentConfig, TrainerConfig
+from vton.data.module import TryOnDataModule
+from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
+from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
+from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, export_weights
+from vton.training.ema import EMA
+from vton.training.run import RunFolder, write_atomically
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def train(config: ExperimentConfig) -> RunFolder:
+    """Train, or continue where the run folder stands. Raises UserError subclasses for what the user must solve."""
+    run = RunFolder.of(config)
+    run.start(config)
+    quiet_libraries()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+
+    data = data_module(config)
+    data.prepare_data()
+    data.setup("fit")
+    codec = prepare_codec(run, config, data)
+    module = registry.module_class(config.model.name)(config, codec)
+
+    ema = EMA(config.train.ema) if config.train.ema else None
+    trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, ema), logger=None)
+    done = steps_done(run)
+    trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
+    if done >= config.train.steps:
+        print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
+        return run
+    print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
+    data.start(done * config.train.accumulate * config.train.batch_size * trainer.world_size)
+    trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
+    return run
+
+
+def data_module(config: ExperimentConfig) -> TryOnDataModule:
+    return TryOnDataModule(
+        config.data,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.eval.batch_size,
+    )
+
+
+def steps_done(run: RunFolder) -> int:
+    """Optimizer steps in last.ckpt, 0 without one. Raises WeightsError for a broken file."""
+    from vton.models.pretrained import read_checkpoint
+
+    return int(read_checkpoint(run.last)["global_step"]) if run.last.exists() else 0
+
+
+def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
+    """lightning.Trainer as this repository uses it: steps not epochs, our own sampler, checkpoints and validation."""
+    progress = [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else []
+    with quiet():
+        return Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            num_nodes=trainer.nodes,
+            strategy=trainer.strategy,
+            deterministic=trainer.deterministic,
+            precision=PRECISION[config.train.precision],
+            max_steps=config.train.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=config.train.accumulate,
+            gradient_clip_val=config.train.grad_clip or None,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=bool(progress),
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[*progress, *callbacks],
+            logger=logger,
+        )
+
+
+def callbacks(config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, ema: EMA | None) -> list:
+    """In the order they act after a step: average, look, save."""
+    found = [StopOnBadNumbers(), Telemetry(config.train.log_every, config.train.batch_size)]
+    found += [ema] if ema else []
+    if config.train.picture_every:
+        held_out = {order: data.val_batch(order, config.train.val_pairs) for order in ("paired", "unpaired")}
+        found.append(HeldOut(held_out, config.train.picture_every, config.train.pictures, ema))
+    found.append(Checkpoints(run, config.train.checkpoint_every, ema))
+    found += [] if sys.stdout.isatty() else [Console(config.train.steps)]
+    return found
+
+
+def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:
+    """The run's codec: pretrained, loaded from the run folder, or fitted on training pictures and saved there."""
+    if config.codec.name == "identity" or config.codec.pretrained:
+        return build_codec(config.codec)
+    with FileLock(run.path / ".codec.lock"):  # of several processes one fits, the others load
+        if not (run.codec / "done").exists():
+            codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data))
+            codec.save(run.codec)
+            report_codec(run, codec, data)
+            write_atomically(run.codec / "done", "")
+    return load_codec(config.codec, run.codec)
+
+
+def fitting_batches(config: ExperimentConfig, data: TryOnDataModule):
+    """Persons and garments of training pairs, (B, 3, H, W): all `fit_images` once for `linear`, endless for `kl`."""
+    images = data.training_pictures(config.codec.fit_images)  # (N, 3, H, W)
+    if config.codec.name == "linear":
+        return images.split(64)
+    generator = torch.Generator().manual_seed(config.seed)
+    return (images[torch.randint(len(images), (16,), generator=generator)] for _ in itertools.count())
+
+
+def report_codec(run: RunFolder, codec: Codec, data: TryOnDataModule) -> None:
+    """Print how well the codec keeps held-out pictures: no score can be better than this."""
+    batch = data.val_batch("paired", 64)
+    whole = psnr(codec, batch.person.split(16))
+    garment = psnr(codec, batch.person.split(16), batch.truth_garment_mask.split(16))
+    print(f"Codec: {whole:.1f} dB on {len(batch)} held-out pictures, {garment:.1f} dB in the garment region.")
+    text = f'{{"psnr": {whole:.3f}, "psnr_garment": {garment:.3f}, "n": {len(batch)}}}\n'
+    write_atomically(run.codec / "quality.json", text)
+
+
+def quiet_libraries() -> None:
+    """Silence what users can neither act on nor learn from."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)`.*")
+
+
+@contextmanager
+def quiet():
+    """No 'GPU available' banner from the Trainer's constructor."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    yield
+    logger.setLevel(level)
