@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vton.errors import UserError
+
 CATEGORIES = ("upper_body", "lower_body", "dresses")
 JOINTS = 18
 
@@ -22,7 +24,7 @@ Category = Literal["upper_body", "lower_body", "dresses"]
 Order = Literal["paired", "unpaired"]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set or one of its files is not usable; the message names data set, id, path and what to do."""
 
 
@@ -52,7 +54,7 @@ class TryOnSample:
 
     # Optional: present for the whole batch or absent.
     densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
-    truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person wearing `garment`. Absent only for real unpaired pairs
+    truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
     position: int = -1  # place in the endless training stream, which seeds this sample's noise; -1 outside training
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
+from vton.models.pretrained import from_pretrained, load_state, read_safetensors
 
 
 class Codec(nn.Module):
@@ -42,6 +44,12 @@ class Codec(nn.Module):
         if size[0] % self.factor or size[1] % self.factor:
             raise ConfigError(f"data.size={list(size)} must be divisible by {self.factor}, the codec's factor.")
         return size[0] // self.factor, size[1] // self.factor
+
+
+def full_precision(like: Tensor):
+    """Autocast off, where the device has it: Stable Diffusion's VAE overflows in half precision."""
+    known = torch.amp.is_autocast_available(like.device.type)
+    return torch.autocast(like.device.type, enabled=False) if known else nullcontext()
 
 
 class IdentityCodec(Codec):
@@ -115,11 +123,11 @@ class KLCodec(Codec):
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def encode(self, image: Tensor) -> Tensor:
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=False):
+        with full_precision(image):
             return self.vae.encode(image.float()).latent_dist.mode() * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=False):
+        with full_precision(z):
             return self.vae.decode(z.float() / self.vae.config.scaling_factor).sample
 
     def save(self, folder: Path) -> None:
@@ -134,8 +142,6 @@ def build_codec(config: CodecConfig) -> Codec:
         return LinearCodec(config.patch, config.channels)
     if not config.pretrained:
         return KLCodec(small_autoencoder(config))
-    from vton.models.pretrained import from_pretrained
-
     vae = from_pretrained(AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder)
     return KLCodec(vae)
 
@@ -158,11 +164,7 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
     if config.name == "identity":
         return IdentityCodec()
     if config.name == "kl":
-        from vton.models.pretrained import from_pretrained
-
         return KLCodec(from_pretrained(AutoencoderKL, str(folder), key="codec"))
-    from vton.models.pretrained import load_state, read_safetensors
-
     codec = LinearCodec(config.patch, config.channels)
     path = folder / "codec.safetensors"
     load_state(codec, read_safetensors(path), path)
