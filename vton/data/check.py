@@ -1,0 +1,248 @@
+"""The data check: every bad or missing file of a folder, named, before a run meets the first of them.
+
+It reads each file with the functions that training uses, so the two cannot disagree. Real archives have known oddities
+(untagged garments, people lists that are empty, four "unpaired" lines that are paired): these are notes, not problems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vton.config import DataConfig
+from vton.data import images
+from vton.data.dataset import TryOnDataset, dataset_root, open_folder
+from vton.data.folder import OPTIONAL, REQUIRED, Folder, Pair, PairFiles, Split
+from vton.data.images import FileError
+from vton.data.sample import DataError, Order
+
+Severity = Literal["required", "optional", "note"]
+
+LISTS: tuple[tuple[Split, Order], ...] = (("train", "paired"), ("test", "paired"), ("test", "unpaired"))
+PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
+GARMENT_PARTS = ("garment", "garment_mask")
+PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
+POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
+
+# What a clean check depends on besides the files.
+SETTINGS = (
+    "name", "category", "limit_train", "limit_test", "mask_source", "warp_source", "warp_folder",
+    "warp_folder_unpaired", "warp_key", "densepose",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding. "required" stops training, "optional" concerns files this configuration does not read."""
+
+    dataset: str
+    split: str
+    sample_id: str  # "" when it is about a whole list or folder
+    path: str
+    severity: Severity
+    message: str  # what is wrong and what to do
+
+    def __str__(self) -> str:
+        return f"{' '.join(word for word in (self.dataset, self.split, self.sample_id) if word)}: {self.message}"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Files that belong to one id, checked together. `required` names the parts that training would read."""
+
+    split: Split
+    order: Order
+    pair: Pair
+    parts: tuple[str, ...]
+    required: tuple[str, ...]
+
+
+def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
+    """Everything wrong with the configured data set, and notes on what it holds, in the order of its lists.
+
+    Covers the pairs that data.category, data.limit_train and data.limit_test leave. Reads every file in full, with
+    `workers` processes for large sets. Nothing is printed and nothing raised for bad data.
+    """
+    try:
+        folder = open_folder(config)
+    except DataError as error:
+        return [Problem(config.name, "", "", str(dataset_root(config)), "required", str(error))]
+    problems, tasks = [], {}
+    for split, order in LISTS:
+        try:
+            pairs = TryOnDataset(folder, split, order)
+        except DataError as error:
+            problems.append(Problem(config.name, split, "", str(folder.root), "required", str(error)))
+            continue
+        problems += _notes(pairs)
+        for task in _tasks(pairs):
+            # Persons and garments recur in other lists; their own files are read once.
+            key = (task.split, task.parts, task.pair.category, task.pair.person, task.pair.garment)
+            if task.parts == PERSON_PARTS:
+                key = (*key[:4], "")
+            elif task.parts == GARMENT_PARTS:
+                key = (*key[:3], "", key[4])
+            tasks.setdefault(key, task)
+    return problems + [problem for found in _run(config, folder, list(tasks.values()), workers) for problem in found]
+
+
+def require_clean(config: DataConfig, workers: int = 1) -> None:
+    """Raise DataError with the number of broken required files and the first of them.
+
+    A clean result is remembered by the names, sizes and times of all files, so that the next start takes seconds.
+    """
+    marker = _marker(config)
+    if marker is not None and marker.exists():
+        return
+    broken = [problem for problem in check_folder(config, workers) if problem.severity == "required"]
+    if broken:
+        first = "\n".join(f"  {problem}" for problem in broken[:5])
+        raise DataError(
+            f"{config.name}: {len(broken)} required file{'s' * (len(broken) > 1)} below {dataset_root(config)} cannot "
+            f"be used:\n{first}\n{images.ADVICE} Training refuses to start: replacing samples would falsify a comparison."
+        )
+    if marker is not None:
+        try:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        except OSError:
+            return  # no writable cache: the next start checks again
+
+
+def format_problems(problems: Sequence[Problem]) -> str:
+    """Notes, then every problem on a line of its own, then the count."""
+    lines = [f"note      {problem}" for problem in problems if problem.severity == "note"]
+    for severity in ("required", "optional"):
+        lines += [f"{severity:<9} {problem}" for problem in problems if problem.severity == severity]
+    count = Counter(problem.severity for problem in problems)
+    if not count["required"] and not count["optional"]:
+        return "\n".join([*lines, "All files can be read."])
+    return "\n".join([*lines, f"{count['required']} required and {count['optional']} optional problems."])
+
+
+def _notes(pairs: TryOnDataset) -> list[Problem]:
+    """Counts beside those of the official archive, sources of masks and warps, odd lines."""
+    folder, split, order = pairs.folder, pairs.split, pairs.order
+    notes = []
+    for category, count in Counter(pair.category for pair in pairs.pairs).items():
+        official = folder.expected[split, category] if folder.dataset != "synthetic" else None
+        notes.append(f"{order}, {category}: {count:,} pairs" + (f" (official: {official:,})" if official else ""))
+    notes.append(f"{order}: " + ", ".join(f"{name} from {source}" for name, source in sorted(pairs.sources.items())))
+    absent = [part for part in OPTIONAL if folder.place(part, split, order) is None]
+    if absent:
+        notes.append(f"{order}: no folder with " + ", ".join(folder.parts[part].what for part in absent))
+    same = [pair.person for pair in pairs.pairs if pair.person == pair.garment]
+    if order == "unpaired" and same:
+        notes.append(f"{len(same)} unpaired lines are in fact paired: {', '.join(same[:8])}")
+    repeated = [pair.person for pair, times in Counter(pairs.pairs).items() if times > 1]
+    if repeated:
+        notes.append(f"{order}: {len(repeated)} pairs are listed more than once: {', '.join(repeated[:8])}")
+    untagged = sum(folder.annotation(split, pair) is None for pair in pairs.pairs)
+    if untagged:
+        notes.append(f"{order}: {untagged:,} garments have no caption; they get '{folder.config.caption_fallback}'")
+    return [Problem(folder.dataset, split, "", str(folder.root), "note", note) for note in notes]
+
+
+def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
+    required = [*REQUIRED, "garment_mask", "truth", "truth_parse"]
+    if pairs.mask_source == "folder":
+        required.append("agnostic_mask")
+    if pairs.warp_source == "folder":
+        required += ["warped_garment", "warped_mask"]
+    if pairs.folder.config.densepose:
+        required.append("densepose")
+    for pair in pairs.pairs:
+        for parts in (PERSON_PARTS, GARMENT_PARTS, PAIR_PARTS):
+            yield _Task(pairs.split, pairs.order, pair, parts, tuple(required))
+
+
+def _run(config: DataConfig, folder: Folder, tasks: list[_Task], workers: int) -> Iterable[list[Problem]]:
+    if workers <= 1 or len(tasks) < POOL_FROM:
+        yield from (_check(folder, task) for task in tasks)
+        return
+    # Not forked: the parent may hold threads of torch and of a progress display.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _open_in_worker, (config,)) as pool:
+        yield from pool.map(_check_in_worker, tasks, chunksize=64)
+
+
+def _open_in_worker(config: DataConfig) -> None:
+    global _folder
+    _folder = open_folder(config)
+
+
+def _check_in_worker(task: _Task) -> list[Problem]:
+    return _check(_folder, task)
+
+
+def _check(folder: Folder, task: _Task) -> list[Problem]:
+    files = folder.files(task.split, task.order, task.pair)
+    problems = []
+    for part in task.parts:
+        # In paired order the person is the truth.
+        if folder.place(part, task.split, task.order) is None and part not in REQUIRED and part != "garment_mask":
+            continue
+        if part.startswith("truth") and task.order == "paired":
+            continue
+        severity = "required" if part in task.required else "optional"
+        try:
+            _read(files, part)
+        except FileError as error:
+            origin = error.origin
+            problems.append(Problem(folder.dataset, task.split, origin.id, str(error.path), severity, error.problem))
+        except DataError as error:
+            problems.append(Problem(folder.dataset, task.split, "", str(folder.root), severity, str(error)))
+    return problems
+
+
+def _read(files: PairFiles, part: str) -> None:
+    """Read one part as training would. Sizes are compared with the header of the picture the part belongs to."""
+    if part in ("person", "garment", "warped_garment", "truth"):
+        files.photo(part)
+    elif part == "keypoints":
+        files.joints()
+    elif part == "densepose":
+        files.folder.read_densepose(files.path(part), files.origin(part))
+    elif part == "garment_mask" and files.path(part) is None:
+        try:
+            garment = files.photo("garment")
+        except DataError:
+            return  # reported as the garment's own problem
+        files.garment_mask(garment)
+    else:
+        picture = {"garment_mask": "garment", "warped_mask": "warped_garment", "truth_parse": "truth"}.get(
+            part, "person"
+        )
+        reader = files.labels if part in ("parse", "truth_parse") else files.mask
+        reader(part, _size(files, picture))
+
+
+def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
+    try:
+        return images.photo_size(files.path(picture))
+    except DataError:
+        return None  # a missing picture is reported as its own problem
+
+
+def _marker(config: DataConfig) -> Path | None:
+    """The file whose existence says that this very folder was found clean; None when the folder cannot be listed."""
+    root = dataset_root(config)
+    digest = hashlib.sha256(json.dumps([str(root.resolve()), *(getattr(config, name) for name in SETTINGS)]).encode())
+    try:
+        for folder, folders, names in os.walk(root):
+            folders.sort()
+            for name in sorted(names):
+                status = os.stat(os.path.join(folder, name))
+                digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    except OSError:
+        return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "vton" / "checked" / digest.hexdigest()

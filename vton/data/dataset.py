@@ -1,0 +1,197 @@
+"""From files to records and samples: the un-augmented data set, and the stream of augmented training samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from vton import config as configuration
+from vton.config import DataConfig
+from vton.data import labels, transforms
+from vton.data import record as records
+from vton.data.agnostic import agnostic_mask
+from vton.data.dresscode import DressCode
+from vton.data.folder import Folder, PairFiles, Split
+from vton.data.images import WHITE
+from vton.data.record import Record
+from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.viton_hd import VitonHD
+from vton.data.warp import warp_source
+
+LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
+
+
+def dataset_root(config: DataConfig) -> Path:
+    """The folder to read. Rendered data has one per setting below data.root, so that settings never mix."""
+    root = configuration.data_root(config)
+    if config.name != "synthetic":
+        return root
+    rendered, (height, width) = config.synthetic, config.size
+    return root / f"{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+
+
+def open_folder(config: DataConfig) -> Folder:
+    """The reader of the configured data set. Raises DataError when the folder or the chosen category is absent."""
+    layout = config.synthetic.layout if config.name == "synthetic" else config.name
+    return LAYOUTS[layout](dataset_root(config), config, config.name)
+
+
+class TryOnDataset(Dataset):
+    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises DataError."""
+
+    def __init__(self, folder: Folder, split: Split, order: Order):
+        config = folder.config
+        self.folder = folder
+        self.split = split
+        self.order = order
+        limit = config.limit_train if split == "train" else config.limit_test
+        self.pairs = folder.pairs(split, order)[: limit or None]
+        self.mask_source = self._mask_source()
+        self.warp_source = self._warp_source()
+        if config.densepose and not self._exists("densepose"):
+            raise self._absent("densepose", "data.densepose=true", "Use data.densepose=false for models without it.")
+        self._warp = None if self.warp_source == "folder" else warp_source(self.warp_source)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        return transforms.to_sample(self.record(index))
+
+    def record(self, index: int) -> Record:
+        """Pair `index`, decoded and brought to data.size."""
+        config, pair = self.folder.config, self.pairs[index]
+        files = self.folder.files(self.split, self.order, pair)
+        size = config.size
+        person, garment = files.photo("person"), files.photo("garment")
+        parse, joints = files.labels("parse", person.size), files.joints()
+        silhouette = transforms.resize_silhouette(files.garment_mask(garment), size)
+        repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
+        garment = transforms.resize_photo(garment, size)
+        warped, warped_mask = self._warped(files, garment, silhouette, joints, repaint)
+        truth, worn = self._truth(files)
+        return Record(
+            index=index, dataset=self.folder.dataset, pair=pair, order=self.order, annotation=files.annotation(),
+            person=records.picture(transforms.resize_photo(person, size)),
+            garment=records.picture(garment),
+            warped_garment=records.picture(warped),
+            truth=None if truth is None else records.picture(transforms.resize_photo(truth, size)),
+            agnostic_mask=records.mask(repaint),
+            garment_mask=records.mask(silhouette),
+            warped_mask=records.mask(warped_mask & repaint),
+            truth_garment_mask=None if worn is None else records.mask(worn),
+            parse=torch.from_numpy(transforms.resize_labels(parse, size)),
+            densepose=self._densepose(files),
+            joints=joints,
+        )  # fmt: skip
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where masks and warped garments come from, for the provenance of results: both change the numbers."""
+        sources = {"warp": self.warp_source, "mask": f"derive:{self.folder.config.mask_rule}"}
+        for part, name in (("agnostic_mask", "mask"), ("warped_garment", "warp")):
+            if getattr(self, f"{name}_source") == "folder":
+                sources[name] = f"folder:{self.folder.place(part, self.split, self.order).folder}"
+        has_masks = self.folder.place("garment_mask", self.split, self.order)
+        return sources | {"garment_mask": f"folder:{has_masks.folder}" if has_masks else "derive:near_white"}
+
+    def _mask_source(self) -> str:
+        source, exists = self.folder.config.mask_source, self._exists("agnostic_mask")
+        if source == "folder" and not exists:
+            raise self._absent("agnostic_mask", "data.mask_source=folder", "Use data.mask_source=derive.")
+        return ("folder" if exists else "derive") if source == "auto" else source
+
+    def _warp_source(self) -> str:
+        source, exists = self.folder.config.warp_source, self._exists("warped_garment")
+        if source == "folder" and not exists:
+            raise self._absent("warped_garment", "data.warp_source=folder", "Use data.warp_source=geometric.")
+        if source == "auto":
+            # The renderer's own warp is exact: with it a synthetic comparison would measure who copies best.
+            return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
+        return source
+
+    def _exists(self, part: str) -> bool:
+        return self.folder.place(part, self.split, self.order) is not None
+
+    def _absent(self, part: str, setting: str, advice: str) -> DataError:
+        names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))
+        return DataError(
+            f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
+            f"{self.folder.parts[part].what} of every pair; looked for {names} below {self.folder.root}. {advice}"
+        )
+
+    def _repaint(self, files: PairFiles, person: Image.Image, parse: np.ndarray, joints: np.ndarray) -> np.ndarray:
+        """(h, w) bool agnostic mask at the stored size, where the rules' constants hold best."""
+        if self.mask_source == "folder":
+            return files.mask("agnostic_mask", person.size)
+        return agnostic_mask(parse, _in_pixels(joints, parse.shape), files.pair.category, self.folder.config.mask_rule)
+
+    def _warped(
+        self, files: PairFiles, garment: np.ndarray, silhouette: np.ndarray, joints: np.ndarray, repaint: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool, at data.size."""
+        if self._warp is not None:
+            size = self.folder.config.size
+            return self._warp(garment, silhouette, _in_pixels(joints, size), repaint, files.pair.category)
+        image = files.photo("warped_garment")
+        has_mask = self.folder.place("warped_mask", self.split, self.order) is not None
+        stored = files.mask("warped_mask", image.size) if has_mask else (np.asarray(image) < WHITE).any(axis=2)
+        size = self.folder.config.size
+        return transforms.resize_photo(image, size), transforms.resize_silhouette(stored, size)
+
+    def _truth(self, files: PairFiles) -> tuple[Image.Image | None, np.ndarray | None]:
+        """The true picture of an unpaired pair, which rendered data has, and (H, W) bool where it shows the garment."""
+        if self.order == "paired" or not self._exists("truth"):
+            return None, None
+        truth = files.photo("truth")
+        parse = files.labels("truth_parse", truth.size)
+        if parse is None:
+            return truth, None
+        parse = transforms.resize_labels(parse, self.folder.config.size)
+        return truth, np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
+
+    def _densepose(self, files: PairFiles) -> torch.Tensor | None:
+        if not self.folder.config.densepose:
+            return None
+        parts = self.folder.read_densepose(files.path("densepose"), files.origin("densepose"))
+        return torch.from_numpy(transforms.resize_labels(parts, self.folder.config.size))
+
+
+class Draw(NamedTuple):
+    """One element of the training stream: which pair, and its place in the stream."""
+
+    index: int
+    position: int
+
+
+class TrainingStream(Dataset):
+    """Augmented training samples, addressed by Draw. Records are kept in this process when data.cache is "memory"."""
+
+    def __init__(self, pairs: TryOnDataset, seed: int):
+        self.pairs = pairs
+        self.seed = seed
+        self._kept: dict[int, Record] | None = {} if pairs.folder.config.cache == "memory" else None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, draw: Draw) -> TryOnSample:
+        changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
+        return transforms.to_sample(transforms.augment(self.record(draw.index), changes), draw.position)
+
+    def record(self, index: int) -> Record:
+        if self._kept is None:
+            return self.pairs.record(index)
+        if index not in self._kept:
+            self._kept[index] = self.pairs.record(index)
+        return self._kept[index]
+
+
+def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Joints with x and y in pixels of a picture of (height, width)."""
+    return joints * np.float32([size[1], size[0], 1])

@@ -1,0 +1,270 @@
+"""A data set on disk: its pair lists, where each file of a pair lies, and how each is decoded.
+
+`Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs. Loading and
+checking go through the same `PairFiles`, so that what `make data-check` accepts is exactly what training can read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from vton.config import DataConfig, nearest
+from vton.data import images
+from vton.data.images import ADVICE, SUFFIXES, Origin
+from vton.data.sample import Category, DataError, Order
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a pair list. Paired order: person and garment have the same id."""
+
+    person: str
+    garment: str
+    category: Category
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder name and the file stem in it, with {person} and {garment} for the ids."""
+
+    folder: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of file: what it is called in messages and the places it is found under, current names first."""
+
+    what: str
+    places: tuple[Place, ...]
+    suffixes: tuple[str, ...] = SUFFIXES
+
+    @property
+    def of_garment(self) -> bool:
+        """Whether the file belongs to the garment alone, so that errors name the garment's id."""
+        return all("{person}" not in place.stem for place in self.places)
+
+
+REQUIRED = ("person", "garment", "parse", "keypoints")
+OPTIONAL = ("garment_mask", "agnostic_mask", "densepose", "warped_garment", "warped_mask", "truth", "truth_parse")
+
+
+class Folder(ABC):
+    """One data set's folder. `dataset` is its name in samples and messages, which for rendered data is "synthetic"."""
+
+    parts: ClassVar[dict[str, Part]]
+    warps: ClassVar[dict[Order, tuple[tuple[Place, Place], ...]]]  # warped garment and its mask, per order
+    label_count: ClassVar[int]
+    categories: tuple[Category, ...]
+
+    def __init__(self, root: Path, config: DataConfig, dataset: str):
+        self.root = root
+        self.config = config
+        self.dataset = dataset
+        self._listings: dict[tuple[Path, tuple[str, ...]], dict[str, str]] = {}
+        self._places: dict[tuple[str, Split, Order], Place | None] = {}
+        if not root.is_dir():
+            raise DataError(
+                f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how to get the data."
+            )
+
+    @abstractmethod
+    def pairs(self, split: Split, order: Order) -> list[Pair]:
+        """All pairs of a split in the order of its list. Training pairs are always paired. Raises DataError."""
+
+    @abstractmethod
+    def base(self, split: Split, category: Category) -> Path:
+        """The folder that holds the part folders."""
+
+    @abstractmethod
+    def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
+        """(H, W) uint8 parse map in the labels of vton.data.labels."""
+
+    @abstractmethod
+    def read_joints(self, path: Path, origin: Origin) -> np.ndarray:
+        """(18, 3) COCO-18 joints in [0, 1] with validity."""
+
+    @abstractmethod
+    def read_densepose(self, path: Path, origin: Origin) -> np.ndarray:
+        """(H, W) uint8 DensePose part ids."""
+
+    @abstractmethod
+    def annotation(self, split: Split, pair: Pair) -> str | None:
+        """A few words on the garment, None where there are none."""
+
+    def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
+        return PairFiles(self, split, order, pair)
+
+    def place(self, part: str, split: Split, order: Order) -> Place | None:
+        """Where a part lies in this folder: the first known place that exists in every category, None if none does."""
+        key = (part, split, order)
+        if key not in self._places:
+            exists = (place for place in self.places(part, order)
+                      if all((base / place.folder).is_dir() for base in self.bases(split)))  # fmt: skip
+            self._places[key] = next(exists, None)
+        return self._places[key]
+
+    def places(self, part: str, order: Order) -> tuple[Place, ...]:
+        if part in ("warped_garment", "warped_mask"):
+            return tuple(pair[part == "warped_mask"] for pair in self._warp_places(order))
+        return self.parts[part].places
+
+    def bases(self, split: Split) -> list[Path]:
+        return [self.base(split, category) for category in self.categories]
+
+    def locate(self, part: str, split: Split, order: Order, pair: Pair, origin: Origin) -> Path | None:
+        """The file of a part; None when the whole folder is absent from the data set.
+
+        Raises DataError when the folder is there and the file is not, or when a required part has no folder.
+        """
+        what = self.parts[part].what
+        place = self.place(part, split, order)
+        base = self.base(split, pair.category)
+        if place is None:
+            if part not in REQUIRED:
+                return None
+            names = ", ".join(f"{known.folder}/" for known in self.places(part, order))
+            raise DataError(
+                f"{self.dataset} {split}: no folder for the {what} below {base}; known names: {names}. {ADVICE}"
+            )
+        stem = place.stem.format(person=pair.person, garment=pair.garment)
+        name = self._stems(base / place.folder, self.parts[part].suffixes).get(stem)
+        if name is None:
+            advice = self._crossed(part, split, order, pair) or "Restore it or take its pairs out of the list."
+            raise origin.error(
+                f"{what} is missing", base / place.folder / (stem + self.parts[part].suffixes[0]), advice
+            )
+        return base / place.folder / name
+
+    def _crossed(self, part: str, split: Split, order: Order, pair: Pair) -> str:
+        """Advice when a line names the garment first, a slip of some preparation scripts."""
+        other = {"person": "garment", "garment": "person"}.get(part)
+        place = self.place(other, split, order) if other else None
+        if place is None or pair.person == pair.garment:
+            return ""
+        folder = self.base(split, pair.category) / place.folder
+        swapped = place.stem.format(person=pair.garment, garment=pair.person)
+        if swapped not in self._stems(folder, self.parts[other].suffixes):
+            return ""
+        return f"The id is a {other} ({place.folder}/): are the columns of the pair list crossed? Person comes first."
+
+    def _stems(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+        """File name by stem, listed once per folder. Where a stem has several suffixes, the one named first wins."""
+        key = (folder, suffixes)
+        if key not in self._listings:
+            files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+            files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
+            self._listings[key] = {path.stem: path.name for path in files}
+        return self._listings[key]
+
+    def _warp_places(self, order: Order) -> tuple[tuple[Place, Place], ...]:
+        name = self.config.warp_folder if order == "paired" else self.config.warp_folder_unpaired
+        if not name:
+            return self.warps[order]
+        stem = self.parts[self.config.warp_key].places[0].stem
+        return ((Place(name, stem), Place(f"{name}-mask", stem)),)
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The files of one pair, decoded at their stored size. Every reading method raises DataError."""
+
+    folder: Folder
+    split: Split
+    order: Order
+    pair: Pair
+
+    def origin(self, part: str) -> Origin:
+        of_garment = self.folder.parts[part].of_garment
+        return Origin(self.folder.dataset, self.split, self.pair.garment if of_garment else self.pair.person)
+
+    def path(self, part: str) -> Path | None:
+        """The part's file; None when the data set has no folder for this optional part."""
+        return self.folder.locate(part, self.split, self.order, self.pair, self.origin(part))
+
+    def photo(self, part: str) -> Image.Image | None:
+        """An upright RGB picture, None where the part is absent."""
+        path = self.path(part)
+        return None if path is None else images.read_photo(path, self.folder.parts[part].what, self.origin(part))
+
+    def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
+        """(H, W) bool, None where the part is absent. size: (width, height) of its picture, None to skip comparing."""
+        path = self.path(part)
+        if path is None:
+            return None
+        what = self.folder.parts[part].what
+        return images.read_mask(path, what, self.origin(part), size, silhouette=part != "agnostic_mask")
+
+    def garment_mask(self, garment: Image.Image) -> np.ndarray:
+        """(H, W) bool silhouette of the in-shop garment: the file, or derived where the data set has no such folder."""
+        mask = self.mask("garment_mask", garment.size)
+        if mask is not None:
+            return mask
+        return images.silhouette_on_white(garment, self.path("garment"), self.origin("garment"))
+
+    def labels(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
+        """(H, W) uint8 in the labels of vton.data.labels, None where the part is absent."""
+        return None if self.path(part) is None else self.folder.read_labels(self, part, size)
+
+    def joints(self) -> np.ndarray:
+        """(18, 3) COCO-18 joints in [0, 1] with validity."""
+        return self.folder.read_joints(self.path("keypoints"), self.origin("keypoints"))
+
+    def annotation(self) -> str:
+        return self.folder.annotation(self.split, self.pair) or self.folder.config.caption_fallback
+
+
+def read_pair_list(path: Path, dataset: str) -> list[tuple[str, ...]]:
+    """The columns of a pair list, two or three per line. Any run of blanks or tabs separates; blank lines do not count.
+
+    Picture suffixes are dropped: some lists name .png where the photograph is .jpg. Raises DataError on a missing or
+    empty file, a line of another width, or a name that would leave the data set's folder.
+    """
+    advice = "Restore the list from the archive."
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{dataset}: pair list is not readable ({path}): {error}. {advice}") from None
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        columns = line.split()
+        if not columns:
+            continue
+        if len(columns) not in (2, 3):
+            raise DataError(
+                f"{dataset}: line {number} of {path} has {len(columns)} columns, expected person, garment and perhaps "
+                f"a category: {line.strip()[:80]!r}. {advice}"
+            )
+        rows.append((*(_id(name, number, path, dataset) for name in columns[:2]), *columns[2:]))
+    if not rows:
+        raise DataError(f"{dataset}: pair list is empty ({path}). {advice}")
+    return rows
+
+
+def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]:
+    """The categories that data.category selects among those of a data set."""
+    if category == "all":
+        return tuple(known)
+    if category not in known:
+        raise DataError(f"{dataset}: data.category={category} is not in this data set. {nearest(category, known)}")
+    return (category,)
+
+
+def _id(name: str, line: int, path: Path, dataset: str) -> str:
+    stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
+    if not stem or stem in (".", "..") or any(bad in stem for bad in ("/", "\\", "\0", ":")):
+        raise DataError(
+            f"{dataset}: line {line} of {path} names {name!r}; ids are plain file names inside the data set's folders."
+        )
+    return stem
