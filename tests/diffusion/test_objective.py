@@ -1,0 +1,67 @@
+"""Objective against diffusers' schedulers (all timesteps) and against its own algebra."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from vton.config import ObjectiveConfig
+from vton.diffusion.objective import Objective
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def latents(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_noise_and_velocity_equal_diffusers_at_every_timestep(schedule, zero_snr):
+    config = ObjectiveConfig(schedule=schedule, zero_terminal_snr=zero_snr, prediction="v_prediction")
+    reference = DDPMScheduler(
+        beta_schedule=schedule, beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=zero_snr
+    )
+    objective, t = Objective(config), torch.arange(1000)
+    x0, eps = latents(1000), latents(1000, 1)
+    torch.testing.assert_close(objective.add_noise(x0, eps, t), reference.add_noise(x0, eps, t), atol=1e-6, rtol=0)
+    torch.testing.assert_close(objective.target(x0, eps, t), reference.get_velocity(x0, eps, t), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_prediction_gives_the_clean_sample_and_no_loss(prediction):
+    objective = Objective(ObjectiveConfig(prediction=prediction))
+    x0, eps, t = latents(4), latents(4, 1), torch.tensor([0, 10, 500, 999])
+    z_t, target = objective.add_noise(x0, eps, t), objective.target(x0, eps, t)
+    torch.testing.assert_close(objective.clean(z_t, t, target), x0, atol=1e-4, rtol=0)
+    assert objective.loss(target, x0, eps, t).abs().max() == 0
+    assert (objective.loss(target + 1, x0, eps, t) - objective.weight(t)).abs().max() < 1e-5
+
+
+def test_clean_equals_the_prediction_inside_ddim():
+    objective = Objective(ObjectiveConfig())
+    solver = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    solver.set_timesteps(1000)
+    z_t, eps = latents(1).float(), latents(1, 1).float()
+    expected = solver.step(eps, 700, z_t).pred_original_sample
+    torch.testing.assert_close(objective.clean(z_t, torch.tensor([700]), eps), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_min_snr_means_the_same_in_every_prediction_type(prediction):
+    """min(SNR, 5) on the clean sample's error, whatever the network predicts (arXiv 2303.09556, Section 3.4)."""
+    objective = Objective(ObjectiveConfig(prediction=prediction, loss_weight="min_snr"))
+    x0, eps, t = latents(5), latents(5, 1), torch.tensor([1, 100, 400, 700, 990])
+    z_t = objective.add_noise(x0, eps, t)
+    wrong = objective.target(x0, eps, t) + 0.1
+    clean_error = ((objective.clean(z_t, t, wrong) - x0) ** 2).flatten(1).mean(1)
+    abar = objective.alphas_cumprod[t].double()
+    expected = (abar / (1 - abar)).clamp(max=5) * clean_error
+    torch.testing.assert_close(objective.loss(wrong, x0, eps, t).double(), expected, rtol=2e-3, atol=0)
+
+
+def test_timestep_power_moves_draws_towards_noise():
+    u = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    uniform = Objective(ObjectiveConfig()).timesteps(u)
+    noisy = Objective(ObjectiveConfig(timestep_power=2.0)).timesteps(u)
+    assert uniform.min() >= 0 and noisy.max() <= 999
+    assert abs(uniform.float().mean() - 499.5) < 15 and abs(noisy.float().mean() - 666) < 15

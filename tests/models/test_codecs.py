@@ -1,0 +1,101 @@
+"""Codecs: reconstruction, shapes, gradients, save and load."""
+
+import pytest
+import torch
+
+from vton.config import CodecConfig, ConfigError
+from vton.models.codecs import IdentityCodec, LinearCodec, build_codec, fit_codec, load_codec, psnr
+from vton.models.pretrained import WeightsError
+
+
+def smooth_images(count: int, seed: int = 0) -> torch.Tensor:
+    """(count, 3, 32, 24) band-limited pictures in [-1, 1]."""
+    coarse = torch.rand(count, 3, 5, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, (32, 24), mode="bicubic").clamp(-1, 1)
+
+
+@pytest.fixture
+def linear() -> LinearCodec:
+    return LinearCodec(4, 12).fit(smooth_images(32).split(8))
+
+
+def test_linear_codec_is_the_best_of_its_size(linear):
+    """Its error equals the variance of the dropped principal components, by numpy's SVD."""
+    images = smooth_images(32)
+    patches = torch.nn.functional.pixel_unshuffle(images, 4).flatten(2).transpose(1, 2).reshape(-1, 48).double()
+    singular = torch.linalg.svdvals(patches - patches.mean(0))
+    expected = (singular[12:] ** 2).sum() / patches.numel()
+    error = ((linear.decode(linear.encode(images)) - images) ** 2).mean()
+    assert error.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_linear_latents_have_unit_variance_and_keep_distances(linear):
+    images = smooth_images(32)
+    z = linear.encode(images)
+    assert z.shape == (32, 12, 8, 6)
+    assert z.var(dim=(0, 2, 3)).mean().item() == pytest.approx(1, rel=0.02)
+    delta = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+    change = linear.decode(z + delta) - linear.decode(z)  # an orthonormal basis keeps the norm
+    assert change.norm().item() == pytest.approx((delta / linear.scale).norm().item(), rel=1e-4)
+
+
+def test_full_rank_linear_codec_is_lossless():
+    codec = LinearCodec(4, 48).fit([torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))])
+    images = smooth_images(4, seed=9)
+    torch.testing.assert_close(codec.decode(codec.encode(images)), images, atol=1e-4, rtol=0)
+
+
+def test_fit_does_not_depend_on_the_batches(linear):
+    other = LinearCodec(4, 12).fit(smooth_images(32).split(5))
+    torch.testing.assert_close(other.basis, linear.basis, atol=1e-5, rtol=0)
+
+
+def test_gradients_pass_the_decoder(linear):
+    z = torch.zeros(1, 12, 8, 6, requires_grad=True)
+    linear.decode(z).sum().backward()
+    assert z.grad.abs().sum() > 0
+
+
+def test_kl_codec_trains_saves_and_loads(tmp_path):
+    config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4, fit_steps=150)
+    torch.manual_seed(0)
+    images = smooth_images(32)
+    codec = build_codec(config)
+    before = psnr(codec, [images])
+    fit_codec(codec, config, (images[8 * (i % 4) :][:8] for i in range(150)))
+    assert psnr(codec, [images]) > before + 3
+    assert codec.encode(images).std().item() == pytest.approx(1, abs=0.3)
+    codec.save(tmp_path)
+    loaded = load_codec(config, tmp_path)
+    assert loaded.factor == 2 and torch.equal(loaded.encode(images), codec.encode(images))
+
+
+def test_linear_codec_saves_and_loads_bit_equal(linear, tmp_path):
+    linear.save(tmp_path)
+    config = CodecConfig(name="linear", patch=4, channels=12)
+    assert torch.equal(load_codec(config, tmp_path).encode(smooth_images(2)), linear.encode(smooth_images(2)))
+    with pytest.raises(WeightsError, match="mismatched"):
+        load_codec(CodecConfig(name="linear", patch=4, channels=8), tmp_path)
+    (tmp_path / "codec.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        load_codec(config, tmp_path)
+
+
+def test_sizes_that_do_not_divide_are_refused(linear):
+    with pytest.raises(ConfigError, match="divisible by 4"):
+        linear.latent_size((30, 24))
+    assert IdentityCodec().latent_size((30, 24)) == (30, 24)
+
+
+def test_a_missing_pretrained_folder_is_one_line(tmp_path):
+    with pytest.raises(WeightsError) as error:
+        build_codec(CodecConfig(name="kl", pretrained=str(tmp_path / "absent")))
+    assert "codec.pretrained" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_psnr_of_a_known_error():
+    class Shift(IdentityCodec):
+        def decode(self, z):
+            return z + 0.2  # 0.1 of the [0, 1] range: 20 dB
+
+    assert psnr(Shift(), [torch.zeros(2, 3, 8, 8)]) == pytest.approx(20, abs=1e-3)

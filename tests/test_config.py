@@ -1,0 +1,81 @@
+"""Configuration: layers, errors that name the key and its neighbour, round trip."""
+
+import pytest
+
+from vton import config as configuration
+from vton import registry
+from vton.config import ConfigError, choices, load, load_file, to_yaml
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.learnig_rate=1", "no key 'learnig_rate' in 'train'"),
+        ("data.sise=3", "Did you mean: 'size'?"),
+        ("trian.steps=3", "Did you mean: 'train'?"),
+        ("model=gardif", "Did you mean: 'gardiff'?"),
+        ("preset=tinyy", "Did you mean: 'tiny'?"),
+        ("train.lr=fast", "train.lr: Value 'fast' of type 'str' could not be converted to Float"),
+        ("train.steps=1.5", "train.steps"),
+        ("sampler.solver=euler", "sampler.solver: Invalid value 'euler'"),
+        ("data.size=[8,8]", "data.size=[8, 8]"),
+        ("train.batch_size=0", "train.batch_size=0"),
+        ("sampler.guidance_interval=[0.5,0.2]", "sampler.guidance_interval"),
+        ("steps", "not of the form key=value"),
+        ("ablation=nothing/row", "ablation=nothing"),
+        ("train.lr=[", "Cannot read the overrides"),
+    ],
+)
+def test_one_line_names_the_key(override, expected):
+    with pytest.raises(ConfigError) as error:
+        load(override)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_are_joined_in_order():
+    paper, tiny = load("preset=paper"), load("preset=tiny", "train.lr=0.5")
+    assert paper.train.lr == 5e-5 and paper.sampler.guidance == 7.5  # the model's file
+    assert paper.model.unet.pretrained and not tiny.model.unet.pretrained  # the model's section for a preset
+    assert tiny.codec.name == "linear"  # the preset
+    assert tiny.train.lr == 0.5  # the command line comes last
+
+
+def test_zero_terminal_snr_refuses_epsilon():
+    with pytest.raises(ConfigError, match="objective.prediction=epsilon"):
+        load("preset=paper", "objective.zero_terminal_snr=true")
+
+
+@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("preset", choices("preset"))
+def test_every_model_and_preset_round_trips(model, preset, tmp_path):
+    config = load(f"model={model}", f"preset={preset}")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_file(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("data", "trainer") for n in choices(g)])
+def test_every_data_and_trainer_file_loads(group, name):
+    assert getattr(load(f"{group}={name}"), group).name == name
+
+
+def test_names_of_architectures_and_their_yaml_agree():
+    assert registry.names() == choices("model")
+
+
+def test_data_root_follows_the_environment(monkeypatch):
+    data = load("data=viton_hd").data
+    monkeypatch.setenv("VTON_DATA", "/elsewhere")
+    assert str(configuration.data_root(data)) == "/elsewhere/viton_hd"
+    data.root = "/given"
+    assert str(configuration.data_root(data)) == "/given"
+
+
+def test_a_broken_run_config_is_one_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("model: [unclosed")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        load_file(path)
+    path.write_text("train: {lr: 1.0}")
+    with pytest.raises(ConfigError, match="no model.name"):
+        load_file(path)
