@@ -1,0 +1,102 @@
+"""Inverse maps: for every sample point of the picture, where it lies on trunk, arms and legs.
+
+Everything drawn (silhouettes, texture, shading, body-part labels) is a function of these coordinates, so the picture
+and its annotations come from one source. h and w are the rows and columns of sample points of one band of the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vton.data.synthetic.body import ASPECT, HAND_END, SIDES, Body, Camera
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sample points in body coordinates."""
+
+    x: np.ndarray  # (w,)
+    y: np.ndarray  # (h,)
+
+    @classmethod
+    def of(cls, camera: Camera, size: tuple[int, int], samples: int, rows: range) -> Grid:
+        """`samples` x `samples` points per pixel of the given rows of a picture of `size` (height, width)."""
+        height, width = size
+        x = ASPECT * (np.arange(width * samples) + 0.5) / (width * samples)
+        y = (np.arange(rows.start * samples, rows.stop * samples) + 0.5) / (height * samples)
+        return cls(
+            ((x - camera.x) / camera.scale).astype(np.float32), ((y - camera.y) / camera.scale).astype(np.float32)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.y), len(self.x)
+
+    def window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
+        """Rows and columns of the points inside a rectangle."""
+        r0, r1 = np.searchsorted(self.y, [top, bottom])
+        c0, c1 = np.searchsorted(self.x, [left, right])
+        return slice(int(r0), int(r1)), slice(int(c0), int(c1))
+
+
+@dataclass(frozen=True)
+class Limb:
+    """Coordinates around one arm or leg, inside a window of the grid."""
+
+    window: tuple[slice, slice]
+    along: np.ndarray  # 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle; below 0 and above 2 beyond them
+    across: np.ndarray  # signed distance from the bones; positive towards the person's left while hanging
+
+    @property
+    def distance(self) -> np.ndarray:
+        return np.abs(self.across)
+
+
+@dataclass(frozen=True)
+class BodyMaps:
+    """All coordinates of one band."""
+
+    grid: Grid
+    side: np.ndarray  # (h, w) horizontal distance from the trunk's centre line
+    v: np.ndarray  # (h, w) trunk coordinate
+    limbs: dict[str, Limb]  # "right arm", "left arm", "right leg", "left leg"
+
+    @classmethod
+    def of(cls, body: Body, grid: Grid, margin: float = 0.12) -> BodyMaps:
+        """`margin` is how far garments may stand off from arms and legs (torso lengths)."""
+        x, y = grid.x[None, :], grid.y[:, None]
+        side = x - body.centre(grid.y)[:, None]
+        v = body.trunk(y - body.tilt(grid.y)[:, None] * side)
+        limbs = {}
+        for name, _ in SIDES:
+            arm = np.vstack((body.limb("arm", name), body.hand_end(name)))
+            limbs[f"{name} arm"] = _limb(grid, arm, float(body.arm_radius.table.max()) + margin, HAND_END - 2.0)
+            limbs[f"{name} leg"] = _limb(grid, body.limb("leg", name), float(body.leg_radius.table.max()) + margin, 0.0)
+        return cls(grid, side, v, limbs)
+
+
+def _limb(grid: Grid, joints: np.ndarray, reach: float, beyond: float) -> Limb:
+    """Coordinates along and across two bones; the second is prolonged by the share `beyond`."""
+    (left, top), (right, bottom) = joints.min(0) - reach, joints.max(0) + reach
+    window = grid.window(left, right, top, bottom)
+    x, y = grid.x[None, window[1]], grid.y[window[0], None]
+    first = _bone(x, y, joints[0], joints[1], 0.0)
+    second = _bone(x, y, joints[1], joints[2], beyond)
+    nearer = second[1] < first[1]
+    # Around the outer side of the bend both bones see the joint itself: one continuous fan of cloth.
+    along = np.where(nearer, np.maximum(second[0], 0) + 1, np.minimum(first[0], 1))
+    across = np.where(nearer, np.copysign(second[1], second[2]), np.copysign(first[1], first[2]))
+    return Limb(window, along, across)
+
+
+def _bone(x, y, start: np.ndarray, end: np.ndarray, beyond: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Position along (1 = end), distance from, and side of the segment from start to end."""
+    length = float(np.hypot(*(end - start)))
+    dx, dy = (float(c) for c in (end - start) / length)
+    px, py = x - np.float32(start[0]), y - np.float32(start[1])
+    along = px * np.float32(dx) + py * np.float32(dy)
+    side = px * np.float32(dy) - py * np.float32(dx)
+    outside = along - np.clip(along, 0, np.float32(length * (1 + beyond)))
+    return along * np.float32(1 / length), np.sqrt(outside * outside + side * side), side

@@ -1,0 +1,164 @@
+"""Writes a rendered data set in parallel, and makes sure that a folder holds exactly the one asked for."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from rich.progress import Progress
+
+from vton.data.sample import DataError
+from vton.data.synthetic import write_viton_hd
+from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Layout
+from vton.data.synthetic.files import Writer
+
+RENDERER_VERSION = 1  # raise it whenever any file comes out different
+STAMP = "synthetic.json"  # written last: a folder without it is not complete
+_WRITERS: dict[str, ModuleType] = {"viton_hd": write_viton_hd}
+_CHUNK = 16  # entries per task
+_LARGEST = {"viton_hd": 100_000, "dresscode": 1_000_000}  # ids have five or six digits
+
+
+def write(
+    root: Path | str,
+    *,
+    layout: Layout,
+    size: tuple[int, int],
+    train: int,
+    test: int,
+    seed: int,
+    workers: int = 2,
+    defects: Defects | None = None,
+) -> None:
+    """Render a data set into the folder `root`.
+
+    size: height, width. train, test: pairs, for dresscode in each category. The files depend on nothing but these
+    arguments; `workers` processes share the work. Raises DataError for arguments that make no data set.
+    """
+    root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
+    writer = Writer(root, catalogue)
+    root.mkdir(parents=True, exist_ok=True)
+    entries = catalogue.entries
+    chunks = [entries[i : i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
+    records = []
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task(f"Rendering {root.name}", total=len(entries))
+        for written in _run(partial(_write_chunk, writer), chunks, workers):
+            records += written
+            progress.advance(task, len(written))
+    _WRITERS[layout].write_lists(writer, records)
+    (root / STAMP).write_text(json.dumps(_stamp(catalogue), indent=2) + "\n", encoding="utf-8")
+
+
+def ensure(
+    root: Path | str,
+    *,
+    layout: Layout,
+    size: tuple[int, int],
+    train: int,
+    test: int,
+    seed: int,
+    workers: int = 2,
+    defects: Defects | None = None,
+) -> None:
+    """As `write`, but returns at once when `root` already holds this very data set.
+
+    Rendering happens in a temporary folder beside `root`, renamed when complete, so `root` is never half written.
+    Raises DataError when `root` holds something else.
+    """
+    root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
+    if _holds(root, catalogue):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial_root = Path(tempfile.mkdtemp(prefix=f".{root.name}-partial-", dir=root.parent))
+    try:
+        arguments = {"train": train, "test": test, "seed": seed, "workers": workers, "defects": defects}
+        write(partial_root, layout=layout, size=size, **arguments)
+        partial_root.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
+        try:
+            partial_root.rename(root)
+        except OSError:
+            # Somebody else finished first: theirs is as good if it is the same data set.
+            if not _holds(root, catalogue):
+                raise
+    finally:
+        shutil.rmtree(partial_root, ignore_errors=True)
+
+
+def _catalogue(layout, size, train: int, test: int, seed: int, defects: Defects | None) -> Catalogue:
+    if layout not in _WRITERS:
+        raise DataError(f"synthetic: layout is {layout!r}, expected one of {', '.join(_WRITERS)}.")
+    if min(size) < 16:
+        raise DataError(f"synthetic: size {tuple(size)} is too small; height and width need 16 pixels at least.")
+    if train < 1 or test < 2:
+        raise DataError(f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to exchange.")
+    catalogue = Catalogue(layout, (int(size[0]), int(size[1])), train, test, seed, defects or Defects())
+    if (train + test) * len(catalogue.categories) > _LARGEST[layout]:
+        raise DataError(f"synthetic: {layout} numbers at most {_LARGEST[layout]} pairs; lower train or test.")
+    return catalogue
+
+
+def _write_chunk(writer: Writer, entries: tuple[Entry, ...]) -> list[dict]:
+    return [_WRITERS[writer.catalogue.layout].write_entry(writer, entry) for entry in entries]
+
+
+def _run(function, chunks: list, workers: int) -> Iterator[list[dict]]:
+    """Results of `function` over the chunks, in order."""
+    if workers <= 1 or len(chunks) == 1:
+        yield from map(function, chunks)
+        return
+    # A fork of a process that already runs torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+        yield from pool.map(function, chunks)
+
+
+def _stamp(catalogue: Catalogue) -> dict:
+    return {
+        "renderer": RENDERER_VERSION,
+        "layout": catalogue.layout,
+        "size": list(catalogue.size),
+        "train": catalogue.train,
+        "test": catalogue.test,
+        "seed": catalogue.seed,
+        "defects": asdict(catalogue.defects),
+    }
+
+
+def _holds(root: Path, catalogue: Catalogue) -> bool:
+    """Whether `root` is this complete data set; False when there is nothing yet. Raises DataError for anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(
+            f"synthetic: {root} exists but has no readable {STAMP}: not a complete rendered data set. "
+            "Choose another data.root, or remove the folder if you no longer need it."
+        ) from None
+    wanted = _stamp(catalogue)
+    differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    if differing:
+        has = found if isinstance(found, dict) else {}
+        listing = ", ".join(f"{key} is {has.get(key)}, wanted {wanted[key]}" for key in differing)
+        raise DataError(
+            f"synthetic: {root} holds another rendered data set: {listing}. Choose another data.root, remove the "
+            "folder to render it anew, or ask for the settings it has."
+        )
+    return True
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
