@@ -1,0 +1,385 @@
+"""Landmarks of an in-shop garment from its silhouette alone.
+
+The mask is reduced to at most 160 rows and turned upright by its mirror symmetry. Then rows are read outwards from the
+axis: a sleeve shows as background with garment above it (its gap to the torso), whose corner is the armpit; a leg as the
+gap between the legs, whose top is the crotch. What one side hides, the other side tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import Polynomial
+from scipy import ndimage
+
+from vton.data import shapes
+from vton.data.figure import Line
+
+ROWS = 160  # height at which silhouettes are read; more moves landmarks by less than a pixel of 256
+SECTIONS = 6  # cross-sections of a limb, besides its root
+SLEEVE = 0.28  # what reaches further out than this beyond the armpit, in torso half-widths, is a sleeve
+
+
+@dataclass(frozen=True)
+class Limb:
+    """A sleeve or a trouser leg. Points are x, y in pixels of the garment picture.
+
+    root:   (2, 2) where it leaves the torso: outer end (shoulder tip, hip side) and inner end (armpit, crotch)
+    line:   its centre line from between them to the open end
+    at:     (N,) lengths along the line of its cross-sections; half: (N,) half-widths there
+    region: (H, W) bool
+    """
+
+    root: np.ndarray
+    line: Line
+    at: np.ndarray
+    half: np.ndarray
+    region: np.ndarray
+
+
+@dataclass(frozen=True)
+class Silhouette:
+    """A garment taken apart. Lengths in pixels of the garment picture.
+
+    origin: (2,) point of the axis at shoulder height (tops, dresses), crotch height (trousers) or at the top (skirts)
+    across, down: (2,) unit vectors of the upright garment
+    width:  armpit to armpit (tops, dresses), hip width at the crotch (trousers), waistband (skirts)
+    extent: lengths above and below the origin that the garment reaches
+    spread: largest half-width of the body
+    body:   (H, W) bool, the garment without its limbs
+    limbs:  picture-left and picture-right; None where there is none
+    """
+
+    origin: np.ndarray
+    across: np.ndarray
+    down: np.ndarray
+    width: float
+    extent: tuple[float, float]
+    spread: float
+    body: np.ndarray
+    limbs: tuple[Limb | None, Limb | None] = (None, None)
+
+
+def read_top(mask: np.ndarray) -> Silhouette | None:
+    """Shoulder line, armpits and sleeves of a top or dress. mask: (H, W) bool. None for a mask too small to read."""
+    view = Upright.of(mask)
+    if view is None:
+        return None
+    halves = view.halves
+    hem = _hem(halves)
+    armpits = [_armpit(half, hem) for half in halves]
+    if armpits[0] is None and armpits[1] is None:
+        return _sleeveless(view, hem)
+    armpits = [own or other for own, other in zip(armpits, armpits[::-1], strict=True)]
+    edges = _torso_edges(halves, armpits, hem)
+    tips = [_tip(half, column) for half, (column, _) in zip(halves, armpits, strict=True)]
+    shoulder = float(np.mean([row for _, row in tips]))
+    limbs, body = [], mask.copy()
+    for side in (0, 1):
+        cut = [tips[side], *((edges[side][row], row) for row in range(armpits[side][1], view.height))]
+        limb = _sleeve(view, side, tips[side], armpits[side], cut)
+        limbs.append(limb)
+        if limb is not None:
+            body &= ~view.beyond(side, cut, 0.02 * sum(column for column, _ in armpits))
+    return view.silhouette(shoulder, sum(column for column, _ in armpits) + 1, hem, body, tuple(limbs))
+
+
+def read_bottom(mask: np.ndarray) -> Silhouette | None:
+    """Waistband, crotch and legs of trousers or shorts; waistband and hem of a skirt. None for a mask too small."""
+    view = Upright.of(mask)
+    if view is None:
+        return None
+    widths = view.mask.sum(axis=1)
+    crotch = _crotch(view, widths)
+    if crotch is None:
+        waist = float(np.median(widths[: max(2, view.height // 25)]))
+        return view.silhouette(0, waist, view.height - 1, mask)
+    width = float(widths[crotch])
+    limbs = tuple(_leg(view, side, crotch) for side in (0, 1))
+    body = mask & ~view.below(crotch + 0.04 * width)
+    return view.silhouette(crotch, width, view.height - 1, body, limbs)
+
+
+class Upright:
+    """The mask reduced, turned upright and cut at its axis of symmetry; `place` leads back to the garment picture."""
+
+    def __init__(self, full: np.ndarray, mask: np.ndarray, corner: np.ndarray, turn: np.ndarray, axis: float):
+        self.full, self.mask, self.corner, self.turn, self.axis = full, mask, corner, turn, axis
+        self.height = mask.shape[0]
+        first = int(np.floor(axis)) + 1
+        width = max(first, mask.shape[1] - first)
+        left, right = mask[:, :first][:, ::-1], mask[:, first:]
+        # (H, width) halves read outwards from the axis: column j lies j + 1/2 from it
+        self.halves = [np.pad(half, [(0, 0), (0, width - half.shape[1])]) for half in (left, right)]
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Upright | None:
+        box = shapes.bounding_box(mask)
+        if box is None or min(box[2] - box[0], box[3] - box[1]) < 8:
+            return None
+        angle = _tilt(mask, box)
+        small, corner, turn = _turned(mask, box, angle, ROWS)
+        return cls(mask, small, corner, turn, _symmetry(small)[1])
+
+    def place(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) x, y of the upright mask -> x, y of the garment picture."""
+        return np.asarray(points, dtype=float) @ self.turn.T + self.corner
+
+    def half_point(self, side: int, points: np.ndarray) -> np.ndarray:
+        """(..., 2) distance from the axis and row -> x, y of the upright mask."""
+        points = np.asarray(points, dtype=float)
+        sign = (-1, 1)[side]
+        return np.stack([self.axis + sign * (points[..., 0] + 0.5), points[..., 1]], axis=-1)
+
+    def outline(self, side: int, points: np.ndarray) -> np.ndarray:
+        """(..., 2) distance from the axis and row -> x, y of the garment picture."""
+        return self.place(self.half_point(side, points))
+
+    def beyond(self, side: int, cut: list[tuple[float, float]], margin: float) -> np.ndarray:
+        """(H, W) bool of the garment picture: further out than the cut, which runs from the shoulder to the bottom."""
+        far, top, bottom = 2.0 * self.mask.shape[1], -self.height, 2 * self.height
+        cut = [(column + margin, row) for column, row in cut]
+        polygon = [(cut[0][0], top), *cut, (cut[-1][0], bottom), (far, bottom), (far, top)]
+        return self._polygon(self.outline(side, np.array(polygon)))
+
+    def below(self, row: float, side: int | None = None) -> np.ndarray:
+        """(H, W) bool of the garment picture: below a row, on one side of the axis or on both."""
+        far, bottom = 2.0 * self.mask.shape[1], 2 * self.height
+        left = self.axis if side == 1 else -far
+        right = self.axis if side == 0 else far
+        return self._polygon(self.place(np.array([(left, row), (right, row), (right, bottom), (left, bottom)])))
+
+    def _polygon(self, points: np.ndarray) -> np.ndarray:
+        drawing = shapes.Drawing(self.full.shape)
+        drawing.polygon(points)
+        return drawing.mask
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the garment picture per pixel of the upright mask."""
+        return float(np.linalg.norm(self.turn[:, 0]))
+
+    def silhouette(self, row, width, hem, body, limbs=(None, None)) -> Silhouette:
+        across, down = (self.turn[:, i] / self.scale for i in (0, 1))
+        spread = max(int(np.flatnonzero(half[: int(hem) + 1].any(axis=0))[-1]) for half in self.halves)
+        return Silhouette(
+            self.place(np.array([self.axis, row])), across, down, width * self.scale,
+            (row * self.scale, (hem - row) * self.scale), spread * self.scale, body, limbs,
+        )  # fmt: skip
+
+
+def _turned(mask, box, angle: float, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The box's content turned by `angle` and reduced, cropped to the garment; with corner and matrix that lead back."""
+    left, top, right, bottom = box
+    scale = max(1.0, (bottom - top + 1) / rows)
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    turn = np.array([[cosine, -sine], [sine, cosine]])
+    reach = 0.5 * np.hypot(right - left, bottom - top) / scale + 2 if angle else None
+    half = np.array([(right - left) / 2 / scale + 1, (bottom - top) / 2 / scale + 1]) if angle == 0 else reach
+    half = np.broadcast_to(half, 2)
+    centre = np.array([(left + right) / 2, (top + bottom) / 2])
+    corner = centre - turn @ half
+    shape = tuple(np.ceil(2 * half[::-1]).astype(int) + 1)
+    source = ndimage.uniform_filter(mask.astype(np.float32), round(scale)) if scale >= 2 else mask.astype(np.float32)
+    matrix = turn[::-1, ::-1]  # rows first
+    small = ndimage.affine_transform(source, matrix, offset=corner[::-1], output_shape=shape, order=1) > 0.5
+    small = shapes.largest_component(small)
+    inner = shapes.bounding_box(small)
+    if inner is None:
+        return np.ones((1, 1), bool), corner, turn
+    small = small[inner[1] : inner[3] + 1, inner[0] : inner[2] + 1]
+    return small, corner + turn @ np.array(inner[:2]), turn
+
+
+def _symmetry(mask: np.ndarray) -> tuple[float, float]:
+    """(share of the mask that its mirror image covers, column of the mirror axis)."""
+    size = 2 * mask.shape[1]
+    spectrum = np.fft.rfft(mask.astype(np.float32), size, axis=1)
+    overlap = np.fft.irfft((spectrum**2).sum(axis=0), size)  # entry s: pixels x with x and s - x in the mask
+    best = int(overlap.argmax())
+    return float(overlap[best] / max(mask.sum(), 1)), best / 2
+
+
+def _tilt(mask: np.ndarray, box) -> float:
+    """Angle in radians by which the garment is turned, up to 12 degrees, from its mirror symmetry."""
+    straight = _symmetry(_turned(mask, box, 0.0, 64)[0])[0]
+    if straight > 0.95:
+        return 0.0
+    angles = np.radians([-12, -9, -6, -3, 3, 6, 9, 12])
+    scores = [_symmetry(_turned(mask, box, angle, 64)[0])[0] for angle in angles]
+    best = int(np.argmax(scores))
+    if scores[best] < straight + 0.02:  # an asymmetric garment is not a turned one
+        return 0.0
+    return float(angles[best])
+
+
+def _hem(halves: list[np.ndarray]) -> int:
+    """Last row of the torso, read in the columns next to the axis, where no sleeve hangs."""
+    inner = max(2, int(0.3 * np.median([half.sum(axis=1).max() for half in halves])))
+    inner = min(inner, halves[0].shape[1])
+    bottoms = [
+        half.shape[0] - 1 - half[::-1, column].argmax()
+        for half in halves
+        for column in range(inner)
+        if half[:, column].any()
+    ]
+    return int(np.median(bottoms))
+
+
+def _armpit(half: np.ndarray, hem: int) -> tuple[int, int] | None:
+    """(distance from the axis, row) of the corner under the sleeve, or None without a sleeve that leaves the torso."""
+    rows, columns = half.shape
+    outwards = np.arange(columns)
+    under = np.maximum.accumulate(half, axis=0) & ~half
+    under[hem:] = False
+    reach = np.maximum.accumulate(np.where(half, outwards, 0).max(axis=1))  # furthest garment pixel so far
+    typical = np.median(half[: hem + 1].sum(axis=1))
+    under &= (reach[:, None] - outwards > SLEEVE * outwards) & (outwards > 0.3 * typical)
+    if not under.any():
+        return None
+    score = np.where(under, outwards[None] + np.arange(rows)[:, None], rows + columns)
+    row, column = np.unravel_index(score.argmin(), score.shape)
+    return int(column), int(row)
+
+
+def _torso_edges(halves, armpits, hem: int) -> list[np.ndarray]:
+    """Per side (H,) distance of the torso's edge from the axis below the armpit; NaN-free.
+
+    A row without a gap (the sleeve lies against the torso) takes the other side's edge, else that of its neighbours.
+    """
+    read = [_gap_edges(half, armpit, hem) for half, armpit in zip(halves, armpits, strict=True)]
+    edges = []
+    for own, other, (column, row) in zip(read, read[::-1], armpits, strict=True):
+        edge = np.where(np.isnan(own), other, own)
+        edge[: row + 1] = column
+        known = np.flatnonzero(~np.isnan(edge))
+        edges.append(np.interp(np.arange(len(edge)), known, edge[known]))
+    return edges
+
+
+def _gap_edges(half: np.ndarray, armpit: tuple[int, int], hem: int) -> np.ndarray:
+    last, start = float(armpit[0]), max(1, int(0.3 * armpit[0]))
+    edges = np.full(half.shape[0], np.nan)
+    for row in range(armpit[1], hem + 1):
+        gap = ~half[row, start:]
+        end = start + (gap.argmax() if gap.any() else len(gap))
+        if last - 0.25 * armpit[0] - 2 < end <= last + 2:  # otherwise the run goes on into the sleeve
+            edges[row] = last = end
+    return edges
+
+
+def _tip(half: np.ndarray, column: int) -> tuple[float, float]:
+    """(distance, row) of the shoulder tip: the top of the garment above the armpit, a little further out."""
+    column = min(int(round(1.03 * column)), half.shape[1] - 1)
+    window = half[:, max(column - 1, 0) : column + 2]
+    return float(column), float(np.median([window[:, i].argmax() for i in range(window.shape[1])]))
+
+
+def _sleeve(view: Upright, side: int, tip, armpit, cut) -> Limb | None:
+    """The sleeve of one side; None where too little lies beyond the cut."""
+    half = view.halves[side]
+    rows = np.arange(view.height)
+    cut_rows, cut_columns = [row for _, row in cut], [column for column, _ in cut]
+    boundary = np.interp(rows, cut_rows, cut_columns)
+    beyond = shapes.largest_component(half & (np.arange(half.shape[1]) > boundary[:, None]))
+    if beyond.sum() < 0.03 * half.sum():
+        return None
+    root = np.array([tip, armpit], dtype=float)
+    # The arm's axis starts where the shoulder joint lies: on the armhole, nearer to its upper end.
+    joint = root[0] + 0.4 * (root[1] - root[0])
+    ys, xs = np.nonzero(beyond)
+    line, at, width = _strip(np.stack([xs, ys], axis=1).astype(float), joint, root[1])
+    region = view.full & view.beyond(side, cut, -0.02 * 2 * armpit[0])
+    return _limb(view, side, root, line, at, width, region)
+
+
+def _strip(pixels: np.ndarray, start: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre line, lengths of cross-sections and half-widths of a strip of pixels that leaves `start`.
+
+    Sections begin where the strip is whole, that is past the inner end of its root.
+    """
+    direction = pixels.mean(axis=0) - start
+    direction /= max(np.linalg.norm(direction), 1e-6)
+    normal = np.array([-direction[1], direction[0]])
+    along, aside = (pixels - start) @ direction, (pixels - start) @ normal
+    middle = np.abs(aside - np.median(aside)) < 0.5 * np.abs(aside - np.median(aside)).max()
+    end = float(np.percentile(along[middle], 99))
+    begin = min(max(float((inner - start) @ direction), 0.0), 0.8 * end)
+    centre, half = _profile(along, aside, begin, end)
+    places = np.linspace(begin, end, SECTIONS) if end - begin > half(end) else np.array([(begin + end) / 2, end])
+    points = start + np.outer(places, direction) + np.outer(centre(places), normal)
+    line = np.vstack([start, points])
+    return line, np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum(), np.maximum(half(places), 1.0)
+
+
+def _profile(along, aside, begin: float, end: float) -> tuple[Polynomial, Polynomial]:
+    """Centre and half-width of a strip as functions of the length along it.
+
+    Fitted, because oblique ends and folds make single slices unreliable; a strip about as wide as long gets no curve.
+    """
+    edges = np.linspace(begin, end, SECTIONS + 1)
+    slices = np.digitize(along, edges[1:-1])
+    slices[along < begin] = -1
+    rows = []
+    for i in range(SECTIONS):
+        inside = aside[slices == i]
+        if len(inside) >= 3:
+            low, high = np.percentile(inside, [3, 97])
+            rows.append(((edges[i] + edges[i + 1]) / 2, (low + high) / 2, (high - low) / 2 / 0.94 + 0.5))
+    if len(rows) < 3:
+        return Polynomial([0.0]), Polynomial([float(np.percentile(np.abs(aside), 90))])
+    places, centres, halves = np.array(rows[:-1] if len(rows) > 3 else rows).T
+    degree = 2 if end - begin > 3 * halves.mean() else 1
+    fit = Polynomial.fit
+    return fit(places, centres, degree), fit(places, halves, 1)
+
+
+def _limb(view: Upright, side: int, root, line, at, half, region) -> Limb:
+    return Limb(view.outline(side, root), Line(view.outline(side, line)), at * view.scale, half * view.scale, region)
+
+
+def _sleeveless(view: Upright, hem: int) -> Silhouette:
+    """A top without sleeves hangs from its straps or, strapless, from the chest."""
+    edges = np.mean([_outer(half) for half in view.halves], axis=0)
+    rows = np.arange(view.height)
+    reached = np.flatnonzero(rows >= 1.6 * edges)  # the chest lies about 1.6 of its half-widths below the shoulders
+    chest = float(edges[min(reached[0] if len(reached) else hem, hem)])
+    top = edges[: max(2, view.height // 25)].max()
+    if top > 0.85 * chest:
+        shoulder = -1.2 * chest
+    else:
+        upper = edges[: max(2, int(0.8 * chest))]
+        row = int(upper.argmax())
+        shoulder = row + 0.35 * max(chest - upper[row], 0)  # shoulders slope down towards their tips
+    return view.silhouette(shoulder, 2 * chest + 1, hem, view.full)
+
+
+def _outer(half: np.ndarray) -> np.ndarray:
+    """(H,) distance of the outermost garment pixel of each row, 0 where there is none."""
+    return np.where(half, np.arange(half.shape[1]) + 1, 0).max(axis=1)
+
+
+def _crotch(view: Upright, widths: np.ndarray) -> int | None:
+    """Row where the legs part, or None for a skirt."""
+    centre = np.any([half[:, :1].any(axis=1) for half in view.halves], axis=0)
+    filled = np.flatnonzero(centre)
+    crotch = int(filled[-1]) if len(filled) else 0
+    if view.height - 1 - crotch < 0.06 * view.height:
+        return None
+    hips = float(widths[: max(2, view.height // 3)].max())
+    if crotch > 1.1 * hips:  # legs that touch part further down: a rise is about 0.75 of the flat hip width
+        crotch = int(0.75 * hips)
+    return max(crotch, 2)
+
+
+def _leg(view: Upright, side: int, crotch: int) -> Limb:
+    half = view.halves[side]
+    width = float(half[crotch].sum())
+    root = np.array([(width, crotch), (0.0, crotch)])
+    start = root.mean(axis=0)
+    part = half.copy()
+    part[:crotch] = False
+    ys, xs = np.nonzero(part)
+    line, at, halves = _strip(np.stack([xs, ys], axis=1).astype(float), start, root[1])
+    return _limb(view, side, root, line, at, halves, view.full & view.below(crotch - 0.04 * width, side))

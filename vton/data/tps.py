@@ -1,0 +1,55 @@
+"""Thin-plate splines as backward maps, and sampling a picture through one.
+
+f(p) = a + A p + sum_i w_i phi(|p - p_i|), phi(r) = r^2 log r: the interpolant of least bending energy (Bookstein 1989).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from scipy.interpolate import RBFInterpolator
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
+
+
+def thin_plate_spline(
+    points: np.ndarray, values: np.ndarray, box: Box, *, smoothing: float = 1e-3, step: float = 4.0
+) -> np.ndarray:
+    """Where each pixel of `box` comes from.
+
+    points:    (N, 2) control points x, y on the canvas; N >= 3 and not all on one line (else numpy.linalg.LinAlgError)
+    values:    (N, 2) x, y that these points take, e.g. their places in the garment picture
+    smoothing: added to the diagonal of the kernel matrix, for coordinates in units of the control points' extent;
+               0 interpolates
+    step:      spacing in pixels of the grid on which the spline is evaluated; bilinear in between
+    returns    (h, w, 2) float32, x and y for the centre of each pixel of the box
+    """
+    left, top, right, bottom = box
+    centre, extent = points.mean(axis=0), max(float(np.ptp(points, axis=0).max()), 1e-6)
+    spline = RBFInterpolator(
+        (points - centre) / extent, values, kernel="thin_plate_spline", smoothing=smoothing, degree=1
+    )
+    xs, ys = _knots(left, right, step), _knots(top, bottom, step)
+    knots = np.stack(np.meshgrid(xs, ys), axis=-1)
+    coarse = spline(((knots - centre) / extent).reshape(-1, 2)).reshape(*knots.shape)
+    across, down = _hat(xs, np.arange(left, right)), _hat(ys, np.arange(top, bottom))
+    return np.stack([down @ coarse[..., i].astype(np.float32) @ across.T for i in (0, 1)], axis=-1)
+
+
+def _knots(start: int, stop: int, step: float) -> np.ndarray:
+    return np.linspace(start, max(stop - 1, start), max(2, int(np.ceil((stop - start) / step)) + 1))
+
+
+def _hat(knots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(len(positions), len(knots)) weights of linear interpolation."""
+    spacing = max(knots[1] - knots[0], 1e-6)
+    return np.maximum(0, 1 - np.abs(positions[:, None] - knots[None]) / spacing).astype(np.float32)
+
+
+def sample(image: np.ndarray, grid: np.ndarray, fill: float) -> np.ndarray:
+    """Bilinear lookup. image: (H, W) or (H, W, C) float32; grid: (h, w, 2) x, y in pixels; `fill` outside the image."""
+    coordinates = (grid[..., 1], grid[..., 0])
+    if image.ndim == 2:
+        return ndimage.map_coordinates(image, coordinates, order=1, mode="constant", cval=fill)
+    channels = [sample(image[..., i], grid, fill) for i in range(image.shape[-1])]
+    return np.stack(channels, axis=-1)
