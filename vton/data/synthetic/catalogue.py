@@ -19,7 +19,7 @@ from vton.data.synthetic.render import Person
 CATEGORIES = ("upper_body", "lower_body", "dresses")
 SPLITS = ("train", "test")
 LAYOUTS = ("viton_hd", "dresscode")
-_PERSON, _GARMENT, _COMPANION, _PAIRS, _ANNOTATION = range(5)  # streams of random numbers
+_PERSON, _GARMENT, _COMPANION, _PAIRS, _ANNOTATION, _LISTS = range(6)  # streams of random numbers
 _SCALE = {"viton_hd": 0.385, "dresscode": 0.295}  # torso length over picture height, mean of body.camera
 _FINEST_PX, _AT_HEIGHT = 4.5, 128  # smallest stripe or dot, so that textures survive small pictures
 
@@ -101,6 +101,9 @@ class Catalogue:
 
     def annotation_generator(self, entry: Entry) -> np.random.Generator:
         return self.generator(_ANNOTATION, entry.split, entry.category, entry.position)
+
+    def list_generator(self, split: str, category: str) -> np.random.Generator:
+        return self.generator(_LISTS, split, category)
 
     def scene(self, entry: Entry) -> Scene:
         rng = self.generator(_PERSON, entry.split, entry.category, entry.position)

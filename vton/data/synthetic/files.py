@@ -58,7 +58,7 @@ class Writer:
     def arrays(self, path: str, **arrays: np.ndarray) -> None:
         target = self._target(path)
         if target is not None:
-            np.savez(target, **arrays)
+            np.savez_compressed(target, **arrays)
 
     def meta(self, path: str, entry: Entry, scene: Scene, canvas: tuple[int, int]) -> None:
         """Every parameter of the scene. `canvas`: width and height on which the keypoint files live."""

@@ -18,13 +18,13 @@ from types import ModuleType
 from rich.progress import Progress
 
 from vton.data.sample import DataError
-from vton.data.synthetic import write_viton_hd
+from vton.data.synthetic import write_dresscode, write_viton_hd
 from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Layout
 from vton.data.synthetic.files import Writer
 
 RENDERER_VERSION = 1  # raise it whenever any file comes out different
 STAMP = "synthetic.json"  # written last: a folder without it is not complete
-_WRITERS: dict[str, ModuleType] = {"viton_hd": write_viton_hd}
+_WRITERS: dict[str, ModuleType] = {"viton_hd": write_viton_hd, "dresscode": write_dresscode}
 _CHUNK = 16  # entries per task
 _LARGEST = {"viton_hd": 100_000, "dresscode": 1_000_000}  # ids have five or six digits
 
