@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from vton.config import DataConfig
 from vton.data import images
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
-from vton.data.folder import OPTIONAL, REQUIRED, Folder, Pair, PairFiles, Split
-from vton.data.images import FileError
+from vton.data.folder import REQUIRED, Folder, Pair, PairFiles, Split
+from vton.data.images import FileError, Origin
 from vton.data.sample import DataError, Order
 
 Severity = Literal["required", "optional", "note"]
@@ -30,6 +33,7 @@ LISTS: tuple[tuple[Split, Order], ...] = (("train", "paired"), ("test", "paired"
 PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
+SUMMARISED = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")  # optional parts of published sets
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 
 # What a clean check depends on besides the files.
@@ -64,6 +68,14 @@ class _Task:
     parts: tuple[str, ...]
     required: tuple[str, ...]
 
+    @property
+    def key(self) -> tuple:
+        """Equal for tasks that read the same files: persons and garments recur in other lists."""
+        person = "" if self.parts == GARMENT_PARTS else self.pair.person
+        garment = "" if self.parts == PERSON_PARTS else self.pair.garment
+        order = self.order if self.parts == PAIR_PARTS else ""
+        return self.split, order, self.parts, self.pair.category, person, garment
+
 
 def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     """Everything wrong with the configured data set, and notes on what it holds, in the order of its lists.
@@ -80,17 +92,13 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         try:
             pairs = TryOnDataset(folder, split, order)
         except DataError as error:
-            problems.append(Problem(config.name, split, "", str(folder.root), "required", str(error)))
+            problems.append(_about_list(folder, split, error))
             continue
-        problems += _notes(pairs)
+        problems += _notes(pairs) + _absent_folders(pairs)
         for task in _tasks(pairs):
-            # Persons and garments recur in other lists; their own files are read once.
-            key = (task.split, task.parts, task.pair.category, task.pair.person, task.pair.garment)
-            if task.parts == PERSON_PARTS:
-                key = (*key[:4], "")
-            elif task.parts == GARMENT_PARTS:
-                key = (*key[:3], "", key[4])
-            tasks.setdefault(key, task)
+            tasks.setdefault(task.key, task)
+    # A list that two orders share fails twice with the same words.
+    problems = list(dict.fromkeys(problems))
     return problems + [problem for found in _run(config, folder, list(tasks.values()), workers) for problem in found]
 
 
@@ -100,21 +108,18 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
     A clean result is remembered by the names, sizes and times of all files, so that the next start takes seconds.
     """
     marker = _marker(config)
-    if marker is not None and marker.exists():
-        return
-    broken = [problem for problem in check_folder(config, workers) if problem.severity == "required"]
-    if broken:
-        first = "\n".join(f"  {problem}" for problem in broken[:5])
-        raise DataError(
-            f"{config.name}: {len(broken)} required file{'s' * (len(broken) > 1)} below {dataset_root(config)} cannot "
-            f"be used:\n{first}\n{images.ADVICE} Training refuses to start: replacing samples would falsify a comparison."
-        )
-    if marker is not None:
-        try:
-            marker.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(marker.with_suffix(".lock")):  # of several processes one checks, the others find the mark
+        if marker.exists():
+            return
+        broken = [problem for problem in check_folder(config, workers) if problem.severity == "required"]
+        if not broken:
             marker.touch()
-        except OSError:
-            return  # no writable cache: the next start checks again
+            return
+    first = "\n".join(f"  {problem}" for problem in broken[:5])
+    raise DataError(
+        f"{config.name}: {len(broken)} required file{'s' * (len(broken) > 1)} below {dataset_root(config)} cannot be "
+        f"used:\n{first}\n{images.ADVICE} Training refuses to start: a replaced sample would falsify it."
+    )
 
 
 def format_problems(problems: Sequence[Problem]) -> str:
@@ -136,7 +141,7 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
         official = folder.expected[split, category] if folder.dataset != "synthetic" else None
         notes.append(f"{order}, {category}: {count:,} pairs" + (f" (official: {official:,})" if official else ""))
     notes.append(f"{order}: " + ", ".join(f"{name} from {source}" for name, source in sorted(pairs.sources.items())))
-    absent = [part for part in OPTIONAL if folder.place(part, split, order) is None]
+    absent = [part for part in SUMMARISED if folder.place(part, split, order) is None]
     if absent:
         notes.append(f"{order}: no folder with " + ", ".join(folder.parts[part].what for part in absent))
     same = [pair.person for pair in pairs.pairs if pair.person == pair.garment]
@@ -149,6 +154,26 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
     if untagged:
         notes.append(f"{order}: {untagged:,} garments have no caption; they get '{folder.config.caption_fallback}'")
     return [Problem(folder.dataset, split, "", str(folder.root), "note", note) for note in notes]
+
+
+def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
+    folder, split = pairs.folder, pairs.split
+    found = []
+    for part in REQUIRED:
+        try:
+            folder.locate(part, split, pairs.order, pairs.pairs[0], Origin(folder.dataset, split, ""))
+        except FileError:
+            continue  # one missing file, reported with its pair
+        except DataError as error:
+            found.append(_about_list(folder, split, error))
+    return found
+
+
+def _about_list(folder: Folder, split: Split, error: DataError) -> Problem:
+    message = str(error).removesuffix(images.ADVICE).strip()
+    for prefix in (f"{folder.dataset} {split} ", f"{folder.dataset} {split}: ", f"{folder.dataset}: "):
+        message = message.removeprefix(prefix)
+    return Problem(folder.dataset, split, "", str(folder.root), "required", message)
 
 
 def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
@@ -187,19 +212,17 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
     files = folder.files(task.split, task.order, task.pair)
     problems = []
     for part in task.parts:
-        # In paired order the person is the truth.
-        if folder.place(part, task.split, task.order) is None and part not in REQUIRED and part != "garment_mask":
+        # A garment mask without folder is derived, which can fail too; other absent folders are reported once.
+        if part != "garment_mask" and folder.place(part, task.split, task.order) is None:
             continue
         if part.startswith("truth") and task.order == "paired":
-            continue
+            continue  # the person is the truth
         severity = "required" if part in task.required else "optional"
         try:
             _read(files, part)
         except FileError as error:
-            origin = error.origin
-            problems.append(Problem(folder.dataset, task.split, origin.id, str(error.path), severity, error.problem))
-        except DataError as error:
-            problems.append(Problem(folder.dataset, task.split, "", str(folder.root), severity, str(error)))
+            path, message = str(error.path), error.problem
+            problems.append(Problem(folder.dataset, task.split, error.origin.id, path, severity, message))
     return problems
 
 
@@ -232,17 +255,28 @@ def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
         return None  # a missing picture is reported as its own problem
 
 
-def _marker(config: DataConfig) -> Path | None:
-    """The file whose existence says that this very folder was found clean; None when the folder cannot be listed."""
+def _marker(config: DataConfig) -> Path:
+    """The file whose existence says that this very folder was found clean."""
     root = dataset_root(config)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), *(getattr(config, name) for name in SETTINGS)]).encode())
-    try:
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            for name in sorted(names):
-                status = os.stat(os.path.join(folder, name))
-                digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    except OSError:
-        return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "vton" / "checked" / digest.hexdigest()
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return _cache() / digest.hexdigest()
+
+
+def _cache() -> Path:
+    """Where marks of clean folders go: data folders are often read-only, and so are some home folders of clusters."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for base in (home, tempfile.gettempdir()):
+        folder = Path(base) / "vton" / "checked"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise DataError(f"no folder to remember data checks in: {home} and {base} are read-only. Set XDG_CACHE_HOME.")

@@ -54,8 +54,8 @@ class Part:
         return all("{person}" not in place.stem for place in self.places)
 
 
+# Without these there is no sample. Every other part can be derived, or only some models need it.
 REQUIRED = ("person", "garment", "parse", "keypoints")
-OPTIONAL = ("garment_mask", "agnostic_mask", "densepose", "warped_garment", "warped_mask", "truth", "truth_parse")
 
 
 class Folder(ABC):

@@ -8,43 +8,59 @@ use_distributed_sampler=False.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from vton.config import DataConfig
-from vton.data import check
+from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
-from vton.data.sample import Order, TryOnBatch, TryOnSample
+from vton.data.sample import Order, TryOnBatch
+
+
+def process_share() -> tuple[int, int]:
+    """Rank of this process and how many there are; (0, 1) outside distributed runs."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 class EndlessBatches(Sampler[list[Draw]]):
-    """Batches of the endless stream from `start` on, for one of `world` processes.
+    """Batches of the endless stream from `start` on, for one process of several.
 
-    A global batch is `world * batch_size` consecutive places; process `rank` gets the rank-th share of each. The last
-    batch of an epoch runs on into the next permutation, so no pair is left out and no batch is short.
+    A global batch is `world * batch_size` consecutive places; each process gets the share of its rank. The last batch
+    of an epoch runs on into the next permutation, so no pair is left out and no batch is short. `share` is asked when
+    iteration begins, for loaders are made before the trainer starts its processes.
     """
 
-    def __init__(self, pairs: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        pairs: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        share: Callable[[], tuple[int, int]] = process_share,
+    ):
         self.pairs = pairs
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
-        self.rank = rank
-        self.world = world
+        self.share = share
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        first = self.start + self.rank * self.batch_size
+        rank, world = self.share()
+        first = self.start + rank * self.batch_size
         while True:
             yield [Draw(self.index(position), position) for position in range(first, first + self.batch_size)]
-            first += self.world * self.batch_size
+            first += world * self.batch_size
 
     def index(self, position: int) -> int:
         """The pair at a place of the stream."""
@@ -58,14 +74,17 @@ class EndlessBatches(Sampler[list[Draw]]):
 class RankShare(Sampler[int]):
     """Indices rank, rank + world, ... below `count`: every sample on exactly one process, none repeated to fill up."""
 
-    def __init__(self, count: int, rank: int, world: int):
-        self.indices = range(rank, count, world)
+    def __init__(self, count: int, share: Callable[[], tuple[int, int]] = process_share):
+        self.count = count
+        self.share = share
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+        rank, world = self.share()
+        return iter(range(rank, self.count, world))
 
     def __len__(self) -> int:
-        return len(self.indices)
+        rank, world = self.share()
+        return len(range(rank, self.count, world))
 
 
 class TryOnDataModule(LightningDataModule):
@@ -81,21 +100,29 @@ class TryOnDataModule(LightningDataModule):
         self._stream: TrainingStream | None = None
         self._evaluated: dict[Order, TryOnDataset] = {}
 
+    @property
+    def root(self) -> Path:
+        """The folder the data is read from."""
+        return dataset_root(self.config)
+
     def prepare_data(self) -> None:
-        """Render synthetic data where absent; before training, check the folder. Raises DataError.
+        """Render synthetic data where it is absent."""
+        if self.config.name != "synthetic":
+            return
+        from vton.data import synthetic  # the renderer, which real data does not need
 
-        Evaluation does not check: it needs the test split only, and a broken file stops it by name.
-        """
         rendered = self.config.synthetic
-        if self.config.name == "synthetic":
-            from vton.data import synthetic  # not needed for real data
+        synthetic.ensure(
+            self.root, layout=rendered.layout, size=self.config.size, train=rendered.train, test=rendered.test,
+            seed=rendered.seed, workers=rendered.workers,
+        )  # fmt: skip
 
-            synthetic.ensure(
-                dataset_root(self.config), layout=rendered.layout, size=self.config.size, train=rendered.train,
-                test=rendered.test, seed=rendered.seed, workers=rendered.workers,
-            )  # fmt: skip
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if self.config.check and fitting:
+    def setup(self, stage: str) -> None:
+        """Before training ("fit"), check the folder. Raises DataError naming broken required files.
+
+        Evaluation needs the test split only, and a broken file stops it by name.
+        """
+        if stage == "fit" and self.config.check:
             check.require_clean(self.config, max(1, self.config.workers))
 
     def start(self, position: int) -> None:
@@ -111,8 +138,7 @@ class TryOnDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """The endless stream of batches, from `start` on. It has no length; the trainer's step count ends it."""
         stream = self.train_dataset()
-        rank, world = _rank_and_world()
-        batches = EndlessBatches(len(stream), self.batch_size, self.seed, self._start, rank, world)
+        batches = EndlessBatches(len(stream), self.batch_size, self.seed, self._start)
         return self._loader(stream, batch_sampler=batches)
 
     def eval_dataset(self, order: Order) -> TryOnDataset:
@@ -124,14 +150,22 @@ class TryOnDataModule(LightningDataModule):
     def eval_dataloader(self, order: Order) -> DataLoader:
         """Every test pair exactly once over all processes, which may therefore have different numbers of batches."""
         pairs = self.eval_dataset(order)
-        share = RankShare(len(pairs), *_rank_and_world())
-        return self._loader(pairs, batch_size=self.eval_batch_size, sampler=share)
+        return self._loader(pairs, batch_size=self.eval_batch_size, sampler=RankShare(len(pairs)))
 
-    def val_samples(self, count: int, order: Order = "paired") -> list[TryOnSample]:
-        """`count` fixed held-out samples, spread evenly over the test list (all of them when it is shorter)."""
+    def val_batch(self, order: Order, count: int) -> TryOnBatch:
+        """`count` fixed held-out pairs, spread evenly over the test list; all of them when it is shorter."""
         pairs = self.eval_dataset(order)
-        count = min(count, len(pairs))
-        return [pairs[place * len(pairs) // count] for place in range(count)]
+        return TryOnBatch.collate([pairs[index] for index in _spread(count, len(pairs))])
+
+    def training_pictures(self, count: int) -> Tensor:
+        """(N, 3, H, W) in [-1, 1]: un-augmented persons and garments of pairs spread over the training list.
+
+        N is `count`, or what the list has. For fitting a codec.
+        """
+        stream = self.train_dataset()
+        rows = [stream.record(index) for index in _spread((count + 1) // 2, len(stream))]
+        pictures = [transforms.normalise(image) for row in rows for image in (row.person, row.garment)]
+        return torch.stack(pictures[:count])
 
     def _loader(self, dataset, **kwargs) -> DataLoader:
         workers = self.config.workers
@@ -147,7 +181,7 @@ class TryOnDataModule(LightningDataModule):
         )
 
 
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def _spread(count: int, total: int) -> list[int]:
+    """At most `count` indices below `total`, evenly spaced from 0."""
+    count = min(count, total)
+    return [place * total // count for place in range(count)]
