@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vton.data.synthetic.body import ASPECT, HAND_END, SIDES, Body, Camera
+from vton.data.synthetic.body import ASPECT, HAND_END, Body, Camera
+
+_LOOSEST = 0.12  # how far garments may stand off from arms and legs, torso lengths
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,26 @@ class Limb:
         return np.abs(self.across)
 
 
-@dataclass(frozen=True)
 class BodyMaps:
-    """All coordinates of one band."""
+    """All coordinates of one band. Limbs are worked out when first asked for."""
 
-    grid: Grid
-    side: np.ndarray  # (h, w) horizontal distance from the trunk's centre line
-    v: np.ndarray  # (h, w) trunk coordinate
-    limbs: dict[str, Limb]  # "right arm", "left arm", "right leg", "left leg"
+    def __init__(self, body: Body, grid: Grid):
+        self.body, self.grid = body, grid
+        self.side = grid.x[None, :] - body.centre(grid.y)[:, None]  # (h, w) distance from the trunk's centre line
+        tilted = grid.y[:, None] - body.tilt(grid.y)[:, None] * self.side
+        self.v = body.trunk(tilted)  # (h, w) trunk coordinate
+        self._limbs: dict[tuple[str, str], Limb] = {}
 
-    @classmethod
-    def of(cls, body: Body, grid: Grid, margin: float = 0.12) -> BodyMaps:
-        """`margin` is how far garments may stand off from arms and legs (torso lengths)."""
-        x, y = grid.x[None, :], grid.y[:, None]
-        side = x - body.centre(grid.y)[:, None]
-        v = body.trunk(y - body.tilt(grid.y)[:, None] * side)
-        limbs = {}
-        for name, _ in SIDES:
-            arm = np.vstack((body.limb("arm", name), body.hand_end(name)))
-            limbs[f"{name} arm"] = _limb(grid, arm, float(body.arm_radius.table.max()) + margin, HAND_END - 2.0)
-            limbs[f"{name} leg"] = _limb(grid, body.limb("leg", name), float(body.leg_radius.table.max()) + margin, 0.0)
-        return cls(grid, side, v, limbs)
+    def limb(self, kind: str, side: str) -> Limb:
+        """`kind` is arm or leg, `side` right or left."""
+        if (kind, side) not in self._limbs:
+            joints, radius, beyond = self.body.limb(kind, side), self.body.leg_radius, 0.0
+            if kind == "arm":
+                joints, radius = np.vstack((joints, self.body.hand_end(side))), self.body.arm_radius
+                beyond = HAND_END - 2.0
+            reach = float(radius.table.max()) + _LOOSEST
+            self._limbs[kind, side] = _limb(self.grid, joints, reach, beyond)
+        return self._limbs[kind, side]
 
 
 def _limb(grid: Grid, joints: np.ndarray, reach: float, beyond: float) -> Limb:

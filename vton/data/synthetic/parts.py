@@ -24,10 +24,10 @@ def body_parts(person: Person, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     """Part ids (H, W) uint8 in 0..24 and U, V (2, H, W) float32 in 0..1, 0 outside the body."""
     body = person.body
     grid = Grid.of(person.camera, size, 1, range(size[0]))
-    maps = BodyMaps.of(body, grid)
+    maps = BodyMaps(body, grid)
     ids, uv = np.zeros(size, np.uint8), np.zeros((2, *size), np.float32)
     for side, _ in SIDES:
-        limb = maps.limbs[f"{side} leg"]
+        limb = maps.limb("leg", side)
         radius = body.leg_radius(limb.along)
         part = np.where(limb.along < 1, _THIGH[side], _SHIN[side]).astype(np.uint8)
         inside = (np.abs(limb.across) <= radius) & (limb.along < 2.1)
@@ -48,7 +48,7 @@ def body_parts(person: Person, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
 
 
 def _paint_arm(ids: np.ndarray, uv: np.ndarray, body: Body, maps: BodyMaps, side: str) -> None:
-    limb = maps.limbs[f"{side} arm"]
+    limb = maps.limb("arm", side)
     radius = body.arm_radius(limb.along)
     inner = (limb.across > 0) == (side == "right")
     upper, fore = _UPPER_ARM[side], _FOREARM[side]

@@ -92,7 +92,7 @@ def draw(
     fitted = [[Fitted(garment, person.body) for garment in outfit] for outfit in outfits]
     for rows in _bands(size, samples):
         grid = Grid.of(person.camera, size, samples, rows)
-        maps = BodyMaps.of(person.body, grid)
+        maps = BodyMaps(person.body, grid)
         for outfit, parts in zip(fitted, bands, strict=True):
             parts.append(_draw_band(person, outfit, maps, samples))
     return [Drawing(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in bands]
@@ -105,7 +105,7 @@ def draw_product(garment: Garment, size: tuple[int, int], samples: int = SAMPLES
     camera = _product_camera(worn)
     pictures, masks = [], []
     for rows in _bands(size, samples):
-        maps = BodyMaps.of(body, Grid.of(camera, size, samples, rows))
+        maps = BodyMaps(body, Grid.of(camera, size, samples, rows))
         layers = _product_layers(worn, maps)
         albedo = np.ones((layers.size, 3), np.float32)
         shade = np.ones(layers.size, np.float32)
@@ -153,7 +153,7 @@ def _draw_band(person: Person, outfit: Sequence[Fitted], maps: BodyMaps, samples
     np.clip(shade, shading.DARKEST, shading.BRIGHTEST, out=shade)
 
     centre = layers[samples // 2 :: samples, samples // 2 :: samples]
-    target = np.isin(flat, UPPER_LAYERS if outfit[0].garment.upper else LOWER_LAYERS)
+    target = _among(flat, UPPER_LAYERS if outfit[0].garment.upper else LOWER_LAYERS)
     flat_lit = np.where(target[:, None], albedo, np.float32(1))
     return (
         _average(albedo * shade[:, None], grid.shape, samples),
@@ -184,7 +184,7 @@ def _person_layers(person: Person, outfit: Sequence[Fitted], maps: BodyMaps) -> 
     lower = next((worn for worn in outfit if not worn.garment.upper), None)
     _paint(layers, face.window, face.back_hair, Layer.BACK_HAIR)
     for side, _ in SIDES:
-        limb = maps.limbs[f"{side} leg"]
+        limb = maps.limb("leg", side)
         skin = (limb.distance <= body.leg_radius(limb.along)) & (limb.along < 2.1)
         _paint(layers, limb.window, skin, Layer[f"{side.upper()}_LEG"])
         window, shoe, _ = shoe_mask(body, side, maps.grid)
@@ -220,6 +220,13 @@ def _product_layers(worn: Fitted, maps: BodyMaps) -> np.ndarray:
     for side, _ in SIDES:
         _paint_arm(layers, side, worn, worn.body, maps, skin=False)
     return layers
+
+
+def _among(layers: np.ndarray, chosen: Sequence[Layer]) -> np.ndarray:
+    """Where one of the chosen layers is seen."""
+    table = np.zeros(len(Layer), bool)
+    table[list(chosen)] = True
+    return table[layers]
 
 
 def _paint(layers: np.ndarray, window: tuple[slice, slice], mask: np.ndarray, layer: Layer) -> None:
@@ -260,7 +267,7 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
         return
     low, high = garment.trunk_range
     for side, sign in SIDES:
-        limb = maps.limbs[f"{side} leg"]
+        limb = maps.limb("leg", side)
         own_half = maps.side[limb.window] * np.float32(sign) >= 0
         cloth = (limb.distance <= worn.leg(limb.along)) & (limb.along <= garment.leg_end) & (maps.v[limb.window] > low)
         _paint(layers, limb.window, cloth & own_half, Layer[f"LOWER_{side.upper()}"])
@@ -275,7 +282,7 @@ def _paint_arm(
 
     The armhole runs from the tip of the shoulder to where the inner edge of the arm leaves the trunk.
     """
-    limb = maps.limbs[f"{side} arm"]
+    limb = maps.limb("arm", side)
     sleeved = upper is not None and upper.garment.sleeve != "none"
     skin_radius = body.arm_radius(limb.along)
     radius = upper.sleeve(limb.along) if sleeved else skin_radius
@@ -283,7 +290,7 @@ def _paint_arm(
     opening = np.clip((v + np.float32(0.05)) * np.float32(1 / 0.37), 0, 1)
     inner = limb.across if side == "right" else -limb.across
     before = (limb.along < 0.02) | (inner > radius * opening * opening * (3 - 2 * opening))
-    trunk = np.isin(layers[limb.window], (Layer.UPPER, Layer.TORSO, Layer.INSIDE))
+    trunk = _among(layers[limb.window], (Layer.UPPER, Layer.TORSO, Layer.INSIDE))
     behind = trunk & before & (v < 0.32) & (limb.along < 0.9)
     if skin:
         _paint(layers, limb.window, (limb.distance <= skin_radius) & ~behind, Layer[f"{side.upper()}_ARM"])
@@ -320,7 +327,7 @@ def _colour_skin(person: Person, maps: BodyMaps, flat: np.ndarray, albedo: np.nd
             shade[index] = np.float32(1.0) - np.float32(0.22) * np.clip((-v - np.float32(0.02)) / np.float32(0.2), 0, 1)
             continue
         side, kind = layer.name.lower().split("_")
-        along, across = _pick(maps.limbs[f"{side} {kind}"], index, maps.grid.shape[1])
+        along, across = _pick(maps.limb(kind, side), index, maps.grid.shape[1])
         radius = body.arm_radius if kind == "arm" else body.leg_radius
         shade[index] = lighting.solid(across / radius(along))
     for side, _ in SIDES:
@@ -373,9 +380,9 @@ def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.nda
             edge &= np.abs(u) < garment.neck_half + 0.02
         return across, u, v, edge
     name = layer.name.lower()
-    limb = f"{'right' if 'right' in name else 'left'} {'arm' if 'sleeve' in name else 'leg'}"
-    sign = -1.0 if "right" in name else 1.0
-    along, across = _pick(maps.limbs[limb], index, maps.grid.shape[1])
+    side_name, sign = ("right", -1.0) if "right" in name else ("left", 1.0)
+    limb = maps.limb("arm" if "sleeve" in name else "leg", side_name)
+    along, across = _pick(limb, index, maps.grid.shape[1])
     if "sleeve" in name:
         across = across / worn.sleeve(along)
         u = np.float32(sign * 0.31) + across * worn.cloth_sleeve(along)
@@ -393,19 +400,19 @@ def _shadow_of_arms(worn: Fitted, maps: BodyMaps, layers: np.ndarray, shade: np.
     shade = shade.reshape(layers.shape)
     radius = worn.sleeve if worn.garment.sleeve == "long" else worn.body.arm_radius
     for side, _ in SIDES:
-        limb = maps.limbs[f"{side} arm"]
+        limb = maps.limb("arm", side)
         own = (Layer.BACKGROUND, Layer[f"{side.upper()}_ARM"], Layer[f"{side.upper()}_SLEEVE"])
         gap = np.maximum(limb.distance - radius(limb.along), 0)
         factor = 1 - np.float32(depth) * np.exp(gap * np.float32(-1 / 0.035))
-        factor[np.isin(layers[limb.window], own) | (maps.v[limb.window] < 0.25)] = 1
+        factor[_among(layers[limb.window], own) | (maps.v[limb.window] < 0.25)] = 1
         shade[limb.window] *= factor
 
 
 def _product_camera(worn: Fitted) -> Camera:
     """Centres the garment and lets it fill nine tenths of the picture's width or height."""
-    step = 0.02
+    step = 0.03
     grid = Grid(np.arange(-1.3, 1.3, step, np.float32), np.arange(-0.4, 3.0, step, np.float32))
-    rows, columns = np.nonzero(_product_layers(worn, BodyMaps.of(worn.body, grid)))
+    rows, columns = np.nonzero(_product_layers(worn, BodyMaps(worn.body, grid)))
     top, bottom = float(grid.y[rows.min()]), float(grid.y[rows.max()])
     left, right = float(grid.x[columns.min()]), float(grid.x[columns.max()])
     scale = min(0.90 * ASPECT / (right - left), 0.90 / (bottom - top))

@@ -1,8 +1,8 @@
 """The DressCode folder of rendered data: three categories, every annotation kind, tab-separated lists.
 
 Beside the data set's own files: garment masks (LaDI-VTON), DensePose pictures and captions (IDM-VTON), repaint masks
-(CatVTON), warped garments (DCI-VTON), and what only rendered data has: `gt-unpaired`, the true picture of every unpaired
-pair, its parse map, and `meta`.
+(CatVTON), warped garments (DCI-VTON), and what only rendered data has: `gt-unpaired`, the true picture of every
+unpaired pair, its parse map, and `meta`.
 """
 
 from __future__ import annotations
