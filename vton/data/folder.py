@@ -139,23 +139,27 @@ class Folder(ABC):
         stem = place.stem.format(person=pair.person, garment=pair.garment)
         name = self._stems(base / place.folder, self.parts[part].suffixes).get(stem)
         if name is None:
-            advice = self._crossed(part, split, order, pair) or "Restore it or take its pairs out of the list."
+            advice = self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
             raise origin.error(
                 f"{what} is missing", base / place.folder / (stem + self.parts[part].suffixes[0]), advice
             )
         return base / place.folder / name
 
-    def _crossed(self, part: str, split: Split, order: Order, pair: Pair) -> str:
-        """Advice when a line names the garment first, a slip of some preparation scripts."""
-        other = {"person": "garment", "garment": "person"}.get(part)
-        place = self.place(other, split, order) if other else None
-        if place is None or pair.person == pair.garment:
+    def _crossed(self, split: Split, order: Order, pair: Pair) -> str:
+        """Advice when a line names the garment first, a slip of some preparation scripts: both files exist if swapped."""
+        swapped = Pair(pair.garment, pair.person, pair.category)
+        if pair == swapped or any(self._exists(part, split, order, pair) for part in ("person", "garment")):
             return ""
-        folder = self.base(split, pair.category) / place.folder
-        swapped = place.stem.format(person=pair.garment, garment=pair.person)
-        if swapped not in self._stems(folder, self.parts[other].suffixes):
+        if not all(self._exists(part, split, order, swapped) for part in ("person", "garment")):
             return ""
-        return f"The id is a {other} ({place.folder}/): are the columns of the pair list crossed? Person comes first."
+        return "Are the columns of the pair list crossed? Person comes first."
+
+    def _exists(self, part: str, split: Split, order: Order, pair: Pair) -> bool:
+        place = self.place(part, split, order)
+        if place is None:
+            return False
+        stems = self._stems(self.base(split, pair.category) / place.folder, self.parts[part].suffixes)
+        return place.stem.format(person=pair.person, garment=pair.garment) in stems
 
     def _stems(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         """File name by stem, listed once per folder. Where a stem has several suffixes, the one named first wins."""

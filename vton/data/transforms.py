@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as colour_ops
 
 from vton.config import AugmentConfig
 from vton.data import captions, densepose, labels, pose
@@ -25,6 +24,7 @@ Size = tuple[int, int]  # height, width
 
 GARMENT_LABELS = {name: torch.tensor(ids, dtype=torch.uint8) for name, ids in labels.GARMENT_LABELS.items()}
 LABEL_MIRROR = torch.from_numpy(labels.MIRROR)
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # of RGB; Y is luminance
 PART_MIRROR = torch.from_numpy(densepose.MIRROR)
 
 
@@ -200,13 +200,13 @@ def move_garment(record: Record, move: Move) -> Record:
 def change_colour(record: Record, change: ColourChange) -> Record:
     """One colour change for person, garment, warped garment and truth, each a function of the single pixel, so that
     a garment keeps looking alike on the hanger and on the body. The white around the in-shop garment stays white."""
-    names = [name for name in ("person", "garment", "warped_garment", "truth") if getattr(record, name) is not None]
-    photos = torch.stack([_unit(getattr(record, name)) for name in names])
-    changed = colour_ops.adjust_brightness(photos, change.brightness)
-    # About mid grey: torchvision pivots on each picture's own mean, which would part garment and person.
-    changed = ((changed - 0.5) * change.contrast + 0.5).clamp(0, 1)
-    changed = colour_ops.adjust_saturation(changed, change.saturation)
-    changed = dict(zip(names, colour_ops.adjust_hue(changed, change.hue), strict=True))
+    matrix, offset = _colour_matrix(change)
+    changed = {}
+    for name in ("person", "garment", "warped_garment", "truth"):
+        image = getattr(record, name)
+        if image is not None:
+            pixels = torch.addmm(offset, matrix, _unit(image).view(3, -1))
+            changed[name] = pixels.clamp_(0, 1).view_as(image)
     changed["garment"] = torch.where(record.garment_mask, changed["garment"], _unit(record.garment))
     return replace(record, **changed)
 
@@ -214,6 +214,21 @@ def change_colour(record: Record, change: ColourChange) -> Record:
 def _draw_move(config: AugmentConfig, rng: np.random.Generator) -> Move:
     right, down = rng.uniform(-config.shift, config.shift, 2).tolist()
     return Move(float(rng.uniform(*config.scale)), right, down)
+
+
+def _colour_matrix(change: ColourChange) -> tuple[Tensor, Tensor]:
+    """(3, 3) and (3, 1): the change as one linear map of RGB in [0, 1], clamped once at the end.
+
+    Brightness and saturation as in torchvision; contrast about mid grey, not about each picture's own mean, which would
+    part garment and person; hue as a turn of the chroma plane (YIQ), which keeps luminance.
+    """
+    angle = 2 * np.pi * change.hue
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    hue = np.linalg.inv(YIQ) @ turn @ YIQ
+    saturation = change.saturation * np.eye(3) + (1 - change.saturation) * YIQ[0]
+    matrix = hue @ saturation * (change.contrast * change.brightness)
+    offset = np.full((3, 1), 0.5 - 0.5 * change.contrast)
+    return torch.from_numpy(matrix).float(), torch.from_numpy(offset).float()
 
 
 def _grid(move: Move, size: Size) -> Tensor:

@@ -1,0 +1,254 @@
+"""VITON-HD: pair lists, both generations of names, optional folders, and what a missing file says."""
+
+import numpy as np
+import pytest
+
+from tests.data.folders import JOINTS, MISSING, body_25, config, figure, garment, save, write_json, write_viton_hd
+from vton.data import labels
+from vton.data.dataset import TryOnDataset, open_folder
+from vton.data.folder import Pair, read_pair_list
+from vton.data.sample import DataError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_viton_hd(tmp_path_factory.mktemp("viton_hd"))
+
+
+def dataset(root, split="test", order="unpaired", **settings):
+    return TryOnDataset(open_folder(config("viton_hd", root, **settings)), split, order)
+
+
+def bytes_to_image(tensor):
+    return ((tensor + 1) * 127.5).round().numpy().transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.jpg b.jpg\nc.jpg d.jpg\n",
+        "a.jpg\tb.jpg\t0\r\nc.jpg\td.jpg\t2\r\n",
+        "\n  a.png    b.jpg  x \n\n c.jpg d",
+        "\ufeffa b\nc d",
+    ],
+)
+def test_pair_list_separators(tmp_path, text):
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8", newline="")
+    assert [row[:2] for row in read_pair_list(tmp_path / "list.txt", "viton_hd")] == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("a.jpg\n", "line 1 .* 1 columns"),
+        ("a.jpg b.jpg\na b c d\n", "line 2 .* 4 columns"),
+        ("../../etc/passwd b.jpg\n", "line 1 .*plain file names"),
+        ("a.jpg /etc/passwd\n", "line 1 .*plain file names"),
+        ("a.jpg ..\n", "line 1 .*plain file names"),
+        ("a.jpg ..\\b.jpg\n", "line 1 .*plain file names"),
+        ("a.jpg .jpg\n", "line 1 .*plain file names"),
+    ],
+)
+def test_broken_pair_lists(tmp_path, text, says):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_pair_list(tmp_path / "list.txt", "viton_hd")
+
+
+def test_binary_and_absent_pair_lists(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"not readable .*list\.txt"):
+        read_pair_list(tmp_path / "list.txt", "viton_hd")
+    with pytest.raises(DataError, match=r"missing .*other\.txt"):
+        read_pair_list(tmp_path / "other.txt", "viton_hd")
+
+
+def test_training_and_paired_garment_is_the_persons_own(root):
+    """The second column of train_pairs.txt is another garment; trusting it trains on mismatched pairs."""
+    for split in ("train", "test"):
+        pairs = dataset(root, split, "paired").pairs
+        assert len(pairs) == 4 and all(pair.person == pair.garment for pair in pairs)
+    unpaired = dataset(root).pairs
+    assert unpaired[0] == Pair("01000_00", "01001_00", "upper_body")
+    assert all(pair.person != pair.garment for pair in unpaired)
+
+
+def test_sample_holds_what_the_files_hold(root):
+    sample = dataset(root)[0]
+    person, (cloth, silhouette) = figure(1000), garment(1001)
+    assert (sample.person_id, sample.garment_id, sample.order) == ("01000_00", "01001_00", "unpaired")
+    assert sample.index == 0 and sample.position == -1 and sample.pair_id == "01000_00__01001_00"
+    assert abs(bytes_to_image(sample.person) - person["photo"]).mean() < 4  # JPEG
+    assert abs(bytes_to_image(sample.garment) - cloth).mean() < 4
+    assert (sample.garment_mask[0].numpy() == silhouette).mean() > 0.995
+    assert np.array_equal(sample.parse.numpy(), person["parse"])
+    found = np.arange(18) != MISSING
+    np.testing.assert_allclose(sample.keypoints[found, :2], JOINTS[found], atol=1e-6)
+    assert sample.truth is None and sample.densepose is None
+
+
+def test_garment_is_never_visible_outside_the_mask(root):
+    sample = dataset(root, order="paired")[0]
+    worn = sample.parse == labels.UPPER
+    assert worn.any() and (sample.agnostic_mask[0][worn] == 1).all()
+    assert not (sample.agnostic * sample.agnostic_mask).any()
+    assert (sample.agnostic == sample.person * (1 - sample.agnostic_mask)).all()
+
+
+def test_paired_truth_is_the_person_and_its_garment_region(root):
+    sample = dataset(root, order="paired")[1]
+    assert (sample.truth == sample.person).all()
+    assert np.array_equal(sample.truth_garment_mask[0].numpy() > 0, figure(1001)["parse"] == labels.UPPER)
+
+
+def test_colours_are_in_rgb_order(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=1)
+    save(tmp_path / "test/image/01000_00.jpg", np.full((96, 72, 3), (250, 10, 20), np.uint8))
+    person = dataset(tmp_path, order="paired")[0].person
+    assert person[0].mean() > 0.9 and person[1:].mean() < -0.8
+
+
+def test_first_generation_of_folder_names(tmp_path, root):
+    write_viton_hd(tmp_path, parse="image-parse", keypoints="openpose-json")
+    old, new = dataset(tmp_path)[0], dataset(root)[0]
+    assert (old.parse == new.parse).all() and (old.keypoints == new.keypoints).all()
+
+
+def test_other_picture_size_and_keypoint_canvas(tmp_path):
+    """Keypoints are pixels of 768x1024 whatever the picture's size, and every part comes to data.size."""
+    write_viton_hd(tmp_path, train=1, test=1, size=(256, 192))
+    sample = dataset(tmp_path, order="paired", size=(64, 48))[0]
+    assert sample.person.shape == (3, 64, 48) and sample.parse.shape == (64, 48)
+    assert set(sample.agnostic_mask.unique().tolist()) == {0, 1} == set(sample.garment_mask.unique().tolist())
+    x, y = (sample.keypoints[7, :2] * 0.5 + sample.keypoints[6, :2] * 0.5).tolist()
+    assert sample.parse[round(y * 64), round(x * 48)] == labels.LEFT_ARM
+    # No pixel that holds any of the garment stays: the mask covers, it is not rounded.
+    assert (sample.agnostic_mask[0][sample.parse == labels.UPPER] == 1).all()
+
+
+def test_nobody_found_falls_back_to_the_parse_map(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=1)
+    write_json(tmp_path / "test/openpose_json/01000_00_keypoints.json", {"version": 1.3, "people": []})
+    sample = dataset(tmp_path, order="paired")[0]
+    assert not sample.keypoints.any() and (sample.pose_map == -1).all()
+    assert (sample.agnostic_mask[0][sample.parse == labels.UPPER] == 1).all()
+
+
+def test_folder_mask_is_used_where_there_is_one(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=1)
+    mask = np.zeros((96, 72, 3), np.uint8)
+    mask[30:60, 20:50] = 255
+    save(tmp_path / "test/agnostic-mask/01000_00_mask.png", mask)
+    auto = dataset(tmp_path, order="paired")
+    assert auto.sources["mask"] == "folder:agnostic-mask"
+    assert np.array_equal(auto[0].agnostic_mask[0].numpy() * 255, mask[..., 0])
+    derived = dataset(tmp_path, order="paired", mask_source="derive", mask_rule="box")
+    assert derived.sources["mask"] == "derive:box"
+    assert not np.array_equal(derived[0].agnostic_mask[0].numpy() * 255, mask[..., 0])
+    with pytest.raises(DataError, match=r"data\.mask_source=folder.*agnostic-mask/"):
+        dataset(tmp_path, "train", "paired", mask_source="folder")
+
+
+def test_warped_garments_from_folders(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=2)
+    warp = np.full((96, 72, 3), 255, np.uint8)
+    warp[25:55, 20:50] = (200, 30, 60)
+    mask = (warp[..., 1] < 128) * np.uint8(255)
+    for name in ("01000_00", "01001_00"):
+        save(tmp_path / f"test/unpaired-cloth-warp/{name}.png", warp)
+    sample = dataset(tmp_path)[0]  # without mask folder: what is not white
+    assert dataset(tmp_path).sources["warp"] == "folder:unpaired-cloth-warp"
+    expected = (mask > 0) & (sample.agnostic_mask[0].numpy() > 0)
+    assert np.array_equal(sample.warped_mask[0].numpy() > 0, expected)
+    assert (sample.warped_garment[:, ~expected] == 1).all()
+    assert (bytes_to_image(sample.warped_garment)[expected] == (200, 30, 60)).all()
+    half = mask.copy()
+    half[:, :30] = 0
+    for name in ("01000_00", "01001_00"):
+        save(tmp_path / f"test/unpaired-cloth-warp-mask/{name}.png", half)
+    sample = dataset(tmp_path)[0]
+    assert np.array_equal(sample.warped_mask[0].numpy() > 0, (half > 0) & (sample.agnostic_mask[0].numpy() > 0))
+    assert dataset(tmp_path, order="paired").sources["warp"] == "geometric"
+
+
+def test_warp_folder_of_any_name_and_key(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=2)
+    for i, name in enumerate(("01000_00", "01001_00")):
+        warp = np.full((96, 72, 3), 255, np.uint8)
+        warp[25:55, 20:50] = 40 + 60 * i
+        save(tmp_path / f"test/mine/{name}.png", warp)
+    settings = {"warp_folder_unpaired": "mine", "warp_source": "folder"}
+    by_person = dataset(tmp_path, **settings)[0]
+    by_garment = dataset(tmp_path, **settings, warp_key="garment")[0]
+    assert bytes_to_image(by_person.warped_garment).min() == 40
+    assert bytes_to_image(by_garment.warped_garment).min() == 100
+    with pytest.raises(DataError, match=r"data\.warp_source=folder.*cloth-warp/"):
+        dataset(tmp_path, order="paired", warp_source="folder")
+
+
+def test_garment_mask_is_derived_where_no_folder_has_it(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=1)
+    (tmp_path / "test/cloth-mask/01000_00.jpg").unlink()
+    with pytest.raises(DataError, match="test 01000_00: garment mask is missing"):  # one file: an error, not a guess
+        dataset(tmp_path, order="paired")[0]
+    (tmp_path / "test/cloth-mask").rmdir()
+    derived = dataset(tmp_path, order="paired")
+    assert derived.sources["garment_mask"] == "derive:near_white"
+    assert (derived[0].garment_mask[0].numpy() == garment(1000)[1]).mean() > 0.96  # JPEG rings at 96x72
+
+
+def test_missing_files_are_named(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=2)
+    path = tmp_path / "test/image/01000_00.jpg"
+    path.unlink()
+    with pytest.raises(DataError) as error:
+        dataset(tmp_path)[0]
+    assert str(error.value) == (
+        f"viton_hd test 01000_00: image is missing ({path}). Restore it or take its pairs out of the list. "
+        "Run `make data-check` for the full list."
+    )
+
+
+def test_sizes_that_differ_are_an_error(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=1)
+    path = tmp_path / "train/image-parse-v3/00000_00.png"
+    save(path, figure(0, (72, 96))["parse"], labels.VITON_HD_PALETTE)
+    with pytest.raises(DataError) as error:
+        dataset(tmp_path, "train", "paired")[0]
+    assert str(error.value) == (
+        f"viton_hd train 00000_00: parse map is 96x72, image is 72x96 ({path}). "
+        "Run `make data-check` for the full list."
+    )
+
+
+def test_crossed_columns_are_recognised(tmp_path):
+    write_viton_hd(tmp_path, train=1, test=2)
+    (tmp_path / "test_pairs.txt").write_text("01001_00.jpg 01000_00.jpg\n")
+    (tmp_path / "test/image/01001_00.jpg").unlink()  # 01000 is a person only, 01001 a garment only
+    (tmp_path / "test/cloth/01000_00.jpg").unlink()
+    with pytest.raises(DataError, match=r"01001_00: image is missing.*columns of the pair list crossed"):
+        dataset(tmp_path)[0]
+
+
+def test_absent_root_and_category(tmp_path, root):
+    with pytest.raises(DataError, match=r"viton_hd: no folder .*data\.root"):
+        open_folder(config("viton_hd", tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data\.category=dresses"):
+        open_folder(config("viton_hd", root, category="dresses"))
+
+
+def test_limits_take_a_prefix(root):
+    everything = dataset(root, "train", "paired").pairs
+    assert dataset(root, "train", "paired", limit_train=3).pairs == everything[:3]
+    assert dataset(root, limit_test=2).pairs == dataset(root).pairs[:2]
+    assert len(dataset(root, limit_train=1)) == 4
+
+
+def test_body_25_drops_mid_hip_and_feet(root):
+    """A joint that is shifted by one would still look like a person."""
+    assert body_25()["people"][0]["pose_keypoints_2d"][24:27] == [384, 550, 0.9]
+    joints = dataset(root)[0].keypoints
+    np.testing.assert_allclose(joints[8, :2], JOINTS[8], atol=1e-6)
+    np.testing.assert_allclose(joints[16, :2], JOINTS[16], atol=1e-6)
