@@ -1,0 +1,99 @@
+"""Rows of results.json: what tables and notebooks read. A row is one (model, data, order, region, category).
+
+    {"model": "gardiff", "data": "synthetic", "split": "test", "order": "paired", "region": "garment",
+     "category": "all", "protocol": "exact", "n": 200,
+     "metrics": {"ssim": 0.91, "psnr": 21.4, "lpips_random": 0.08, "dists_random": 0.11, "fid_random": 12.3, ...},
+     "provenance": {...}}
+
+`kid` is stored as torchmetrics returns it; tables print it times 1000, as papers do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from vton.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "torchmetrics", "numpy", "pillow", "scipy")
+
+
+@dataclass
+class Row:
+    model: str  # "gardiff", "gardiff[shuffled]" or "baseline/..."
+    data: str
+    split: str
+    order: Literal["paired", "unpaired"]
+    region: Literal["image", "garment"]
+    category: str  # "all" or a category
+    protocol: str
+    n: int  # pairs measured
+    metrics: dict[str, float]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def digest_of_ids(ids: Iterable[str]) -> str:
+    """SHA-256 of the sorted ids, one a line: two rows with the same digest measured the same pairs."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def provenance(pair_ids: Iterable[str] = (), **parts: Any) -> dict[str, Any]:
+    """The common part of every row's provenance: what the caller knows, the digest of the pair list, the versions.
+
+    The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps, guidance, device and
+    wall time as `parts`.
+    """
+    return {**parts, "pairs_sha256": digest_of_ids(pair_ids), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers depend on; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Write results.json: to a temporary name in the same folder, synced, then renamed. NaN is refused (ValueError)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump([asdict(row) for row in rows], file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_results(path: Path) -> list[Row]:
+    """Rows of a results.json. Raises UserError naming the file and the first row that does not fit."""
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as results: {error}. Run the evaluation again.") from error
+    if not isinstance(stored, list):
+        raise UserError(f"{path}: expected a list of rows, found {type(stored).__name__}.")
+    known = {item.name for item in fields(Row)}
+    for index, row in enumerate(stored):
+        if not isinstance(row, dict) or known - set(row) or set(row) - known:
+            keys = set(row) if isinstance(row, dict) else set()
+            raise UserError(
+                f"{path}: row {index} lacks {sorted(known - keys) or 'nothing'} and has unknown keys "
+                f"{sorted(keys - known) or 'none'}; it was written by another version. Run the evaluation again."
+            )
+    return [Row(**row) for row in stored]

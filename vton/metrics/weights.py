@@ -1,0 +1,104 @@
+"""Weights of the metric networks: verified files from a folder, or fixed random ones. Never downloaded.
+
+The folder (eval.weights, else $VTON_METRIC_WEIGHTS) holds the files under the names their authors publish them with;
+each name ends in the first eight digits of the file's SHA-256, which is checked:
+
+    pt_inception-2015-12-05-6726825d.pth       FID, KID (pytorch-fid; torch-fidelity calls it weights-inception-...)
+    alexnet-owt-7be5be79.pth                   LPIPS with AlexNet      (torchvision)
+    vgg16-397923af.pth                         DISTS, LPIPS with VGG   (torchvision)
+    squeezenet1_1-b8a52dc0.pth                 LPIPS with SqueezeNet   (torchvision)
+
+A metric whose file is absent runs with random weights and is named `<metric>_random`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vton.config import ConfigError
+
+VARIABLE = "VTON_METRIC_WEIGHTS"
+FILES = {
+    "inception": ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"),
+    "alex": ("alexnet-owt-7be5be79.pth",),
+    "vgg": ("vgg16-397923af.pth",),
+    "squeeze": ("squeezenet1_1-b8a52dc0.pth",),
+}
+
+
+def find(network: str, folder: str) -> Path | None:
+    """The file with the network's pretrained weights, or None. Raises ConfigError when the folder does not exist."""
+    key, folder = ("eval.weights", folder) if folder else (f"${VARIABLE}", os.environ.get(VARIABLE, ""))
+    if not folder:
+        return None
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"{key}={folder}: no such folder; it should hold {FILES[network][0]}.")
+    paths = [Path(folder).expanduser() / name for name in FILES[network]]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.Module:
+    """The network in evaluation mode, with the weights of `path`, or fixed random ones when that is None.
+
+    It is made on the meta device: constructors would draw from the global random state.
+    Raises ConfigError when the file is not what its name says.
+    """
+    with torch.device("meta"):
+        module = network()
+    module = module.to_empty(device="cpu")
+    if path is None:
+        randomise(module, seed)
+    else:
+        load(module, path)
+    return module.eval().requires_grad_(False)
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """Fill the module from a verified file; its classifier, which no metric uses, is left out."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    expected = path.stem.rsplit("-", 1)[-1]
+    if not found.startswith(expected):
+        raise ConfigError(f"{path}: SHA-256 begins with {found[:8]}, expected {expected}; fetch the file again.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    known = tuple(name for name, _ in module.named_children())
+    state = {name: value for name, value in state.items() if name.split(".")[0] in known}
+    for name, buffer in module.named_buffers():
+        if name.endswith("num_batches_tracked"):  # absent from files of 2015; used in training only
+            state.setdefault(name, torch.zeros_like(buffer))
+    module.load_state_dict(state)
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """He-uniform filters, zero biases, identity normalisation: every layer keeps the scale of its input.
+
+    Drawn with `torch.rand` from a generator of its own: uniform numbers are the same bits on every machine, and the
+    global random state stays as it was.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            bound = (6 / fan_in) ** 0.5
+            uniform = torch.rand(layer.weight.shape, generator=generator)
+            layer.weight.data.copy_((2 * uniform - 1) * bound)
+            if layer.bias is not None:
+                layer.bias.data.zero_()
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.weight.data.fill_(1)
+            layer.bias.data.zero_()
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all weights, for the provenance of a row."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()

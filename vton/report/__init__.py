@@ -1,0 +1,1 @@
+"""Results for people: tables (tables.py) and grids of pictures (grid.py)."""

@@ -1,0 +1,165 @@
+"""Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
+
+Rows can stand in one table only where they were measured the same way: same data and split, same protocol and version,
+same pairs, same metric networks. Everything else is refused, not footnoted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vton.errors import UserError
+from vton.metrics.results import Row
+
+HIGHER_IS_BETTER = ("ssim", "psnr")
+DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2}
+ORDER = tuple(DIGITS)  # of the columns
+KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
+NOTE = (
+    "*_random: the metric's own network with fixed random weights. Such values compare methods within this table; "
+    "they are not {names} and must not stand beside published numbers."
+)
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by (order, region, category), each sorted: models, controls, baselines. A lone category is not repeated.
+
+    Raises UserError when rows that were measured differently would share a table.
+    """
+    _require_same([_measured(row) for row in rows], rows, "measured differently")
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.order, row.region, row.category), []).append(row)
+    for (order, region, category), group in list(groups.items()):
+        _require_same(
+            [{"n": row.n, "pairs": row.provenance.get("pairs_sha256")} for row in group], group, "other pairs"
+        )
+        everything = groups.get((order, region, "all"), [])
+        if category != "all" and [row.n for row in group] == [row.n for row in everything]:
+            del groups[order, region, category]  # the only category: the same numbers as "all"
+    return {key: sorted(group, key=_rank) for key, group in sorted(groups.items(), key=lambda item: _place(item[0]))}
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Every group of rows as a table on the console; the best learned or free method of each column in bold."""
+    console = console or Console()
+    for key, group in grouped(rows).items():
+        metrics = _columns(group)
+        table = Table(title=_title(key, group), box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("model")
+        for metric in metrics:
+            table.add_column(_heading(metric), justify="right")
+        best = _best(group, metrics)
+        for row in group:
+            cells = [_cell(row, metric) for metric in metrics]
+            marked = [
+                f"[bold]{cell}[/]" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)
+            ]
+            table.add_row(row.model.replace("[", r"\["), *marked)
+        console.print(table)
+    note = _note(rows)
+    if note:
+        console.print(note, style="dim", markup=False)
+
+
+def table_markdown(rows: Sequence[Row]) -> str:
+    """The same tables in Markdown."""
+    parts = []
+    for key, group in grouped(rows).items():
+        metrics = _columns(group)
+        best = _best(group, metrics)
+        lines = [f"**{_title(key, group)}**", ""]
+        lines.append("| model | " + " | ".join(_heading(metric) for metric in metrics) + " |")
+        lines.append("| --- |" + " ---: |" * len(metrics))
+        for row in group:
+            cells = [_cell(row, metric) for metric in metrics]
+            marked = [f"**{cell}**" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)]
+            lines.append(f"| {row.model} | " + " | ".join(marked) + " |")
+        parts.append("\n".join(lines))
+    note = _note(rows)
+    return "\n\n".join([*parts, note.replace("*", r"\*")] if note else parts) + "\n"
+
+
+def table_json(rows: Sequence[Row]) -> str:
+    """The rows of the tables, in the tables' order, as a JSON list."""
+    return json.dumps([asdict(row) for group in grouped(rows).values() for row in group], indent=1, allow_nan=False)
+
+
+def _measured(row: Row) -> dict:
+    settings = row.provenance.get("metrics", {})
+    return {
+        "data": row.data,
+        "split": row.split,
+        "protocol": row.protocol,
+        "protocol version": settings.get("protocol", {}).get("version"),
+        "metric networks": settings.get("networks"),
+    }
+
+
+def _require_same(keys: Sequence[dict], rows: Sequence[Row], problem: str) -> None:
+    for key, row in zip(keys, rows, strict=True):
+        for name, value in key.items():
+            if value != keys[0][name]:
+                raise UserError(
+                    f"{rows[0].model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
+                    f"table, {problem}: {name} is {keys[0][name]} and {value}. Evaluate both the same way."
+                )
+
+
+def _rank(row: Row) -> int:
+    return 2 if row.model.startswith("baseline/") else 1 if row.model.endswith("]") else 0
+
+
+def _place(key: tuple[str, str, str]) -> tuple:
+    order, region, category = key
+    return order != "paired", region != "garment", category != "all", category
+
+
+def _base(metric: str) -> str:
+    return metric.split("_")[0]
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return sorted(
+        {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(_base(metric)), metric)
+    )
+
+
+def _heading(metric: str) -> str:
+    scale = f" x{KID_SCALE}" if _base(metric) == "kid" else ""
+    return f"{metric}{scale} {'↑' if _base(metric) in HIGHER_IS_BETTER else '↓'}"
+
+
+def _cell(row: Row, metric: str) -> str:
+    if metric not in row.metrics:
+        return "-"
+    scale = KID_SCALE if _base(metric) == "kid" else 1
+    return f"{row.metrics[metric] * scale:.{DIGITS[_base(metric)]}f}"
+
+
+def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
+    """Models with the best value of each metric; controls do not compete."""
+    best = {}
+    for metric in metrics:
+        values = {row.model: row.metrics[metric] for row in rows if metric in row.metrics and _rank(row) != 1}
+        choose = max if _base(metric) in HIGHER_IS_BETTER else min
+        best[metric] = {model for model, value in values.items() if value == choose(values.values())}
+    return best
+
+
+def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
+    order, region, category = key
+    row = rows[0]
+    what = "" if category == "all" else f", {category}"
+    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.protocol}"
+
+
+def _note(rows: Sequence[Row]) -> str:
+    names = sorted({_base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
+    return NOTE.format(names=", ".join(names)) if names else ""
