@@ -115,7 +115,7 @@ def build(
         shoulder, hip = (R_SHOULDER, R_HIP) if side == "right" else (L_SHOULDER, L_HIP)
         reach = sign * half["shoulder"]
         joints[shoulder] = reach, 0.02 + shoulder_tilt * reach
-        reach = sign * 0.165 * squeeze
+        reach = sign * (half["hip"] - LEG_RADIUS[0][1] * girth)  # the thigh's outer edge continues the hip
         joints[hip] = lean + reach, 1.0 + hip_tilt * reach
         for first, angles, lengths in (
             (shoulder, arm_angles[side], arm_lengths),

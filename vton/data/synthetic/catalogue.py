@@ -112,7 +112,8 @@ class Catalogue:
             camera=body.camera(rng, self.layout),
             lighting=shading.sample_lighting(rng),
             backdrop=shading.sample_backdrop(rng),
-            tucked=bool(rng.random() < 0.25),
+            # A top over the waistband would change its outline with the trousers or skirt to try on.
+            tucked=bool(rng.random() < 0.25) or entry.category == "lower_body",
         )
         rng = self.generator(_COMPANION, entry.split, entry.category, entry.position)
         companions = {"upper_body": (garment.sample_lower,), "lower_body": (garment.sample_top,), "dresses": ()}

@@ -81,16 +81,24 @@ class Garment:
 class Fitted:
     """A garment on a body: its silhouettes, and the factors from the body's coordinates to the cloth's own.
 
-    Cloth coordinates are those of the garment on the mannequin, in torso lengths.
+    Cloth coordinates are those of the garment on the mannequin, in torso lengths. A garment worn `over` another one is
+    at least as wide, so that changing it changes nothing outside the two.
     """
 
-    def __init__(self, garment: Garment, body: Body):
-        self.garment, self.body = garment, body
+    def __init__(self, garment: Garment, body: Body, over: Fitted | None = None):
+        self.garment, self.body, self.over = garment, body, over
 
     @cached_property
     def half(self) -> Profile:
         """Half-width of the trunk part over v."""
-        return self._half(self.body)
+        own = self._half(self.body)
+        if self.over is None:
+            return own
+        v = np.linspace(own.low, own.high, len(own.table), dtype=np.float32)
+        # Below the waistband only; eased in, for a smooth outline.
+        covered = np.clip((v - np.float32(LOWER_TOP)) * 8, 0, 1)
+        table = own.table + covered * np.maximum(self.over.outline(v) + np.float32(0.006) - own.table, 0)
+        return Profile(own.low, own.high, table)
 
     @cached_property
     def cloth_half(self) -> Profile:
@@ -114,6 +122,14 @@ class Fitted:
     def cloth_leg(self) -> Profile:
         return self._leg(MANNEQUIN)
 
+    def outline(self, v: np.ndarray) -> np.ndarray:
+        """Half-width of everything the garment covers at v: trousers reach to the outer edges of their legs."""
+        half = self.half(v)
+        if self.garment.kind != "trousers":
+            return half
+        gain = np.float32(float(self.leg.table.max() - self.body.leg_radius.table.max()))
+        return np.maximum(half, self.body.half(v) + gain)
+
     def across(self, side: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position across the trunk part, -1 to 1 inside it, and the cloth coordinate u there."""
         across = side / self.half(v)
@@ -127,8 +143,8 @@ class Fitted:
             worn = body.half(v.astype(np.float32)).astype(float)
             chest = float(body.half(np.float32([PROFILE_V[3]]))[0])
             straight = np.maximum(worn, np.where(v < 1, chest, 0))
-            out = worn + g.fit * (straight - worn)
-            out += g.ease * np.clip((v - 0.1) / 0.25, 0, 1)
+            out = worn + (g.fit * (straight - worn) if g.upper else 0)
+            out += g.ease * np.clip((v - 0.1) / 0.25 if g.upper else (v - 0.6) / 0.4, 0, 1)
             out -= g.shoulder_inset * np.clip((0.34 - v) / 0.3, 0, 1)
             out += g.flare * np.clip(v - 0.72, 0, None)
             if g.kind in ("skirt", "dress"):  # hangs from the hips, but never leaves a leg outside
@@ -156,7 +172,7 @@ class Fitted:
             thigh = float(body.leg_radius(np.float32([0.1]))[0])
             worn = body.leg_radius(t.astype(np.float32)).astype(float)
             hanging = np.maximum(worn, np.where(t > 0.1, thigh * 0.92, 0))
-            loose = g.fit * (hanging - worn) + g.ease * np.clip(t / 0.3, 0.3, 1)
+            loose = g.fit * (hanging - worn) + g.ease
             return worn + loose + g.sleeve_flare * np.clip(t - 0.8, 0, None)
 
         return Profile.of(radius, -0.3, 2.2)

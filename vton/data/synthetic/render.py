@@ -89,13 +89,19 @@ def draw(
 ) -> list[Drawing]:
     """The same person in each outfit, at `size` (height, width). An outfit's first garment is the one to try on."""
     bands: list[list[tuple]] = [[] for _ in outfits]
-    fitted = [[Fitted(garment, person.body) for garment in outfit] for outfit in outfits]
+    fitted = [_fit(outfit, person) for outfit in outfits]
     for rows in _bands(size, samples):
         grid = Grid.of(person.camera, size, samples, rows)
         maps = BodyMaps(person.body, grid)
         for outfit, parts in zip(fitted, bands, strict=True):
             parts.append(_draw_band(person, outfit, maps, samples))
     return [Drawing(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in bands]
+
+
+def _fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
+    lower = next((Fitted(garment, person.body) for garment in outfit if not garment.upper), None)
+    over = None if person.tucked else lower
+    return [Fitted(garment, person.body, over) if garment.upper else lower for garment in outfit]
 
 
 def draw_product(garment: Garment, size: tuple[int, int], samples: int = SAMPLES) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +116,8 @@ def draw_product(garment: Garment, size: tuple[int, int], samples: int = SAMPLES
         albedo = np.ones((layers.size, 3), np.float32)
         shade = np.ones(layers.size, np.float32)
         _colour_garment(worn, maps, layers, albedo, shade, None)
-        _shadow_of_arms(worn, maps, layers, shade, 0.14)
+        if garment.sleeve != "none":
+            _shadow_of_arms(maps, worn.sleeve, layers, shade, 0.14)
         pictures.append(_average(albedo * shade[:, None], maps.grid.shape, samples))
         masks.append(layers[samples // 2 :: samples, samples // 2 :: samples] != Layer.BACKGROUND)
     return np.concatenate(pictures), np.concatenate(masks)
@@ -147,9 +154,8 @@ def _draw_band(person: Person, outfit: Sequence[Fitted], maps: BodyMaps, samples
     head.colour(body, person.lighting, grid, face, flat, albedo, shade)
     for worn in outfit:
         _colour_garment(worn, maps, layers, albedo, shade, person.lighting)
-    for worn in outfit:
-        if worn.garment.upper:
-            _shadow_of_arms(worn, maps, layers, shade, 0.30)
+    # Of the bare arms, whatever the sleeves: other clothes keep their shading when the garment changes.
+    _shadow_of_arms(maps, body.arm_radius, layers, shade, 0.30)
     np.clip(shade, shading.DARKEST, shading.BRIGHTEST, out=shade)
 
     centre = layers[samples // 2 :: samples, samples // 2 :: samples]
@@ -272,7 +278,9 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
         cloth = (limb.distance <= worn.leg(limb.along)) & (limb.along <= garment.leg_end) & (maps.v[limb.window] > low)
         _paint(layers, limb.window, cloth & own_half, Layer[f"LOWER_{side.upper()}"])
     across, _ = worn.across(maps.side, maps.v)
-    layers[(np.abs(across) <= 1) & (maps.v >= low) & (maps.v <= high)] = Layer.LOWER
+    # Beside the crotch the legs themselves are the outline.
+    width = np.where(maps.v <= 1, np.float32(1), np.float32(0.6))
+    layers[(np.abs(across) <= width) & (maps.v >= low) & (maps.v <= high)] = Layer.LOWER
 
 
 def _paint_arm(
@@ -287,7 +295,7 @@ def _paint_arm(
     skin_radius = body.arm_radius(limb.along)
     radius = upper.sleeve(limb.along) if sleeved else skin_radius
     v = maps.v[limb.window]
-    opening = np.clip((v + np.float32(0.05)) * np.float32(1 / 0.37), 0, 1)
+    opening = np.clip((v - np.float32(0.03)) * np.float32(1 / 0.29), 0, 1)
     inner = limb.across if side == "right" else -limb.across
     before = (limb.along < 0.02) | (inner > radius * opening * opening * (3 - 2 * opening))
     trunk = _among(layers[limb.window], (Layer.UPPER, Layer.TORSO, Layer.INSIDE))
@@ -395,10 +403,9 @@ def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.nda
     return across, u, v + blend * (np.float32(1) + along * np.float32(0.81) - v), along > garment.leg_end - 0.05
 
 
-def _shadow_of_arms(worn: Fitted, maps: BodyMaps, layers: np.ndarray, shade: np.ndarray, depth: float) -> None:
-    """Contact shadow of arms and sleeves on what lies behind them, except the backdrop."""
+def _shadow_of_arms(maps: BodyMaps, radius: Profile, layers: np.ndarray, shade: np.ndarray, depth: float) -> None:
+    """Contact shadow of the arms, `radius` thick, on what lies behind them, except the backdrop."""
     shade = shade.reshape(layers.shape)
-    radius = worn.sleeve if worn.garment.sleeve == "long" else worn.body.arm_radius
     for side, _ in SIDES:
         limb = maps.limb("arm", side)
         own = (Layer.BACKGROUND, Layer[f"{side.upper()}_ARM"], Layer[f"{side.upper()}_SLEEVE"])

@@ -1,0 +1,503 @@
+"""The renderer: exact annotations, real file formats, determinism, and folders that are never half written."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from vton.config import DataConfig, SyntheticConfig
+from vton.data import labels, pose
+from vton.data.agnostic import agnostic_mask
+from vton.data.dataset import TryOnDataset, dataset_root, open_folder
+from vton.data.sample import DataError
+from vton.data.synthetic import STAMP, Defects, ensure, keypoints, render, words, write, writing
+from vton.data.synthetic.catalogue import CATEGORIES, LAYOUTS, Catalogue
+from vton.data.synthetic.parts import body_parts
+
+SIZE = (128, 96)
+SKIN = (labels.NECK, labels.LEFT_ARM, labels.RIGHT_ARM, labels.LEFT_LEG, labels.RIGHT_LEG)
+
+
+@pytest.fixture(scope="module")
+def viton(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "viton"
+    write(root, layout="viton_hd", size=SIZE, train=3, test=4, seed=5, workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def dresscode(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "dresscode"
+    write(root, layout="dresscode", size=SIZE, train=2, test=3, seed=5, workers=1)
+    return root
+
+
+def files(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def scenes(layout, count):
+    """(category, scene, drawings worn and unpaired) of the first test entries, over all categories."""
+    catalogue = Catalogue(layout, SIZE, 1, count, 11)
+    for entry in catalogue.of("test"):
+        scene = catalogue.scene(entry)
+        outfits = [scene.outfit(), scene.outfit(catalogue.garment(catalogue.other(entry)))]
+        yield entry.category, scene, render.draw(scene.person, outfits, SIZE)
+
+
+def interior(mask, pixels=1):
+    return ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=pixels)
+
+
+# ---- determinism
+
+
+def test_files_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "_CHUNK", 2)
+    for workers in (1, 2):
+        write(tmp_path / str(workers), layout="viton_hd", size=(48, 36), train=3, test=2, seed=3, workers=workers)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+def test_the_seed_changes_everything_that_is_drawn(tmp_path, viton):
+    write(tmp_path / "a", layout="viton_hd", size=SIZE, train=3, test=4, seed=6, workers=1)
+    a, b = files(tmp_path / "a"), files(viton)
+    drawn = [name for name in a if name.endswith((".jpg", ".png")) and name in b]
+    assert len(drawn) >= 98  # 14 pictures of each of the 7 entries
+    assert not [name for name in drawn if a[name] == b[name]]
+
+
+def test_the_test_set_does_not_depend_on_the_number_of_training_pairs():
+    small, large = (Catalogue("viton_hd", SIZE, train, 3, 0) for train in (1, 9))
+    for a, b in zip(small.of("test"), large.of("test"), strict=True):
+        assert a.id != b.id
+        assert small.garment(a) == large.garment(b)
+        assert (small.scene(a).person.body.joints == large.scene(b).person.body.joints).all()
+        assert small.other(a).position == large.other(b).position
+
+
+def test_large_pictures_are_drawn_in_bands_without_seams(monkeypatch):
+    catalogue = Catalogue("viton_hd", SIZE, 1, 2, 0)
+    scene = catalogue.scene(catalogue.entries[0])
+    (whole,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    monkeypatch.setattr(render, "_BAND", 5_000)
+    (banded,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    for name in ("picture", "parse", "garment", "garment_mask"):
+        assert (getattr(whole, name) == getattr(banded, name)).all(), name
+
+
+# ---- exactness
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_joints_lie_on_their_limbs(layout):
+    garments = {labels.UPPER, labels.DRESS, labels.PANTS, labels.SKIRT}
+    arms, legs = {labels.LEFT_ARM, labels.RIGHT_ARM}, {labels.LEFT_LEG, labels.RIGHT_LEG}
+    shoes = {labels.LEFT_SHOE, labels.RIGHT_SHOE}
+    allowed = {joint: garments | arms for joint in range(2, 8)}
+    allowed |= {joint: garments | legs | arms | shoes for joint in range(8, 14)}
+    allowed |= {0: {labels.FACE}, 1: garments | arms | {labels.NECK, labels.HAIR}}
+    for joint in (2, 5):
+        allowed[joint] = allowed[joint] | {labels.NECK, labels.HAIR}
+    own = {3: labels.RIGHT_ARM, 4: labels.RIGHT_ARM, 6: labels.LEFT_ARM, 7: labels.LEFT_ARM}
+    own |= {9: labels.RIGHT_LEG, 10: labels.RIGHT_LEG, 12: labels.LEFT_LEG, 13: labels.LEFT_LEG}
+    hits = {joint: 0 for joint in own}
+    for _, scene, (worn, _) in scenes(layout, 12):
+        points = scene.person.camera.to_canvas(scene.person.body.joints[pose.FROM_BODY_25], SIZE[1], SIZE[0])
+        for joint, (x, y) in enumerate(points):
+            if joint not in allowed or not (0 <= x < SIZE[1] and 0 <= y < SIZE[0]):
+                continue
+            label = int(worn.parse[int(y), int(x)])
+            assert label in allowed[joint], (joint, labels.NAMES[label])
+            hits[joint] = hits.get(joint, 0) + (label == own.get(joint))
+    assert hits[4] and hits[7]  # bare wrists carry the label of their own side
+    if layout == "dresscode":
+        assert hits[10] and hits[13]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_left_and_right_are_the_persons(layout):
+    for _, scene, (worn, _) in scenes(layout, 6):
+        body, camera = scene.person.body, scene.person.camera
+        for label, joint in ((labels.RIGHT_ARM, 4), (labels.LEFT_ARM, 7)):
+            x, y = camera.to_canvas(body.joints[joint], SIZE[1], SIZE[0])
+            rows, columns = np.nonzero(worn.parse == label)
+            if rows.size > 20 and 0 < x < SIZE[1] - 1 and 0 < y < SIZE[0] - 1:
+                assert np.hypot(rows - y, columns - x).min() < 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_parse_map_matches_the_picture(layout):
+    for _, scene, (worn, _) in scenes(layout, 4):
+        height, width = SIZE
+        y, x = (np.mgrid[:height, :width] + 0.5) / np.reshape(SIZE, (2, 1, 1))
+        backdrop = scene.person.backdrop.colour(x.ravel().astype("f4"), y.ravel().astype("f4")).reshape(*SIZE, 3)
+        flat = ndimage.maximum_filter(backdrop, (3, 3, 1)) - ndimage.minimum_filter(backdrop, (3, 3, 1)) < 0.02
+        background = interior(worn.parse == labels.BACKGROUND) & flat.all(-1)
+        difference = np.abs(worn.picture.astype(float) - 255 * backdrop)[background]
+        assert difference.max() < 2
+        shown = interior(worn.garment_mask)
+        label = {"top": labels.UPPER, "dress": labels.DRESS, "skirt": labels.SKIRT, "trousers": labels.PANTS}
+        assert ((worn.parse == label[scene.garment.kind]) == worn.garment_mask).all()
+        # On the person the cloth keeps its colour up to shading.
+        ratio = (worn.picture[shown].mean(-1) + 1) / (worn.garment[shown].mean(-1) + 1)
+        assert ratio.min() > 0.5 and ratio.max() < 1.25 and ratio.std() > 0.02
+        assert (worn.garment[~ndimage.binary_dilation(worn.garment_mask, np.ones((3, 3)))] == 255).all()
+
+
+def test_the_cloth_on_the_person_is_that_of_the_product_picture():
+    """Without anti-aliasing both show exactly the texture's two colours, in the same proportion."""
+    catalogue, compared = Catalogue("viton_hd", SIZE, 60, 2, 0), 0
+    for entry in catalogue.of("train"):
+        scene, cloth = catalogue.scene(entry), catalogue.garment(entry).texture
+        if "stripes" not in cloth.kind or cloth.trim or cloth.sleeves or scene.garment.sleeve != "none":
+            continue
+        (worn,) = render.draw(scene.person, [scene.outfit()], SIZE, samples=1)
+        product, mask = render.draw_product(scene.garment, SIZE, samples=1)
+        colours = np.round(np.array([cloth.base, cloth.accent]) * 255)
+        on_person, in_shop = worn.garment[worn.garment_mask].astype(int), product[mask].astype(int)
+        assert (np.abs(on_person[:, None] - colours).max(-1).min(-1) <= 1).all()
+        shares = [(np.abs(pixels - colours[1]).max(-1) <= 1).mean() for pixels in (on_person, in_shop)]
+        assert abs(shares[0] - shares[1]) < 0.2
+        compared += 1
+    assert compared >= 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_unpaired_truth_differs_only_where_garment_or_skin_is(layout):
+    for category, _, (worn, truth) in scenes(layout, 8):
+        garment = np.isin(worn.parse, labels.GARMENT_LABELS[category]) | truth.garment_mask
+        skin = np.isin(worn.parse, SKIN) & np.isin(truth.parse, SKIN + labels.GARMENT_LABELS[category])
+        changed = (worn.picture != truth.picture).any(-1)
+        assert not (changed & ~ndimage.binary_dilation(garment | skin, np.ones((3, 3)))).any()
+        assert (changed & garment).sum() > 0.5 * garment.sum()
+        shared = interior((worn.parse == labels.BACKGROUND) & (truth.parse == labels.BACKGROUND))
+        assert (worn.picture[shared] == truth.picture[shared]).all()
+        face = interior(worn.parse == labels.FACE)
+        assert (worn.picture[face] == truth.picture[face]).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_body_parts_follow_the_body_not_the_clothes(layout):
+    for _, scene, (worn, truth) in scenes(layout, 4):
+        parts, uv = body_parts(scene.person, SIZE)
+        assert uv.dtype == np.float32 and uv.min() >= 0 and uv.max() <= 1
+        assert not uv[:, parts == 0].any()
+        for drawing in (worn, truth):
+            for label, ids in ((labels.LEFT_ARM, (4, 15, 17, 19, 21)), (labels.RIGHT_ARM, (3, 16, 18, 20, 22))):
+                shown = interior(drawing.parse == label)
+                assert np.isin(parts[shown], ids).all()
+            assert np.isin(parts[interior(drawing.parse == labels.FACE)], (23, 24)).all()
+
+
+def test_nothing_of_the_worn_garment_shows_in_the_agnostic_picture(viton):
+    for line in (viton / "test_pairs.txt").read_text().splitlines():
+        name = line.split()[0].removesuffix(".jpg")
+        parse = np.asarray(Image.open(viton / f"test/image-parse-v3/{name}.png"))
+        mask = np.asarray(Image.open(viton / f"test/agnostic-mask/{name}_mask.png"))
+        assert mask.shape == (*SIZE, 3) and set(np.unique(mask)) == {0, 255}
+        assert (mask[parse == labels.UPPER] == 255).all()
+        assert 0.1 < (mask > 0).mean() < 0.5
+        agnostic = np.asarray(Image.open(viton / f"test/agnostic-v3.2/{name}.jpg")).astype(int)
+        assert np.abs(agnostic[interior(mask[..., 0] > 0, 8)] - 128).max() <= 2
+        agnostic_parse = np.asarray(Image.open(viton / f"test/image-parse-agnostic-v3.2/{name}.png"))
+        assert not np.isin(agnostic_parse, (labels.UPPER, labels.NECK)).any()
+        assert (agnostic_parse == labels.FACE).sum() == (parse == labels.FACE).sum()
+
+
+# ---- identities
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_test_garments_never_occur_in_training(layout):
+    catalogue = Catalogue(layout, SIZE, 150, 60, 0)
+    garments = {split: [catalogue.garment(entry) for entry in catalogue.of(split)] for split in ("train", "test")}
+    textures = {split: {garment.texture for garment in found} for split, found in garments.items()}
+    assert not textures["train"] & textures["test"]
+    letters = {split: {t.mark for t in found if t.kind == "text"} for split, found in textures.items()}
+    assert letters["train"] and letters["test"] and not letters["train"] & letters["test"]
+
+
+@pytest.mark.parametrize("test", [2, 3, 17])
+def test_unpaired_order_is_a_derangement_within_each_category(test):
+    catalogue = Catalogue("dresscode", SIZE, 1, test, 4)
+    entries = catalogue.of("test")
+    others = [catalogue.other(entry) for entry in entries]
+    assert all(
+        entry.id != other.id and entry.category == other.category for entry, other in zip(entries, others, strict=True)
+    )
+    assert sorted(other.id for other in others) == [entry.id for entry in entries]
+
+
+def test_textures_stay_recognisable_at_128_pixels():
+    for layout, scale in (("viton_hd", 0.365), ("dresscode", 0.287)):
+        catalogue = Catalogue(layout, SIZE, 100, 2, 0)
+        for entry in catalogue.of("train"):
+            cloth = catalogue.garment(entry).texture
+            feature = cloth.period * (2 * cloth.duty if cloth.kind == "dots" else min(cloth.duty, 1 - cloth.duty))
+            if "stripes" in cloth.kind or cloth.kind in ("checks", "dots"):
+                assert feature * scale * 128 > 3.3, cloth
+
+
+# ---- formats
+
+
+def test_viton_hd_holds_every_official_folder_and_format(viton):
+    names = ["00003_00", "00004_00", "00005_00", "00006_00"]
+    expected = {
+        "image": ("{}.jpg", "RGB"), "cloth": ("{}.jpg", "RGB"), "cloth-mask": ("{}.jpg", "L"),
+        "image-parse-v3": ("{}.png", "P"), "image-parse-agnostic-v3.2": ("{}.png", "P"),
+        "agnostic-v3.2": ("{}.jpg", "RGB"), "agnostic-mask": ("{}_mask.png", "RGB"),
+        "openpose_img": ("{}_rendered.png", "RGB"), "image-densepose": ("{}.jpg", "RGB"),
+        "cloth-warp": ("{}.jpg", "RGB"), "cloth-warp-mask": ("{}.jpg", "L"), "gt_cloth_warped_mask": ("{}.jpg", "L"),
+        "unpaired-cloth-warp": ("{}.jpg", "RGB"), "unpaired-cloth-warp-mask": ("{}.jpg", "L"),
+    }  # fmt: skip
+    for folder, (pattern, mode) in expected.items():
+        assert sorted(p.name for p in (viton / "test" / folder).iterdir()) == [pattern.format(name) for name in names]
+        with Image.open(viton / "test" / folder / pattern.format(names[0])) as image:
+            assert image.size == SIZE[::-1] and image.mode == mode, folder
+    with Image.open(viton / "train/image/00000_00.jpg") as image:
+        assert image.layer[0][1:3] == (2, 2) and image.layer[1][1:3] == (1, 1)  # chroma 4:2:0
+        assert max(image.quantization[0]) <= 12  # quality 95
+
+
+def test_viton_hd_lists_name_the_unpaired_garment_in_both_splits(viton):
+    for split, ids in (("train", range(3)), ("test", range(3, 7))):
+        rows = [line.split(" ") for line in (viton / f"{split}_pairs.txt").read_text().splitlines()]
+        assert [row[0] for row in rows] == [f"{i:05d}_00.jpg" for i in ids]
+        assert sorted(row[1] for row in rows) == sorted(row[0] for row in rows)
+        assert all(len(row) == 2 and row[0] != row[1] for row in rows)
+    truths = {path.stem for path in (viton / "test/gt-unpaired").iterdir()}
+    rows = [line.replace(".jpg", "").split() for line in (viton / "test_pairs.txt").read_text().splitlines()]
+    assert truths == {"__".join(row) for row in rows}
+    assert truths == {path.stem for path in (viton / "test/gt-unpaired-parse").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "palette", "count"),
+    [
+        ("viton", "test/image-parse-v3", labels.VITON_HD_PALETTE, 20),
+        ("viton", "test/gt-unpaired-parse", labels.VITON_HD_PALETTE, 20),
+        ("dresscode", "dresses/label_maps", labels.DRESSCODE_PALETTE, 18),
+        ("dresscode", "upper_body/gt-unpaired-parse", labels.DRESSCODE_PALETTE, 18),
+    ],
+)
+def test_parse_maps_carry_the_exact_palette(request, root, path, palette, count):
+    for file in (request.getfixturevalue(root) / path).iterdir():
+        with Image.open(file) as image:
+            assert image.mode == "P" and bytes(image.getpalette()) == palette
+            assert np.asarray(image).max() < count and len(np.unique(np.asarray(image))) > 4
+
+
+def test_openpose_files_are_on_the_768x1024_canvas(viton):
+    content = json.loads((viton / "test/openpose_json/00003_00_keypoints.json").read_text())
+    (person,) = content["people"]
+    assert content["version"] == 1.3 and person["person_id"] == [-1]
+    for part, length in (("pose", 75), ("face", 210), ("hand_left", 63), ("hand_right", 63)):
+        table = np.reshape(person[f"{part}_keypoints_2d"], (-1, 3))
+        assert table.size == length and person[f"{part}_keypoints_3d"] == []
+        assert (table[:, :2] >= 0).all() and (table[:, :2] < (768, 1024)).all()
+        assert (table[table[:, 2] == 0] == 0).all()
+    body = np.reshape(person["pose_keypoints_2d"], (25, 3))
+    assert body[8, 1] > 550  # hips in the lower half of 1024 rows, whatever the picture's size
+    assert body[5, 0] > body[2, 0]  # the left shoulder is on the right half
+
+
+def test_dresscode_keypoints_follow_the_data_sets_conventions(dresscode):
+    missing = 0
+    for path in dresscode.glob("*/keypoints/*_2.json"):
+        rows = json.loads(path.read_text())["keypoints"]
+        assert len(rows) == 18
+        found = [row for row in rows if row[2] > 0]
+        assert all(row == [-1, -1, 0, -1] for row in rows if row not in found)
+        assert [row[3] for row in found] == list(range(len(found)))
+        assert all(row[0] == int(row[0]) < 384 and row[1] == int(row[1]) < 512 for row in found)
+        assert rows[0][1] == 0 and rows[0][2] > 0  # cropped heads: nose present at the upper border
+        assert rows[10][1] > 384 or rows[13][1] > 384  # feet in the lowest quarter of 512 rows
+        missing += len(rows) - len(found)
+    assert missing
+
+
+def test_dresscode_lists_and_ids(dresscode):
+    order = [("train", c) for c in CATEGORIES for _ in range(2)] + [("test", c) for c in CATEGORIES for _ in range(3)]
+    ids = {key: [] for key in order}
+    for number, key in enumerate(order):
+        ids[key].append(f"{number:06d}")
+    for name, split in (("train_pairs.txt", "train"), ("test_pairs_paired.txt", "test")):
+        expected = [f"{i}_0.jpg\t{i}_1.jpg\t{n}" for n, c in enumerate(CATEGORIES) for i in ids[split, c]]
+        assert (dresscode / name).read_text() == "".join(f"{line}\n" for line in expected)
+    whole = [line.split("\t") for line in (dresscode / "test_pairs_unpaired.txt").read_text().splitlines()]
+    for number, category in enumerate(CATEGORIES):
+        own = [line.split("\t") for line in (dresscode / category / "test_pairs_unpaired.txt").read_text().splitlines()]
+        assert own == [row[:2] for row in whole if row[2] == str(number)]
+        assert sorted(row[0][:6] for row in own) == sorted(row[1][:6] for row in own) == ids["test", category]
+        assert all(row[0][:6] != row[1][:6] for row in own)
+        for person, garment in own:
+            assert (dresscode / category / "gt-unpaired" / f"{person[:6]}__{garment[:6]}.png").is_file()
+        captions = [line.split(" ", 1) for line in (dresscode / category / "dc_caption.txt").read_text().splitlines()]
+        assert [name for name, _ in captions] == [f"{i}_1.jpg" for s in ("train", "test") for i in ids[s, category]]
+        assert all(1 <= len(words.split()) <= 8 for _, words in captions)
+    triplets = [line.split("\t") for line in (dresscode / "multigarment_test_triplets.txt").read_text().splitlines()]
+    assert sorted(row[0] for row in triplets) == sorted(
+        f"{i}_0.jpg" for i in ids["test", "upper_body"] for _ in range(3)
+    )
+    assert {row[1][:6] for row in triplets} <= set(ids["test", "upper_body"])
+    assert {row[2][:6] for row in triplets} <= set(ids["test", "lower_body"])
+
+
+def test_dresscode_holds_every_kind_of_file(dresscode):
+    for category in CATEGORIES:
+        first = json.loads((dresscode / STAMP).read_text())["train"] * CATEGORIES.index(category)
+        for path, mode in {
+            "images/{}_0.jpg": "RGB", "images/{}_1.jpg": "RGB", "masks/{}_1.png": "L", "label_maps/{}_4.png": "P",
+            "skeletons/{}_5.jpg": "RGB", "dense/{}_5.png": "L", "image-densepose/{}_0.jpg": "RGB",
+            "agnostic_masks/{}_0.png": "L", "warped_cloth/{}_0.jpg": "RGB", "warped_mask/{}_0.png": "L",
+        }.items():  # fmt: skip
+            with Image.open(dresscode / category / path.format(f"{first:06d}")) as image:
+                assert image.size == SIZE[::-1] and image.mode == mode, path
+        with np.load(dresscode / category / f"dense/{first:06d}_5_uv.npz") as arrays:
+            assert arrays["uv"].shape == (2, *SIZE) and arrays["uv"].dtype == np.float32
+
+
+def test_tags_have_idm_vtons_structure(viton):
+    entries = json.loads((viton / "test/vitonhd_test_tagged.json").read_text())["data"]
+    assert [entry["file_name"] for entry in entries] == [f"{i:05d}_00.jpg" for i in range(3, 7)]
+    for entry in entries:
+        assert [tag["tag_name"] for tag in entry["tag_info"]] == list(words.TAGS)
+        for kind in ("image", "cloth"):
+            box = entry["image"][kind]["bbox"]
+            assert 0 <= box["left"] < box["left"] + box["width"] <= 1 and 0 < box["height"] <= 1
+        assert entry["image"]["cloth"]["image_width"] == 768
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_readers_accept_every_sample_in_both_orders(tmp_path, layout):
+    rendered = SyntheticConfig(layout=layout, train=1, test=2, seed=1, workers=1)
+    config = DataConfig(name="synthetic", root=str(tmp_path), size=(64, 48), synthetic=rendered, densepose=True)
+    ensure(dataset_root(config), layout=layout, size=config.size, train=1, test=2, seed=1, workers=1)
+    for split, order in (("train", "paired"), ("test", "paired"), ("test", "unpaired")):
+        samples = TryOnDataset(open_folder(config), split, order)
+        assert len(samples) == (1 if split == "train" else 2) * (3 if layout == "dresscode" else 1)
+        for sample in (samples[i].check() for i in range(len(samples))):
+            assert sample.truth is not None and sample.truth_garment_mask.any()
+            assert bool((sample.truth != sample.person).any()) == (order == "unpaired")
+
+
+# ---- defects
+
+
+def test_defects_are_written_where_asked_for(tmp_path):
+    defects = Defects(
+        empty_people=1, missing_joints=1.0, untagged=2, gray_palette=True, smooth_parse=True, swapped_sides=1,
+        paired_in_unpaired=2, no_agnostic=True, old_names=True, missing_file="test/cloth/00002_00.jpg",
+    )  # fmt: skip
+    write(tmp_path, layout="viton_hd", size=SIZE, train=1, test=4, seed=0, workers=1, defects=defects)
+    people = [len(json.loads(p.read_text())["people"]) for p in sorted((tmp_path / "test/openpose-json").iterdir())]
+    assert people == [0, 1, 1, 1]
+    (person,) = json.loads((tmp_path / "test/openpose-json/00003_00_keypoints.json").read_text())["people"]
+    body = np.reshape(person["pose_keypoints_2d"], (25, 3))
+    assert (body[[3, 4, 6, 7]] == 0).all() and (body[[2, 5], 2] > 0).all()
+    assert len(json.loads((tmp_path / "test/vitonhd_test_tagged.json").read_text())["data"]) == 2
+    with Image.open(tmp_path / "test/image-parse/00001_00.png") as image:
+        assert image.mode == "L" and np.asarray(image).max() < 20
+    same = [row.split()[0] == row.split()[1] for row in (tmp_path / "test_pairs.txt").read_text().splitlines()]
+    assert same[:2] == [True, True]
+    assert not (tmp_path / "test/agnostic-mask").exists() and not (tmp_path / "test/image-parse-v3").exists()
+    assert not (tmp_path / "test/cloth/00002_00.jpg").exists() and (tmp_path / "test/cloth/00003_00.jpg").exists()
+    assert json.loads((tmp_path / STAMP).read_text())["defects"] == asdict(defects)
+
+
+def test_label_defects_change_the_parse_map_alone(tmp_path):
+    plain, broken = tmp_path / "plain", tmp_path / "broken"
+    arguments = {"layout": "viton_hd", "size": SIZE, "train": 1, "test": 6, "seed": 0, "workers": 1}
+    write(plain, **arguments)
+    write(broken, **arguments, defects=Defects(skirt_as_pants=True, swapped_sides=1))
+    a, b = files(plain), files(broken)
+    changed = {name for name in a if a[name] != b[name]} - {STAMP}
+    assert changed and all(name.startswith(("test/image-parse-v3/", "train/image-parse-v3/")) for name in changed)
+    before, after = (np.asarray(Image.open(r / "test/image-parse-v3/00001_00.png")) for r in (plain, broken))
+    assert ((before == labels.LEFT_ARM) == (after == labels.RIGHT_ARM)).all()
+    skirts = [np.asarray(Image.open(path)) for path in (broken / "test/image-parse-v3").iterdir()]
+    assert not any((parse == labels.SKIRT).any() for parse in skirts)
+    assert any((np.asarray(Image.open(p)) == labels.SKIRT).any() for p in (plain / "test/image-parse-v3").iterdir())
+
+
+# ---- ensure
+
+ARGUMENTS = {"layout": "viton_hd", "size": (32, 24), "train": 1, "test": 2, "seed": 0, "workers": 1}
+
+
+def test_ensure_renders_once(tmp_path, monkeypatch):
+    root = tmp_path / "deep" / "set"
+    ensure(root, **ARGUMENTS)
+    before = files(root)
+    monkeypatch.setattr(writing, "write", lambda *a, **k: pytest.fail("rendered again"))
+    ensure(root, **ARGUMENTS)
+    assert files(root) == before
+    assert [path.name for path in root.parent.iterdir()] == ["set"]
+    assert json.loads((root / STAMP).read_text())["renderer"] == writing.RENDERER_VERSION
+
+
+def test_a_failed_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(writing.write_viton_hd, "write_lists", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ensure(tmp_path / "set", **ARGUMENTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ensure_accepts_what_another_process_finished_first(tmp_path, monkeypatch):
+    root, real = tmp_path / "set", writing.write
+
+    def write_twice(target, **arguments):
+        real(root, **arguments)
+        real(target, **arguments)
+
+    monkeypatch.setattr(writing, "write", write_twice)
+    ensure(root, **ARGUMENTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_ensure_names_the_parameters_that_differ(tmp_path):
+    ensure(tmp_path / "set", **ARGUMENTS)
+    with pytest.raises(DataError, match=r"seed is 0, wanted 9.*remove the folder") as error:
+        ensure(tmp_path / "set", **{**ARGUMENTS, "seed": 9})
+    assert "train" not in str(error.value).split("holds")[1]
+    with pytest.raises(DataError, match="size is .*wanted"):
+        ensure(tmp_path / "set", **{**ARGUMENTS, "size": (48, 36)})
+    with pytest.raises(DataError, match="defects"):
+        ensure(tmp_path / "set", **ARGUMENTS, defects=Defects(untagged=1))
+
+
+@pytest.mark.parametrize("content", [None, "not json", "[]"])
+def test_ensure_leaves_other_folders_alone(tmp_path, content):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"mine")
+    if content is not None:
+        (tmp_path / "photos" / STAMP).write_text(content)
+    with pytest.raises(DataError, match="photos"):
+        ensure(tmp_path / "photos", **ARGUMENTS)
+    assert (tmp_path / "photos/holiday.jpg").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"layout": "viton"}, {"size": (8, 6)}, {"train": 0}, {"test": 1}, {"layout": "viton_hd", "train": 100_000}],
+)
+def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, wrong):
+    with pytest.raises(DataError, match="synthetic"):
+        ensure(tmp_path / "set", **{**ARGUMENTS, **wrong})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_safe_masks_of_all_categories_hide_the_garment():
+    for category, scene, (worn, _) in scenes("dresscode", 6):
+        rows = np.array(keypoints.coco_18(scene.person, np.random.default_rng(0)))
+        joints = keypoints.coco_18_pixels(rows, pose.DRESSCODE_CANVAS, SIZE)
+        mask = agnostic_mask(worn.parse, joints, category)
+        assert mask[worn.garment_mask].all()
