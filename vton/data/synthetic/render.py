@@ -312,7 +312,7 @@ def shoe_mask(body: Body, side: str, grid: Grid) -> tuple[tuple[slice, slice], n
     toe = body.joints[R_TOE if side == "right" else L_TOE]
     ankle = body.limb("leg", side)[2]
     window = grid.window(ankle[0] - 0.3, ankle[0] + 0.3, ankle[1] - 0.1, ankle[1] + 0.4)
-    x, y = grid.x[None, window[1]] - ankle[0], grid.y[window[0], None] - ankle[1] - 0.03
+    x, y = grid.x[None, window[1]] - ankle[0], grid.y[window[0], None] - ankle[1] - 0.07
     axis = toe - ankle
     length = float(np.hypot(*axis))
     dx, dy = axis / length
