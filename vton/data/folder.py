@@ -146,7 +146,7 @@ class Folder(ABC):
         return base / place.folder / name
 
     def _crossed(self, split: Split, order: Order, pair: Pair) -> str:
-        """Advice when a line names the garment first, a slip of some preparation scripts: both files exist if swapped."""
+        """Advice when a line names the garment first, a slip of some scripts: only swapped do both files exist."""
         swapped = Pair(pair.garment, pair.person, pair.category)
         if pair == swapped or any(self._exists(part, split, order, pair) for part in ("person", "garment")):
             return ""

@@ -1,0 +1,168 @@
+"""The data module: one endless stream that depends on seed and place alone, and evaluation of each sample once."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.data.folders import config, write_dresscode, write_viton_hd
+from vton.config import AugmentConfig
+from vton.data.module import EndlessBatches, RankShare, TryOnDataModule
+from vton.data.sample import DataError, TryOnBatch
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_viton_hd(tmp_path_factory.mktemp("data"), train=5, test=5)
+
+
+def module(root, name="viton_hd", seed=0, batch_size=2, **settings):
+    return TryOnDataModule(config(name, root, **settings), seed=seed, batch_size=batch_size, eval_batch_size=2)
+
+
+def take(sampler, count):
+    return list(itertools.islice(sampler, count))
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def equal(one, other):
+    return one.position == other.position and all(
+        torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
+        if isinstance(a, torch.Tensor)
+    )  # fmt: skip
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+    draws = flat(take(EndlessBatches(7, 3, seed=0), 14))
+    assert [draw.position for draw in draws] == list(range(42))
+    epochs = [[draw.index for draw in draws[i : i + 7]] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+    assert draws != flat(take(EndlessBatches(7, 3, seed=1), 14))
+
+
+def test_stream_starts_anywhere():
+    whole = flat(take(EndlessBatches(7, 3, seed=0), 10))
+    assert flat(take(EndlessBatches(7, 3, seed=0, start=11), 5)) == whole[11:26]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_global_batch(world):
+    alone = take(EndlessBatches(11, 2 * world, seed=4), 6)
+    ranks = [take(EndlessBatches(11, 2, seed=4, share=lambda r=rank: (r, world)), 6) for rank in range(world)]
+    assert [flat(shares) for shares in zip(*ranks, strict=True)] == alone
+
+
+def test_evaluation_takes_every_sample_once_on_any_number_of_processes():
+    for count, world in itertools.product((1, 5, 21), (1, 2, 3)):
+        shares = [RankShare(count, lambda r=rank, w=world: (r, w)) for rank in range(world)]
+        assert sorted(flat(shares)) == list(range(count))
+        assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+
+
+def test_training_batches_do_not_depend_on_workers_restarts_or_cache(root):
+    batches = take(module(root).train_dataloader(), 7)
+    assert [batch.position for batch in batches] == [[2 * i, 2 * i + 1] for i in range(7)]
+    for other in (module(root, workers=2), module(root, cache="memory")):
+        assert all(map(equal, take(other.train_dataloader(), 7), batches))
+    resumed = module(root)
+    resumed.start(6)
+    assert all(map(equal, take(resumed.train_dataloader(), 4), batches[3:]))
+    assert not equal(next(iter(module(root, seed=1).train_dataloader())), batches[0])
+
+
+def test_training_is_augmented_and_evaluation_is_not(root):
+    every = AugmentConfig(flip=1, affine=0, garment_affine=0, colour=0)
+    batch = next(iter(module(root, augment=every).train_dataloader()))
+    plain = next(iter(module(root, augment=AugmentConfig(0, 0, garment_affine=0, colour=0)).train_dataloader()))
+    assert batch.person_id == plain.person_id and torch.equal(batch.person, plain.person.flip(-1))
+    evaluated = module(root, augment=every)
+    first = next(iter(evaluated.eval_dataloader("paired")))
+    assert torch.equal(first.person[0], evaluated.eval_dataset("paired")[0].person)
+    assert torch.equal(first.person, next(iter(module(root).eval_dataloader("paired"))).person)
+
+
+def test_loading_leaves_the_global_random_state(root):
+    before = torch.get_rng_state()
+    take(module(root).train_dataloader(), 2)
+    list(module(root).eval_dataloader("paired"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("order", ["paired", "unpaired"])
+def test_evaluation_is_sequential_and_complete(root, order):
+    batches = list(module(root).eval_dataloader(order))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert flat(batch.index for batch in batches) == list(range(5))
+    assert {name for batch in batches for name in batch.order} == {order}
+    assert all(batch.position == [-1] * len(batch) for batch in batches)
+    assert (batches[0].truth is None) == (order == "unpaired")
+    assert sum(len(batch) for batch in module(root, limit_test=3).eval_dataloader(order)) == 3
+
+
+def test_validation_pairs_are_fixed_and_spread(root, tmp_path):
+    assert module(root).val_batch("paired", 2).index == [0, 2]
+    assert module(root).val_batch("unpaired", 50).index == [0, 1, 2, 3, 4]
+    dresscode = module(write_dresscode(tmp_path), name="dresscode")
+    assert dresscode.val_batch("paired", 3).category == ["upper_body", "lower_body", "dresses"]
+
+
+def test_training_pictures_are_plain_persons_and_garments(root):
+    pictures = module(root).training_pictures(4)
+    assert pictures.shape == (4, 3, 96, 72) and pictures.abs().max() <= 1
+    stream = module(root).train_dataset()
+    assert torch.equal(pictures[0], stream.pairs[0].person) and torch.equal(pictures[1], stream.pairs[0].garment)
+    assert len(module(root).training_pictures(1000)) == 10
+
+
+def test_memory_cache_reads_files_once(tmp_path):
+    write_viton_hd(tmp_path, train=2, test=1)
+    loader = iter(module(tmp_path, cache="memory").train_dataloader())
+    first = next(loader)
+    for path in (tmp_path / "train").rglob("*.*"):
+        path.unlink()
+    second = next(loader)
+    assert sorted(first.index) == sorted(second.index) and first.position != second.position
+    record = module(write_viton_hd(tmp_path / "b", train=1, test=1), cache="memory").train_dataset().pairs.record(0)
+    assert record.person.dtype == record.parse.dtype == torch.uint8 and record.agnostic_mask.dtype == torch.bool
+
+
+def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_viton_hd(tmp_path / "data", train=2, test=1)
+    (tmp_path / "data/test/image/01000_00.jpg").write_bytes(b"")
+    for checked in (module(tmp_path / "data"), module(tmp_path / "data", check=False)):
+        checked.prepare_data()
+    module(tmp_path / "data").setup("test")
+    module(tmp_path / "data", check=False).setup("fit")
+    with pytest.raises(DataError, match=r"1 required file .*\n.*test 01000_00: image is an empty file"):
+        module(tmp_path / "data").setup("fit")
+
+
+def test_trainer_sees_an_endless_loader(root):
+    """Lightning must stop by steps, not by a length it finds; and it moves our batches as one object."""
+    from lightning import LightningModule, Trainer
+
+    class Seen(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.positions = []
+
+        def training_step(self, batch):
+            assert isinstance(batch, TryOnBatch)
+            self.positions += batch.position
+            return self.weight.sum() * 0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    seen = Seen()
+    Trainer(
+        max_steps=6, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    ).fit(seen, train_dataloaders=module(root).train_dataloader())  # fmt: skip
+    assert seen.positions == list(range(12))
