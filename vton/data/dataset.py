@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from vton.data import labels, transforms
 from vton.data import record as records
 from vton.data.agnostic import agnostic_mask
 from vton.data.dresscode import DressCode
-from vton.data.folder import Folder, PairFiles, Split
+from vton.data.folder import Folder, Pair, PairFiles, Split
 from vton.data.images import WHITE
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
@@ -42,20 +43,26 @@ def open_folder(config: DataConfig) -> Folder:
 
 
 class TryOnDataset(Dataset):
-    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises DataError."""
+    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises DataError.
 
-    def __init__(self, folder: Folder, split: Split, order: Order):
+    shuffled: the control experiment. Every sample keeps its person, truth and name but gets the garment of the next
+    pair of its category, fitted to its own person. A model that uses its garment must get worse.
+    Records stay in this process when data.cache is "memory".
+    """
+
+    def __init__(self, folder: Folder, split: Split, order: Order, shuffled: bool = False):
         config = folder.config
         self.folder = folder
         self.split = split
         self.order = order
-        limit = config.limit_train if split == "train" else config.limit_test
-        self.pairs = folder.pairs(split, order)[: limit or None]
+        self.pairs = limited(folder.pairs(split, order), config.limit_train if split == "train" else config.limit_test)
+        self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()
         if config.densepose and not self._exists("densepose"):
             raise self._absent("densepose", "data.densepose=true", "Use data.densepose=false for models without it.")
         self._warp = None if self.warp_source == "folder" else warp_source(self.warp_source)
+        self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -65,18 +72,25 @@ class TryOnDataset(Dataset):
 
     def record(self, index: int) -> Record:
         """Pair `index`, decoded and brought to data.size."""
-        config, pair = self.folder.config, self.pairs[index]
+        if self._kept is None:
+            return self._decode(index)
+        if index not in self._kept:
+            self._kept[index] = self._decode(index)
+        return self._kept[index]
+
+    def _decode(self, index: int) -> Record:
+        size, pair = self.folder.config.size, self.pairs[index]
         files = self.folder.files(self.split, self.order, pair)
-        size = config.size
-        person, garment = files.photo("person"), files.photo("garment")
+        clothes = self.folder.files(self.split, self.order, self.garments[index])
+        person, garment = files.photo("person"), clothes.photo("garment")
         parse, joints = files.labels("parse", person.size), files.joints()
-        silhouette = transforms.resize_silhouette(files.garment_mask(garment), size)
+        silhouette = transforms.resize_silhouette(clothes.garment_mask(garment), size)
         repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
         garment = transforms.resize_photo(garment, size)
-        warped, warped_mask = self._warped(files, garment, silhouette, joints, repaint)
+        warped, warped_mask = self._warped(clothes, garment, silhouette, joints, repaint)
         truth, worn = self._truth(files)
         return Record(
-            index=index, dataset=self.folder.dataset, pair=pair, order=self.order, annotation=files.annotation(),
+            index=index, dataset=self.folder.dataset, pair=pair, order=self.order, annotation=clothes.annotation(),
             person=records.picture(transforms.resize_photo(person, size)),
             garment=records.picture(garment),
             warped_garment=records.picture(warped),
@@ -170,26 +184,39 @@ class Draw(NamedTuple):
 
 
 class TrainingStream(Dataset):
-    """Augmented training samples, addressed by Draw. Records are kept in this process when data.cache is "memory"."""
+    """Augmented training samples, addressed by Draw."""
 
     def __init__(self, pairs: TryOnDataset, seed: int):
         self.pairs = pairs
         self.seed = seed
-        self._kept: dict[int, Record] | None = {} if pairs.folder.config.cache == "memory" else None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, draw: Draw) -> TryOnSample:
         changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
-        return transforms.to_sample(transforms.augment(self.record(draw.index), changes), draw.position)
+        return transforms.to_sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
 
-    def record(self, index: int) -> Record:
-        if self._kept is None:
-            return self.pairs.record(index)
-        if index not in self._kept:
-            self._kept[index] = self.pairs.record(index)
-        return self._kept[index]
+
+def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    """`limit` pairs spread evenly over the list, so that every category stays; all of them for 0."""
+    if not limit or limit >= len(pairs):
+        return list(pairs)
+    return [pairs[place * len(pairs) // limit] for place in range(limit)]
+
+
+def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
+    """For every pair another of its category, in a cycle. Raises DataError for a category with a single pair."""
+    places: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        places.setdefault(pair.category, []).append(place)
+    others = list(pairs)
+    for category, members in places.items():
+        if len(members) == 1:
+            raise DataError(f"{category} has a single pair, so garments cannot be exchanged; use eval.shuffled=false.")
+        for place, other in zip(members, members[1:] + members[:1], strict=True):
+            others[place] = pairs[other]
+    return others
 
 
 def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:

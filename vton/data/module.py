@@ -98,7 +98,8 @@ class TryOnDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self._start = 0
         self._stream: TrainingStream | None = None
-        self._evaluated: dict[Order, TryOnDataset] = {}
+        self._evaluated: dict[tuple[Order, bool], TryOnDataset] = {}
+        self._predicted: tuple[Order, bool] = ("unpaired", False)
 
     @property
     def root(self) -> Path:
@@ -141,15 +142,23 @@ class TryOnDataModule(LightningDataModule):
         batches = EndlessBatches(len(stream), self.batch_size, self.seed, self._start)
         return self._loader(stream, batch_sampler=batches)
 
-    def eval_dataset(self, order: Order) -> TryOnDataset:
-        """The test split, un-augmented, in list order; item i has index i."""
-        if order not in self._evaluated:
-            self._evaluated[order] = TryOnDataset(open_folder(self.config), "test", order)
-        return self._evaluated[order]
+    def eval_dataset(self, order: Order, shuffled: bool = False) -> TryOnDataset:
+        """The test split, un-augmented, in list order; item i has index i. `shuffled` exchanges the garments."""
+        key = (order, shuffled)
+        if key not in self._evaluated:
+            self._evaluated[key] = TryOnDataset(open_folder(self.config), "test", order, shuffled)
+        return self._evaluated[key]
 
-    def eval_dataloader(self, order: Order) -> DataLoader:
+    def predicting(self, order: Order, shuffled: bool = False) -> None:
+        """Choose what predict_dataloader delivers; the trainer asks for it on every process."""
+        self._predicted = (order, shuffled)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.eval_dataloader(*self._predicted)
+
+    def eval_dataloader(self, order: Order, shuffled: bool = False) -> DataLoader:
         """Every test pair exactly once over all processes, which may therefore have different numbers of batches."""
-        pairs = self.eval_dataset(order)
+        pairs = self.eval_dataset(order, shuffled)
         return self._loader(pairs, batch_size=self.eval_batch_size, sampler=RankShare(len(pairs)))
 
     def val_batch(self, order: Order, count: int) -> TryOnBatch:
@@ -163,7 +172,7 @@ class TryOnDataModule(LightningDataModule):
         N is `count`, or what the list has. For fitting a codec.
         """
         stream = self.train_dataset()
-        rows = [stream.record(index) for index in _spread((count + 1) // 2, len(stream))]
+        rows = [stream.pairs.record(index) for index in _spread((count + 1) // 2, len(stream))]
         pictures = [transforms.normalise(image) for row in rows for image in (row.person, row.garment)]
         return torch.stack(pictures[:count])
 

@@ -185,19 +185,3 @@ class TryOnBatch:
             if isinstance(value, Tensor):
                 values[column.name] = value[picked]
         return TryOnBatch(**values)
-
-    def with_garments_of(self, other: Sequence[int]) -> TryOnBatch:
-        """Row i keeps its person but takes everything that belongs to the garment from row other[i].
-
-        The control experiment of the evaluation: a model that uses its garment must get worse. The warped garment
-        lies on another body; it is cut to this row's agnostic mask.
-        """
-        order = list(other)
-        garment = self[order]
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        for name in ("garment", "garment_mask", "garment_caption", "warped_garment"):
-            values[name] = getattr(garment, name)
-        inside = self.agnostic_mask
-        values["warped_mask"] = garment.warped_mask * inside
-        values["warped_garment"] = torch.where(values["warped_mask"] > 0, garment.warped_garment, 1.0)
-        return TryOnBatch(**values)

@@ -59,6 +59,12 @@ class GarDiff(TryOnModule):
     def image_encoder(self):
         return self.clip if self.config.model.clip.trained else self.frozen["clip"]
 
+    def trained_parameters(self) -> list[dict]:
+        """UNet, adapter and token MLPs (text after Eq. 10); the image encoder too where it starts from scratch."""
+        unread = () if self.config.model.clip_tokens == "pooled" else ("post_layernorm", "visual_projection")
+        named = self.named_parameters()
+        return [{"params": [p for name, p in named if not any(part in name for part in unread)]}]
+
     def condition(self, batch: TryOnBatch) -> Conditions:
         model: GarDiffConfig = self.config.model
         with torch.no_grad():

@@ -1,0 +1,140 @@
+"""Every registered architecture: what a new one inherits by having a folder under vton/models."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.batches import random_batch, tiny_module
+from vton import registry
+from vton.diffusion import noise
+from vton.diffusion.sampling import sample
+from vton.info import describe, meta_batch
+from vton.models.pretrained import load_state
+
+pytestmark = pytest.mark.parametrize("model", registry.names())
+
+
+def randomised(module):
+    """Small random values on top of the weights: at initialisation zeros hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def trained(module) -> set[int]:
+    return {id(p) for group in module.trained_parameters() for p in group["params"]}
+
+
+def test_prediction_is_shaped_like_the_latents_and_finite(model):
+    module, batch = randomised(tiny_module(model)), random_batch(2)
+    conditions = module.condition(batch)
+    assert all(len(tensor) == 2 for tensor in conditions.values())
+    z, t = torch.randn(2, *module.latent_shape()), torch.tensor([3, 900])
+    prediction = module.denoise(z, t, conditions, module.garment_features(conditions, t))
+    assert prediction.shape == z.shape and torch.isfinite(prediction).all()
+
+
+def test_gradients_reach_every_trained_parameter_and_no_other(model):
+    module = randomised(tiny_module(model, "model.condition_dropout=0.5"))
+    module.configure_optimizers()
+    module.training_step(random_batch(4), 0).backward()
+    own = trained(module)
+    for name, parameter in module.named_parameters():
+        has_gradient = parameter.grad is not None and parameter.grad.abs().max() > 0
+        assert has_gradient == (id(parameter) in own), name
+    for name, network in module.frozen.items():
+        assert all(p.grad is None and not p.requires_grad for p in network.parameters()), name
+
+
+def test_frozen_networks_stay_out_of_the_state(model):
+    module = tiny_module(model)
+    assert not any(key.startswith(tuple(f"{name}." for name in module.frozen)) for key in module.state_dict())
+
+
+def test_training_draws_depend_on_position_only(model):
+    module, batch = tiny_module(model), random_batch(4)
+    module.train()
+    first = module.training_step(batch, 0)
+    again = module.training_step(batch, 7)
+    batch.position = [p + 100 for p in batch.position]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, module.training_step(batch, 0))
+
+
+def test_a_picture_does_not_depend_on_its_batch(model):
+    module = randomised(tiny_module(model)).eval()
+    together, alone = module.generate(random_batch(3)), module.generate(random_batch(1, first=1))
+    assert together.shape == (3, 3, 64, 48) and together.abs().max() <= 1
+    torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_guidance_in_one_batch_equals_two_passes(model):
+    module, batch = randomised(tiny_module(model)).eval(), random_batch(2)
+    with torch.no_grad():
+        conditions = module.condition(batch)
+        null = module.unconditional(conditions)
+        assert {k: v.shape for k, v in null.items()} == {k: v.shape for k, v in conditions.items()}
+        z, t = torch.randn(2, *module.latent_shape()), torch.tensor([500, 500])
+        cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
+        assert (cond - uncond).abs().max() > 1e-4  # the garment is really dropped
+
+        module.config.sampler.guidance, module.config.sampler.steps = 2.0, 1
+        draws = [noise.generator(0, i) for i in range(2)]
+        z = noise.normal(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z)
+        together = sample(module, conditions, module.latent_shape(), module.config.sampler, module.objective, draws)
+        t = torch.full((2,), 999)
+        cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
+    guided = uncond + 2.0 * (cond - uncond)
+    torch.testing.assert_close(together, module.objective.clean(z, t, guided), atol=1e-4, rtol=1e-4)
+
+
+def test_dropping_rows_leaves_the_others_alone(model):
+    module, batch = randomised(tiny_module(model)), random_batch(3)
+    conditions = module.condition(batch)
+    dropped = module.drop(conditions, torch.tensor([False, True, False]))
+    null = module.unconditional(conditions)
+    for name, tensor in conditions.items():
+        assert torch.equal(dropped[name][0], tensor[0]) and torch.equal(dropped[name][2], tensor[2])
+        assert torch.equal(dropped[name][1], null[name][1])
+
+
+def test_weights_round_trip_bit_equal(model):
+    module, other = randomised(tiny_module(model)), tiny_module(model)
+    load_state(other, module.state_dict(), "state")
+    batch = random_batch(2)
+    assert torch.equal(module.eval().generate(batch), other.eval().generate(batch))
+
+
+def test_the_picture_depends_on_the_garment(model):
+    module = randomised(tiny_module(model)).eval()
+    batch = random_batch(2)
+    other = {name: getattr(batch, name).flip(0) for name in ("garment", "garment_mask", "warped_garment")}
+    shuffled = replace(batch, **other)
+    assert (module.generate(batch) - module.generate(shuffled)).abs().max() > 1e-3
+
+
+def test_it_overfits_four_pairs(model):
+    module = tiny_module(model, "train.lr=2e-3", "train.warmup_steps=1", "train.schedule=constant")
+    optimizer = module.configure_optimizers()["optimizer"]
+    batch, losses = random_batch(4), []
+    for step in range(100):
+        batch.position = [4 * step + i for i in range(4)]
+        loss = module.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_info_counts_without_allocating(model, preset):
+    from vton.config import load
+
+    rows = describe(load(f"model={model}", f"preset={preset}"))
+    assert sum(row["trained"] for row in rows["networks"]) > 0
+    assert rows["flops"]["denoise"] > 0
+    assert meta_batch((64, 48)).person.device.type == "cpu"  # the meta device is left when info is done
