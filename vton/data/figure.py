@@ -21,11 +21,13 @@ class Figure:
     """size: the shoulder distance that the person would show from the front, px.
 
     arms: (2, 3, 2) shoulder, elbow, wrist; legs: (2, 3, 2) hip, knee, ankle; picture-left limb first.
+    arms_seen: (2, 3) bool, False where the joint was completed.
     """
 
     size: float
     arms: np.ndarray
     legs: np.ndarray
+    arms_seen: np.ndarray
 
     @classmethod
     def of(cls, joints: np.ndarray) -> Figure | None:
@@ -55,7 +57,7 @@ class Figure:
         legs = [
             _limb(xy, valid, LEGS[side], hips[i], down, (THIGH * size, SHANK * size)) for i, side in enumerate(sides)
         ]
-        return cls(size, np.array(arms), np.array(legs))
+        return cls(size, np.array(arms), np.array(legs), valid[[ARMS[side] for side in sides]])
 
     @property
     def shoulders(self) -> np.ndarray:
@@ -115,9 +117,16 @@ class Line:
     def length(self) -> float:
         return float(self._at[-1])
 
+    @property
     def knots(self) -> np.ndarray:
         """(N,) lengths at which the points lie."""
         return self._at
+
+    @property
+    def direction(self) -> np.ndarray:
+        """(2,) unit vector of the first segment."""
+        first = self.points[1] - self.points[0]
+        return first / max(np.linalg.norm(first), 1e-6)
 
     def at(self, length: np.ndarray) -> np.ndarray:
         """(..., 2) points at the given lengths."""

@@ -1,8 +1,8 @@
 """Landmarks of an in-shop garment from its silhouette alone.
 
 The mask is reduced to at most 160 rows and turned upright by its mirror symmetry. Then rows are read outwards from the
-axis: a sleeve shows as background with garment above it (its gap to the torso), whose corner is the armpit; a leg as the
-gap between the legs, whose top is the crotch. What one side hides, the other side tells.
+axis. A sleeve shows as background with garment above it, its gap to the torso, whose corner is the armpit; legs show as
+the gap between them, whose top is the crotch. What one side hides, the other side tells.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from vton.data.figure import Line
 
 ROWS = 160  # height at which silhouettes are read; more moves landmarks by less than a pixel of 256
 SECTIONS = 6  # cross-sections of a limb, besides its root
+ARMPIT_DEPTH = 0.62  # usual height of an armpit below the shoulder tips, in widths of the chest
+OVERLAP = 0.02  # by which torso and sleeve overlap, in widths: seams would show as cracks
 SLEEVE = 0.28  # what reaches further out than this beyond the armpit, in torso half-widths, is a sleeve
 
 
@@ -42,9 +44,9 @@ class Limb:
 class Silhouette:
     """A garment taken apart. Lengths in pixels of the garment picture.
 
-    origin: (2,) point of the axis at shoulder height (tops, dresses), crotch height (trousers) or at the top (skirts)
+    origin: (2,) point of the axis at shoulder height (tops, dresses) or at the top (trousers, skirts)
     across, down: (2,) unit vectors of the upright garment
-    width:  armpit to armpit (tops, dresses), hip width at the crotch (trousers), waistband (skirts)
+    width:  across the chest just below the armpits (tops, dresses) or of the waistband (trousers, skirts)
     extent: lengths above and below the origin that the garment reaches
     spread: largest half-width of the body
     body:   (H, W) bool, the garment without its limbs
@@ -73,16 +75,19 @@ def read_top(mask: np.ndarray) -> Silhouette | None:
         return _sleeveless(view, hem)
     armpits = [own or other for own, other in zip(armpits, armpits[::-1], strict=True)]
     edges = _torso_edges(halves, armpits, hem)
+    armpits = [_hidden_armpit(*side) for side in zip(halves, edges, armpits, strict=True)]
     tips = [_tip(half, column) for half, (column, _) in zip(halves, armpits, strict=True)]
     shoulder = float(np.mean([row for _, row in tips]))
+    width = 1 + sum(column for column, _ in armpits)
     limbs, body = [], mask.copy()
     for side in (0, 1):
-        cut = [tips[side], *((edges[side][row], row) for row in range(armpits[side][1], view.height))]
+        below = range(int(armpits[side][1]) + 1, view.height)
+        cut = [tips[side], armpits[side], *((edges[side][row], row) for row in below)]
         limb = _sleeve(view, side, tips[side], armpits[side], cut)
         limbs.append(limb)
         if limb is not None:
-            body &= ~view.beyond(side, cut, 0.02 * sum(column for column, _ in armpits))
-    return view.silhouette(shoulder, sum(column for column, _ in armpits) + 1, hem, body, tuple(limbs))
+            body &= ~view.beyond(side, cut, OVERLAP * width)
+    return view.silhouette(shoulder, width, hem, body, tuple(limbs))
 
 
 def read_bottom(mask: np.ndarray) -> Silhouette | None:
@@ -91,14 +96,13 @@ def read_bottom(mask: np.ndarray) -> Silhouette | None:
     if view is None:
         return None
     widths = view.mask.sum(axis=1)
+    waist = float(np.median(widths[: max(2, view.height // 25)]))
     crotch = _crotch(view, widths)
     if crotch is None:
-        waist = float(np.median(widths[: max(2, view.height // 25)]))
         return view.silhouette(0, waist, view.height - 1, mask)
-    width = float(widths[crotch])
     limbs = tuple(_leg(view, side, crotch) for side in (0, 1))
-    body = mask & ~view.below(crotch + 0.04 * width)
-    return view.silhouette(crotch, width, view.height - 1, body, limbs)
+    body = mask & ~view.below(crotch + 0.04 * waist)
+    return view.silhouette(0, waist, crotch, body, limbs)
 
 
 class Upright:
@@ -170,7 +174,7 @@ class Upright:
 
 
 def _turned(mask, box, angle: float, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The box's content turned by `angle` and reduced, cropped to the garment; with corner and matrix that lead back."""
+    """The box's content turned by `angle`, reduced and cropped to the garment; corner and matrix that lead back."""
     left, top, right, bottom = box
     scale = max(1.0, (bottom - top + 1) / rows)
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
@@ -258,6 +262,24 @@ def _torso_edges(halves, armpits, hem: int) -> list[np.ndarray]:
     return edges
 
 
+def _hidden_armpit(half: np.ndarray, edge: np.ndarray, corner: tuple[int, int]) -> tuple[float, float]:
+    """(distance from the axis, row) of the armpit itself, given the corner of the gap; `edge` gains what lies between.
+
+    A hanging sleeve touches the torso down to a gap that begins well below the armpit, where the torso has narrowed.
+    The armpit is then put at its usual height on the torso's edge, prolonged upwards.
+    """
+    column, row = corner
+    shoulder = _tip(half, column)[1]
+    usual = shoulder + ARMPIT_DEPTH * (2 * column + 1)
+    rows = np.arange(row + 1, min(row + max(4, round(0.6 * column)), len(edge)))
+    if row <= usual + 1 or len(rows) < 4:
+        return float(column), float(row)
+    slope = float(np.clip(-np.polyfit(rows, edge[rows], 1)[0], 0, 0.3))
+    between = np.arange(max(int(usual), 0), row + 1)
+    edge[between] = column + slope * (row - between)
+    return float(edge[between[0]]), float(between[0])
+
+
 def _gap_edges(half: np.ndarray, armpit: tuple[int, int], hem: int) -> np.ndarray:
     last, start = float(armpit[0]), max(1, int(0.3 * armpit[0]))
     edges = np.full(half.shape[0], np.nan)
@@ -269,9 +291,9 @@ def _gap_edges(half: np.ndarray, armpit: tuple[int, int], hem: int) -> np.ndarra
     return edges
 
 
-def _tip(half: np.ndarray, column: int) -> tuple[float, float]:
+def _tip(half: np.ndarray, column: float) -> tuple[float, float]:
     """(distance, row) of the shoulder tip: the top of the garment above the armpit, a little further out."""
-    column = min(int(round(1.03 * column)), half.shape[1] - 1)
+    column = min(round(1.03 * column), half.shape[1] - 1)
     window = half[:, max(column - 1, 0) : column + 2]
     return float(column), float(np.median([window[:, i].argmax() for i in range(window.shape[1])]))
 
@@ -290,7 +312,7 @@ def _sleeve(view: Upright, side: int, tip, armpit, cut) -> Limb | None:
     joint = root[0] + 0.4 * (root[1] - root[0])
     ys, xs = np.nonzero(beyond)
     line, at, width = _strip(np.stack([xs, ys], axis=1).astype(float), joint, root[1])
-    region = view.full & view.beyond(side, cut, -0.02 * 2 * armpit[0])
+    region = view.full & view.beyond(side, cut, -OVERLAP * 2 * armpit[0])
     return _limb(view, side, root, line, at, width, region)
 
 
@@ -345,12 +367,11 @@ def _sleeveless(view: Upright, hem: int) -> Silhouette:
     rows = np.arange(view.height)
     reached = np.flatnonzero(rows >= 1.6 * edges)  # the chest lies about 1.6 of its half-widths below the shoulders
     chest = float(edges[min(reached[0] if len(reached) else hem, hem)])
-    top = edges[: max(2, view.height // 25)].max()
-    if top > 0.85 * chest:
+    upper = edges[: max(2, int(0.8 * chest))]
+    if upper[len(upper) // 20 :].min() > 0.88 * chest:  # as wide as the chest from the first rows on: strapless
         shoulder = -1.2 * chest
     else:
-        upper = edges[: max(2, int(0.8 * chest))]
-        row = int(upper.argmax())
+        row = int((upper > 0.95 * upper.max()).argmax())
         shoulder = row + 0.35 * max(chest - upper[row], 0)  # shoulders slope down towards their tips
     return view.silhouette(shoulder, 2 * chest + 1, hem, view.full)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+from scipy import ndimage
 
 from vton.data import shapes
 from vton.data.figure import Figure, Line
@@ -77,13 +79,37 @@ class NoWarp:
 class Proportions:
     """How garments sit on joints, in units of Figure.size. Joints lie inside the body, garments on its outline."""
 
-    chest: float = 1.1  # armpit to armpit of a worn top
-    shoulder_lift: float = 0.2  # shoulder tips above the shoulder joints
-    hips: float = 1.1  # width of worn trousers at the crotch
-    crotch_drop: float = 0.15  # crotch below the hip joints
-    waist: float = 0.95  # width of a skirt's waistband
-    waist_rise: float = 0.45  # waistband above the hip joints
-    long_sleeve: float = 0.85  # a limb that covers this fraction of its bones ends at wrist or ankle
+    chest: float = 1.06  # width of a worn top below the armpits
+    shoulder_lift: float = 0.18  # shoulder tips above the shoulder joints
+    waist: float = 0.97  # width of a worn waistband
+    waist_rise: float = 0.42  # waistband above the hip joints
+    forearm: float = 0.2  # full width of a bare forearm
+    hand: float = 0.2  # a hand's reach beyond the wrist
+    bare_from: float = 0.8  # where along a sleeveless upper arm it begins to lie in front of the trunk
+    long_limb: float = 0.85  # a sleeve or leg that covers this fraction of its bones ends at wrist or ankle
+
+
+@dataclass(frozen=True)
+class Place:
+    """The garment's frame on the body: its axis along the spine, its rows across it."""
+
+    silhouette: Silhouette
+    spine: Line  # shoulders, hips, knees, ankles: the middle of each pair
+    across: np.ndarray  # (4, 2) unit vectors to the picture's right at these heights
+    start: float  # length along the spine at which the silhouette's origin lies
+    scale: float  # person px per garment px along the spine
+    side_scale: float  # the same across it; less for a person turned to the side
+
+    def height(self, points: np.ndarray) -> np.ndarray:
+        """(N,) lengths along the spine of (N, 2) garment points."""
+        return self.start + self.scale * ((points - self.silhouette.origin) @ self.silhouette.down)
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) places on the person of (N, 2) garment points."""
+        length = self.height(points)
+        across = np.stack([np.interp(length, self.spine.knots, self.across[:, i]) for i in (0, 1)], axis=-1)
+        aside = (points - self.silhouette.origin) @ self.silhouette.across
+        return self.spine.at(length) + self.side_scale * aside[:, None] * across
 
 
 @dataclass(frozen=True)
@@ -105,61 +131,69 @@ class GeometricWarp:
 
     def __call__(self, garment, garment_mask, joints, agnostic_mask, category):
         _check(garment, garment_mask, joints, agnostic_mask)
-        parts = self.parts(garment_mask, joints, category)
-        if parts:
-            warped, mask = _render(garment, parts, agnostic_mask)
+        figure = Figure.of(joints)
+        silhouette = (read_bottom if category == "lower_body" else read_top)(garment_mask)
+        if figure is not None and silhouette is not None:
+            place = self._place(figure, silhouette, category)
+            parts = self.parts(figure, place, category)
+            hidden = self.bare_arms(figure, place, agnostic_mask.shape)
+            warped, mask = _render(garment, garment_mask, parts, agnostic_mask, hidden)
             if mask.any():
                 return warped, mask
         return fit_box(garment, garment_mask, agnostic_mask)
 
-    def parts(self, garment_mask: np.ndarray, joints: np.ndarray, category: Category) -> list[Part]:
-        """Back to front; empty where the body or the silhouette cannot be read."""
-        figure = Figure.of(joints)
-        silhouette = (read_bottom if category == "lower_body" else read_top)(garment_mask)
-        if figure is None or silhouette is None:
-            return []
-        place = self._frame(figure, silhouette, category)
-        parts = [_body_part(silhouette, place)]
-        lower = category == "lower_body"
-        for side, bones in enumerate(figure.legs if lower else figure.arms):
-            limb = silhouette.limbs[side]
+    def bare_arms(self, figure: Figure, place: Place, shape: tuple[int, int]) -> np.ndarray:
+        """(h, w) bool: what sleeves leave bare of forearms and hands. It lies in front of the trunk, as a rule.
+
+        Only where the wrist was found: behind the back it usually is not.
+        """
+        drawing = shapes.Drawing(shape)
+        own, size = self.proportions, figure.size
+        for limb, arm, seen in zip(place.silhouette.limbs, figure.arms, figure.arms_seen, strict=True):
+            if not seen[1:].all():
+                continue
+            line = Line(arm)
+            cuff = self._lengths(limb, line, place)[-1] if limb is not None else 0.0
+            bare = np.linspace(max(cuff, own.bare_from * line.knots[1]), line.length + own.hand * size, 12)
+            for start, end in pairwise(line.at(bare)):
+                drawing.limb([start, end], own.forearm * size)
+        return drawing.mask
+
+    def parts(self, figure: Figure, place: Place, category: Category) -> list[Part]:
+        """The trunk, then its limbs."""
+        parts = [_body_part(place)]
+        for side, bones in enumerate(figure.legs if category == "lower_body" else figure.arms):
+            limb = place.silhouette.limbs[side]
             if limb is not None:
-                scale = (self.proportions.hips if lower else self.proportions.chest) * figure.size / silhouette.width
-                start = self.proportions.crotch_drop * figure.size if lower else 0.0
-                parts.append(self._limb_part(limb, side, Line(bones), scale, start, place))
+                parts.append(self._limb_part(limb, side, Line(bones), place))
         return parts
 
-    def _frame(self, figure: Figure, silhouette: Silhouette, category: Category) -> Callable:
-        """A function from (N, 2) garment points to (N, 2) places on the person, along spine and across it."""
+    def _place(self, figure: Figure, silhouette: Silhouette, category: Category) -> Place:
         own = self.proportions
         spine = Line(np.stack([figure.shoulders.mean(axis=0), *figure.legs.mean(axis=0)]))
-        torso = spine.knots()[1]
-        if category != "lower_body":
-            width, start = own.chest, -own.shoulder_lift * figure.size
-        elif silhouette.limbs[0] is not None:
-            width, start = own.hips, torso + own.crotch_drop * figure.size
+        if category == "lower_body":
+            width, start = own.waist, spine.knots[1] - own.waist_rise * figure.size
         else:
-            width, start = own.waist, torso - own.waist_rise * figure.size
-        directions = _across(figure, spine)
-        down_scale = width * figure.size / silhouette.width
-        shown = np.linalg.norm(figure.shoulders[1] - figure.shoulders[0]) / figure.size
-        side_scale = down_scale * (1.0 if category == "lower_body" else shown)
+            width, start = own.chest, -own.shoulder_lift * figure.size
+        scale = width * figure.size / silhouette.width
+        shown = float(np.linalg.norm(figure.shoulders[1] - figure.shoulders[0])) / figure.size
+        return Place(silhouette, spine, _across(figure, spine), start, scale, scale * shown)
 
-        def place(points: np.ndarray) -> np.ndarray:
-            offset = points - silhouette.origin
-            length = start + down_scale * (offset @ silhouette.down)
-            across = np.stack([np.interp(length, spine.knots(), directions[:, i]) for i in (0, 1)], axis=-1)
-            return spine.at(length) + side_scale * (offset @ silhouette.across)[:, None] * across
+    def _start(self, limb: Limb, bones: Line, place: Place) -> float:
+        """Length along the bones at which the limb leaves the trunk, a little below the joint."""
+        return float(np.clip((place(limb.line.points[:1])[0] - bones.points[0]) @ bones.direction, 0, None))
 
-        return place
+    def _lengths(self, limb: Limb, bones: Line, place: Place) -> np.ndarray:
+        """Lengths along the bones at which the limb's cross-sections lie; a limb that almost covers them ends there."""
+        start = self._start(limb, bones, place)
+        covered = limb.at[-1] * place.scale / (bones.length - start)
+        return start + limb.at * (place.scale / covered if covered > self.proportions.long_limb else place.scale)
 
-    def _limb_part(self, limb: Limb, side: int, bones: Line, scale: float, start: float, place: Callable) -> Part:
+    def _limb_part(self, limb: Limb, side: int, bones: Line, place: Place) -> Part:
         """The limb's root goes where the body takes it, its cross-sections along the bones."""
-        reach = bones.length - start
-        covered = limb.at[-1] * scale / reach
-        stretch = 1 / covered if covered > self.proportions.long_sleeve else 1.0
+        scale = place.scale
         smooth = 0.15 * bones.length
-        lengths = start + limb.at * scale * stretch
+        lengths = self._lengths(limb, bones, place)
         centres, normals = bones.at(lengths), bones.normal(lengths, smooth)
         source, source_normals = limb.line.at(limb.at), limb.line.normal(limb.at, 0.15 * limb.line.length)
         person, garment = [place(limb.root)], [limb.root]
@@ -176,12 +210,13 @@ def _across(figure: Figure, spine: Line) -> np.ndarray:
     """(4, 2) unit vectors to the picture's right at shoulders, hips, knees and ankles."""
     pairs = [figure.shoulders[1] - figure.shoulders[0], figure.hips[1] - figure.hips[0]]
     rows = [pair / max(np.linalg.norm(pair), 1e-6) for pair in pairs]
-    legs = -spine.normal(spine.knots()[2:], 1.0)
+    legs = -spine.normal(spine.knots[2:], 1.0)
     return np.concatenate([rows, legs])
 
 
-def _body_part(silhouette: Silhouette, place: Callable) -> Part:
+def _body_part(place: Place) -> Part:
     """Torso, pelvis or skirt: a lattice over the garment's frame."""
+    silhouette = place.silhouette
     above, below = silhouette.extent
     side = max(silhouette.spread, silhouette.width / 2)
     u, v = np.meshgrid(np.linspace(-side, side, 3), np.linspace(-above, below, 7))
@@ -192,16 +227,18 @@ def _body_part(silhouette: Silhouette, place: Callable) -> Part:
 def _ribbon(root: np.ndarray, outer: np.ndarray, inner: np.ndarray, tip: np.ndarray) -> np.ndarray:
     """Polygon around a limb: its root made wider, both sides, and `tip` beyond its end."""
     centre = root.mean(axis=0)
-    root = centre + 1.6 * (root - centre)
+    root = centre + 2 * (root - centre)
     return np.vstack([root[:1], outer, outer[-1] + tip, inner[-1] + tip, inner[::-1], root[1:]])
 
 
-def _render(garment: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _render(
+    garment: np.ndarray, garment_mask: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray, hidden: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     height, width = agnostic_mask.shape
     warped, mask = np.full((height, width, 3), WHITE, np.uint8), np.zeros((height, width), bool)
-    colours = garment.astype(np.float32)
+    colours = _bleed(garment, garment_mask)
     step = max(2.0, height / 48)
-    for part in parts:
+    for number, part in enumerate(parts):
         box = _reach(part, agnostic_mask.shape)
         if box is None:
             continue
@@ -210,6 +247,8 @@ def _render(garment: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray) -
         grid = thin_plate_spline(part.person, part.garment, box, step=step)
         inside = sample(part.region.astype(np.float32), grid, 0.0) > 0.5
         inside &= agnostic_mask[window]
+        if number == 0:
+            inside &= ~hidden[window]
         if part.envelope is not None:
             drawing = shapes.Drawing(agnostic_mask.shape)
             drawing.polygon(part.envelope)
@@ -217,6 +256,21 @@ def _render(garment: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray) -
         warped[window][inside] = np.rint(sample(colours, grid[inside], WHITE))
         mask[window] |= inside
     return warped, mask
+
+
+def _bleed(garment: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 garment whose colours run over its own edge, where the background has mixed in.
+
+    Otherwise every warped part carries a white line. Strips too thin to have an interior keep their colours.
+    """
+    colours = garment.astype(np.float32)
+    inner = ndimage.binary_erosion(mask, np.ones((3, 3)))
+    weight = ndimage.uniform_filter(inner.astype(np.float32), 5)
+    rim = (weight > 1e-3) & ~inner
+    for channel in range(3):
+        mean = ndimage.uniform_filter(colours[..., channel] * inner, 5)
+        colours[rim, channel] = mean[rim] / weight[rim]
+    return colours
 
 
 def _reach(part: Part, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
