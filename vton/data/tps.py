@@ -6,8 +6,9 @@ f(p) = a + A p + sum_i w_i phi(|p - p_i|), phi(r) = r^2 log r: the interpolant o
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import torch
 from scipy.interpolate import RBFInterpolator
+from torch.nn import functional
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
 
@@ -46,10 +47,19 @@ def _hat(knots: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(positions[:, None] - knots[None]) / spacing).astype(np.float32)
 
 
-def sample(image: np.ndarray, grid: np.ndarray, fill: float) -> np.ndarray:
-    """Bilinear lookup. image: (H, W) or (H, W, C) float32; grid: (h, w, 2) x, y in pixels; `fill` outside the image."""
-    coordinates = (grid[..., 1], grid[..., 0])
-    if image.ndim == 2:
-        return ndimage.map_coordinates(image, coordinates, order=1, mode="constant", cval=fill)
-    channels = [sample(image[..., i], grid, fill) for i in range(image.shape[-1])]
-    return np.stack(channels, axis=-1)
+def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Bilinear lookup, the border repeated outside. image: (H, W, C) float32; points: (N, 2) x, y -> (N, C) float32."""
+    height, width = image.shape[:2]
+    centres = (2 * points + 1) / np.array([width, height]) - 1  # grid_sample's units, corners not aligned
+    grid = torch.from_numpy(centres.astype(np.float32))[None, None]
+    channels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    picked = functional.grid_sample(channels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return picked[0, :, 0].T.numpy()
+
+
+def covers(region: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(...) bool: whether the (..., 2) points x, y lie on True pixels of region (H, W)."""
+    columns, rows = (np.rint(points[..., i]).astype(np.int32) for i in (0, 1))
+    inside = (columns >= 0) & (rows >= 0) & (columns < region.shape[1]) & (rows < region.shape[0])
+    columns, rows = np.where(inside, columns, 0), np.where(inside, rows, 0)
+    return inside & region[rows, columns]

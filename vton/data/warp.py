@@ -19,7 +19,7 @@ from vton.data import shapes
 from vton.data.figure import Figure, Line
 from vton.data.sample import JOINTS, Category, DataError
 from vton.data.silhouette import Limb, Silhouette, read_bottom, read_top
-from vton.data.tps import sample, thin_plate_spline
+from vton.data.tps import covers, sample, thin_plate_spline
 
 WHITE = 255
 
@@ -245,15 +245,14 @@ def _render(
         left, top, right, bottom = box
         window = (slice(top, bottom), slice(left, right))
         grid = thin_plate_spline(part.person, part.garment, box, step=step)
-        inside = sample(part.region.astype(np.float32), grid, 0.0) > 0.5
-        inside &= agnostic_mask[window]
+        inside = covers(part.region, grid) & agnostic_mask[window]
         if number == 0:
             inside &= ~hidden[window]
         if part.envelope is not None:
             drawing = shapes.Drawing(agnostic_mask.shape)
             drawing.polygon(part.envelope)
             inside &= drawing.mask[window]
-        warped[window][inside] = np.rint(sample(colours, grid[inside], WHITE))
+        warped[window][inside] = np.rint(sample(colours, grid[inside]))
         mask[window] |= inside
     return warped, mask
 
@@ -261,15 +260,19 @@ def _render(
 def _bleed(garment: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(H, W, 3) float32 garment whose colours run over its own edge, where the background has mixed in.
 
-    Otherwise every warped part carries a white line. Strips too thin to have an interior keep their colours.
+    Every warped part would carry a white line otherwise. Strips too thin to have an interior keep their colours.
     """
     colours = garment.astype(np.float32)
-    inner = ndimage.binary_erosion(mask, np.ones((3, 3)))
-    weight = ndimage.uniform_filter(inner.astype(np.float32), 5)
-    rim = (weight > 1e-3) & ~inner
-    for channel in range(3):
-        mean = ndimage.uniform_filter(colours[..., channel] * inner, 5)
-        colours[rim, channel] = mean[rim] / weight[rim]
+    inner = ndimage.minimum_filter(mask.view(np.uint8), 3, mode="constant").view(bool)
+    rows, columns = np.nonzero(shapes.dilate(mask, 1) & ~inner)
+    total, count = np.zeros((len(rows), 3), np.float32), np.zeros((len(rows), 1), np.float32)
+    for down, aside in np.ndindex(5, 5):
+        near = np.clip(rows + down - 2, 0, mask.shape[0] - 1), np.clip(columns + aside - 2, 0, mask.shape[1] - 1)
+        found = inner[near][:, None]
+        total += found * colours[near]
+        count += found
+    known = count[:, 0] > 0
+    colours[rows[known], columns[known]] = total[known] / count[known]
     return colours
 
 
@@ -293,8 +296,8 @@ def fit_box(garment: np.ndarray, garment_mask: np.ndarray, agnostic_mask: np.nda
     ys = np.linspace(source[1], source[3], bottom - top + 1, dtype=np.float32)
     grid = np.stack(np.meshgrid(xs, ys), axis=-1)
     window = (slice(top, bottom + 1), slice(left, right + 1))
-    inside = (sample(garment_mask.astype(np.float32), grid, 0.0) > 0.5) & agnostic_mask[window]
-    warped[window][inside] = np.rint(sample(garment.astype(np.float32), grid[inside], WHITE))
+    inside = covers(garment_mask, grid) & agnostic_mask[window]
+    warped[window][inside] = np.rint(sample(garment.astype(np.float32), grid[inside]))
     mask[window] = inside
     return warped, mask
 
