@@ -239,11 +239,22 @@ def test_absent_root_and_category(tmp_path, root):
         open_folder(config("viton_hd", root, category="dresses"))
 
 
-def test_limits_take_a_prefix(root):
+def test_limits_spread_over_the_list(root):
+    """A prefix of DressCode's list would be one category."""
     everything = dataset(root, "train", "paired").pairs
-    assert dataset(root, "train", "paired", limit_train=3).pairs == everything[:3]
-    assert dataset(root, limit_test=2).pairs == dataset(root).pairs[:2]
+    assert dataset(root, "train", "paired", limit_train=2).pairs == everything[::2]
+    assert dataset(root, limit_test=3).pairs == [dataset(root).pairs[i] for i in (0, 1, 2)]
+    assert dataset(root, limit_test=99).pairs == dataset(root).pairs
     assert len(dataset(root, limit_train=1)) == 4
+
+
+def test_exchanged_garments_keep_person_truth_and_name(root):
+    folder = open_folder(config("viton_hd", root))
+    plain, exchanged = (TryOnDataset(folder, "test", "paired", shuffled)[1] for shuffled in (False, True))
+    assert exchanged.pair_id == plain.pair_id
+    assert (exchanged.person == plain.person).all() and (exchanged.truth == plain.truth).all()
+    assert (exchanged.garment == TryOnDataset(folder, "test", "paired")[2].garment).all()
+    assert not (exchanged.warped_garment == plain.warped_garment).all()
 
 
 def test_body_25_drops_mid_hip_and_feet(root):
