@@ -327,7 +327,7 @@ def _strip(pixels: np.ndarray, start: np.ndarray, inner: np.ndarray) -> tuple[np
     along, aside = (pixels - start) @ direction, (pixels - start) @ normal
     middle = np.abs(aside - np.median(aside)) < 0.5 * np.abs(aside - np.median(aside)).max()
     end = float(np.percentile(along[middle], 99))
-    begin = min(max(float((inner - start) @ direction), 0.0), 0.8 * end)
+    begin = float(np.clip((inner - start) @ direction, 0.15 * end, 0.8 * end))
     centre, half = _profile(along, aside, begin, end)
     places = np.linspace(begin, end, SECTIONS) if end - begin > half(end) else np.array([(begin + end) / 2, end])
     points = start + np.outer(places, direction) + np.outer(centre(places), normal)
@@ -367,11 +367,11 @@ def _sleeveless(view: Upright, hem: int) -> Silhouette:
     rows = np.arange(view.height)
     reached = np.flatnonzero(rows >= 1.6 * edges)  # the chest lies about 1.6 of its half-widths below the shoulders
     chest = float(edges[min(reached[0] if len(reached) else hem, hem)])
-    upper = edges[: max(2, int(0.8 * chest))]
+    upper = edges[: max(2, int(0.6 * chest))]
     if upper[len(upper) // 20 :].min() > 0.88 * chest:  # as wide as the chest from the first rows on: strapless
         shoulder = -1.2 * chest
     else:
-        row = int((upper > 0.95 * upper.max()).argmax())
+        row = int((upper > 0.9 * upper.max()).argmax())
         shoulder = row + 0.35 * max(chest - upper[row], 0)  # shoulders slope down towards their tips
     return view.silhouette(shoulder, 2 * chest + 1, hem, view.full)
 

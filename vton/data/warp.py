@@ -81,12 +81,12 @@ class Proportions:
 
     chest: float = 1.06  # width of a worn top below the armpits
     shoulder_lift: float = 0.18  # shoulder tips above the shoulder joints
-    waist: float = 0.97  # width of a worn waistband
+    waist: float = 0.98  # width of a worn waistband
     waist_rise: float = 0.42  # waistband above the hip joints
     forearm: float = 0.2  # full width of a bare forearm
     hand: float = 0.2  # a hand's reach beyond the wrist
     bare_from: float = 0.8  # where along a sleeveless upper arm it begins to lie in front of the trunk
-    long_limb: float = 0.85  # a sleeve or leg that covers this fraction of its bones ends at wrist or ankle
+    long_limb: float = 0.92  # a sleeve or leg that covers this fraction of its bones ends at wrist or ankle
 
 
 @dataclass(frozen=True)
