@@ -142,6 +142,19 @@ def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
         module(tmp_path / "data").setup("fit")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_file_stops_a_loader_with_one_line(tmp_path, workers):
+    write_viton_hd(tmp_path, train=1, test=1)
+    path = tmp_path / "test/image/01000_00.jpg"
+    path.write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        next(iter(module(tmp_path, workers=workers).eval_dataloader("paired")))
+    assert str(error.value) == (
+        f"viton_hd test 01000_00: image is an empty file (0 bytes) ({path}). Restore it from the archive. "
+        "Run `make data-check` for the full list."
+    )
+
+
 def test_trainer_sees_an_endless_loader(root):
     """Lightning must stop by steps, not by a length it finds; and it moves our batches as one object."""
     from lightning import LightningModule, Trainer

@@ -108,14 +108,17 @@ class Folder(ABC):
         """Where a part lies in this folder: the first known place that exists in every category, None if none does."""
         key = (part, split, order)
         if key not in self._places:
-            exists = (place for place in self.places(part, order)
-                      if all((base / place.folder).is_dir() for base in self.bases(split)))  # fmt: skip
-            self._places[key] = next(exists, None)
+            places = self.places(part, order)
+            if part == "warped_mask":  # of the warped garments in use, not of others
+                garment = self.place("warped_garment", split, order)
+                places = [mask for warped, mask in self._warp_places(order) if warped == garment]
+            self._places[key] = next((place for place in places if self._has(place, split)), None)
         return self._places[key]
 
     def places(self, part: str, order: Order) -> tuple[Place, ...]:
-        if part in ("warped_garment", "warped_mask"):
-            return tuple(pair[part == "warped_mask"] for pair in self._warp_places(order))
+        """Where a part may lie, the preferred place first."""
+        if part == "warped_garment":
+            return tuple(garment for garment, _ in self._warp_places(order))
         return self.parts[part].places
 
     def bases(self, split: Split) -> list[Path]:
@@ -169,6 +172,9 @@ class Folder(ABC):
             files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
             self._listings[key] = {path.stem: path.name for path in files}
         return self._listings[key]
+
+    def _has(self, place: Place, split: Split) -> bool:
+        return all((base / place.folder).is_dir() for base in self.bases(split))
 
     def _warp_places(self, order: Order) -> tuple[tuple[Place, Place], ...]:
         name = self.config.warp_folder if order == "paired" else self.config.warp_folder_unpaired

@@ -40,17 +40,18 @@ class Origin:
     id: str
 
     def error(self, problem: str, path: Path, advice: str = "") -> FileError:
-        return FileError(self, path, f"{problem} ({path}). {advice}".strip())
+        problem = f"{problem} ({path}). {advice}".strip()
+        error = FileError(f"{self.dataset} {self.split} {self.id}: {problem} {ADVICE}")
+        error.origin, error.path, error.problem = self, path, problem
+        return error
 
 
 class FileError(DataError):
-    """A DataError about one file, with its parts for the data check. `problem` says what is wrong and what to do."""
+    """A DataError about one file. Its parts serve the data check; `problem` says what is wrong and what to do."""
 
-    def __init__(self, origin: Origin, path: Path, problem: str):
-        super().__init__(f"{origin.dataset} {origin.split} {origin.id}: {problem} {ADVICE}")
-        self.origin = origin
-        self.path = path
-        self.problem = problem
+    origin: Origin
+    path: Path
+    problem: str
 
 
 def read_photo(path: Path, what: str, origin: Origin) -> Image.Image:
@@ -61,7 +62,8 @@ def read_photo(path: Path, what: str, origin: Origin) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.float64)
-        return Image.fromarray((grey / (257 if grey.max() > 255 else 1)).round().astype(np.uint8)).convert("RGB")
+        deep = image.mode != "I" or grey.max() > 255  # mode I tells nothing about the depth of the file
+        return Image.fromarray((grey / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -28,6 +28,10 @@ Order = Literal["paired", "unpaired"]
 class DataError(UserError):
     """A data set or one of its files is not usable; the message names data set, id, path and what to do."""
 
+    def __init__(self, message: str):
+        # torch hands an error of a loader process over as the text of its traceback, which ends with the message.
+        super().__init__(message.rsplit("Error: ", 1)[-1].rstrip() if message.startswith("Caught ") else message)
+
 
 @dataclass
 class TryOnSample:
