@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,31 +60,31 @@ class Scorer:
         self.config = config
         self.protocol = protocol(config.protocol)
         self.device = torch.device(device)
-        self.files: dict[str, Path | None] = {}  # metric network -> file of its weights; None = random
+        self.files: dict[str, Path | None] = {}  # lpips, dists, inception -> file of its weights; None = random
         self.lpips = self.dists = self.inception = None
         seed = self.protocol.weights_seed
         if "lpips" in config.metrics:
-            self.lpips = LPIPS(config.lpips_net, self._find(config.lpips_net), seed)
+            self.lpips = LPIPS(config.lpips_net, self._find("lpips", config.lpips_net), seed)
         if "dists" in config.metrics:
-            self.dists = DISTS(self._find("vgg"), seed, self.protocol.dists_side)
+            self.dists = DISTS(self._find("dists", "vgg"), seed, self.protocol.dists_side)
         if {"fid", "kid"} & set(config.metrics):
-            self.inception = weights.build(inception.Inception, self._find("inception"), seed)
+            self.inception = weights.build(inception.Inception, self._find("inception", "inception"), seed)
         for network in (self.lpips, self.dists, self.inception):
             if network is not None:
                 network.to(self.device, memory_format=torch.channels_last).eval()
         pretrained = self.files.get("inception") is not None
         self.side = self.protocol.inception_side if pretrained else self.protocol.random_inception_side
 
-    def _find(self, network: str) -> Path | None:
-        self.files[network] = weights.find(network, self.config.weights)
-        return self.files[network]
+    def _find(self, user: str, network: str) -> Path | None:
+        self.files[user] = weights.find(network, self.config.weights)
+        return self.files[user]
 
     def name(self, metric: str) -> str:
         """How a metric is called in rows: other weights or another backbone than LPIPS' AlexNet, another name."""
-        network = {"lpips": self.config.lpips_net, "dists": "vgg", "fid": "inception", "kid": "inception"}.get(metric)
-        if metric == "lpips" and network != "alex":
-            metric = f"lpips_{network}"
-        return f"{metric}_random" if network and self.files[network] is None else metric
+        user = "inception" if metric in ("fid", "kid") else metric
+        if metric == "lpips" and self.config.lpips_net != "alex":
+            metric = f"lpips_{self.config.lpips_net}"
+        return f"{metric}_random" if user in self.files and self.files[user] is None else metric
 
     # ---- measuring ----
 
@@ -262,12 +263,19 @@ class Scorer:
 
     def settings(self) -> dict[str, Any]:
         """The protocol's numbers and each network's weights, for provenance."""
-        networks = {network: path.name if path else "random" for network, path in self.files.items()}
         return {
             "protocol": asdict(self.protocol),
-            "networks": networks,
+            "networks": self._networks,
             "kid_subsets": self.config.kid_subsets,
             "kid_subset_size": self.config.kid_subset_size,
+        }
+
+    @cached_property
+    def _networks(self) -> dict[str, str]:
+        """lpips, dists, inception -> "<file or random>, sha256 <first digits, over its weights>"."""
+        return {
+            user: f"{path.name if path else 'random'}, sha256 {weights.digest(getattr(self, user))[:16]}"
+            for user, path in self.files.items()
         }
 
 

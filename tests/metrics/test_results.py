@@ -1,0 +1,51 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from vton.errors import UserError
+from vton.metrics.results import Row, digest_of_ids, provenance, read_results, write_results
+
+ROW = Row("gardiff", "synthetic", "test", "paired", "garment", "all", "exact", 4, {"ssim": 0.9}, {"seed": 0})
+
+
+def test_rows_come_back_as_written_with_exactly_the_documented_keys(tmp_path):
+    path = tmp_path / "run" / "results.json"
+    write_results(path, [ROW, replace(ROW, order="unpaired")])
+    assert read_results(path) == [ROW, replace(ROW, order="unpaired")]
+    assert list(json.loads(path.read_text())[0]) == [
+        "model", "data", "split", "order", "region", "category", "protocol", "n", "metrics", "provenance",
+    ]  # fmt: skip
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, [ROW])
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_results(path, [replace(ROW, metrics={"ssim": float("nan")})])
+    assert read_results(path) == [ROW]
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", '[{"model": "gardiff"}]', "[3]", json.dumps([asdict(ROW) | {"mode": 1}])]
+)
+def test_unreadable_results_name_the_file(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"results.json"):
+        read_results(path)
+    with pytest.raises(UserError, match=r"absent.json"):
+        read_results(tmp_path / "absent.json")
+
+
+def test_the_digest_depends_on_the_set_of_pairs_only():
+    assert digest_of_ids(["b", "a"]) == digest_of_ids(["a", "b"]) != digest_of_ids(["a"])
+    assert digest_of_ids(["ab", "c"]) != digest_of_ids(["a", "bc"])
+
+
+def test_provenance_joins_what_is_known_with_pairs_and_versions():
+    record = provenance(["a"], commit="abc", seed=3)
+    assert record["commit"] == "abc"
+    assert record["pairs_sha256"] == digest_of_ids(["a"])
+    assert {"python", "torch", "torchmetrics"} <= set(record["versions"])
