@@ -119,6 +119,22 @@ def test_known_oddities_are_notes(tmp_path, root):
     assert "no folder with agnostic mask" in said
 
 
+def test_person_without_anything_to_paint(root):
+    """Neither a garment label nor a joint: no rule can derive a mask, so the first epoch would stop there."""
+    for name in ("00000_00", "00001_00"):
+        save(root / f"train/image-parse-v3/{name}.png", np.zeros((96, 72), np.uint8), labels.VITON_HD_PALETTE)
+    write_json(root / "train/openpose_json/00001_00_keypoints.json", {"people": []})
+    problems = check_folder(config("viton_hd", root))
+    assert [problem.sample_id for problem in found(problems)] == ["00001_00"]
+    assert "train parse map shows no garment of upper_body" in "\n".join(notes(problems))  # drawn from joints
+
+
+def test_broken_caption_file_is_a_problem_not_a_crash(root):
+    (root / "test/vitonhd_test_tagged.json").write_text("{")
+    problems = found(check_folder(config("viton_hd", root)))
+    assert len(problems) == 1 and "vitonhd_test_tagged.json" in problems[0].message
+
+
 def test_crossed_columns_are_named(root):
     (root / "test_pairs.txt").write_text("01001_00.jpg 01000_00.jpg\n")
     for name in ("test/image/01001_00.jpg", "test/cloth/01000_00.jpg"):

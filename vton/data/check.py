@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from filelock import FileLock
 
 from vton.config import DataConfig
@@ -25,6 +26,7 @@ from vton.data import images
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
 from vton.data.folder import REQUIRED, Folder, Pair, PairFiles, Split
 from vton.data.images import FileError, Origin
+from vton.data.labels import GARMENT_LABELS
 from vton.data.sample import DataError, Order
 
 Severity = Literal["required", "optional", "note"]
@@ -94,7 +96,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         except DataError as error:
             problems.append(_about_list(folder, split, error))
             continue
-        problems += _notes(pairs) + _absent_folders(pairs)
+        problems += _notes(pairs) + _absent_folders(pairs) + _captions(pairs)
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
     # A list that two orders share fails twice with the same words.
@@ -118,7 +120,7 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
     first = "\n".join(f"  {problem}" for problem in broken[:5])
     raise DataError(
         f"{config.name}: {len(broken)} required file{'s' * (len(broken) > 1)} below {dataset_root(config)} cannot be "
-        f"used:\n{first}\n{images.ADVICE} Training refuses to start: a replaced sample would falsify it."
+        f"used:\n{first}\n{images.ADVICE} Training does not start: replacing samples would falsify a comparison."
     )
 
 
@@ -150,10 +152,17 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
     repeated = [pair.person for pair, times in Counter(pairs.pairs).items() if times > 1]
     if repeated:
         notes.append(f"{order}: {len(repeated)} pairs are listed more than once: {', '.join(repeated[:8])}")
-    untagged = sum(folder.annotation(split, pair) is None for pair in pairs.pairs)
-    if untagged:
-        notes.append(f"{order}: {untagged:,} garments have no caption; they get '{folder.config.caption_fallback}'")
     return [Problem(folder.dataset, split, "", str(folder.root), "note", note) for note in notes]
+
+
+def _captions(pairs: TryOnDataset) -> list[Problem]:
+    folder, split = pairs.folder, pairs.split
+    try:
+        untagged = sum(folder.annotation(split, pair) is None for pair in pairs.pairs)
+    except DataError as error:
+        return [_about_list(folder, split, error)]
+    fallback = f"{pairs.order}: {untagged:,} garments have no caption; they get '{folder.config.caption_fallback}'"
+    return [Problem(folder.dataset, split, "", str(folder.root), "note", fallback)] if untagged else []
 
 
 def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
@@ -219,33 +228,39 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
             continue  # the person is the truth
         severity = "required" if part in task.required else "optional"
         try:
-            _read(files, part)
+            content = _read(files, part)
+            if part == "parse" and not np.isin(content, GARMENT_LABELS[task.pair.category]).any():
+                severity = "required" if "agnostic_mask" not in task.required and _nobody(files) else "note"
+                problem = f"parse map shows no garment of {task.pair.category}"
+                raise files.origin(part).error(
+                    problem, files.path(part), "Without keypoints there is nothing to paint."
+                )
         except FileError as error:
             path, message = str(error.path), error.problem
             problems.append(Problem(folder.dataset, task.split, error.origin.id, path, severity, message))
     return problems
 
 
-def _read(files: PairFiles, part: str) -> None:
-    """Read one part as training would. Sizes are compared with the header of the picture the part belongs to."""
+def _read(files: PairFiles, part: str) -> np.ndarray | None:
+    """Read one part as training would; a parse map is returned. Sizes are compared with the header of its picture."""
     if part in ("person", "garment", "warped_garment", "truth"):
         files.photo(part)
     elif part == "keypoints":
         files.joints()
     elif part == "densepose":
         files.folder.read_densepose(files.path(part), files.origin(part))
+    elif part in ("parse", "truth_parse"):
+        return files.labels(part, _size(files, "person" if part == "parse" else "truth"))
     elif part == "garment_mask" and files.path(part) is None:
         try:
             garment = files.photo("garment")
         except DataError:
-            return  # reported as the garment's own problem
+            return None  # reported as the garment's own problem
         files.garment_mask(garment)
     else:
-        picture = {"garment_mask": "garment", "warped_mask": "warped_garment", "truth_parse": "truth"}.get(
-            part, "person"
-        )
-        reader = files.labels if part in ("parse", "truth_parse") else files.mask
-        reader(part, _size(files, picture))
+        picture = {"garment_mask": "garment", "warped_mask": "warped_garment", "agnostic_mask": "person"}[part]
+        files.mask(part, _size(files, picture))
+    return None
 
 
 def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
@@ -253,6 +268,13 @@ def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
         return images.photo_size(files.path(picture))
     except DataError:
         return None  # a missing picture is reported as its own problem
+
+
+def _nobody(files: PairFiles) -> bool:
+    try:
+        return not files.joints()[:, 2].any()
+    except DataError:
+        return False  # reported as the keypoints' own problem
 
 
 def _marker(config: DataConfig) -> Path:

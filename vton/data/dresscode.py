@@ -60,7 +60,7 @@ class DressCode(Folder):
             (Place("warp_cloth_u", "{garment}_1"), Place("warp_cloth_u-mask", "{garment}_1")),
         ),
     }
-    expected: ClassVar = {  # pairs of the official archive
+    expected: ClassVar = {
         ("train", "upper_body"): 13_563, ("train", "lower_body"): 7_151, ("train", "dresses"): 27_678,
         ("test", "upper_body"): 1_800, ("test", "lower_body"): 1_800, ("test", "dresses"): 1_800,
     }  # fmt: skip

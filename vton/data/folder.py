@@ -63,7 +63,7 @@ class Folder(ABC):
 
     parts: ClassVar[dict[str, Part]]
     warps: ClassVar[dict[Order, tuple[tuple[Place, Place], ...]]]  # warped garment and its mask, per order
-    label_count: ClassVar[int]
+    expected: ClassVar[dict[tuple[Split, Category], int]]  # pairs of the official archive
     categories: tuple[Category, ...]
 
     def __init__(self, root: Path, config: DataConfig, dataset: str):

@@ -61,7 +61,7 @@ class VitonHD(Folder):
             (Place("warp_cloth_u", "{garment}"), Place("warp_cloth_u-mask", "{garment}")),
         ),
     }
-    expected: ClassVar = {("train", CATEGORY): 11_647, ("test", CATEGORY): 2_032}  # pairs of the official archive
+    expected: ClassVar = {("train", CATEGORY): 11_647, ("test", CATEGORY): 2_032}
 
     def __init__(self, root: Path, config: DataConfig, dataset: str = "viton_hd"):
         super().__init__(root, config, dataset)
