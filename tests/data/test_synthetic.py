@@ -15,6 +15,7 @@ from vton.data.dataset import TryOnDataset, dataset_root, open_folder
 from vton.data.sample import DataError
 from vton.data.synthetic import STAMP, Defects, ensure, keypoints, render, texture, words, write, writing
 from vton.data.synthetic.catalogue import CATEGORIES, LAYOUTS, Catalogue
+from vton.data.synthetic.files import smoothed
 from vton.data.synthetic.parts import body_parts
 
 SIZE = (128, 96)
@@ -436,6 +437,15 @@ def test_label_defects_change_the_parse_map_alone(tmp_path):
     skirts = [np.asarray(Image.open(path)) for path in (broken / "test/image-parse-v3").iterdir()]
     assert not any((parse == labels.SKIRT).any() for parse in skirts)
     assert any((np.asarray(Image.open(p)) == labels.SKIRT).any() for p in (plain / "test/image-parse-v3").iterdir())
+
+
+def test_smoothed_parse_edges_are_near_but_not_exact():
+    for _, _, (worn, _) in scenes("viton_hd", 3):
+        parse = smoothed(worn.parse)
+        edges = ndimage.morphological_gradient(worn.parse, size=9) > 0
+        assert 0.005 < (parse != worn.parse).mean() < 0.1
+        assert (parse == worn.parse)[~edges].all()
+        assert set(np.unique(parse)) <= set(np.unique(worn.parse))
 
 
 # ---- ensure

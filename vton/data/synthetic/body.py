@@ -7,6 +7,7 @@ picture (unit: picture height). "Left" is the person's, hence the right half of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -136,6 +137,7 @@ def build(
     return body
 
 
+@lru_cache(maxsize=8)
 def mannequin(arm_angle: float, leg_angle: float = 0.06) -> Body:
     """The neutral body of product pictures: limbs straight, spread by the given angles."""
     return build(

@@ -8,7 +8,6 @@ import numpy as np
 
 from vton.data.synthetic.body import Body
 from vton.data.synthetic.maps import Grid
-from vton.data.synthetic.shading import Lighting
 
 _REACH = 0.34  # of hair to either side of the head's centre
 _HAIR_TOP = -0.34
@@ -64,36 +63,7 @@ class HeadMap:
         return cls(window, x, y, face, hair, back, glasses, crown)
 
 
-def colour(
-    body: Body, lighting: Lighting, grid: Grid, head: HeadMap, flat: np.ndarray, albedo: np.ndarray, shade: np.ndarray
-) -> None:
-    """Colours of face, hair and sunglasses into albedo (N, 3) and shade (N,)."""
-    from vton.data.synthetic.render import Layer
-
-    width = grid.shape[1]
-    looks = body.looks
-
-    def at(layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        index = np.flatnonzero(flat == layer)
-        row, column = np.divmod(index, width)
-        rows, columns = head.window
-        local = (row - rows.start) * (columns.stop - columns.start) + column - columns.start
-        return index, head.x.ravel()[local], head.y.ravel()[local]
-
-    for layer in (Layer.BACK_HAIR, Layer.HAIR):
-        index, x, y = at(layer)
-        albedo[index] = np.float32(looks.hair)
-        strands = np.sin(x * np.float32(95) + np.float32(3) * np.sin(y * np.float32(9)))
-        shade[index] = np.float32(0.82 if layer == Layer.BACK_HAIR else 1.0) + np.float32(0.10) * strands
-    index, _, _ = at(Layer.GLASSES)
-    albedo[index] = np.float32((0.08, 0.08, 0.09))
-    index, x, y = at(Layer.FACE)
-    if index.size:
-        albedo[index] = _face(body, x, y)
-        shade[index] = lighting.solid(x / np.float32(body.head_size[0]))
-
-
-def _face(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def face_colour(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Albedo of the face (N, 3): brows, eyes, nose and mouth, moved sideways by the head's turn."""
     looks = body.looks
     skin = np.float32(looks.skin)

@@ -101,3 +101,11 @@ def _bone(x, y, start: np.ndarray, end: np.ndarray, beyond: float) -> tuple[np.n
     side = px * np.float32(dy) - py * np.float32(dx)
     outside = along - np.clip(along, 0, np.float32(length * (1 + beyond)))
     return along * np.float32(1 / length), np.sqrt(outside * outside + side * side), side
+
+
+def pick(window: tuple[slice, slice], index: np.ndarray, width: int, *fields: np.ndarray) -> list[np.ndarray]:
+    """Values of the window's fields at flat indices of the whole band, which is `width` points wide."""
+    row, column = np.divmod(index, width)
+    rows, columns = window
+    local = (row - rows.start) * (columns.stop - columns.start) + column - columns.start
+    return [field.ravel()[local] for field in fields]

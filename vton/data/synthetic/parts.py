@@ -10,8 +10,9 @@ import numpy as np
 
 from vton.data.synthetic import head
 from vton.data.synthetic.body import CROTCH, SIDES, Body
+from vton.data.synthetic.layers import shoe_mask, trunk_skin
 from vton.data.synthetic.maps import BodyMaps, Grid
-from vton.data.synthetic.render import Person, shoe_mask, trunk_skin
+from vton.data.synthetic.render import Person
 
 TORSO, RIGHT_HEAD, LEFT_HEAD = 2, 23, 24
 _HAND = {"right": 3, "left": 4}

@@ -22,7 +22,7 @@ from vton.data.synthetic import write_dresscode, write_viton_hd
 from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Layout
 from vton.data.synthetic.files import Writer
 
-RENDERER_VERSION = 1  # raise it whenever any file comes out different
+RENDERER_VERSION = 2  # raise it whenever any file comes out different
 STAMP = "synthetic.json"  # written last: a folder without it is not complete
 _WRITERS: dict[str, ModuleType] = {"viton_hd": write_viton_hd, "dresscode": write_dresscode}
 _CHUNK = 16  # entries per task
