@@ -21,6 +21,7 @@ HIGHER_IS_BETTER = ("ssim", "psnr")
 DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2}
 ORDER = tuple(DIGITS)  # of the columns
 KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
+PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe
 NOTE = (
     "*_random: the metric's own network with fixed random weights. Such values compare methods within this table; "
     "they are not {names} and must not stand beside published numbers."
@@ -49,10 +50,12 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Every group of rows as a table on the console; the best learned or free method of each column in bold."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
     for key, group in grouped(rows).items():
         metrics = _columns(group)
-        table = Table(title=_title(key, group), box=box.SIMPLE_HEAD, title_justify="left")
-        table.add_column("model")
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("model", no_wrap=True)
         for metric in metrics:
             table.add_column(_heading(metric), justify="right")
         best = _best(group, metrics)
@@ -62,6 +65,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
                 f"[bold]{cell}[/]" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)
             ]
             table.add_row(row.model.replace("[", r"\["), *marked)
+        console.print(_title(key, group), style="bold", markup=False, highlight=False)
         console.print(table)
     note = _note(rows)
     if note:

@@ -1,0 +1,89 @@
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from vton.errors import UserError
+from vton.metrics.results import Row
+from vton.report.tables import grouped, print_table, table_json, table_markdown
+
+
+def row(model, ssim=0.5, kid=0.0123, **changes):
+    details = {"pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}}}
+    metrics = {"kid_random": kid, "ssim": ssim, "psnr": 20.0}
+    return replace(Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, details), **changes)
+
+
+def printed(rows):
+    console = Console(file=io.StringIO(), width=60)
+    print_table(rows, console)
+    return console.file.getvalue()
+
+
+def test_models_then_controls_then_baselines_with_the_best_marked():
+    rows = [row("baseline/mean_colour", 0.7), row("gardiff[shuffled]", 0.99), row("gardiff", 0.9), row("idm_vton", 0.8)]
+    lines = [line for line in printed(rows).splitlines() if "0." in line]
+    assert [line.split()[0] for line in lines] == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]
+    markdown = table_markdown(rows)
+    assert "**0.9000**" in markdown  # best method
+    assert "**0.9900**" not in markdown  # the control does not compete
+    assert json.loads(table_json(rows))[0]["model"] == "gardiff"
+
+
+def test_columns_are_ordered_scaled_and_random_names_explained():
+    text = table_markdown([row("gardiff")])
+    assert "| model | ssim ↑ | psnr ↑ | kid_random x1000 ↓ |" in text
+    assert "12.30" in text  # 0.0123 times 1000
+    assert "fixed random weights" in text
+    assert "they are not KID" in text
+    pretrained = row("gardiff", metrics={"ssim": 0.5, "fid": 9.0})
+    assert "random weights" not in table_markdown([pretrained])
+    assert "random weights" in printed([row("gardiff")])
+
+
+def test_title_says_data_order_region_n_and_protocol():
+    assert "synthetic test, paired, garment: n = 8, protocol exact" in printed([row("gardiff")])
+
+
+def test_groups_are_separate_and_a_lone_category_is_not_repeated():
+    rows = [
+        row("gardiff", order=order, region=region, category=category)
+        for order in ("unpaired", "paired")
+        for region in ("image", "garment")
+        for category in ("upper_body", "all")
+    ]
+    assert list(grouped(rows)) == [
+        ("paired", "garment", "all"), ("paired", "image", "all"),
+        ("unpaired", "garment", "all"), ("unpaired", "image", "all"),
+    ]  # fmt: skip
+    two = [row("gardiff"), row("gardiff", category="dresses", n=3), row("gardiff", category="upper_body", n=5)]
+    assert [key[2] for key in grouped(two)] == ["all", "dresses", "upper_body"]
+
+
+def test_a_metric_that_one_method_lacks_is_a_dash():
+    text = table_markdown([row("gardiff"), row("idm_vton", metrics={"ssim": 0.4})])
+    assert "| idm_vton | 0.4000 | - | - |" in text
+
+
+def details(**metrics):
+    return {"pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}} | metrics}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"data": "viton_hd"}, "data is synthetic and viton_hd"),
+        ({"split": "train"}, "split"),
+        ({"protocol": "ladi_compat"}, "protocol is exact and ladi_compat"),
+        ({"provenance": details(protocol={"version": 2})}, "protocol version is 1 and 2"),
+        ({"provenance": details(networks={"inception": "other"})}, "metric networks"),
+        ({"provenance": details() | {"pairs_sha256": "q"}}, "pairs is p and q"),
+        ({"n": 7}, "n is 8 and 7"),
+    ],
+)
+@pytest.mark.parametrize("make", [print_table, table_markdown, table_json])
+def test_rows_measured_differently_do_not_share_a_table(changes, word, make):
+    with pytest.raises(UserError, match=rf"gardiff and idm_vton .*cannot share a table.*{word}"):
+        make([row("gardiff"), row("idm_vton", **changes)])
