@@ -56,19 +56,13 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="folder for the PNGs")
     info = command("info", run_info, "parameters and FLOPs of each network, without allocating weights")
     info.add_argument("--json", action="store_true")
-    data = command("data", run_data, "check or make a data folder")
+    data = command("data", run_data, "check or make a data folder", overrides=False)
     data.add_argument("action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data")
+    data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--json", action="store_true")
-    _before_overrides(data)
     names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
     names.add_argument("--json", action="store_true")
     return top
-
-
-def _before_overrides(sub: argparse.ArgumentParser) -> None:
-    """Positionals are read in the order they were added; the action comes before the key=value pairs."""
-    actions = sub._positionals._group_actions
-    actions.append(actions.pop(next(i for i, a in enumerate(actions) if a.dest == "overrides")))
 
 
 def run_train(args) -> None:

@@ -136,7 +136,7 @@ class DataConfig:
     root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
-    limit_train: int = 0  # use only the first so many training pairs; 0 = all
+    limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all
     limit_test: int = 0  # the same for validation and evaluation
     mask_source: Literal["auto", "folder", "derive"] = "auto"  # auto: the folder's mask where there is one
     mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/agnostic.py
@@ -205,7 +205,6 @@ class TrainerConfig:
 class EvalConfig:
     protocol: Literal["exact"] = "exact"
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
-    samples: int = 0  # pairs in each order; 0 = all of the test split
     batch_size: int = 16
     seed: int = 0
     baselines: bool = True  # rows for what needs no learning

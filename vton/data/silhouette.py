@@ -1,8 +1,8 @@
 """Landmarks of an in-shop garment from its silhouette alone.
 
-The mask is reduced to at most 160 rows and turned upright by its mirror symmetry. Then rows are read outwards from the
-axis. A sleeve shows as background with garment above it, its gap to the torso, whose corner is the armpit; legs show as
-the gap between them, whose top is the crotch. What one side hides, the other side tells.
+Rows of the upright mask are read outwards from the axis. A sleeve shows as background with garment above it, its gap to
+the torso, whose corner is the armpit; legs show as the gap between them, whose top is the crotch. What one side hides,
+the other side tells.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import Polynomial
-from scipy import ndimage
 
 from vton.data import shapes
 from vton.data.figure import Line
+from vton.data.upright import Upright
 
-ROWS = 160  # height at which silhouettes are read; more moves landmarks by less than a pixel of 256
 SECTIONS = 6  # cross-sections of a limb, besides its root
 ARMPIT_DEPTH = 0.62  # usual height of an armpit below the shoulder tips, in widths of the chest
 OVERLAP = 0.02  # by which torso and sleeve overlap, in widths: seams would show as cracks
@@ -75,7 +74,7 @@ def read_top(mask: np.ndarray) -> Silhouette | None:
         return _sleeveless(view, hem)
     armpits = [own or other for own, other in zip(armpits, armpits[::-1], strict=True)]
     edges = _torso_edges(halves, armpits, hem)
-    armpits = [_hidden_armpit(*side) for side in zip(halves, edges, armpits, strict=True)]
+    armpits = [_true_armpit(half, edge, gap) for half, edge, gap in zip(halves, edges, armpits, strict=True)]
     tips = [_tip(half, column) for half, (column, _) in zip(halves, armpits, strict=True)]
     shoulder = float(np.mean([row for _, row in tips]))
     width = 1 + sum(column for column, _ in armpits)
@@ -87,7 +86,7 @@ def read_top(mask: np.ndarray) -> Silhouette | None:
         limbs.append(limb)
         if limb is not None:
             body &= ~view.beyond(side, cut, OVERLAP * width)
-    return view.silhouette(shoulder, width, hem, body, tuple(limbs))
+    return _silhouette(view, shoulder, width, hem, body, tuple(limbs))
 
 
 def read_bottom(mask: np.ndarray) -> Silhouette | None:
@@ -96,126 +95,23 @@ def read_bottom(mask: np.ndarray) -> Silhouette | None:
     if view is None:
         return None
     widths = view.mask.sum(axis=1)
-    waist = float(np.median(widths[: max(2, view.height // 25)]))
+    waist = float(widths[: max(2, view.height // 25)].max())
     crotch = _crotch(view, widths)
     if crotch is None:
-        return view.silhouette(0, waist, view.height - 1, mask)
+        return _silhouette(view, 0, waist, view.height - 1, mask)
     limbs = tuple(_leg(view, side, crotch) for side in (0, 1))
     body = mask & ~view.below(crotch + 0.04 * waist)
-    return view.silhouette(0, waist, crotch, body, limbs)
+    return _silhouette(view, 0, waist, crotch, body, limbs)
 
 
-class Upright:
-    """The mask reduced, turned upright and cut at its axis of symmetry; `place` leads back to the garment picture."""
-
-    def __init__(self, full: np.ndarray, mask: np.ndarray, corner: np.ndarray, turn: np.ndarray, axis: float):
-        self.full, self.mask, self.corner, self.turn, self.axis = full, mask, corner, turn, axis
-        self.height = mask.shape[0]
-        first = int(np.floor(axis)) + 1
-        width = max(first, mask.shape[1] - first)
-        left, right = mask[:, :first][:, ::-1], mask[:, first:]
-        # (H, width) halves read outwards from the axis: column j lies j + 1/2 from it
-        self.halves = [np.pad(half, [(0, 0), (0, width - half.shape[1])]) for half in (left, right)]
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> Upright | None:
-        box = shapes.bounding_box(mask)
-        if box is None or min(box[2] - box[0], box[3] - box[1]) < 8:
-            return None
-        angle = _tilt(mask, box)
-        small, corner, turn = _turned(mask, box, angle, ROWS)
-        return cls(mask, small, corner, turn, _symmetry(small)[1])
-
-    def place(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) x, y of the upright mask -> x, y of the garment picture."""
-        return np.asarray(points, dtype=float) @ self.turn.T + self.corner
-
-    def half_point(self, side: int, points: np.ndarray) -> np.ndarray:
-        """(..., 2) distance from the axis and row -> x, y of the upright mask."""
-        points = np.asarray(points, dtype=float)
-        sign = (-1, 1)[side]
-        return np.stack([self.axis + sign * (points[..., 0] + 0.5), points[..., 1]], axis=-1)
-
-    def outline(self, side: int, points: np.ndarray) -> np.ndarray:
-        """(..., 2) distance from the axis and row -> x, y of the garment picture."""
-        return self.place(self.half_point(side, points))
-
-    def beyond(self, side: int, cut: list[tuple[float, float]], margin: float) -> np.ndarray:
-        """(H, W) bool of the garment picture: further out than the cut, which runs from the shoulder to the bottom."""
-        far, top, bottom = 2.0 * self.mask.shape[1], -self.height, 2 * self.height
-        cut = [(column + margin, row) for column, row in cut]
-        polygon = [(cut[0][0], top), *cut, (cut[-1][0], bottom), (far, bottom), (far, top)]
-        return self._polygon(self.outline(side, np.array(polygon)))
-
-    def below(self, row: float, side: int | None = None) -> np.ndarray:
-        """(H, W) bool of the garment picture: below a row, on one side of the axis or on both."""
-        far, bottom = 2.0 * self.mask.shape[1], 2 * self.height
-        left = self.axis if side == 1 else -far
-        right = self.axis if side == 0 else far
-        return self._polygon(self.place(np.array([(left, row), (right, row), (right, bottom), (left, bottom)])))
-
-    def _polygon(self, points: np.ndarray) -> np.ndarray:
-        drawing = shapes.Drawing(self.full.shape)
-        drawing.polygon(points)
-        return drawing.mask
-
-    @property
-    def scale(self) -> float:
-        """Pixels of the garment picture per pixel of the upright mask."""
-        return float(np.linalg.norm(self.turn[:, 0]))
-
-    def silhouette(self, row, width, hem, body, limbs=(None, None)) -> Silhouette:
-        across, down = (self.turn[:, i] / self.scale for i in (0, 1))
-        spread = max(int(np.flatnonzero(half[: int(hem) + 1].any(axis=0))[-1]) for half in self.halves)
-        return Silhouette(
-            self.place(np.array([self.axis, row])), across, down, width * self.scale,
-            (row * self.scale, (hem - row) * self.scale), spread * self.scale, body, limbs,
-        )  # fmt: skip
-
-
-def _turned(mask, box, angle: float, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The box's content turned by `angle`, reduced and cropped to the garment; corner and matrix that lead back."""
-    left, top, right, bottom = box
-    scale = max(1.0, (bottom - top + 1) / rows)
-    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
-    turn = np.array([[cosine, -sine], [sine, cosine]])
-    reach = 0.5 * np.hypot(right - left, bottom - top) / scale + 2 if angle else None
-    half = np.array([(right - left) / 2 / scale + 1, (bottom - top) / 2 / scale + 1]) if angle == 0 else reach
-    half = np.broadcast_to(half, 2)
-    centre = np.array([(left + right) / 2, (top + bottom) / 2])
-    corner = centre - turn @ half
-    shape = tuple(np.ceil(2 * half[::-1]).astype(int) + 1)
-    source = ndimage.uniform_filter(mask.astype(np.float32), round(scale)) if scale >= 2 else mask.astype(np.float32)
-    matrix = turn[::-1, ::-1]  # rows first
-    small = ndimage.affine_transform(source, matrix, offset=corner[::-1], output_shape=shape, order=1) > 0.5
-    small = shapes.largest_component(small)
-    inner = shapes.bounding_box(small)
-    if inner is None:
-        return np.ones((1, 1), bool), corner, turn
-    small = small[inner[1] : inner[3] + 1, inner[0] : inner[2] + 1]
-    return small, corner + turn @ np.array(inner[:2]), turn
-
-
-def _symmetry(mask: np.ndarray) -> tuple[float, float]:
-    """(share of the mask that its mirror image covers, column of the mirror axis)."""
-    size = 2 * mask.shape[1]
-    spectrum = np.fft.rfft(mask.astype(np.float32), size, axis=1)
-    overlap = np.fft.irfft((spectrum**2).sum(axis=0), size)  # entry s: pixels x with x and s - x in the mask
-    best = int(overlap.argmax())
-    return float(overlap[best] / max(mask.sum(), 1)), best / 2
-
-
-def _tilt(mask: np.ndarray, box) -> float:
-    """Angle in radians by which the garment is turned, up to 12 degrees, from its mirror symmetry."""
-    straight = _symmetry(_turned(mask, box, 0.0, 64)[0])[0]
-    if straight > 0.95:
-        return 0.0
-    angles = np.radians([-12, -9, -6, -3, 3, 6, 9, 12])
-    scores = [_symmetry(_turned(mask, box, angle, 64)[0])[0] for angle in angles]
-    best = int(np.argmax(scores))
-    if scores[best] < straight + 0.02:  # an asymmetric garment is not a turned one
-        return 0.0
-    return float(angles[best])
+def _silhouette(view: Upright, row: float, width: float, hem: int, body, limbs=(None, None)) -> Silhouette:
+    """Measures of the upright mask as those of the garment picture; `row` is the origin's."""
+    across, down = (view.turn[:, i] / view.scale for i in (0, 1))
+    spread = max(outer_edges(half[: hem + 1]).max() for half in view.halves)
+    return Silhouette(
+        view.place(np.array([view.axis, row])), across, down, width * view.scale,
+        (row * view.scale, (hem - row) * view.scale), spread * view.scale, body, limbs,
+    )  # fmt: skip
 
 
 def _hem(halves: list[np.ndarray]) -> int:
@@ -262,7 +158,7 @@ def _torso_edges(halves, armpits, hem: int) -> list[np.ndarray]:
     return edges
 
 
-def _hidden_armpit(half: np.ndarray, edge: np.ndarray, corner: tuple[int, int]) -> tuple[float, float]:
+def _true_armpit(half: np.ndarray, edge: np.ndarray, corner: tuple[int, int]) -> tuple[float, float]:
     """(distance from the axis, row) of the armpit itself, given the corner of the gap; `edge` gains what lies between.
 
     A hanging sleeve touches the torso down to a gap that begins well below the armpit, where the torso has narrowed.
@@ -305,7 +201,7 @@ def _sleeve(view: Upright, side: int, tip, armpit, cut) -> Limb | None:
     cut_rows, cut_columns = [row for _, row in cut], [column for column, _ in cut]
     boundary = np.interp(rows, cut_rows, cut_columns)
     beyond = shapes.largest_component(half & (np.arange(half.shape[1]) > boundary[:, None]))
-    if beyond.sum() < 0.03 * half.sum():
+    if beyond.sum() <= 0.03 * half.sum():
         return None
     root = np.array([tip, armpit], dtype=float)
     # The arm's axis starts where the shoulder joint lies: on the armhole, nearer to its upper end.
@@ -325,8 +221,9 @@ def _strip(pixels: np.ndarray, start: np.ndarray, inner: np.ndarray) -> tuple[np
     direction /= max(np.linalg.norm(direction), 1e-6)
     normal = np.array([-direction[1], direction[0]])
     along, aside = (pixels - start) @ direction, (pixels - start) @ normal
-    middle = np.abs(aside - np.median(aside)) < 0.5 * np.abs(aside - np.median(aside)).max()
-    end = float(np.percentile(along[middle], 99))
+    off_centre = np.abs(aside - np.median(aside))
+    middle = off_centre <= np.median(off_centre)  # corners of a slanted cuff reach further than its middle
+    end = max(float(np.percentile(along[middle], 99)), 1.0)
     begin = float(np.clip((inner - start) @ direction, 0.15 * end, 0.8 * end))
     centre, half = _profile(along, aside, begin, end)
     places = np.linspace(begin, end, SECTIONS) if end - begin > half(end) else np.array([(begin + end) / 2, end])
@@ -363,7 +260,7 @@ def _limb(view: Upright, side: int, root, line, at, half, region) -> Limb:
 
 def _sleeveless(view: Upright, hem: int) -> Silhouette:
     """A top without sleeves hangs from its straps or, strapless, from the chest."""
-    edges = np.mean([_outer(half) for half in view.halves], axis=0)
+    edges = np.mean([outer_edges(half) for half in view.halves], axis=0)
     rows = np.arange(view.height)
     reached = np.flatnonzero(rows >= 1.6 * edges)  # the chest lies about 1.6 of its half-widths below the shoulders
     chest = float(edges[min(reached[0] if len(reached) else hem, hem)])
@@ -373,10 +270,10 @@ def _sleeveless(view: Upright, hem: int) -> Silhouette:
     else:
         row = int((upper > 0.9 * upper.max()).argmax())
         shoulder = row + 0.35 * max(chest - upper[row], 0)  # shoulders slope down towards their tips
-    return view.silhouette(shoulder, 2 * chest + 1, hem, view.full)
+    return _silhouette(view, shoulder, 2 * chest + 1, hem, view.full)
 
 
-def _outer(half: np.ndarray) -> np.ndarray:
+def outer_edges(half: np.ndarray) -> np.ndarray:
     """(H,) distance of the outermost garment pixel of each row, 0 where there is none."""
     return np.where(half, np.arange(half.shape[1]) + 1, 0).max(axis=1)
 
@@ -394,13 +291,14 @@ def _crotch(view: Upright, widths: np.ndarray) -> int | None:
     return max(crotch, 2)
 
 
-def _leg(view: Upright, side: int, crotch: int) -> Limb:
+def _leg(view: Upright, side: int, crotch: int) -> Limb | None:
     half = view.halves[side]
-    width = float(half[crotch].sum())
-    root = np.array([(width, crotch), (0.0, crotch)])
-    start = root.mean(axis=0)
     part = half.copy()
     part[:crotch] = False
+    part = shapes.largest_component(part)
+    if part.sum() <= 0.03 * half.sum():
+        return None
+    root = np.array([(float(half[crotch].sum()), crotch), (0.0, crotch)])
     ys, xs = np.nonzero(part)
-    line, at, halves = _strip(np.stack([xs, ys], axis=1).astype(float), start, root[1])
-    return _limb(view, side, root, line, at, halves, view.full & view.below(crotch - 0.04 * width, side))
+    line, at, halves = _strip(np.stack([xs, ys], axis=1).astype(float), root.mean(axis=0), root[1])
+    return _limb(view, side, root, line, at, halves, view.full & view.below(crotch - 0.04 * root[0, 0], side))

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
 
 from vton.data import shapes
-from vton.data.figure import Figure, Line
-from vton.data.sample import JOINTS, Category, DataError
+from vton.data.figure import FOREARM, SHANK, THIGH, UPPER_ARM, Figure, Line
+from vton.data.sample import CATEGORIES, JOINTS, Category, DataError
 from vton.data.silhouette import Limb, Silhouette, read_bottom, read_top
 from vton.data.tps import covers, sample, thin_plate_spline
 
@@ -81,7 +80,7 @@ class Proportions:
 
     chest: float = 1.06  # width of a worn top below the armpits
     shoulder_lift: float = 0.18  # shoulder tips above the shoulder joints
-    waist: float = 0.98  # width of a worn waistband
+    waist: float = 1.0  # width of a worn waistband
     waist_rise: float = 0.42  # waistband above the hip joints
     forearm: float = 0.2  # full width of a bare forearm
     hand: float = 0.2  # a hand's reach beyond the wrist
@@ -114,12 +113,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """One spline: garment pixels `region`, control points on the person and in the garment, and where it may show."""
+    """One spline: garment pixels `region`, control points on the person and in the garment, where it may show."""
 
     region: np.ndarray  # (H, W) bool in the garment picture
     person: np.ndarray  # (N, 2)
     garment: np.ndarray  # (N, 2)
-    envelope: np.ndarray | None = None  # (M, 2) polygon on the person; a spline folds back far from its points
+    visible: np.ndarray  # (h, w) bool on the person's canvas; far from its control points a spline folds back
 
 
 @register_warp("geometric")
@@ -130,43 +129,49 @@ class GeometricWarp:
         self.proportions = proportions or Proportions()
 
     def __call__(self, garment, garment_mask, joints, agnostic_mask, category):
-        _check(garment, garment_mask, joints, agnostic_mask)
+        _check(garment, garment_mask, joints, agnostic_mask, category)
         figure = Figure.of(joints)
         silhouette = (read_bottom if category == "lower_body" else read_top)(garment_mask)
         if figure is not None and silhouette is not None:
-            place = self._place(figure, silhouette, category)
-            parts = self.parts(figure, place, category)
-            hidden = self.bare_arms(figure, place, agnostic_mask.shape)
-            warped, mask = _render(garment, garment_mask, parts, agnostic_mask, hidden)
+            parts = self.parts(figure, self._place(figure, silhouette, category), category, agnostic_mask.shape)
+            try:
+                warped, mask = _render(garment, garment_mask, parts, agnostic_mask)
+            except np.linalg.LinAlgError:  # joints on one line or on one point: nothing to hang a garment on
+                mask = np.zeros_like(agnostic_mask)
             if mask.any():
                 return warped, mask
         return fit_box(garment, garment_mask, agnostic_mask)
 
-    def bare_arms(self, figure: Figure, place: Place, shape: tuple[int, int]) -> np.ndarray:
-        """(h, w) bool: what sleeves leave bare of forearms and hands. It lies in front of the trunk, as a rule.
+    def parts(self, figure: Figure, place: Place, category: Category, shape: tuple[int, int]) -> list[Part]:
+        """The trunk, then its limbs. shape: (h, w) of the person's canvas."""
+        lower = category == "lower_body"
+        bones = [Line(limb) for limb in (figure.legs if lower else figure.arms)]
+        usual = figure.size * (THIGH + SHANK if lower else UPPER_ARM + FOREARM)
+        laid = [
+            self._lay(limb, line, usual, place) if limb is not None and line.length > 0.3 * figure.size else None
+            for limb, line in zip(place.silhouette.limbs, bones, strict=True)
+        ]
+        cuffs = [0.0 if lower or lengths is None else float(lengths[-1]) for lengths in laid]
+        parts = [_trunk_part(place, ~self.bare_arms(figure, cuffs, shape))]
+        for side, lengths in enumerate(laid):
+            if lengths is not None:
+                limb = place.silhouette.limbs[side]
+                parts.append(_limb_part(limb, (1, -1)[side], bones[side], lengths, place, shape))
+        return parts
 
-        Only where the wrist was found: behind the back it usually is not.
+    def bare_arms(self, figure: Figure, cuffs: list[float], shape: tuple[int, int]) -> np.ndarray:
+        """(h, w) bool: what is bare of forearms and hands. It lies in front of the trunk, as a rule.
+
+        cuffs: lengths along each arm that sleeves cover. Only where the wrist was found: behind the back it rarely is.
         """
         drawing = shapes.Drawing(shape)
         own, size = self.proportions, figure.size
-        for limb, arm, seen in zip(place.silhouette.limbs, figure.arms, figure.arms_seen, strict=True):
-            if not seen[1:].all():
-                continue
+        for cuff, arm, seen in zip(cuffs, figure.arms, figure.arms_seen, strict=True):
             line = Line(arm)
-            cuff = self._lengths(limb, line, place)[-1] if limb is not None else 0.0
-            bare = np.linspace(max(cuff, own.bare_from * line.knots[1]), line.length + own.hand * size, 12)
-            for start, end in pairwise(line.at(bare)):
-                drawing.limb([start, end], own.forearm * size)
+            if seen[1:].all():
+                bare = np.linspace(max(cuff, own.bare_from * line.knots[1]), line.length + own.hand * size, 12)
+                drawing.limb(line.at(bare), own.forearm * size)
         return drawing.mask
-
-    def parts(self, figure: Figure, place: Place, category: Category) -> list[Part]:
-        """The trunk, then its limbs."""
-        parts = [_body_part(place)]
-        for side, bones in enumerate(figure.legs if category == "lower_body" else figure.arms):
-            limb = place.silhouette.limbs[side]
-            if limb is not None:
-                parts.append(self._limb_part(limb, side, Line(bones), place))
-        return parts
 
     def _place(self, figure: Figure, silhouette: Silhouette, category: Category) -> Place:
         own = self.proportions
@@ -179,31 +184,36 @@ class GeometricWarp:
         shown = float(np.linalg.norm(figure.shoulders[1] - figure.shoulders[0])) / figure.size
         return Place(silhouette, spine, _across(figure, spine), start, scale, scale * shown)
 
-    def _start(self, limb: Limb, bones: Line, place: Place) -> float:
-        """Length along the bones at which the limb leaves the trunk, a little below the joint."""
-        return float(np.clip((place(limb.line.points[:1])[0] - bones.points[0]) @ bones.direction, 0, None))
+    def _lay(self, limb: Limb, bones: Line, usual: float, place: Place) -> np.ndarray:
+        """(N,) lengths along the bones at which the limb's cross-sections lie.
 
-    def _lengths(self, limb: Limb, bones: Line, place: Place) -> np.ndarray:
-        """Lengths along the bones at which the limb's cross-sections lie; a limb that almost covers them ends there."""
-        start = self._start(limb, bones, place)
-        covered = limb.at[-1] * place.scale / (bones.length - start)
-        return start + limb.at * (place.scale / covered if covered > self.proportions.long_limb else place.scale)
+        It begins where it leaves the trunk, a little below the joint. A limb seen shortened shortens its sleeve, and
+        one that is almost covered is covered to its end. usual: length of such a limb seen from the side.
+        """
+        start = float(
+            np.clip((place(limb.line.points[:1])[0] - bones.points[0]) @ bones.direction, 0, bones.length / 2)
+        )
+        scale = place.scale * min(1.0, bones.length / (0.8 * usual))
+        covered = limb.at[-1] * scale / (bones.length - start)
+        return start + limb.at * (scale / covered if covered > self.proportions.long_limb else scale)
 
-    def _limb_part(self, limb: Limb, side: int, bones: Line, place: Place) -> Part:
-        """The limb's root goes where the body takes it, its cross-sections along the bones."""
-        scale = place.scale
-        smooth = 0.15 * bones.length
-        lengths = self._lengths(limb, bones, place)
-        centres, normals = bones.at(lengths), bones.normal(lengths, smooth)
-        source, source_normals = limb.line.at(limb.at), limb.line.normal(limb.at, 0.15 * limb.line.length)
-        person, garment = [place(limb.root)], [limb.root]
-        for aside in (-1, 0, 1):
-            person.append(centres + aside * scale * limb.half[:, None] * normals)
-            garment.append(source + aside * limb.half[:, None] * source_normals)
-        outwards = (1, -1)[side] * 1.3 * scale * limb.half[:, None] * normals
-        tip = bones.at(lengths[-1] + 0.1 * scale * limb.at[-1]) - centres[-1]
-        envelope = _ribbon(person[0], centres + outwards, centres - outwards, tip)
-        return Part(limb.region, np.concatenate(person), np.concatenate(garment), envelope)
+
+def _limb_part(limb: Limb, outwards: int, bones: Line, lengths: np.ndarray, place: Place, shape) -> Part:
+    """The limb's root goes where the trunk takes it, its cross-sections along the bones.
+
+    outwards: the side of the normals, 1 or -1, that faces away from the trunk.
+    """
+    centres, normals = bones.at(lengths), bones.normal(lengths, 0.15 * bones.length)
+    source, source_normals = limb.line.at(limb.at), limb.line.normal(limb.at, 0.15 * limb.line.length)
+    person, garment = [place(limb.root)], [limb.root]
+    for side in (-1, 0, 1):
+        person.append(centres + side * place.scale * limb.half[:, None] * normals)
+        garment.append(source + side * limb.half[:, None] * source_normals)
+    aside = 1.3 * outwards * place.scale * limb.half[:, None] * normals
+    tip = bones.at(lengths[-1] + 0.1 * (lengths[-1] - lengths[0])) - centres[-1]
+    drawing = shapes.Drawing(shape)
+    drawing.polygon(_ribbon(person[0], centres + aside, centres - aside, tip))
+    return Part(limb.region, np.concatenate(person), np.concatenate(garment), drawing.mask)
 
 
 def _across(figure: Figure, spine: Line) -> np.ndarray:
@@ -214,14 +224,14 @@ def _across(figure: Figure, spine: Line) -> np.ndarray:
     return np.concatenate([rows, legs])
 
 
-def _body_part(place: Place) -> Part:
+def _trunk_part(place: Place, visible: np.ndarray) -> Part:
     """Torso, pelvis or skirt: a lattice over the garment's frame."""
     silhouette = place.silhouette
     above, below = silhouette.extent
     side = max(silhouette.spread, silhouette.width / 2)
     u, v = np.meshgrid(np.linspace(-side, side, 3), np.linspace(-above, below, 7))
     points = silhouette.origin + u.reshape(-1, 1) * silhouette.across + v.reshape(-1, 1) * silhouette.down
-    return Part(silhouette.body, place(points), points)
+    return Part(silhouette.body, place(points), points, visible)
 
 
 def _ribbon(root: np.ndarray, outer: np.ndarray, inner: np.ndarray, tip: np.ndarray) -> np.ndarray:
@@ -232,26 +242,20 @@ def _ribbon(root: np.ndarray, outer: np.ndarray, inner: np.ndarray, tip: np.ndar
 
 
 def _render(
-    garment: np.ndarray, garment_mask: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray, hidden: np.ndarray
+    garment: np.ndarray, garment_mask: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = agnostic_mask.shape
     warped, mask = np.full((height, width, 3), WHITE, np.uint8), np.zeros((height, width), bool)
     colours = _bleed(garment, garment_mask)
     step = max(2.0, height / 48)
-    for number, part in enumerate(parts):
+    for part in parts:
         box = _reach(part, agnostic_mask.shape)
         if box is None:
             continue
         left, top, right, bottom = box
         window = (slice(top, bottom), slice(left, right))
         grid = thin_plate_spline(part.person, part.garment, box, step=step)
-        inside = covers(part.region, grid) & agnostic_mask[window]
-        if number == 0:
-            inside &= ~hidden[window]
-        if part.envelope is not None:
-            drawing = shapes.Drawing(agnostic_mask.shape)
-            drawing.polygon(part.envelope)
-            inside &= drawing.mask[window]
+        inside = covers(part.region, grid) & part.visible[window] & agnostic_mask[window]
         warped[window][inside] = np.rint(sample(colours, grid[inside]))
         mask[window] |= inside
     return warped, mask
@@ -302,12 +306,14 @@ def fit_box(garment: np.ndarray, garment_mask: np.ndarray, agnostic_mask: np.nda
     return warped, mask
 
 
-def _check(garment, garment_mask, joints, agnostic_mask) -> None:
+def _check(garment, garment_mask, joints, agnostic_mask, category) -> None:
     if garment.ndim != 3 or garment.shape[2] != 3 or garment.dtype != np.uint8:
         raise DataError(f"warp: garment is {garment.dtype} {garment.shape}, expected uint8 (H, W, 3).")
     if garment_mask.shape != garment.shape[:2] or garment_mask.dtype != bool:
         raise DataError(f"warp: garment mask is {garment_mask.dtype} {garment_mask.shape}, expected bool (H, W).")
-    if joints.shape != (JOINTS, 3):
-        raise DataError(f"warp: joints are {joints.shape}, expected {(JOINTS, 3)}.")
+    if joints.shape != (JOINTS, 3) or not np.isfinite(joints).all():
+        raise DataError(f"warp: joints are {joints.shape}, expected finite {(JOINTS, 3)}.")
     if agnostic_mask.ndim != 2 or agnostic_mask.dtype != bool:
         raise DataError(f"warp: agnostic mask is {agnostic_mask.dtype} {agnostic_mask.shape}, expected bool (h, w).")
+    if category not in CATEGORIES:
+        raise DataError(f"warp: category {category!r}, expected one of {', '.join(CATEGORIES)}.")
