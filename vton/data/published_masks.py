@@ -57,7 +57,8 @@ def has_torso(body: Body) -> bool:
 def drawn(parse: np.ndarray, body: Body, category: Category, style: DrawnStyle) -> np.ndarray:
     """Shapes around the joints, then the original head and other garments come back. Needs shoulders and hips.
 
-    Hair is not restored: in front of the torso it has to be invented again. A garment wider than the shapes shows.
+    Hair is not restored: in front of the torso it has to be invented again.
+    Leaks: whatever reaches beyond the shapes, such as wide sleeves or the skirt of a dress in upper_body.
     """
     r = body.px(_unit(body) if style.adaptive else 20)
     drawing = body.canvas()
