@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vton.metrics.protocol import Protocol
 
@@ -17,10 +17,21 @@ def masked_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def ssim(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Protocol) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of pictures in [0, 1], averaged over RGB and the mask: (B,)."""
-    _, similarity = structural_similarity_index_measure(
-        prediction, truth, sigma=protocol.ssim_sigma, data_range=1.0, reduction="none", return_full_image=True
-    )
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, Eq. 13), averaged over RGB and the mask: (B,).
+
+    torchmetrics' definition: Gaussian window out to 3.5 sigma, borders reflected, mean over the whole picture. In
+    float32 a variance, a difference of squares, is off by up to 1e-4 of the score on flat backgrounds, and identical
+    pictures do not reach 1; this is computed in float64, which torchmetrics' two-dimensional window makes 20 times
+    slower than two passes of one dimension.
+    """
+    x, y = (picture.to(_precise(picture)) for picture in (prediction, truth))
+    maps = torch.cat([x, y, x * x, y * y, x * y], 1)
+    mean_x, mean_y, square_x, square_y, product = _blur(maps, protocol.ssim_sigma).chunk(5, 1)
+    variances = square_x - mean_x**2 + square_y - mean_y**2
+    covariance = product - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
     return masked_mean(similarity, weight).mean(1)
 
 
@@ -29,5 +40,24 @@ def psnr(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Pro
 
     The mean over a set is the mean of these, not the ratio of the pooled error: one failure does not hide the rest.
     """
-    error = masked_mean((prediction.double() - truth.double()).square(), weight).mean(1)
+    error = masked_mean((prediction - truth).square(), weight).mean(1)
     return (-10 * torch.log10(error)).clamp(max=protocol.psnr_cap)
+
+
+def _blur(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W): along rows, then along columns."""
+    radius = int(3.5 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    window = torch.exp(-((offsets / sigma) ** 2) / 2)
+    window = (window / window.sum()).tolist()
+    for axis, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        length = maps.shape[axis]
+        padded = F.pad(maps, padding, mode="reflect")
+        maps = torch.zeros_like(maps)
+        for shift, share in enumerate(window):
+            maps.add_(padded.narrow(axis, shift, length), alpha=share)
+    return maps
+
+
+def _precise(picture: Tensor) -> torch.dtype:
+    return torch.float32 if picture.device.type == "mps" else torch.float64  # Apple's GPUs have no float64

@@ -1,9 +1,9 @@
 """Named, versioned evaluation protocols: every number that decides what a metric measures stands here.
 
 `exact` compares at the size of generation: the truth was resized once (vton.data.transforms), the prediction was
-rounded once to uint8 and stored as PNG, nothing is pasted back. SSIM: torchmetrics, RGB, data range 1, Gaussian window,
-mean over the whole picture. FID and KID: 2048 pool features, torchmetrics' antialiased bilinear resize of the uint8
-pictures, reference = the person pictures of the test split, the same in both orders.
+rounded once to uint8 and stored as PNG, nothing is pasted back. SSIM: torchmetrics' definition, RGB, data range 1,
+Gaussian window, mean over the whole picture. FID and KID: 2048 pool features, torchmetrics' antialiased bilinear resize
+of the uint8 pictures, reference = the person pictures of the test split, the same in both orders.
 
 A change of any value here changes published numbers: raise `version`, and tables will refuse to mix the two.
 """

@@ -103,6 +103,7 @@ def _measured(row: Row) -> dict:
         "protocol": row.protocol,
         "protocol version": settings.get("protocol", {}).get("version"),
         "metric networks": settings.get("networks"),
+        "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
     }
 
 
