@@ -38,7 +38,7 @@ def thin_plate_spline(
 
 
 def _knots(start: int, stop: int, step: float) -> np.ndarray:
-    return np.linspace(start, max(stop - 1, start), max(2, int(np.ceil((stop - start) / step)) + 1))
+    return np.linspace(start, max(stop - 1, start), max(2, int(np.ceil((stop - 1 - start) / step)) + 1))
 
 
 def _hat(knots: np.ndarray, positions: np.ndarray) -> np.ndarray:

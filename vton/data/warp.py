@@ -156,7 +156,7 @@ class GeometricWarp:
         for side, lengths in enumerate(laid):
             if lengths is not None:
                 limb = place.silhouette.limbs[side]
-                parts.append(_limb_part(limb, (1, -1)[side], bones[side], lengths, place, shape))
+                parts.append(_limb_part(limb, (1, -1)[side], bones[side], lengths, place, shape, not lower))
         return parts
 
     def bare_arms(self, figure: Figure, cuffs: list[float], shape: tuple[int, int]) -> np.ndarray:
@@ -198,14 +198,17 @@ class GeometricWarp:
         return start + limb.at * (scale / covered if covered > self.proportions.long_limb else scale)
 
 
-def _limb_part(limb: Limb, outwards: int, bones: Line, lengths: np.ndarray, place: Place, shape) -> Part:
+def _limb_part(limb: Limb, outwards: int, bones: Line, lengths: np.ndarray, place: Place, shape, sleeve: bool) -> Part:
     """The limb's root goes where the trunk takes it, its cross-sections along the bones.
 
     outwards: the side of the normals, 1 or -1, that faces away from the trunk.
     """
     centres, normals = bones.at(lengths), bones.normal(lengths, 0.15 * bones.length)
     source, source_normals = limb.line.at(limb.at), limb.line.normal(limb.at, 0.15 * limb.line.length)
-    person, garment = [place(limb.root)], [limb.root]
+    root = place(limb.root)
+    if sleeve:
+        root[1] = _raised_armpit(root, centres[0] - outwards * place.scale * limb.half[0] * normals[0])
+    person, garment = [root], [limb.root]
     for side in (-1, 0, 1):
         person.append(centres + side * place.scale * limb.half[:, None] * normals)
         garment.append(source + side * limb.half[:, None] * source_normals)
@@ -214,6 +217,13 @@ def _limb_part(limb: Limb, outwards: int, bones: Line, lengths: np.ndarray, plac
     drawing = shapes.Drawing(shape)
     drawing.polygon(_ribbon(person[0], centres + aside, centres - aside, tip))
     return Part(limb.region, np.concatenate(person), np.concatenate(garment), drawing.mask)
+
+
+def _raised_armpit(root: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """(2,) the armpit of a raised arm: the place on the armhole, from tip to armpit, nearest to the sleeve's inside."""
+    along = root[1] - root[0]
+    share = (inner - root[0]) @ along / max(along @ along, 1e-6)
+    return root[0] + float(np.clip(share, 0.3, 1.0)) * along
 
 
 def _across(figure: Figure, spine: Line) -> np.ndarray:
