@@ -32,7 +32,8 @@ def random_sample(index: int, size: tuple[int, int] = SIZE) -> TryOnSample:
         category="upper_body", person_caption="model is wearing a shirt", garment_caption="a photo of a shirt",
         person=person, agnostic=person * (1 - mask), agnostic_mask=mask, garment=garment,
         garment_mask=torch.ones(1, h, w), warped_garment=torch.where(warped_mask > 0, garment, torch.ones(())),
-        warped_mask=warped_mask, pose_map=smooth(g, size=size), keypoints=torch.rand(JOINTS, 3, generator=g).round(decimals=2),
+        warped_mask=warped_mask, pose_map=smooth(g, size=size),
+        keypoints=torch.rand(JOINTS, 3, generator=g).round(decimals=2),
         parse=torch.zeros(h, w, dtype=torch.int64), densepose=smooth(g, size=size), truth=person,
         truth_garment_mask=warped_mask, position=index,
     )  # fmt: skip

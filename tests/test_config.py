@@ -42,7 +42,7 @@ def test_layers_are_joined_in_order():
 
 
 def test_zero_terminal_snr_refuses_epsilon():
-    with pytest.raises(ConfigError, match="objective.prediction=epsilon"):
+    with pytest.raises(ConfigError, match=r"objective\.prediction=epsilon"):
         load("preset=paper", "objective.zero_terminal_snr=true")
 
 
@@ -77,5 +77,5 @@ def test_a_broken_run_config_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="not readable as YAML"):
         load_file(path)
     path.write_text("train: {lr: 1.0}")
-    with pytest.raises(ConfigError, match="no model.name"):
+    with pytest.raises(ConfigError, match=r"no model\.name"):
         load_file(path)

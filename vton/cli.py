@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     info = command("info", run_info, "parameters and FLOPs of each network, without allocating weights")
     info.add_argument("--json", action="store_true")
     data = command("data", run_data, "check or make a data folder", overrides=False)
-    data.add_argument("action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data")
+    data.add_argument(
+        "action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data"
+    )
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--json", action="store_true")
     names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
@@ -130,7 +132,9 @@ def run_data(args) -> int:
 
 
 def run_list(args) -> None:
-    found = {"models": registry.names()} | {group: choices(group) for group in ("preset", "data", "trainer", "ablation")}
+    found = {"models": registry.names()} | {
+        group: choices(group) for group in ("preset", "data", "trainer", "ablation")
+    }
     if args.json:
         print(json.dumps(found, indent=2))
         return

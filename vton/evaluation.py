@@ -72,9 +72,7 @@ def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weight
         for name, tally in scorer.score(batches, methods | held).items():
             seconds_per_picture = seconds[order].get(name)
             details = provenance(**facts, **dataset.sources, seconds_per_picture=seconds_per_picture)
-            rows += scorer.rows(
-                tally, people, model=name, data=config.data.name, split="test", provenance=details
-            )
+            rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
     for row in rows:
         row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
     write_results(run.results, rows)

@@ -185,6 +185,26 @@ def test_head_shoes_and_other_garments_are_kept(rule, category):
         assert not mask[beyond_wrists(parse, (512, 384))[0] & ~rim].any()
 
 
+@pytest.mark.parametrize("size", [SMALL, (512, 384)])
+def test_safe_repaints_the_rim_where_resampling_mixes_in_the_garment(size):
+    """Next to the top also hands and trousers, at least one pixel wide; never the face."""
+    parse = person("dress read as two pieces", size)
+    mask = agnostic_mask(parse, joints(size), "upper_body")
+    rim = ndimage.binary_dilation(parse == UPPER, np.ones((3, 3))) & (parse != UPPER)
+    assert np.isin(parse[rim], ARM_LABELS).any() and (parse[rim] == SKIRT).any()
+    assert mask[rim & (parse != FACE)].all()
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_without_joints_safe_still_repaints_the_skin_that_a_new_garment_covers(category):
+    parse = person("coat and shorts" if category == "lower_body" else "vest and skirt")
+    mask = agnostic_mask(parse, joints(missing=range(18)), category)
+    if category != "upper_body":
+        assert mask[np.isin(parse, LEG_LABELS)].all()
+    if category != "lower_body":
+        assert mask[np.isin(parse, (*ARM_LABELS, NECK))].all()
+
+
 def test_a_head_label_that_includes_the_neck_is_cut_at_the_shoulder_line():
     size = (512, 384)
     parse = person(size=size, neck=False)

@@ -45,7 +45,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A torch file of plain tensors, numbers and strings. Raises WeightsError for anything else, and runs none of it."""
+    """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and runs none of it."""
     if not Path(path).is_file():
         raise WeightsError(f"No checkpoint at {path}.")
     try:

@@ -141,14 +141,16 @@ class Console(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
         step = trainer.global_step
-        if not trainer.is_global_zero or step % self.every and step != trainer.max_steps:
+        if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
             return
         pace = (time.perf_counter() - self.started) / max(step - self.first, 1)
         values = {k.removeprefix("val/"): v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         held_out = "".join(f"  {name} {value:.3f}" for name, value in values.items() if "psnr" in name)
         left = pace * (trainer.max_steps - step)
         loss = sum(self.losses) / len(self.losses)
-        print(f"step {step}/{trainer.max_steps}  loss {loss:.4f}{held_out}  {pace:.2f} s/step  {left / 60:.1f} min left")
+        print(
+            f"step {step}/{trainer.max_steps}  loss {loss:.4f}{held_out}  {pace:.2f} s/step  {left / 60:.1f} min left"
+        )
         sys.stdout.flush()
         self.losses.clear()
 

@@ -1,7 +1,7 @@
 """The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
 
-    config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
-    tensorboard/  predictions/<order>/<pair>.png  results.json
+config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
+tensorboard/  predictions/<order>/<pair>.png  results.json
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def git_commit() -> str:
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -19,7 +19,7 @@ from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
-from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, export_weights
+from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from vton.training.ema import EMA
 from vton.training.run import RunFolder, write_atomically
 

@@ -46,7 +46,9 @@ def test_forward_process_and_its_inversion(vectors):
 )
 def test_garment_focused_attention(vectors, branches, name):
     inputs, weights, shape = vectors["inputs"], vectors["weights"], vectors["config"]["gf"]
-    layer = Attention(shape["hidden"], shape["context"], heads=shape["heads"], dim_head=shape["hidden"] // shape["heads"])
+    layer = Attention(
+        shape["hidden"], shape["context"], heads=shape["heads"], dim_head=shape["hidden"] // shape["heads"]
+    )
     processor = GarmentFocusedProcessor(layer, branches or ())
     layer.set_processor(processor)
     names = {

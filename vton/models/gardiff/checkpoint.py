@@ -34,7 +34,9 @@ def widen(weight: Tensor, channels: int) -> Tensor:
     dropped. Everything else starts at zero, so that the widened network computes what the base did.
     """
     if weight.shape[1] not in (channels, 2 * channels + 1):
-        raise WeightsError(f"conv_in.weight has {weight.shape[1]} input channels, expected {channels} or its inpainting form.")
+        raise WeightsError(
+            f"conv_in.weight has {weight.shape[1]} input channels, expected {channels} or its inpainting form."
+        )
     wide = torch.zeros(weight.shape[0], 3 * channels, *weight.shape[2:], dtype=weight.dtype)
     wide[:, :channels] = weight[:, :channels]
     if weight.shape[1] == 2 * channels + 1:

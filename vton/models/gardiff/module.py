@@ -20,7 +20,7 @@ from vton.models.base import TryOnModule
 from vton.models.encoders import clip_image_encoder
 from vton.models.gardiff.checkpoint import load_base_unet
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
-from vton.models.gardiff.losses import VGG16_CHANNELS, DISTS, appearance_loss, dists_with_weights, random_dists
+from vton.models.gardiff.losses import DISTS, VGG16_CHANNELS, appearance_loss, dists_with_weights, random_dists
 from vton.models.gardiff.network import GarDiffUNet, latent_tokens, make_unet
 from vton.registry import register
 
@@ -39,10 +39,7 @@ class GarDiff(TryOnModule):
         else:
             self.frozen["clip"] = clip.eval().requires_grad_(False)
         channels, h, w = self.latent_shape()
-        if model.unet.pretrained:
-            unet = load_base_unet(model.unet, channels)
-        else:
-            unet = make_unet(model.unet, channels)
+        unet = load_base_unet(model.unet, channels) if model.unet.pretrained else make_unet(model.unet, channels)
         if model.unet.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.network = GarDiffUNet(

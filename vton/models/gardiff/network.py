@@ -31,7 +31,7 @@ def garment_focused_attention(q, k_clip, v_clip, k_vae, v_vae, mask=None, mask_b
 
 
 class GarmentFocusedProcessor(nn.Module):
-    """The adapter at one cross-attention: the layer's own keys and values read the CLIP tokens, added ones the VAE's."""
+    """The adapter at one cross-attention: the layer's own keys and values read CLIP tokens, added ones VAE tokens."""
 
     def __init__(self, attention: Attention, mask_branches: tuple[str, ...]):
         super().__init__()

@@ -1,0 +1,65 @@
+"""The command: fast where it should be, and every README command exists."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vton import registry
+from vton.cli import main, parser
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_and_list_import_nothing_heavy():
+    code = (
+        "import sys; from vton.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'lightning', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["list"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("[]")
+
+
+def test_list_names_every_architecture(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["list", "--json"])
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["models"] == registry.names()
+
+
+@pytest.mark.parametrize("action", ["check", "make"])
+def test_data_takes_its_action_before_the_overrides(action):
+    args = parser().parse_args(["data", action, "data=viton_hd", "data.root=x"])
+    assert (args.action, args.overrides) == (action, ["data=viton_hd", "data.root=x"])
+
+
+def test_an_unknown_command_is_a_usage_error():
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z][a-z-]+)", (ROOT / "README.md").read_text())):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target in ("all",), target
+
+
+def test_info_prints_json(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "model=gardiff", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["model"] == "gardiff" and rows["networks"]
+
+
+def test_eval_without_a_run_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", f"runs={tmp_path}"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "No trained run" in error

@@ -1,0 +1,91 @@
+"""Evaluation through the real command, on a run trained for two steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.training.test_train import train, vton
+from vton.data.sample import TryOnBatch
+from vton.metrics.results import read_results
+
+FEW = ("eval.metrics=[ssim,psnr,lpips]", "eval.pictures=2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    runs, rendered = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("rendered")
+    return train("gardiff", runs, rendered, "two-steps", "train.steps=2")
+
+
+def test_eval_writes_every_row_with_its_provenance(run):
+    done = vton("eval", "--run", str(run), *FEW)
+    rows = read_results(run / "results.json")
+    found = {(row.model, row.order, row.region) for row in rows}
+    models = (
+        "gardiff",
+        "gardiff[shuffled]",
+        "baseline/mean_colour",
+        "baseline/pasted_garment",
+        "baseline/geometric_warp",
+    )
+    assert found == {(m, o, r) for m in models for o in ("paired", "unpaired") for r in ("image", "garment")}
+    assert all(row.n == 4 and set(row.metrics) == {"ssim", "psnr", "lpips_random"} for row in rows)
+    facts = rows[0].provenance
+    assert facts["mask"].startswith("folder:") and facts["warp"] == "geometric"
+    assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 2
+    assert "lpips_random" in done.stdout and "must not stand beside published numbers" in done.stdout
+    for order in ("paired", "unpaired"):
+        assert len(list((run / "predictions" / order).glob("*.png"))) == 4
+        assert Image.open(run / f"pictures_{order}.png").width > 300
+
+
+def test_pictures_do_not_depend_on_the_batch_size(run, tmp_path):
+    for size in (1, 3):
+        vton("predict", "--run", str(run), "--out", str(tmp_path / str(size)), f"eval.batch_size={size}")
+    one, three = (sorted((tmp_path / str(size)).glob("*.png")) for size in (1, 3))
+    assert [path.name for path in one] == [path.name for path in three] and len(one) == 4
+    for first, second in zip(one, three, strict=True):
+        levels = zip(Image.open(first).tobytes(), Image.open(second).tobytes(), strict=True)
+        assert (
+            max(abs(a - b) for a, b in levels) <= 1
+        )  # the order of float sums may move a value across a rounding edge
+
+
+def test_json_rows_and_a_chosen_checkpoint(run):
+    done = vton("eval", "--run", str(run), *FEW, "--json", "--checkpoint", "last", "eval.orders=[paired]")
+    rows = json.loads(done.stdout[done.stdout.index("[") :])
+    assert {row["order"] for row in rows} == {"paired"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--run", "nowhere"], "not a run folder"),
+        (["preset=paper"], "a trained run has its preset already"),
+        (["data=vitonhd"], "Did you mean: 'viton_hd'?"),
+        (["eval.orders=[]"], "eval.orders"),
+    ],
+)
+def test_wrong_requests_are_one_line(run, arguments, expected):
+    where = [] if "--run" in arguments else ["--run", str(run)]
+    done = vton("eval", *where, *arguments, check=False)
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_checkpoint_says_what_to_do(run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    done = vton("eval", "--run", str(tmp_path), check=False)
+    assert done.returncode == 2 and "weights.safetensors does not exist" in done.stderr
+
+
+def test_control_keeps_names_and_truth_but_exchanges_garments(run):
+    from vton.training.run import RunFolder
+    from vton.training.train import data_module
+
+    data = data_module(RunFolder(run).load_config())
+    own, control = (TryOnBatch.collate([data.eval_dataset("paired", s)[i] for i in range(4)]) for s in (False, True))
+    assert own.pair_id == control.pair_id and (own.truth == control.truth).all()
+    assert (control.garment == own.garment.roll(-1, 0)).all()
+    assert all((a != b).any() for a, b in zip(own.warped_garment, control.warped_garment, strict=True))
