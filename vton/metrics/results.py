@@ -44,13 +44,13 @@ def digest_of_ids(ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
-def provenance(pair_ids: Iterable[str] = (), **parts: Any) -> dict[str, Any]:
-    """The common part of every row's provenance: what the caller knows, the digest of the pair list, the versions.
+def provenance(**parts: Any) -> dict[str, Any]:
+    """The common part of every row's provenance: what the caller knows, and the versions.
 
     The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps, guidance, device and
-    wall time as `parts`.
+    wall time as `parts`; the scorer adds its settings and the digest of each row's pairs.
     """
-    return {**parts, "pairs_sha256": digest_of_ids(pair_ids), "versions": versions()}
+    return {**parts, "versions": versions()}
 
 
 def versions() -> dict[str, str]:

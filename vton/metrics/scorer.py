@@ -97,7 +97,7 @@ class Scorer:
         if self.inception is None:
             return people
         with _exact(self.device):
-            for batch in self._chunks(batches, lambda batch: batch.person_id, set()):
+            for batch in self._chunks(batches, lambda batch: batch.person_id):
                 if set(batch.order) != {"paired"}:
                     raise ValueError("the reference of FID and KID is built from batches in paired order")
                 people.category.update(zip(batch.person_id, batch.category, strict=True))
@@ -114,7 +114,7 @@ class Scorer:
         """
         tallies: dict[str, Tally] = {}
         with _exact(self.device):
-            for batch in self._chunks(batches, lambda batch: batch.pair_id, set()):
+            for batch in self._chunks(batches, lambda batch: batch.pair_id):
                 truths = self._truths(batch)
                 for name, pictures in methods.items():
                     tally = tallies.setdefault(name, Tally(batch.order[0]))
@@ -195,10 +195,9 @@ class Scorer:
             )
         return found.to(self.device)
 
-    def _chunks(
-        self, batches: Iterable[TryOnBatch], ids: Callable[[TryOnBatch], list[str]], seen: set[str]
-    ) -> Iterator[TryOnBatch]:
+    def _chunks(self, batches: Iterable[TryOnBatch], ids: Callable[[TryOnBatch], list[str]]) -> Iterator[TryOnBatch]:
         """Small batches on the device, without what was seen before."""
+        seen: set[str] = set()
         for batch in batches:
             new = [row for row, name in enumerate(ids(batch)) if not (name in seen or seen.add(name))]
             height, width = batch.person.shape[-2:]
