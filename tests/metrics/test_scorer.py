@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from tests.metrics.dressed import Remembered, dressed_batches, dressed_sample
+from tests.metrics.dressed import Remembered, dressed_batches
 from vton.config import ConfigError, EvalConfig
-from vton.data.sample import DataError, TryOnBatch
+from vton.data.sample import DataError
 from vton.metrics import weights
 from vton.metrics.protocol import protocol
 from vton.metrics.scorer import Scorer
@@ -172,15 +172,27 @@ def test_unpaired_pairs_without_truth_have_fid_and_kid_only(scorer):
     assert full["image", "all"]["fid_random"] == pytest.approx(row.metrics["fid_random"])
 
 
-def test_pairs_that_do_not_show_the_garment_count_for_the_image_only():
-    samples = [dressed_sample(index) for index in range(4)]
-    samples[2] = replace(samples[2], truth_garment_mask=torch.zeros_like(samples[2].truth_garment_mask))
-    scorer = Scorer(CHEAP)
-    batch = TryOnBatch.collate(samples)
-    tally = scorer.score([batch], {"m": Remembered([batch], noisy)})["m"]
-    found = {(row.region, row.category): row.n for row in rows_of(scorer, tally, scorer.people([batch]))}
-    assert found["image", "all"] == 4
-    assert found["garment", "all"] == 3
+def test_pairs_that_do_not_show_the_garment_count_for_the_image_only(scorer):
+    whole = dressed_batches(4, size=4)[0]
+    hidden = replace(whole, truth_garment_mask=whole.truth_garment_mask.clone())
+    hidden.truth_garment_mask[1] = 0
+    pictures, people = Remembered([whole], noisy), scorer.people([whole])
+    rows = rows_of(scorer, scorer.score([hidden], {"m": pictures})["m"], people)
+    assert [(row.region, row.n) for row in rows if row.category == "all"] == [("image", 4), ("garment", 3)]
+    others = rows_of(scorer, scorer.score([whole[[0, 2, 3]]], {"m": pictures})["m"], people)
+    assert table(rows)["garment", "all"] == pytest.approx(table(others)["garment", "all"], rel=1e-4, abs=1e-6)
+
+
+def test_a_pair_is_read_and_measured_once():
+    batches = dressed_batches(5, size=2)
+    remembered, asked = Remembered(batches), []
+
+    def pictures(pair_ids):
+        asked.extend(pair_ids)
+        return remembered(pair_ids)
+
+    Scorer(CHEAP).score([*batches, *batches[:1]], {"m": pictures})
+    assert sorted(asked) == sorted(remembered.pictures)
 
 
 def test_too_few_pictures_have_no_distribution(scorer):
