@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy import ndimage
 
 from vton.data import shapes
 from vton.data.figure import FOREARM, SHANK, THIGH, UPPER_ARM, Figure, Line
 from vton.data.sample import CATEGORIES, JOINTS, Category, DataError
 from vton.data.silhouette import Limb, Silhouette, read_bottom, read_top
-from vton.data.tps import covers, sample, thin_plate_spline
-
-WHITE = 255
+from vton.data.tps import WHITE, Part, covers, render, sample
 
 
 class WarpSource(Protocol):
@@ -111,16 +108,6 @@ class Place:
         return self.spine.at(length) + self.side_scale * aside[:, None] * across
 
 
-@dataclass(frozen=True)
-class Part:
-    """One spline: garment pixels `region`, control points on the person and in the garment, where it may show."""
-
-    region: np.ndarray  # (H, W) bool in the garment picture
-    person: np.ndarray  # (N, 2)
-    garment: np.ndarray  # (N, 2)
-    visible: np.ndarray  # (h, w) bool on the person's canvas; far from its control points a spline folds back
-
-
 @register_warp("geometric")
 class GeometricWarp:
     """Landmarks of the silhouette to joints of the body; the bounding box where either cannot be read."""
@@ -135,7 +122,7 @@ class GeometricWarp:
         if figure is not None and silhouette is not None:
             parts = self.parts(figure, self._place(figure, silhouette, category), category, agnostic_mask.shape)
             try:
-                warped, mask = _render(garment, garment_mask, parts, agnostic_mask)
+                warped, mask = render(garment, garment_mask, parts, agnostic_mask)
             except np.linalg.LinAlgError:  # joints on one line or on one point: nothing to hang a garment on
                 mask = np.zeros_like(agnostic_mask)
             if mask.any():
@@ -201,7 +188,7 @@ class GeometricWarp:
 def _limb_part(limb: Limb, outwards: int, bones: Line, lengths: np.ndarray, place: Place, shape, sleeve: bool) -> Part:
     """The limb's root goes where the trunk takes it, its cross-sections along the bones.
 
-    outwards: the side of the normals, 1 or -1, that faces away from the trunk.
+    outwards: the side of the normals, 1 or -1, that faces away from the trunk. sleeve: its armpit rises with the arm.
     """
     centres, normals = bones.at(lengths), bones.normal(lengths, 0.15 * bones.length)
     source, source_normals = limb.line.at(limb.at), limb.line.normal(limb.at, 0.15 * limb.line.length)
@@ -249,54 +236,6 @@ def _ribbon(root: np.ndarray, outer: np.ndarray, inner: np.ndarray, tip: np.ndar
     centre = root.mean(axis=0)
     root = centre + 2 * (root - centre)
     return np.vstack([root[:1], outer, outer[-1] + tip, inner[-1] + tip, inner[::-1], root[1:]])
-
-
-def _render(
-    garment: np.ndarray, garment_mask: np.ndarray, parts: list[Part], agnostic_mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    height, width = agnostic_mask.shape
-    warped, mask = np.full((height, width, 3), WHITE, np.uint8), np.zeros((height, width), bool)
-    colours = _bleed(garment, garment_mask)
-    step = max(2.0, height / 48)
-    for part in parts:
-        box = _reach(part, agnostic_mask.shape)
-        if box is None:
-            continue
-        left, top, right, bottom = box
-        window = (slice(top, bottom), slice(left, right))
-        grid = thin_plate_spline(part.person, part.garment, box, step=step)
-        inside = covers(part.region, grid) & part.visible[window] & agnostic_mask[window]
-        warped[window][inside] = np.rint(sample(colours, grid[inside]))
-        mask[window] |= inside
-    return warped, mask
-
-
-def _bleed(garment: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 garment whose colours run over its own edge, where the background has mixed in.
-
-    Every warped part would carry a white line otherwise. Strips too thin to have an interior keep their colours.
-    """
-    colours = garment.astype(np.float32)
-    inner = ndimage.minimum_filter(mask.view(np.uint8), 3, mode="constant").view(bool)
-    rows, columns = np.nonzero(shapes.dilate(mask, 1) & ~inner)
-    total, count = np.zeros((len(rows), 3), np.float32), np.zeros((len(rows), 1), np.float32)
-    for down, aside in np.ndindex(5, 5):
-        near = np.clip(rows + down - 2, 0, mask.shape[0] - 1), np.clip(columns + aside - 2, 0, mask.shape[1] - 1)
-        found = inner[near][:, None]
-        total += found * colours[near]
-        count += found
-    known = count[:, 0] > 0
-    colours[rows[known], columns[known]] = total[known] / count[known]
-    return colours
-
-
-def _reach(part: Part, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The control points' box with a margin, cut to the canvas; None outside of it."""
-    low, high = part.person.min(axis=0), part.person.max(axis=0)
-    margin = 0.25 * (high - low) + 2
-    left, top = np.maximum(np.floor(low - margin), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(high + margin) + 1, [shape[1], shape[0]]).astype(int)
-    return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def fit_box(garment: np.ndarray, garment_mask: np.ndarray, agnostic_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
