@@ -163,6 +163,8 @@ def _groups_as_files(overrides: list[str]) -> list[str]:
             continue
         if name not in choices(group):
             raise ConfigError(f"{override}: no such {group}. {nearest(name, choices(group))}")
+        if group == "data":
+            expanded.append('data.root=""')  # the run's own folder holds another data set
         values = flatten(OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml")))
         expanded += [f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in values.items()]
     return expanded

@@ -176,7 +176,6 @@ class TrainConfig:
     picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
     pictures: int = 8  # rows of that grid
     val_pairs: int = 32  # held-out pairs behind the val/ scalars
-    compile: bool = False  # torch.compile the network's repeated blocks
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):

@@ -37,7 +37,7 @@ CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged betwee
 
 
 def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
-    """Sample and score the run in every configured order; write predictions/, results.json and pictures.png."""
+    """Sample and score the run in every configured order; write predictions/, results.json and picture grids."""
     started = time.perf_counter()
     quiet_libraries()
     trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
@@ -172,13 +172,13 @@ def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures])
 
 
 def save_grid(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> None:
-    """pictures.png: a few pairs of every order, spread over the test list."""
+    """pictures_<order>.png: a few pairs, spread over the test list."""
     for order in config.eval.orders:
         batch = data.val_batch(order, config.eval.pictures)
         output = PictureFolder(prediction_folder(run, config.model.name, order))(batch.pair_id)
         grid = try_on_grid(batch, output.float() / 127.5 - 1, BASELINES["baseline/geometric_warp"](batch),
                            titles=("output", "geometric warp"))  # fmt: skip
-        Image.fromarray(grid).save(run.pictures.with_name(f"pictures_{order}.png"))
+        Image.fromarray(grid).save(run.grid(order))
 
 
 def report(rows: Sequence[Row], run: RunFolder, seconds: float) -> None:

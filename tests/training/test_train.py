@@ -103,6 +103,14 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path):
     assert len([line for line in done.stderr.splitlines() if line.startswith("vton:")]) == 1
 
 
+def test_a_diverged_run_names_step_and_samples(tmp_path, rendered):
+    wild = ("train.lr=1e20", "train.grad_clip=0", "train.steps=9", "train.picture_every=0")
+    done = vton("train", f"runs={tmp_path}", f"data.root={rendered}", *SMALL, *wild, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("vton:"))
+    assert "Loss is" in line and "at step" in line and "__" in line
+
+
 def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path):
     done = vton("train", "--dry-run", f"runs={tmp_path}", "train.steps=77")
     assert "steps: 77" in done.stdout and '"commit"' in done.stdout

@@ -46,7 +46,10 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.predictions = self.path / "predictions"
         self.results = self.path / "results.json"
-        self.pictures = self.path / "pictures.png"
+
+    def grid(self, order: str) -> Path:
+        """The picture grid of one order."""
+        return self.path / f"pictures_{order}.png"
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> RunFolder:

@@ -18,6 +18,7 @@ from vton import registry
 from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
+from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
 from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from vton.training.ema import EMA
@@ -65,8 +66,6 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
 
 def steps_done(run: RunFolder) -> int:
     """Optimizer steps in last.ckpt, 0 without one. Raises WeightsError for a broken file."""
-    from vton.models.pretrained import read_checkpoint
-
     return int(read_checkpoint(run.last)["global_step"]) if run.last.exists() else 0
 
 
