@@ -166,11 +166,22 @@ def test_a_cropped_top_stays_cropped():
 
 
 def test_a_person_turned_aside_is_narrower_but_not_shorter():
-    front = put_on(top(sleeve=0))[1]
-    turned = put_on(top(sleeve=0), joints(j2=(83, 54), j3=(80, 100), j5=(109, 54), j6=(112, 100)))[1]
+    without_arms = (3, 4, 6, 7)
+    front = put_on(top(sleeve=0), joints(without_arms))[1]
+    turned = put_on(top(sleeve=0), joints(without_arms, j2=(83, 54), j5=(109, 54)))[1]
     widths, heights = zip(*((mask[90].sum(), mask.any(axis=1).sum()) for mask in (front, turned)), strict=True)
     assert widths[1] / widths[0] == pytest.approx(26 / 48, abs=0.08)
     assert heights[1] / heights[0] > 0.7
+
+
+def test_missing_hips_elbows_and_knees_are_completed_from_proportions():
+    """Shoulders alone place a top nearly as all joints do, hips alone a skirt."""
+    for garment, category, missing in (
+        (top(sleeve=0.5), "upper_body", range(6, 18)),
+        (skirt(), "lower_body", [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 13]),
+    ):
+        known, guessed = (put_on(garment, joints(lost), category=category)[1] for lost in ((4, 7), missing))
+        assert (known & guessed).sum() / (known | guessed).sum() > 0.75
 
 
 def test_shorts_end_above_the_knees_and_trousers_at_the_ankles():
