@@ -184,13 +184,18 @@ def _hull(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
 
 
 def _box(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
-    """Bounding box of garment and skin labels that the category may cover. Nothing inside is kept, hands included."""
+    """Box around garment and skin labels that the category may cover, 10 px of 1024 wider since parse maps are coarse.
+
+    Nothing inside is kept, hands included.
+    """
     skin = {"upper_body": ARM_LABELS, "lower_body": LEG_LABELS, "dresses": (*ARM_LABELS, *LEG_LABELS)}[category]
     labelled = np.isin(parse, (*TARGET_LABELS[category], *skin))
     box = shapes.bounding_box(labelled if labelled.any() else _covered_part(parse, body, category))
     drawing = body.canvas()
     if box is not None:
-        drawing.box(*box)
+        left, top, right, bottom = box
+        margin = body.px(10)
+        drawing.box(left - margin, top - margin, right + margin, bottom + margin)
     return drawing.mask
 
 
