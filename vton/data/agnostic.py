@@ -184,7 +184,7 @@ def _hull(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
 
 
 def _box(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
-    """Box around garment and skin labels that the category may cover, 10 px of 1024 wider since parse maps are coarse.
+    """Box around garment and skin labels that the category may cover, 8 px of 1024 wider since parse maps are coarse.
 
     Nothing inside is kept, hands included.
     """
@@ -194,7 +194,7 @@ def _box(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
     drawing = body.canvas()
     if box is not None:
         left, top, right, bottom = box
-        margin = body.px(10)
+        margin = body.px(8)
         drawing.box(left - margin, top - margin, right + margin, bottom + margin)
     return drawing.mask
 
