@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vton import registry
-from vton.cli import main, parser
+from vton.cli import main, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,8 +35,16 @@ def test_list_names_every_architecture(capsys):
 
 @pytest.mark.parametrize("action", ["check", "make"])
 def test_data_takes_its_action_before_the_overrides(action):
-    args = parser().parse_args(["data", action, "data=viton_hd", "data.root=x"])
+    args = parse(["data", action, "data=viton_hd", "data.root=x"])
     assert (args.action, args.overrides) == (action, ["data=viton_hd", "data.root=x"])
+
+
+def test_overrides_may_stand_around_options():
+    args = parse(["eval", "a=1", "--run", "x", "b=2", "--json", "c=3"])
+    assert (args.overrides, args.folder, args.json) == (["a=1", "b=2", "c=3"], "x", True)
+    for wrong in (["eval", "--jsn", "a=1"], ["list", "a=1"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
 
 
 def test_an_unknown_command_is_a_usage_error():
@@ -47,8 +55,10 @@ def test_an_unknown_command_is_a_usage_error():
 
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z][a-z-]+)", (ROOT / "README.md").read_text())):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target in ("all",), target
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {"train", "eval", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_info_prints_json(capsys):

@@ -16,7 +16,7 @@ OVERRIDES = "key=value pairs: model=, preset=, data=, trainer=, ablation= choose
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input."""
-    args = parser().parse_args(arguments)
+    args = parse(arguments)
     try:
         code = args.run(args)
     except UserError as error:
@@ -29,6 +29,18 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code or 0)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Arguments of one command; key=value pairs may stand before, between and after its options."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(args, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

@@ -64,9 +64,10 @@ def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weight
     rows = []
     for order in config.eval.orders:
         dataset = data.eval_dataset(order)
-        methods: dict[str, Pictures] = {
-            name: PictureFolder(prediction_folder(run, name, order)) for name in sampled_methods(config)
-        }
+        methods: dict[str, Pictures] = {}
+        for name in sampled_methods(config):
+            methods[name] = PictureFolder(prediction_folder(run, name, order))
+            methods[name].check(dataset.pair_ids, config.data.size)
         held = {name: HeldPictures() for name in BASELINES} if config.eval.baselines else {}
         batches = with_baselines(data.eval_dataloader(order), held)
         for name, tally in scorer.score(batches, methods | held).items():

@@ -67,6 +67,11 @@ class TryOnDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def pair_ids(self) -> list[str]:
+        """Names of the pairs in list order, as their samples carry them."""
+        return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
+
     def __getitem__(self, index: int) -> TryOnSample:
         return transforms.to_sample(self.record(index))
 
