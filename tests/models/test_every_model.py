@@ -39,7 +39,6 @@ def test_prediction_is_shaped_like_the_latents_and_finite(model):
 
 def test_gradients_reach_every_trained_parameter_and_no_other(model):
     module = randomised(tiny_module(model, "model.condition_dropout=0.5"))
-    module.configure_optimizers()
     module.training_step(random_batch(4), 0).backward()
     own = trained(module)
     for name, parameter in module.named_parameters():

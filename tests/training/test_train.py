@@ -56,6 +56,18 @@ def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
     assert "events" in tags
 
 
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
+    """The same samples, noise and mean gradient; only the order of sums differs, which Adam amplifies near zero."""
+    one = train("gardiff", tmp_path, rendered, "one", "train.steps=2")
+    two = train(
+        "gardiff", tmp_path, rendered, "two", "train.steps=2", "train.batch_size=2", "trainer.devices=2",
+        "trainer.strategy=ddp", "trainer.threads=1",
+    )  # fmt: skip
+    expected, found = (load_file(run / "checkpoints" / "weights.safetensors") for run in (one, two))
+    differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
+    assert differences.mean() < 1e-6 and differences.max() < 5e-3
+
+
 def assert_equal(expected, found) -> None:
     if isinstance(expected, torch.Tensor):
         assert torch.equal(expected, found)

@@ -36,6 +36,9 @@ class TryOnModule(LightningModule):
         self.objective = Objective(config.objective)
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.build()
+        trained = {id(p) for group in self.trained_parameters() for p in group["params"]}
+        for parameter in self.parameters():  # before DDP wraps the module and waits for every gradient
+            parameter.requires_grad_(id(parameter) in trained)
 
     # ---- what an architecture says about itself ----
 
@@ -128,9 +131,6 @@ class TryOnModule(LightningModule):
     def configure_optimizers(self):
         train = self.config.train
         groups = list(self.trained_parameters())
-        trained = {id(p) for group in groups for p in group["params"]}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
         optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
