@@ -22,7 +22,10 @@ from typing import Any, Literal
 
 from vton.errors import UserError
 
-PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "torchmetrics", "numpy", "pillow", "scipy")
+PACKAGES = (
+    "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "piq", "lpips",
+    "omegaconf", "numpy", "pillow", "scipy",
+)  # fmt: skip
 
 
 @dataclass

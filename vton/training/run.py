@@ -6,7 +6,6 @@ tensorboard/  predictions/<order>/<pair>.png  results.json
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,11 +15,7 @@ from pathlib import Path
 
 from vton.config import ExperimentConfig, load_file, to_yaml
 from vton.errors import UserError
-
-PACKAGES = (
-    "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "piq",
-    "lpips", "omegaconf", "numpy", "pillow",
-)  # fmt: skip
+from vton.metrics.results import versions
 
 # What may differ between a run's start and its continuation, because it doesn't change what is learned.
 FREE = ("trainer", "eval", "sampler", "runs", "name", "data.workers", "data.pin_memory", "data.check", "data.cache",
@@ -111,9 +106,8 @@ def environment() -> dict:
     """Commit and versions that a number depends on."""
     return {
         "commit": git_commit(),
-        "python": platform.python_version(),
         "machine": platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
 
 
