@@ -165,6 +165,9 @@ def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkey
     assert len(calls) == 1
     path.write_text("{")
     for _ in range(2):  # a broken folder is never remembered as clean
-        with pytest.raises(DataError, match=r"(?s)1 required file below .*00001_00.*Run `make data-check`"):
+        with pytest.raises(DataError, match=r"^[^\n]*00001_00[^\n]*Training does not start[^\n]*$"):
             check.require_clean(settings)
+    (root / "train/image/00001_00.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^[^\n]*This and 1 more required files[^\n]*Run `make data-check`[^\n]*$"):
+        check.require_clean(settings)
     check.require_clean(config("viton_hd", root, limit_train=1))  # the broken file is not read

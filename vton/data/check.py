@@ -105,7 +105,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
 
 
 def require_clean(config: DataConfig, workers: int = 1) -> None:
-    """Raise DataError with the number of broken required files and the first of them.
+    """Raise DataError, one line: the first broken required file and how many there are.
 
     A clean result is remembered by the names, sizes and times of all files, so that the next start takes seconds.
     """
@@ -117,10 +117,12 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
         if not broken:
             marker.touch()
             return
-    first = "\n".join(f"  {problem}" for problem in broken[:5])
+    refusal = "Training does not start: replacing samples would falsify a comparison."
+    if len(broken) == 1:
+        raise DataError(f"{broken[0]} {refusal}")
     raise DataError(
-        f"{config.name}: {len(broken)} required file{'s' * (len(broken) > 1)} below {dataset_root(config)} cannot be "
-        f"used:\n{first}\n{images.ADVICE} Training does not start: replacing samples would falsify a comparison."
+        f"{broken[0]} This and {len(broken) - 1} more required files below {dataset_root(config)} cannot be used. "
+        f"{images.ADVICE} {refusal}"
     )
 
 
