@@ -69,7 +69,7 @@ def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     points = [(x * width, y * height) for x, y in joints[:, :2].tolist()]
     valid = joints[:, 2] > 0
-    for (start, end), colour in zip(LIMBS, COLOURS, strict=False):
+    for (start, end), colour in zip(LIMBS, COLOURS, strict=False):  # colours are one for each joint, limbs are fewer
         if valid[start] and valid[end]:
             shade = tuple(round(LIMB_SHADE * c) for c in colour)
             draw.line([points[start], points[end]], fill=shade, width=max(1, round(height / 64)))

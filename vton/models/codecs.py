@@ -171,7 +171,7 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
     return codec
 
 
-def fit_codec(codec: Codec, config: CodecConfig, batches: Iterable[Tensor], steps_log=None) -> Codec:
+def fit_codec(codec: Codec, config: CodecConfig, batches: Iterable[Tensor]) -> Codec:
     """Make a codec without pretrained weights usable: closed form for `linear`, reconstruction training for `kl`.
 
     batches: pictures (B, 3, H, W) in [-1, 1]; `kl` draws `fit_steps` of them, `linear` uses all.
@@ -179,17 +179,17 @@ def fit_codec(codec: Codec, config: CodecConfig, batches: Iterable[Tensor], step
     if isinstance(codec, LinearCodec):
         return codec.fit(batches)
     if isinstance(codec, KLCodec):
-        _train_autoencoder(codec.vae, config, batches, steps_log)
+        _train_autoencoder(codec.vae, config, batches)
     return codec
 
 
-def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor], log) -> None:
+def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor]) -> None:
     """L1 and squared error plus a faint KL term, as latent diffusion uses; no adversary at this size."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=config.fit_steps)
     vae.train()
     moments = []  # of the latents in the last tenth of training
-    for step, image in zip(range(config.fit_steps), batches, strict=False):
+    for step, image in zip(range(config.fit_steps), batches, strict=False):  # batches are endless
         posterior = vae.encode(image).latent_dist
         output = vae.decode(posterior.sample()).sample
         loss = F.l1_loss(output, image) + F.mse_loss(output, image) + 1e-6 * posterior.kl().mean()
@@ -199,8 +199,6 @@ def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterabl
         schedule.step()
         if step >= 0.9 * config.fit_steps:
             moments.append(posterior.mean.detach().std().item())
-        if log:
-            log(step, loss.item())
     vae.eval()
     vae.register_to_config(scaling_factor=len(moments) / sum(moments))  # unit variance, as Stable Diffusion's
 
