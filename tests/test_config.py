@@ -41,9 +41,22 @@ def test_layers_are_joined_in_order():
     assert tiny.train.lr == 0.5  # the command line comes last
 
 
-def test_zero_terminal_snr_refuses_epsilon():
+def test_epsilon_cannot_start_from_pure_noise():
+    """Leading spacing never visits the last timestep: IDM-VTON samples so."""
+    load("preset=paper", "objective.zero_terminal_snr=true")
+    load(
+        "preset=paper",
+        "objective.zero_terminal_snr=true",
+        "sampler.zero_terminal_snr=false",
+        "sampler.spacing=trailing",
+    )
     with pytest.raises(ConfigError, match=r"objective\.prediction=epsilon"):
-        load("preset=paper", "objective.zero_terminal_snr=true")
+        load("preset=paper", "objective.zero_terminal_snr=true", "sampler.spacing=trailing")
+
+
+def test_caption_templates_need_a_place_for_the_annotation():
+    with pytest.raises(ConfigError, match=r"data\.person_caption"):
+        load("data.person_caption=a shirt")
 
 
 @pytest.mark.parametrize("model", registry.names())

@@ -71,13 +71,9 @@ class ObjectiveConfig:
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
     min_snr_gamma: float = 5.0
     timestep_power: float = 1.0  # t = T * u**(1/power), u uniform; above 1 favours noisy timesteps
+    noise_offset: float = 0.0  # eps = n + offset m, n per value, m one draw per sample and channel
 
     def __post_init__(self):
-        if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ConfigError(
-                "objective.zero_terminal_snr=true leaves nothing to recover from at the last timestep with "
-                "objective.prediction=epsilon; use v_prediction or sample."
-            )
         if self.timestep_power <= 0:
             raise ConfigError(f"objective.timestep_power={self.timestep_power} must be positive.")
 
@@ -92,6 +88,7 @@ class SamplerConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # fractions of the timestep range in which guidance acts
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
+    zero_terminal_snr: bool | None = None  # null: as in training (objective.zero_terminal_snr)
 
     def __post_init__(self):
         low, high = self.guidance_interval
@@ -145,7 +142,9 @@ class DataConfig:
     warp_folder_unpaired: str = ""
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
-    caption_fallback: str = "shirts"
+    person_caption: str = "model is wearing {}"  # {} = the garment's annotation
+    garment_caption: str = "a photo of {}"
+    caption_fallback: str = "shirts"  # annotation of a garment that has none
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
@@ -156,6 +155,9 @@ class DataConfig:
     def __post_init__(self):
         if min(self.size) < 16:
             raise ConfigError(f"data.size={list(self.size)}: height and width in pixels, at least 16 each.")
+        for name in ("person_caption", "garment_caption"):
+            if "{}" not in getattr(self, name):
+                raise ConfigError(f"data.{name}={getattr(self, name)!r} lacks {{}}, the place of the annotation.")
 
 
 @dataclass
@@ -237,6 +239,15 @@ class ExperimentConfig:
     seed: int = 0
     runs: str = "runs"  # folder that holds the run folders
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]
+
+    def __post_init__(self):
+        rescaled = self.sampler.zero_terminal_snr
+        rescaled = self.objective.zero_terminal_snr if rescaled is None else rescaled
+        if rescaled and self.objective.prediction == "epsilon" and self.sampler.spacing != "leading":
+            raise ConfigError(
+                f"sampler.spacing={self.sampler.spacing} starts where zero_terminal_snr leaves pure noise, from which "
+                "objective.prediction=epsilon cannot recover a sample; use leading, or v_prediction or sample."
+            )
 
 
 def choices(group: str) -> list[str]:

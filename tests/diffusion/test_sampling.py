@@ -6,7 +6,9 @@ import torch
 from vton.config import ObjectiveConfig, SamplerConfig
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import sample
+from vton.diffusion.sampling import Known, Step, drawing, sample
+
+CPU = torch.device("cpu")
 
 
 class Oracle:
@@ -15,7 +17,7 @@ class Oracle:
     def __init__(self):
         self.passes = self.feature_calls = 0
 
-    def garment_features(self, conditions, t):
+    def garment_features(self, conditions, t, step):
         self.feature_calls += 1
         return {}
 
@@ -26,13 +28,16 @@ class Oracle:
     def unconditional(self, conditions):
         return {"truth": torch.zeros_like(conditions["truth"])}
 
+    def known(self, conditions):
+        return None
+
 
 def run(count=3, conditions=None, **settings):
     objective = Objective(ObjectiveConfig(prediction="sample"))
     truth = torch.randn(count, 4, 6, 5, generator=torch.Generator().manual_seed(1))
     draws = [noise.generator(0, "sample", i) for i in range(count)]
     model = Oracle()
-    z = sample(model, {"truth": truth}, (4, 6, 5), SamplerConfig(**settings), objective, draws)
+    z = sample(model, {"truth": truth}, drawing((4, 6, 5), draws, CPU), SamplerConfig(**settings), objective)
     return model, truth, z
 
 
@@ -72,9 +77,58 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
 
     def draw(rows):
         draws = [noise.generator(7, "sample", i) for i in rows]
-        return sample(Blind(), {"truth": truth[rows]}, (2, 4, 4), settings, objective, draws)
+        return sample(Blind(), {"truth": truth[rows]}, drawing((2, 4, 4), draws, CPU), settings, objective)
 
     torch.testing.assert_close(draw([0, 1, 2])[1], draw([1])[0], atol=1e-6, rtol=0)
+
+
+def test_ancestral_steps_equal_the_ddpm_scheduler():
+    """The same noise through diffusers' DDPMScheduler, with clipping, which re-derives the direction."""
+    from diffusers import DDPMScheduler
+
+    objective = Objective(ObjectiveConfig())
+    noises = iter(torch.randn(6, 2, 4, 6, 5, generator=torch.Generator().manual_seed(3)))
+    seen = []
+    config = SamplerConfig(solver="ddpm", steps=5, clip_sample=1.5)
+
+    class Blind(Oracle):
+        def denoise(self, z_t, t, conditions, features):
+            return 0.9 * z_t
+
+    sample(Blind(), {}, lambda: next(noises), config, objective, lambda step, eps, z: seen.append(z))
+    reference = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading",
+        clip_sample=True, clip_sample_range=1.5,
+    )  # fmt: skip
+    reference.set_timesteps(5)
+    z, *steps = torch.randn(6, 2, 4, 6, 5, generator=torch.Generator().manual_seed(3))
+    for t, noise_of_step, found in zip(reference.timesteps, steps, seen, strict=True):
+        mean = reference.step(0.9 * z, t, z, generator=torch.Generator().manual_seed(0)).prev_sample
+        drawn = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+        z = mean + reference._get_variance(t) ** 0.5 * (noise_of_step - drawn)
+        torch.testing.assert_close(found, z, atol=1e-5, rtol=1e-5)
+
+
+def test_known_latents_stay_outside_the_mask():
+    """At the end exactly; on the way, noised by the start noise to the coming timestep."""
+    objective = Objective(ObjectiveConfig(prediction="sample"))
+    latents, mask = torch.full((1, 4, 6, 5), 2.0), torch.zeros(1, 1, 6, 5)
+    mask[..., :3] = 1
+    start = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(4))
+    seen: list[tuple[Step, torch.Tensor]] = []
+
+    class Inpainting(Oracle):
+        def known(self, conditions):
+            return Known(mask, latents)
+
+    truth = {"truth": torch.zeros(1, 4, 6, 5)}
+    config = SamplerConfig(steps=4, spacing="trailing")
+    z = sample(Inpainting(), truth, lambda: start, config, objective, lambda step, x0, z: seen.append((step, z)))
+    outside = (mask == 0).expand_as(z)
+    assert torch.equal(z[outside], latents[outside]) and z[~outside].abs().max() < 0.1
+    expected = objective.add_noise(latents, start, torch.tensor([749]))  # after the first step of 999, 749, 499, 249
+    torch.testing.assert_close(seen[0][1][outside], expected[outside])
+    assert seen[-1][0] == Step(3, 4)
 
 
 def test_generators_are_functions_of_their_key():

@@ -8,7 +8,7 @@ import torch
 from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.diffusion import noise
-from vton.diffusion.sampling import sample
+from vton.diffusion.sampling import drawing, sample
 from vton.info import describe, meta_batch
 from vton.models.pretrained import load_state
 
@@ -81,9 +81,9 @@ def test_guidance_in_one_batch_equals_two_passes(model):
         assert (cond - uncond).abs().max() > 1e-4  # the garment is really dropped
 
         module.config.sampler.guidance, module.config.sampler.steps = 2.0, 1
-        draws = [noise.generator(0, i) for i in range(2)]
+        draw = drawing(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z.device)
         z = noise.normal(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z)
-        together = sample(module, conditions, module.latent_shape(), module.config.sampler, module.objective, draws)
+        together = sample(module, conditions, draw, module.config.sampler, module.objective)
         t = torch.full((2,), 999)
         cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
     guided = uncond + 2.0 * (cond - uncond)

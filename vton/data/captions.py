@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from vton.data.sample import DataError
 
 TAGS = ("sleeveLength", "neckLine", "item")
 
 
-def person_caption(annotation: str) -> str:
-    return f"model is wearing {annotation}"
+class Templates(NamedTuple):
+    """Sentences around an annotation, which stands where {} is."""
 
+    person: str = "model is wearing {}"
+    garment: str = "a photo of {}"
 
-def garment_caption(annotation: str) -> str:
-    return f"a photo of {annotation}"
+    def captions(self, annotation: str) -> dict[str, str]:
+        """The caption fields of a sample."""
+        filled = (template.replace("{}", annotation) for template in self)
+        return dict(zip(("person_caption", "garment_caption"), filled, strict=True))
 
 
 def read_tags(path: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from vton.config import DataConfig
 from vton.data import labels, transforms
 from vton.data import record as records
 from vton.data.agnostic import agnostic_mask
+from vton.data.captions import Templates
 from vton.data.dresscode import DressCode
 from vton.data.folder import Folder, Pair, PairFiles, Split
 from vton.data.images import WHITE
@@ -61,6 +62,7 @@ class TryOnDataset(Dataset):
         self.warp_source = self._warp_source()
         if config.densepose and not self._exists("densepose"):
             raise self._absent("densepose", "data.densepose=true", "Use data.densepose=false for models without it.")
+        self.templates = Templates(config.person_caption, config.garment_caption)
         self._warp = None if self.warp_source == "folder" else warp_source(self.warp_source)
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
@@ -73,7 +75,7 @@ class TryOnDataset(Dataset):
         return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
-        return transforms.to_sample(self.record(index))
+        return transforms.to_sample(self.record(index), templates=self.templates)
 
     def record(self, index: int) -> Record:
         """Pair `index`, decoded and brought to data.size."""
@@ -200,7 +202,8 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, draw: Draw) -> TryOnSample:
         changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
-        return transforms.to_sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
+        record = transforms.augment(self.pairs.record(draw.index), changes)
+        return transforms.to_sample(record, draw.position, self.pairs.templates)
 
 
 def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vton.config import AugmentConfig
-from vton.data import captions, densepose, labels, pose
+from vton.data import densepose, labels, pose
+from vton.data.captions import Templates
 from vton.data.record import Record, picture
 from vton.data.sample import TryOnSample
 
@@ -53,7 +54,7 @@ def normalise(image: Tensor) -> Tensor:
     return image / 127.5 - 1 if image.dtype == torch.uint8 else image * 2 - 1
 
 
-def to_sample(record: Record, position: int = -1) -> TryOnSample:
+def to_sample(record: Record, position: int = -1, templates: Templates = Templates()) -> TryOnSample:  # noqa: B008
     """The record as models see it: normalised, with the parts that follow from others. Raises DataError (`check`)."""
     pair, paired = record.pair, record.order == "paired"
     person = normalise(record.person)
@@ -64,8 +65,7 @@ def to_sample(record: Record, position: int = -1) -> TryOnSample:
     return TryOnSample(
         index=record.index, dataset=record.dataset, person_id=pair.person, garment_id=pair.garment,
         order=record.order, category=pair.category, position=position,
-        person_caption=captions.person_caption(record.annotation),
-        garment_caption=captions.garment_caption(record.annotation),
+        **templates.captions(record.annotation),
         person=person,
         agnostic=person * ~record.agnostic_mask,
         agnostic_mask=record.agnostic_mask.float(),

@@ -72,7 +72,9 @@ class Objective:
         clipped = snr.clamp(max=self.config.min_snr_gamma)
         if self.config.prediction == "sample":
             return clipped
-        return clipped / (snr if self.config.prediction == "epsilon" else snr + 1)
+        if self.config.prediction == "epsilon":
+            return torch.where(snr > 0, clipped / snr, 1.0)  # its limit where zero terminal SNR would give 0 / 0
+        return clipped / (snr + 1)
 
     def loss(self, prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """(B,) weighted mean squared error of each sample, in float32."""

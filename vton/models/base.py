@@ -1,7 +1,7 @@
 """TryOnModule: the one LightningModule. An architecture says what is special about it; the rest happens here.
 
-An architecture defines `condition`, `denoise` and `build`, and where the defaults don't fit, `garment_features`,
-`unconditional`, `extra_losses`, `trained_parameters` and `networks`.
+An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
+`training_condition`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
@@ -19,7 +19,7 @@ from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, Features, sample
+from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample
 from vton.models.codecs import Codec
 
 
@@ -50,9 +50,20 @@ class TryOnModule(LightningModule):
     def condition(self, batch: TryOnBatch) -> Conditions:
         """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
 
-    def garment_features(self, conditions: Conditions, t: Tensor) -> Features:
-        """What depends on t but not on z_t."""
+    def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
+        """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).
+
+        All conditions of a row go together; override it where a paper drops parts.
+        """
+        return self.drop(self.condition(batch), u < self.config.model.condition_dropout)
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+        """What depends on t, or on the place in the sampling schedule (None in training), but not on z_t."""
         return {}
+
+    def known(self, conditions: Conditions) -> Known | None:
+        """Latents that sampling keeps outside a mask; None = the network paints everything."""
+        return None
 
     @abstractmethod
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
@@ -95,10 +106,12 @@ class TryOnModule(LightningModule):
             x0 = self.codec.encode(batch.person)
         t = self.objective.timesteps(noise.uniform(draws, x0))
         eps = noise.normal(x0.shape[1:], draws, x0)
-        dropped = noise.uniform(draws, x0) < self.config.model.condition_dropout
+        u = noise.uniform(draws, x0)
+        if self.config.objective.noise_offset:
+            eps = eps + self.config.objective.noise_offset * noise.normal((len(x0[0]), 1, 1), draws, x0)
         z_t = self.objective.add_noise(x0, eps, t)
 
-        conditions = self.drop(self.condition(batch), dropped)
+        conditions = self.training_condition(batch, u)
         prediction = self.denoise(z_t, t, conditions, self.garment_features(conditions, t))
         losses = self.objective.loss(prediction, x0, eps, t)
         extra = self.extra_losses(batch, z_t, t, prediction)
@@ -121,8 +134,8 @@ class TryOnModule(LightningModule):
         """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch."""
         keys = zip(batch.order, batch.pair_id, strict=True)
         draws = [noise.generator(seed, "sample", order, pair) for order, pair in keys]
-        conditions = self.condition(batch)
-        z = sample(self, conditions, self.latent_shape(), self.config.sampler, self.objective, draws)
+        draw = drawing(self.latent_shape(), draws, self.device)
+        z = sample(self, self.condition(batch), draw, self.config.sampler, self.objective)
         return self.codec.decode(z).clamp(-1, 1)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:

@@ -1,13 +1,25 @@
-"""Image encoders that several architectures read garments with."""
+"""Image and text encoders that several architectures read garments and captions with."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
+from vton.config import ConfigError
 from vton.models.pretrained import from_pretrained
+from vton.models.settings import ClipConfig, TextConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -16,12 +28,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipImageEncoder(nn.Module):
     """A CLIP vision tower that takes pictures in [-1, 1] of any size.
 
-    The picture is resized to a square (aspect ratio not kept, antialiased) and normalised with CLIP's statistics.
+    The picture is fitted to the tower's square, antialiased, and normalised with CLIP's statistics. fit="squash" gives
+    up the aspect ratio and keeps the whole picture; "crop" is CLIP's own way (shorter side resized, centre cut out),
+    which loses a quarter of a 3:4 picture's height.
     """
 
-    def __init__(self, tower: CLIPVisionModelWithProjection):
+    def __init__(self, tower: CLIPVisionModelWithProjection, fit: str = "squash"):
         super().__init__()
         self.tower = tower
+        self.fit = fit
         self.size = tower.config.image_size
         self.width = tower.config.hidden_size
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
@@ -29,26 +44,52 @@ class ClipImageEncoder(nn.Module):
 
     def pixels(self, image_B3HW: Tensor) -> Tensor:
         """What the tower sees: (B, 3, size, size)."""
-        square = F.interpolate((image_B3HW + 1) / 2, (self.size, self.size), mode="bilinear", antialias=True)
+        image = (image_B3HW + 1) / 2
+        if self.fit == "squash":
+            square = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True)
+        else:
+            height, width = image.shape[-2:]
+            scale = self.size / min(height, width)
+            size = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
+            square = center_crop(F.interpolate(image, size, mode="bicubic", antialias=True), self.size)
         return (square.clamp(0, 1) - self.mean) / self.std
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1 + patches, width): the class token and every patch after the last layer."""
         return self.tower(self.pixels(image_B3HW)).last_hidden_state
 
+    def penultimate(self, image_B3HW: Tensor) -> Tensor:
+        """(B, 1 + patches, width): the same before the last layer, as IP-Adapter-Plus reads it."""
+        return self.read(self.pixels(image_B3HW))
+
+    def read(self, pixels: Tensor) -> Tensor:
+        """`penultimate` of what `pixels` returns; zeros stand for a picture of CLIP's mean colour."""
+        return self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+
     def pooled(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1, projection width): CLIP's summary of the picture."""
         return self.tower(self.pixels(image_B3HW)).image_embeds[:, None]
 
+    def read_by(self, output: str) -> list[nn.Parameter]:
+        """Parameters that "pooled", "last" (forward) or "penultimate" depends on: what can be trained through it."""
+        vision = self.tower.vision_model
+        unread: list[nn.Module] = [] if output == "pooled" else [vision.post_layernorm, self.tower.visual_projection]
+        unread += [vision.encoder.layers[-1]] if output == "penultimate" else []
+        return _without(self, unread)
 
-def clip_image_encoder(config) -> ClipImageEncoder:
-    """From a transformers folder or hub id where `config.pretrained` names one, else freshly initialised.
 
-    config: has pretrained, width, layers, heads, mlp, patch, image_size and activation.
-    """
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """The middle size x size pixels of (B, C, H, W)."""
+    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    return image[..., top : top + size, left : left + size]
+
+
+def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImageEncoder:
+    """From a transformers folder or hub id where `config.pretrained` names one, else freshly initialised."""
     if config.pretrained:
-        tower = from_pretrained(CLIPVisionModelWithProjection, config.pretrained, key="model.clip.pretrained")
-        return ClipImageEncoder(tower)
+        source = {"subfolder": config.subfolder} if config.subfolder else {}
+        tower = from_pretrained(CLIPVisionModelWithProjection, config.pretrained, key=f"{key}.pretrained", **source)
+        return ClipImageEncoder(tower, config.fit)
     shape = CLIPVisionConfig(
         hidden_size=config.width,
         intermediate_size=config.mlp,
@@ -57,6 +98,65 @@ def clip_image_encoder(config) -> ClipImageEncoder:
         patch_size=config.patch,
         image_size=config.image_size,
         hidden_act=config.activation,
-        projection_dim=min(config.width, 1024),
+        projection_dim=config.projection,
     )
-    return ClipImageEncoder(CLIPVisionModelWithProjection(shape))
+    return ClipImageEncoder(CLIPVisionModelWithProjection(shape), config.fit)
+
+
+class TextEncoder(nn.Module):
+    """Captions to tokens for cross-attention, and to one pooled vector where the encoder projects one."""
+
+    def __init__(self, tokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, penultimate: bool):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.model = model
+        self.penultimate = penultimate
+        self.width = model.config.hidden_size
+        self.length = model.config.max_position_embeddings
+
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """(B, length, width), and (B, projection) or None. Captions are padded and cut to `length` tokens."""
+        found = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        output = self.model(found.input_ids.to(self.model.device), output_hidden_states=self.penultimate)
+        tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        return tokens, getattr(output, "text_embeds", None)
+
+    def read_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the result depends on."""
+        if isinstance(self.model, CLIPTextModelWithProjection) or not self.penultimate:
+            return list(self.parameters())
+        return _without(self, [self.model.encoder.layers[-1], self.model.final_layer_norm])
+
+
+def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
+    """From a hub-format folder where `config.pretrained` names one, else fresh, reading bytes. Raises ConfigError."""
+    kind = CLIPTextModelWithProjection if config.projection else CLIPTextModel
+    if config.pretrained:
+        source, key = config.pretrained, f"{key}.pretrained"
+        tokenizer = from_pretrained(AutoTokenizer, source, key=key, subfolder=config.tokenizer_subfolder)
+        model = from_pretrained(kind, source, key=key, subfolder=config.subfolder)
+        return TextEncoder(tokenizer, model, config.penultimate)
+    tokenizer = ByT5Tokenizer()
+    if config.vocabulary < len(tokenizer):
+        raise ConfigError(f"{key}.vocabulary={config.vocabulary} must be at least {len(tokenizer)}, bytes and marks.")
+    shape = CLIPTextConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.length,
+        hidden_act=config.activation,
+        projection_dim=config.projection or config.width,
+        bos_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return TextEncoder(tokenizer, kind(shape), config.penultimate)
+
+
+def _without(module: nn.Module, unread: Sequence[nn.Module]) -> list[nn.Parameter]:
+    skipped = {id(p) for part in unread for p in part.parameters()}
+    return [p for p in module.parameters() if id(p) not in skipped]

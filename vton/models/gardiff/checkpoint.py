@@ -6,8 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from vton.models.gardiff.config import UNetConfig
 from vton.models.pretrained import WeightsError, from_pretrained, load_state
+from vton.models.settings import UNetConfig
 
 
 def load_base_unet(config: UNetConfig, latent_channels: int) -> UNet2DConditionModel:
@@ -24,6 +24,8 @@ def load_base_unet(config: UNetConfig, latent_channels: int) -> UNet2DConditionM
     state = base.state_dict()
     state["conv_in.weight"] = widen(state["conv_in.weight"], latent_channels)
     load_state(unet, state, config.pretrained)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     return unet
 
 

@@ -5,45 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vton.config import ConfigError, ModelConfig
-
-
-@dataclass
-class UNetConfig:
-    """Shape of diffusers' UNet2DConditionModel; the defaults are Stable Diffusion 2.1's."""
-
-    pretrained: str = ""  # diffusers folder or hub id with a 4- or 9-channel text-to-image UNet; "" = from scratch
-    subfolder: str = "unet"
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per level
-    attention: tuple[bool, ...] = (True, True, True, False)  # which levels have transformer blocks
-    heads: tuple[int, ...] = (5, 10, 20, 20)  # attention heads per level
-    layers: int = 2  # ResNet blocks per level
-    context: int = 1024  # width of the garment tokens
-    groups: int = 32  # GroupNorm
-    linear_projection: bool = True
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self):
-        if not len(self.widths) == len(self.attention) == len(self.heads):
-            raise ConfigError(
-                f"model.unet.widths, attention and heads describe {len(self.widths)}, {len(self.attention)} and "
-                f"{len(self.heads)} levels; give one value per level in each."
-            )
-
-
-@dataclass
-class ClipConfig:
-    """The garment's image encoder; the defaults are OpenCLIP ViT-H/14's vision tower."""
-
-    pretrained: str = ""  # transformers folder or hub id; "" = from scratch
-    width: int = 1280
-    layers: int = 32
-    heads: int = 16
-    mlp: int = 5120
-    patch: int = 14
-    image_size: int = 224
-    activation: str = "gelu"
-    trained: bool = False  # from scratch there is nothing to freeze: trained along with the rest
+from vton.config import ModelConfig
+from vton.models.settings import ClipConfig, UNetConfig
 
 
 @dataclass
@@ -59,11 +22,15 @@ class AppearanceConfig:
     dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # VGG16; narrower only with random weights
 
 
+def stable_diffusion_2() -> UNetConfig:
+    return UNetConfig(heads=(5, 10, 20, 20), context=1024, linear_projection=True)
+
+
 @dataclass
 class GarDiffConfig(ModelConfig):
     name: str = "gardiff"
     condition_dropout: float = 0.05
-    unet: UNetConfig = field(default_factory=UNetConfig)
+    unet: UNetConfig = field(default_factory=stable_diffusion_2)
     clip: ClipConfig = field(default_factory=ClipConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     adapter: bool = True  # False: plain cross-attention to the CLIP tokens, no VAE branch, no mask (Table 3, "Base")

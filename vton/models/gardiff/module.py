@@ -21,7 +21,8 @@ from vton.models.encoders import clip_image_encoder
 from vton.models.gardiff.checkpoint import load_base_unet
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
 from vton.models.gardiff.losses import DISTS, VGG16_CHANNELS, appearance_loss, dists_with_weights, random_dists
-from vton.models.gardiff.network import GarDiffUNet, latent_tokens, make_unet
+from vton.models.gardiff.network import GarDiffUNet, latent_tokens
+from vton.models.unet import build_unet
 from vton.registry import register
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,10 @@ class GarDiff(TryOnModule):
         else:
             self.frozen["clip"] = clip.eval().requires_grad_(False)
         channels, h, w = self.latent_shape()
-        unet = load_base_unet(model.unet, channels) if model.unet.pretrained else make_unet(model.unet, channels)
-        if model.unet.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        if model.unet.pretrained:
+            unet = load_base_unet(model.unet, channels)
+        else:
+            unet = build_unet(model.unet, 3 * channels, channels, key="model.unet")
         self.network = GarDiffUNet(
             unet,
             clip_width=clip.width if model.clip_tokens == "all" else clip.tower.config.projection_dim,
@@ -58,9 +60,10 @@ class GarDiff(TryOnModule):
 
     def trained_parameters(self) -> list[dict]:
         """UNet, adapter and token MLPs (text after Eq. 10); the image encoder too where it starts from scratch."""
-        unread = () if self.config.model.clip_tokens == "pooled" else ("post_layernorm", "visual_projection")
-        named = self.named_parameters()
-        return [{"params": [p for name, p in named if not any(part in name for part in unread)]}]
+        parameters = list(self.network.parameters())
+        if self.config.model.clip.trained:
+            parameters += self.clip.read_by("pooled" if self.config.model.clip_tokens == "pooled" else "last")
+        return [{"params": parameters}]
 
     def condition(self, batch: TryOnBatch) -> Conditions:
         model: GarDiffConfig = self.config.model

@@ -12,8 +12,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.models.gardiff.config import UNetConfig
-
 
 def garment_focused_attention(q, k_clip, v_clip, k_vae, v_vae, mask=None, mask_branches=("clip", "vae")) -> Tensor:
     """Eq. 6: (M * A_c) V_c + (M * A_v) V_v, with A the softmaxed weights; Eq. 5 without a mask.
@@ -69,24 +67,6 @@ class SelfAttentionProcessor(AttnProcessor2_0):
 
     def __call__(self, attn, hidden_states, *args, vae_length=0, query_masks=None, **kwargs):
         return super().__call__(attn, hidden_states, *args, **kwargs)
-
-
-def make_unet(config: UNetConfig, latent_channels: int) -> UNet2DConditionModel:
-    """UNet2DConditionModel of the configured shape with 3 x latent_channels input channels, freshly initialised."""
-    return UNet2DConditionModel(
-        in_channels=3 * latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=tuple(config.widths),
-        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        layers_per_block=config.layers,
-        # diffusers' name means the number of heads in this class
-        attention_head_dim=tuple(config.heads),
-        cross_attention_dim=config.context,
-        norm_num_groups=config.groups,
-        use_linear_projection=config.linear_projection,
-    )
 
 
 class GarDiffUNet(nn.Module):

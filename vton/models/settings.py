@@ -1,0 +1,95 @@
+"""Settings of networks that several architectures are built from. No torch here: configurations load fast.
+
+`pretrained` is a folder in the hub's layout or a hub id; "" builds the network freshly in the shape of the other
+fields. `trained` decides whether it is part of what a run learns: what a paper freezes has to be trained where nothing
+pretrained exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vton.config import ConfigError
+
+
+@dataclass
+class UNetConfig:
+    """Shape of diffusers' UNet2DConditionModel; the defaults are Stable Diffusion 1.5's."""
+
+    pretrained: str = ""
+    subfolder: str = "unet"
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per level
+    attention: tuple[bool, ...] = (True, True, True, False)  # which levels have transformer blocks
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads per level
+    depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks per attention
+    layers: int = 2  # ResNet blocks per level
+    context: int = 768  # width of the tokens that cross-attention reads
+    groups: int = 32  # GroupNorm
+    linear_projection: bool = False
+    pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
+    size_id_width: int = 256  # with pooled: channels per embedded size id
+    gradient_checkpointing: bool = False
+    trained: bool = True
+
+    def __post_init__(self):
+        counts = {name: len(getattr(self, name)) for name in ("widths", "attention", "heads", "depth")}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ConfigError(f"A UNet's settings describe different numbers of levels ({found}); give one value each.")
+
+
+@dataclass
+class ClipConfig:
+    """A CLIP vision tower with projection; the defaults are OpenCLIP ViT-H/14's."""
+
+    pretrained: str = ""
+    subfolder: str = ""
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp: int = 5120
+    patch: int = 14
+    image_size: int = 224
+    projection: int = 1024
+    activation: str = "gelu"
+    fit: str = "squash"  # squash: both sides resized to image_size; crop: shorter side resized, centre cut out
+    trained: bool = False
+
+    def __post_init__(self):
+        if self.fit not in ("squash", "crop"):
+            raise ConfigError(f"clip.fit={self.fit}: no such way to fit a picture. Known: squash, crop.")
+
+
+@dataclass
+class TextConfig:
+    """A CLIP text encoder and its tokenizer; the defaults are CLIP ViT-L/14's, as Stable Diffusion 1.5 ships it.
+
+    From scratch the tokenizer is bytes (ByT5's), which needs no vocabulary file.
+    """
+
+    pretrained: str = ""
+    subfolder: str = "text_encoder"
+    tokenizer_subfolder: str = "tokenizer"
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    vocabulary: int = 49408
+    length: int = 77  # tokens, padded and cut
+    projection: int = 0  # width of the pooled vector; 0 = without
+    penultimate: bool = False  # tokens before the last layer (SDXL) instead of after it and the final norm
+    activation: str = "quick_gelu"
+    trained: bool = False
+
+
+@dataclass
+class ResamplerConfig:
+    """The IP-Adapter-Plus projector; see vton/models/resampler.py. The defaults are SD 1.5's."""
+
+    width: int = 768
+    depth: int = 4
+    heads: int = 12
+    head_width: int = 64
+    queries: int = 16
+    feed_forward: int = 4  # hidden width as a multiple of width
+    trained: bool = True
