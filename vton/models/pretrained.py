@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,58 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a broken or hostile file can raise almost anything from inside the unpickler
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: not a safe, complete torch file ({reason[:160]}).") from None
+
+
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A flat mapping of tensors from a .safetensors, .bin, .pt or .pth file. Raises WeightsError."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    state = read_checkpoint(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: expected a mapping from names to tensors.")
+    return state
+
+
+def read_weights_folder(folder: Path) -> dict[str, Tensor]:
+    """The weights in one folder of the hub's layout, whole or in shards, safetensors before pickles, in stored dtypes.
+
+    Raises WeightsError naming the folder if there are none, or the file that is broken.
+    """
+    folder = Path(folder)
+    for suffix in (".safetensors", ".bin"):
+        for name in (f"{stem}{variant}" for stem in WEIGHT_NAMES for variant in ("", ".fp16")):
+            whole, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
+            if whole.is_file():
+                return read_weights(whole)
+            if index.is_file():
+                return _read_shards(index)
+    expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
+    raise WeightsError(f"{folder} holds no weights; expected one of {expected}.")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index}: not a readable index of weight shards ({error}).") from None
+    if any(Path(shard).name != shard for shard in shards):
+        raise WeightsError(f"{index} names shards outside its own folder.")
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        state |= read_weights(index.parent / shard)
+    return state
+
+
+@dataclass
+class Published:
+    """What `vton import` takes from published files."""
+
+    state: dict[str, Tensor]  # trained networks, under our module's names, in the stored dtype
+    settings: list[str]  # dotted overrides that follow from the files
+    extra: dict[str, Tensor] = field(default_factory=dict)  # unused by us, kept so that an export is complete
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:

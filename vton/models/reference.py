@@ -1,0 +1,69 @@
+"""A folder of reference tensors, and what an architecture says to be checked against it (`vton verify`).
+
+The folder holds config.json (with the architecture under `model`), weights_<part>.safetensors, inputs.safetensors and
+outputs.safetensors. An architecture's `reference.py` defines
+
+    recompute(reference: Reference) -> dict[str, Tensor]     every tensor of outputs.safetensors, by our code
+    kind(name: str) -> Kind                                  how a tensor of that name is to be compared
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vton.models.pretrained import WeightsError, read_safetensors
+
+
+class Kind(Enum):
+    """How an output is compared. Errors are of the largest value of the expected tensor where they are relative."""
+
+    CALL = "single call"  # absolute
+    STEPS = "several steps"  # relative: errors grow over the steps
+    GRADIENT = "gradient"  # relative
+    EXACT = "exact"  # integers and counts: equal
+    CONTROL = "control"  # a known mistake, recorded to be avoided: must differ
+
+
+class Reference:
+    """One folder, its floating-point tensors in `dtype` on `device`."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.folder, self.device, self.dtype = Path(folder), device, dtype
+
+    @cached_property
+    def config(self) -> dict:
+        """Raises WeightsError if config.json is absent, broken or names no model."""
+        path = self.folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{path}: not a readable reference configuration ({error}).") from None
+        if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+            raise WeightsError(f"{path} names no architecture under 'model'.")
+        return config
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        return self._read("inputs.safetensors")
+
+    @cached_property
+    def expected(self) -> dict[str, Tensor]:
+        """As stored: on the CPU, in the reference's own precision."""
+        return read_safetensors(self.folder / "outputs.safetensors")
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """weights_<part>.safetensors."""
+        return self._read(f"weights_{part}.safetensors")
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        tensors = read_safetensors(self.folder / name)
+        return {
+            key: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for key, tensor in tensors.items()
+        }
