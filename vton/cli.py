@@ -68,6 +68,23 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="folder for the PNGs")
     info = command("info", run_info, "parameters and FLOPs of each network, without allocating weights")
     info.add_argument("--json", action="store_true")
+    verify = command(
+        "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False
+    )
+    verify.add_argument("folder", help="config.json, weights_*, inputs and outputs.safetensors")
+    verify.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    verify.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32",
+                        help="half precisions are held to looser bounds")  # fmt: skip
+    verify.add_argument("--json", action="store_true")
+    bring = command(
+        "import", run_import, "published weights into a run folder that `vton eval` accepts", overrides=False
+    )
+    bring.add_argument("model", help="architecture")
+    bring.add_argument("path", help="its published files: a folder in the hub's layout, or a checkpoint file")
+    bring.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    export = command("export", run_export, "a run's weights in the architecture's published format", overrides=False)
+    export.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    export.add_argument("--out", required=True, help="folder or file to write; must not exist")
     data = command("data", run_data, "check or make a data folder", overrides=False)
     data.add_argument(
         "action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data"
@@ -118,6 +135,33 @@ def run_info(args) -> None:
 
     rows = describe(load(*args.overrides))
     print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
+
+
+def run_verify(args) -> int:
+    from vton.verify import report, verify
+
+    checks = verify(args.folder, args.device, args.dtype)
+    return int(not report(checks, args.folder, args.device, args.dtype, args.json))
+
+
+def run_import(args) -> None:
+    from pathlib import Path
+
+    from vton.exchange import import_run
+
+    run = import_run(args.model, Path(args.path), *args.overrides)
+    print(f"{run.path} is ready. Evaluate it: make eval RUN={run.path} DATA=viton_hd")
+
+
+def run_export(args) -> None:
+    from pathlib import Path
+
+    from vton.exchange import export_run
+    from vton.training.run import RunFolder
+
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest("runs")
+    export_run(run, Path(args.out))
+    print(f"{run.path} exported to {args.out}")
 
 
 def run_data(args) -> int:

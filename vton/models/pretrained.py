@@ -109,9 +109,8 @@ class Published:
     extra: dict[str, Tensor] = field(default_factory=dict)  # unused by us, kept so that an export is complete
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
-    """Load every tensor, or raise WeightsError listing the first ten missing, unexpected and mismatched keys."""
-    own = module.state_dict()
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model") -> None:
+    """Raise WeightsError, listing the first ten missing, unexpected and mismatched keys, unless `state` fits `own`."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     mismatched = [
@@ -125,5 +124,10 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) 
         if keys
     ]
     if problems:
-        raise WeightsError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}.")
+        raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
+    """Load every tensor, or raise WeightsError as `check_state` does."""
+    check_state(module.state_dict(), state, source, owner=type(module).__name__)
     module.load_state_dict(state)

@@ -1,0 +1,72 @@
+"""The shared reading of garment UNets: taps, what they depend on, who wears the same garment."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from vton.models.settings import UNetConfig
+from vton.models.unet import attention_names, build_unet, execution_order, garment_taps, read_by_taps, same_garment
+
+SMALL = UNetConfig(
+    widths=(8, 16, 16), attention=(False, True, True), heads=(1, 2, 2), depth=(1, 1, 2), layers=1, context=12, groups=4
+)
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return build_unet(SMALL, 4, 4, key="model.unet")
+
+
+def inputs(batch: int = 2):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 4, 16, 12, generator=g), torch.tensor([7] * batch), torch.randn(batch, 5, 12, generator=g)
+
+
+def test_taps_are_what_enters_self_attention_in_execution_order(unet):
+    entered = []
+    for name in execution_order(unet):
+        layer = unet.get_submodule(f"{name}.attn1")
+        layer.register_forward_pre_hook(lambda module, arguments, name=name: entered.append((name, arguments[0])))
+    taps = garment_taps(unet, *inputs(), whole=True)
+    assert list(taps) == [name for name, _ in entered] == execution_order(unet)
+    assert all(torch.equal(taps[name], value) for name, value in entered)
+    assert [name.split(".")[0] for name in taps] == ["down_blocks"] * 3 + ["mid_block"] * 2 + ["up_blocks"] * 6
+    assert attention_names(unet)[-1].startswith("mid_block")  # modules are listed down, up, mid
+
+
+def test_stopping_at_the_last_tap_changes_nothing_and_saves_the_rest(unet):
+    calls = []
+    unet.conv_out.register_forward_hook(lambda *_: calls.append(1))
+    stopped, whole = garment_taps(unet, *inputs()), garment_taps(unet, *inputs(), whole=True)
+    assert len(calls) == 1
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+
+
+def test_read_by_taps_names_exactly_what_gets_a_gradient(unet):
+    taps = garment_taps(unet, *inputs(), whole=True)
+    sum((tap * torch.randn(tap.shape)).sum() for tap in taps.values()).backward()
+    read = {id(p) for p in read_by_taps(unet)}
+    for name, parameter in unet.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in read), name
+
+
+def test_gradient_checkpointing_gives_the_same_taps_and_gradients(unet):
+    def gradients():
+        unet.zero_grad()
+        taps = garment_taps(unet.train(), *inputs())
+        sum((i + 1) * tap.square().sum() for i, tap in enumerate(taps.values())).backward()
+        return taps, [p.grad.clone() for p in read_by_taps(unet)]
+
+    plain_taps, plain = gradients()
+    unet.enable_gradient_checkpointing()
+    taps, found = gradients()
+    assert all(torch.equal(taps[name], plain_taps[name]) for name in taps)
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
+def test_same_garment_needs_the_picture_and_the_caption():
+    garments = torch.rand(5, 3, 8, 6)
+    garments[2], garments[3], garments[4] = garments[0], garments[0], garments[1]
+    assert same_garment(garments).tolist() == [0, 1, 0, 0, 1]
+    assert same_garment(garments, ["a", "b", "a", "c", "b"]).tolist() == [0, 1, 0, 3, 1]
