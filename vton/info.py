@@ -27,8 +27,8 @@ def describe(config: ExperimentConfig) -> dict:
     with torch.device("meta"):
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
         batch = meta_batch(config.data.size)
-    module.eval()
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
+    module.eval().requires_grad_(False)  # torch's counter refuses views of parameters that want gradients
     return {
         "model": config.model.name,
         "preset": config.preset,

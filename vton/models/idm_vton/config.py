@@ -1,0 +1,90 @@
+"""IDM-VTON's settings. Defaults are those of the paper and its published checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vton.config import ConfigError, ModelConfig
+from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetConfig
+
+
+@dataclass
+class ImagePromptConfig:
+    """Keys and values of the image tokens in cross-attention; the Resampler that makes the tokens is `resampler`."""
+
+    pretrained: str = ""  # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
+    file: str = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
+    scale: float = 1.0  # weight of the image attention against the text attention
+    trained: bool = True
+
+
+def stable_diffusion_xl(pooled: int) -> UNetConfig:
+    return UNetConfig(
+        widths=(320, 640, 1280),
+        attention=(False, True, True),
+        heads=(5, 10, 20),
+        depth=(1, 2, 10),  # the first value is unused: that level has no attention
+        context=2048,
+        linear_projection=True,
+        pooled=pooled,
+    )
+
+
+def open_clip_big_g() -> TextConfig:
+    return TextConfig(
+        subfolder="text_encoder_2",
+        tokenizer_subfolder="tokenizer_2",
+        width=1280,
+        layers=32,
+        heads=20,
+        mlp=5120,
+        projection=1280,
+        penultimate=True,
+        activation="gelu",
+    )
+
+
+@dataclass
+class IdmVtonConfig(ModelConfig):
+    name: str = "idm_vton"
+    condition_dropout: float = 0.1  # the released script drops nothing, so its guidance branch is never trained
+    unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=1280))
+    trained_part: Literal["all", "up_attention"] = "all"  # of unet; up_attention: customisation to one pair
+    garment_unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=0))
+    resampler: ResamplerConfig = field(default_factory=lambda: ResamplerConfig(width=1280, heads=20))
+    image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
+    clip: ClipConfig = field(default_factory=lambda: ClipConfig(fit="crop"))
+    text: TextConfig = field(default_factory=lambda: TextConfig(penultimate=True))
+    text_2: TextConfig = field(default_factory=open_clip_big_g)  # also makes the pooled vector
+    negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
+    training_size_ids: Literal["true", "square"] = "true"  # square: height twice, as the released training script
+    null_features: Literal["closed_form", "zeros"] = "closed_form"  # equal results; zeros is the slow way to check it
+    garment_timestep: int | None = None  # approximation: garment features of this t at every t; null = exact
+
+    def __post_init__(self):
+        sums = (self.unet.context, self.garment_unet.context, self.text.width + self.text_2.width)
+        if len(set(sums)) > 1:
+            raise ConfigError(
+                f"model.unet.context={sums[0]}, model.garment_unet.context={sums[1]} and model.text.width + "
+                f"model.text_2.width={sums[2]} must be equal: both UNets read both text encoders' tokens side by side."
+            )
+        if self.unet.pooled != self.text_2.projection:
+            raise ConfigError(
+                f"model.unet.pooled={self.unet.pooled} must equal model.text_2.projection={self.text_2.projection}."
+            )
+        if self.text.length != self.text_2.length:
+            raise ConfigError(
+                f"model.text.length={self.text.length} must equal model.text_2.length={self.text_2.length}."
+            )
+        if joined(self.unet) != joined(self.garment_unet):
+            raise ConfigError(
+                f"model.garment_unet {joined(self.garment_unet)} must have the transformer blocks of model.unet "
+                f"{joined(self.unet)} (width and depth of each level with attention, and layers)."
+            )
+
+
+def joined(unet: UNetConfig) -> tuple:
+    """What has to be alike in both UNets, as attention joins them block by block; plain levels are free."""
+    levels = zip(unet.attention, unet.widths, unet.depth, strict=True)
+    return unet.layers, *((width, depth) if attention else "plain" for attention, width, depth in levels)
