@@ -111,7 +111,7 @@ def test_pose_pixels_whose_sum_or_product_wraps_are_lost_unless_repaired():
 
 
 def test_no_face_scores_zero():
-    pose, text = np.ones((8, 8, 3), dtype=np.uint8), (torch.ones(4), torch.ones(4))
+    pose, text = np.ones((8, 8, 3), dtype=np.uint8), (torch.ones(4, dtype=torch.bfloat16), np.ones((1, 4)))
     scores = metric.cami_s(REFERENCE, GENERATED, pose, pose, None, text)
     assert scores["face"] == 0 and scores["cami_s"] == pytest.approx(scores["cami_u"] + 2)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -53,8 +53,8 @@ def cami_s(
     generated: NDArray,
     target_pose: NDArray,
     generated_pose: NDArray,
-    faces: tuple[ArrayLike, ArrayLike] | None,
-    text: tuple[ArrayLike, ArrayLike],
+    faces: tuple[Tensor | NDArray, Tensor | NDArray] | None,
+    text: tuple[Tensor | NDArray, Tensor | NDArray],
     wrap: bool = True,
 ) -> dict[str, float]:
     """`cami_u` with {pose, face, text, cami_s}, the sum of all six parts, at most 6.
@@ -133,10 +133,10 @@ def pose_overlap(target: NDArray, generated: NDArray, wrap: bool = True) -> floa
     return np.count_nonzero(target * generated) / drawn if drawn else 0.0
 
 
-def cosine(a: ArrayLike, b: ArrayLike) -> float:
-    """Cosine of two feature vectors, given in any shape."""
-    a, b = (np.asarray(features, dtype=np.float64).ravel() for features in (a, b))
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+def cosine(a: Tensor | NDArray, b: Tensor | NDArray) -> float:
+    """Cosine of two feature vectors of any shape, precision and device."""
+    a, b = (torch.as_tensor(features).double().flatten().cpu() for features in (a, b))
+    return (a @ b / (a.norm() * b.norm())).item()
 
 
 @torch.no_grad()
