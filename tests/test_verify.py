@@ -1,11 +1,14 @@
 """The verdicts of `vton verify`; the folders themselves are in each architecture's tests."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from vton.cli import main
 from vton.models.pretrained import WeightsError
 from vton.models.reference import Kind
 from vton.verify import VerifyError, compare, verify
@@ -25,8 +28,8 @@ BIG = torch.tensor([40.0, -3.0])
         (Kind.EXACT, 1e-5, "fp32", False),
         (Kind.CONTROL, 0.0, "fp32", False),
         (Kind.CONTROL, 5.0, "fp32", True),
-        (Kind.CALL, 0.4, "bf16", True),
-        (Kind.CALL, 0.4, "fp32", False),
+        (Kind.CALL, 4.0, "bf16", True),
+        (Kind.CALL, 4.0, "fp16", False),
         (Kind.CALL, float("nan"), "fp32", False),
     ],
 )
@@ -56,3 +59,23 @@ def test_folders_that_cannot_be_verified_say_why(tmp_path):
         verify(folder(tmp_path, json.dumps({"model": "idm_vton"})))
     with pytest.raises(VerifyError, match="--device nowhere"):
         verify(folder(tmp_path, json.dumps({"model": "idm_vton"})), device="nowhere")
+
+
+@pytest.mark.parametrize("model", ["idm_vton", "imagdressing"])
+def test_the_command_holds_our_code_against_the_reference(model, tmp_path, capsys):
+    """Exit 0 as stored; one changed weight, and most tensors fail with exit 1."""
+    vectors = Path(__file__).parent / "vectors" / model
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(vectors), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert done.value.code == 0 and found["passed"]
+    names = {"idm_vton": "unet", "imagdressing": "checkpoint"}
+    shutil.copytree(vectors, tmp_path / "changed")
+    path = tmp_path / "changed" / f"weights_{names[model]}.safetensors"
+    weights = load_file(path)
+    key = next(name for name in weights if name.endswith("proj_in.bias") and "proj." in name and "blocks" not in name)
+    save_file(weights | {key: weights[key] + 0.1}, path)
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(tmp_path / "changed")])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert done.value.code == 1 and "failed: " in last

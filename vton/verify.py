@@ -1,7 +1,8 @@
 """`vton verify`: a folder of reference inputs, weights and outputs through our code, tensor by tensor.
 
 It is how a new machine, device or precision is checked. In float32 the bounds are those that an implementation with
-another order of operations must meet; in half precision they state what was seen to be rounding.
+another order of operations must meet; in half precision they are about twice the rounding that was seen, which in small
+random networks is large: bfloat16 keeps 8 bits, and a tensor's worst entry is looked at.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vton import registry
@@ -26,8 +25,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ABSOLUTE = 1e-4
 RELATIVE = {
     "fp32": {Kind.STEPS: 1e-3, Kind.GRADIENT: 1e-3},
-    "fp16": {Kind.CALL: 2e-2, Kind.STEPS: 1e-1, Kind.GRADIENT: 1e-1},
-    "bf16": {Kind.CALL: 1e-1, Kind.STEPS: 5e-1, Kind.GRADIENT: 5e-1},
+    "fp16": {Kind.CALL: 5e-2, Kind.STEPS: 1e-1, Kind.GRADIENT: 1e-1},
+    "bf16": {Kind.CALL: 4e-1, Kind.STEPS: 5e-1, Kind.GRADIENT: 5e-1},
 }
 DIFFERENT = 1e-2  # a recorded mistake must be further away than this
 
@@ -98,18 +97,16 @@ def compare(name: str, expected: Tensor, found: Tensor | None, kind: Kind, dtype
 
 
 def report(checks: list[Check], folder: Path, device: str, dtype: str, as_json: bool = False) -> bool:
-    """Print the checks and a last line with the verdict; True if all passed."""
+    """Print a line for each tensor (maximum absolute and relative error) and a verdict; True if all passed."""
     failed = [check for check in checks if not check.passed]
     if as_json:
         print(json.dumps({"passed": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
         return not failed
-    table = Table(title=f"{folder} on {device}, {dtype}")
-    for column in ("tensor", "kind", "max absolute", "max relative", "bound", "verdict"):
-        table.add_column(column, justify="right" if column.startswith("max") else "left", overflow="fold")
+    print(f"{folder} on {device}, {dtype}")
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        errors = ["-" if e is None else f"{e:.1e}" for e in (check.max_absolute, check.max_relative)]
-        table.add_row(check.name, check.kind, *errors, check.bound, "ok" if check.passed else "FAIL")
-    Console().print(table)
+        errors = "".join("       -" if e is None else f"  {e:.1e}" for e in (check.max_absolute, check.max_relative))
+        print(f"{check.name:{width}}{errors}  {'ok  ' if check.passed else 'FAIL'}  {check.kind}, {check.bound}")
     names = ", ".join(check.name for check in failed[:5]) + (", ..." if len(failed) > 5 else "")
     print(f"{len(checks) - len(failed)} of {len(checks)} tensors hold" + (f"; failed: {names}." if failed else "."))
     return not failed
