@@ -48,11 +48,14 @@ class Networks:
 
     def __init__(self, reference: Reference):
         self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
-        self.tryon = self.ready(build_tryon(self.settings), reference.weights("unet"))
+        self.tryon, self.clip = build_tryon(self.settings), build_clip(self.settings)
         self.garment_net = UNet2DConditionModel(**published_arguments(self.settings["unet_encoder"]))
-        weights = without_added_embedding(self.garment_net, reference.weights("unet_encoder"))
-        self.garment_net = self.ready(self.garment_net, weights).requires_grad_(False)
-        self.clip = self.ready(build_clip(self.settings), reference.weights("image_encoder")).requires_grad_(False)
+        self.load(self.tryon.unet, "unet")
+        self.load(self.garment_net, "unet_encoder")
+        self.load(self.clip.tower, "image_encoder")
+        for network in (self.tryon, self.garment_net, self.clip):
+            network.to(reference.device, reference.dtype).eval()
+            network.requires_grad_(network is self.tryon)
         self.model = IdmVton(self.tryon, self.garment_net, self.null_prompt)
         run, noise = self.settings["run"], self.settings["scheduler"]
         self.objective = Objective(
@@ -74,10 +77,11 @@ class Networks:
             clip_sample=noise["clip_sample_range"] if noise["clip_sample"] else 0.0,
         )
 
-    def ready(self, network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        target = network.unet if isinstance(network, TryonNet) else getattr(network, "tower", network)
-        load_state(target, weights, self.reference.folder)
-        return network.to(self.reference.device, self.reference.dtype).eval()
+    def load(self, network: nn.Module, part: str) -> None:
+        weights = self.reference.weights(part)
+        if part == "unet_encoder":
+            weights = without_added_embedding(network, weights)
+        load_state(network, weights, self.reference.folder / f"weights_{part}.safetensors")
 
     def null_prompt(self) -> NullPrompt:
         i = self.inputs

@@ -1,0 +1,274 @@
+"""Published weights in and out, and the weights that training starts from, all on tiny random folders."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.batches import random_batch
+from vton import registry
+from vton.config import CodecConfig, load
+from vton.exchange import empty_module, export_run, import_run
+from vton.models.codecs import build_codec
+from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
+from vton.models.idm_vton.checkpoint import read_published, write_published
+from vton.models.pretrained import WeightsError, check_state
+from vton.models.unet import attention_names, build_unet
+from vton.training.run import RunFolder
+
+CODEC = ("codec.name=kl", "codec.widths=[8,8,8]", "codec.groups=4", "codec.layers=1", "codec.channels=4")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A from-scratch run exported: a complete diffusers folder of tiny random networks."""
+    root = tmp_path_factory.mktemp("idm")
+    config = load("model=idm_vton", "preset=tiny", "data.size=[64,48]", *CODEC, f"runs={root / 'runs'}", "name=scratch")
+    torch.manual_seed(0)
+    codec = build_codec(config.codec)
+    codec.save(RunFolder.of(config).codec)
+    module = registry.module_class("idm_vton")(config, codec)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    write_published(root / "published", dict(module.state_dict()), config, {})
+    return root / "published", module
+
+
+def test_full_size_keys_and_shapes():
+    module = empty_module(load("model=idm_vton", "preset=paper"))
+    state = module.tryon.unet.state_dict()
+    with torch.device("meta"):
+        stock = build_unet(module.config.model.unet, 13, 4, key="model.unet").state_dict()
+    assert (len(state), len(set(state) - set(stock)), len(set(stock) - set(state))) == (1871, 191, 0)
+    assert sum(tensor.numel() for tensor in state.values()) == 2_991_238_468
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert shapes["conv_in.weight"] == (320, 13, 3, 3)
+    image = {name: shape for name, shape in shapes.items() if ".processor." in name}
+    assert all(name.endswith((".attn2.processor.to_k_ip.weight", ".attn2.processor.to_v_ip.weight")) for name in image)
+    counted = {}
+    for name, shape in image.items():
+        key = (name.split(".attentions")[0], shape)
+        counted[key] = counted.get(key, 0) + 1
+    assert counted == {
+        ("down_blocks.1", (640, 2048)): 8, ("down_blocks.2", (1280, 2048)): 40, ("mid_block", (1280, 2048)): 20,
+        ("up_blocks.0", (1280, 2048)): 60, ("up_blocks.1", (640, 2048)): 12,
+    }  # fmt: skip
+    expected = {
+        "latents": (1, 16, 1280), "proj_in.weight": (1280, 1280), "proj_in.bias": (1280,),
+        "proj_out.weight": (2048, 1280), "proj_out.bias": (2048,), "norm_out.weight": (2048,), "norm_out.bias": (2048,),
+    }  # fmt: skip
+    for layer in range(4):
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            expected |= {f"layers.{layer}.{norm}.{part}": (1280,) for part in ("weight", "bias")}
+        expected |= {f"layers.{layer}.0.{part}.weight": (1280, 1280) for part in ("to_q", "to_out")}
+        expected |= {f"layers.{layer}.0.to_kv.weight": (2560, 1280), f"layers.{layer}.1.1.weight": (5120, 1280)}
+        expected |= {f"layers.{layer}.1.3.weight": (1280, 5120)}
+    prefix = "encoder_hid_proj."
+    assert {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)} == expected
+    garment = sum(p.numel() for p in module.frozen["garment_net"].parameters())
+    assert garment == 2_562_218_244
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "half"])
+def test_import_and_export_keep_every_byte(published, tmp_path, kind):
+    folder, _ = published
+    source = tmp_path / "idm"
+    shutil.copytree(folder, source)
+    weights = load_file(source / "unet/diffusion_pytorch_model.safetensors")
+    if kind == "bin":
+        (source / "unet/diffusion_pytorch_model.safetensors").unlink()
+        torch.save(weights, source / "unet/diffusion_pytorch_model.bin")
+    if kind == "half":
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        save_file(weights, source / "unet/diffusion_pytorch_model.safetensors")
+    run = import_run("idm_vton", source, f"runs={tmp_path / 'runs'}", "data.size=[64,48]")
+    export_run(run, tmp_path / "again")
+    again = load_file(tmp_path / "again/unet/diffusion_pytorch_model.safetensors")
+    assert again.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert again[name].dtype == tensor.dtype and torch.equal(again[name], tensor)
+    for path in folder.rglob("*"):
+        other = tmp_path / "again" / path.relative_to(folder)
+        assert other.exists(), path
+        if path.is_file() and path.parent.name not in ("unet", "scheduler") and path.name != "model_index.json":
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_an_imported_run_makes_the_same_pictures(published, tmp_path):
+    folder, original = published
+    run = import_run("idm_vton", folder, f"runs={tmp_path}", "data.size=[64,48]", "sampler.steps=2")
+    config = run.load_config()
+    assert config.model.unet.widths == original.config.model.unet.widths and not config.model.garment_unet.trained
+    module = registry.module_class("idm_vton")(config, build_codec(config.codec))
+    module.load_state_dict(load_file(run.weights))
+    original.config.sampler = config.sampler
+    original.objective = module.objective
+    batch = random_batch(2)
+    assert torch.equal(module.eval().generate(batch), original.eval().generate(batch))
+
+
+def test_weights_alone_count_as_the_published_size(published, tmp_path):
+    folder, _ = published
+    (tmp_path / "unet").mkdir()
+    shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet")
+    with pytest.raises(WeightsError, match=r"put its config\.json there"):
+        read_published(tmp_path)
+    shutil.copy(folder / "unet/config.json", tmp_path / "unet")
+    found = read_published(tmp_path)
+    assert "model.unet.widths=[48, 96, 128]" in found.settings
+    assert not any(setting.startswith("model.garment_unet") for setting in found.settings)
+
+
+def breaking(change):
+    """A published folder after `change(folder)`."""
+
+    def make(folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "broken")
+        change(tmp_path / "broken")
+        return tmp_path / "broken"
+
+    return make
+
+
+def garment_net_as_tryon(folder):
+    shutil.copy(folder / "unet_encoder/diffusion_pytorch_model.safetensors", folder / "unet")
+
+
+def truncated(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def other_activation(folder):
+    path = folder / "unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"act_fn": "gelu"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (garment_net_as_tryon, "holds no IDM-VTON TryonNet: its weights lack encoder_hid_proj.latents"),
+        (truncated, "not a readable safetensors file"),
+        (other_activation, "act_fn=gelu is not supported; expected silu"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "no config.json in vae"),
+        (lambda folder: (folder / "unet/config.json").write_text("{"), "not a readable JSON file"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "holds no weights"),
+    ],
+)
+def test_broken_folders_say_what_is_wrong(published, tmp_path, change, message):
+    with pytest.raises(WeightsError, match=message):
+        read_published(breaking(change)(published[0], tmp_path))
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    torch.save({"module": {}}, tmp_path / "imagdressing.pt")
+    with pytest.raises(WeightsError, match=r"imagdressing\.pt is a file; .* diffusers folder"):
+        read_published(tmp_path / "imagdressing.pt")
+
+
+def test_a_codec_without_a_place_in_the_format_is_refused(published, tmp_path):
+    config = replace(published[1].config, codec=CodecConfig(name="linear"))
+    with pytest.raises(WeightsError, match=r"codec\.name=linear has no place"):
+        write_published(tmp_path / "out", dict(published[1].state_dict()), config, {})
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the weights that training starts from ----
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load("model=idm_vton", "preset=tiny").model
+
+
+@pytest.mark.parametrize(("inputs", "kept"), [(4, 4), (9, 9), (13, 13)])
+def test_the_first_layer_is_widened_with_zeros(inputs, kept):
+    weight = torch.randn(8, inputs, 3, 3)
+    wide = widen(weight, 4, "file")
+    assert wide.shape == (8, 13, 3, 3)
+    assert torch.equal(wide[:, :kept], weight) and not wide[:, kept:].any()
+
+
+def test_a_first_layer_of_other_width_is_refused():
+    with pytest.raises(WeightsError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"):
+        widen(torch.zeros(8, 12, 3, 3), 4, "file")
+
+
+def test_training_starts_from_an_inpainting_unet(settings, tmp_path):
+    """Nine channels, and the seven averaging fields that the published base carries in its config.json."""
+    base = build_unet(settings.unet, 9, 4, key="model.unet")
+    base.save_pretrained(tmp_path / "unet")
+    path = tmp_path / "unet/config.json"
+    ema = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(ema, 1)))
+    unet = replace(settings.unet, pretrained=str(tmp_path))
+    tryon = build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
+    own, given = tryon.unet.state_dict(), base.state_dict()
+    assert torch.equal(own["conv_in.weight"][:, :9], given.pop("conv_in.weight"))
+    assert all(torch.equal(own[name], tensor) for name, tensor in given.items())
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2."
+    assert own[name + "processor.to_k_ip.weight"].shape == own[name + "to_k.weight"].shape
+
+
+def test_training_continues_from_a_published_tryon_net(published, settings):
+    unet = replace(settings.unet, pretrained=str(published[0]))
+    tryon = build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
+    wanted = published[1].tryon.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in tryon.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["nested.bin", "flat.safetensors"])
+def test_ip_adapter_files_count_attention_layers_in_module_order(settings, tmp_path, form):
+    tryon = build_tryon(settings, channels=4, clip_width=64)
+    names = attention_names(tryon.unet)
+    projection = {n: torch.randn_like(p) for n, p in tryon.unet.encoder_hid_proj.state_dict().items()}
+    layers = {}
+    for k in range(1, len(names), 2):
+        shape = tryon.unet.get_submodule(names[k]).to_k.weight.shape
+        layers |= {
+            f"{k}.to_k_ip.weight": torch.full(shape, float(k)),
+            f"{k}.to_v_ip.weight": torch.full(shape, -1.0 * k),
+        }
+    flat = {f"image_proj.{n}": t for n, t in projection.items()} | {f"ip_adapter.{n}": t for n, t in layers.items()}
+    path = tmp_path / form
+    if path.suffix == ".bin":
+        torch.save({"image_proj": projection, "ip_adapter": layers}, path)
+    else:
+        save_file(flat, path)
+    load_image_prompt(tryon, path)
+    assert torch.equal(tryon.unet.encoder_hid_proj.latents, projection["latents"])
+    last = names.index("mid_block.attentions.0.transformer_blocks.0.attn2")
+    assert last == len(names) - 1  # the middle comes last here, although it runs before the way up
+    assert (tryon.unet.get_submodule(names[last]).processor.to_k_ip.weight == last).all()
+    assert (tryon.unet.get_submodule(names[1]).processor.to_v_ip.weight == -1).all()
+
+    flat.pop(f"ip_adapter.{last}.to_k_ip.weight")
+    save_file(flat, tmp_path / "less.safetensors")
+    with pytest.raises(WeightsError, match=rf"less.safetensors .* 1 missing \({last}.to_k_ip.weight\)"):
+        load_image_prompt(tryon, tmp_path / "less.safetensors")
+    save_file(projection, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="not an IP-Adapter file"):
+        load_image_prompt(tryon, tmp_path / "other.safetensors")
+
+
+def test_the_garment_net_ignores_the_base_unets_added_embedding(settings, tmp_path):
+    shape = replace(settings.garment_unet, pooled=64, size_id_width=16)
+    base = build_unet(shape, 4, 4, key="base")
+    base.save_pretrained(tmp_path / "unet")
+    garment = build_garment_net(replace(settings.garment_unet, pretrained=str(tmp_path)), channels=4)
+    given = {n: t for n, t in base.state_dict().items() if not n.startswith("add_embedding")}
+    check_state(garment.state_dict(), given, "base")
+    assert all(torch.equal(tensor, given[name]) for name, tensor in garment.state_dict().items())
+
+
+def test_sources_that_are_not_there(settings, tmp_path):
+    unet = replace(settings.unet, pretrained=str(tmp_path))
+    with pytest.raises(WeightsError, match=r"model\.unet\.pretrained=.* has no folder unet"):
+        build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
+    garment = replace(settings.garment_unet, pretrained="nobody/nothing")
+    with pytest.raises(WeightsError, match=r"model\.garment_unet\.pretrained=nobody/nothing: .*VTON_DOWNLOAD=1"):
+        build_garment_net(garment, channels=4)
