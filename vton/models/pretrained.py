@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -34,6 +35,28 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
             f"{key}={source}: cannot load {cls.__name__} {kwargs.get('subfolder', '')}: {reason} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
+
+
+def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
+    """The local folder of a hub-format source: a path, or a hub id's copy in the local cache.
+
+    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            download = os.environ.get("VTON_DOWNLOAD") == "1"
+            pattern = str(Path(subfolder, only))
+            folder = Path(snapshot_download(source, allow_patterns=pattern, local_files_only=not download))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsError(
+                f"{key}={source}: neither a folder nor in the local hub cache ({reason[:160]}). "
+                "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
+            ) from None
+    if not (folder / subfolder).is_dir():
+        raise WeightsError(f"{key}={source} has no folder {subfolder}.")
+    return folder / subfolder
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -98,6 +121,23 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         state |= read_weights(index.parent / shard)
     return state
+
+
+def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
+    """An IP-Adapter or FaceID file, .bin nested by section or flat, as {"image_proj": state, "ip_adapter": state}.
+
+    Numbers in `ip_adapter` count all attention layers in module order (down, up, mid), not in order of execution.
+    Raises WeightsError.
+    """
+    sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    for name, value in content.items() if isinstance(content, dict) else ():
+        section, _, rest = str(name).partition(".")
+        if section in sections:
+            sections[section] |= {rest: value} if rest else value
+    if not all(sections.values()):
+        raise WeightsError(f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter.")
+    return sections
 
 
 @dataclass

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import TryonNet
-from vton.models.pretrained import WeightsError, load_state, read_checkpoint, read_safetensors, read_weights_folder
+from vton.models.pretrained import WeightsError, hub_folder, load_state, read_ip_adapter, read_weights_folder
 from vton.models.resampler import Resampler
 from vton.models.settings import UNetConfig
 from vton.models.unet import attention_names, build_unet
@@ -139,40 +137,11 @@ def load_image_prompt(tryon: TryonNet, path: Path) -> None:
     Its number k in `ip_adapter.<k>.to_k_ip.weight` is the layer's place among all attention layers in module order
     (down, up, mid), which is not the order of execution.
     """
-    sections = {"image_proj": {}, "ip_adapter": {}}
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    for name, value in content.items() if isinstance(content, dict) else ():
-        section, _, rest = str(name).partition(".")
-        if section in sections:
-            sections[section] |= {rest: value} if rest else value
-    if not all(sections.values()):
-        raise WeightsError(f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter.")
+    sections = read_ip_adapter(path)
     load_state(tryon.unet.encoder_hid_proj, sections["image_proj"], path)
     processors = (tryon.unet.get_submodule(name).processor for name in attention_names(tryon.unet))
     numbered = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in processors)
     load_state(numbered, sections["ip_adapter"], path)
-
-
-def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
-    """The local folder of a hub-format source: a path, or a hub id's copy in the local cache.
-
-    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        try:
-            download = os.environ.get("VTON_DOWNLOAD") == "1"
-            pattern = str(Path(subfolder, only))
-            folder = Path(snapshot_download(source, allow_patterns=pattern, local_files_only=not download))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise WeightsError(
-                f"{key}={source}: neither a folder nor in the local hub cache ({reason[:160]}). "
-                "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
-            ) from None
-    if not (folder / subfolder).is_dir():
-        raise WeightsError(f"{key}={source} has no folder {subfolder}.")
-    return folder / subfolder
 
 
 def read_json(path: Path) -> dict:
