@@ -144,7 +144,11 @@ class TryOnModule(LightningModule):
     def configure_optimizers(self):
         train = self.config.train
         groups = list(self.trained_parameters())
-        optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales them back itself.
+        fused = train.precision != "fp16"
+        optimizer = torch.optim.AdamW(
+            groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
