@@ -1,4 +1,4 @@
-"""`vton info`: parameters of each network and FLOPs of each phase, on the meta device, so nothing is allocated.
+"""`vton info`: parameters, FLOPs and memory of the configured model, on the meta device, so nothing is allocated.
 
 A multiply-add counts as 2 FLOP; attention products are included.
 """
@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vton import registry
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
+from vton.diffusion.sampling import Conditions
+from vton.memory import sampling_memory
+from vton.models.base import TryOnModule
 from vton.models.codecs import build_codec
 
 
@@ -29,12 +32,17 @@ def describe(config: ExperimentConfig) -> dict:
         batch = meta_batch(config.data.size)
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     module.eval().requires_grad_(False)  # torch's counter refuses views of parameters that want gradients
+    rows = [network_row(name, network, trained) for name, network in module.networks().items()]
+    with torch.no_grad(), torch.device("meta"):
+        conditions, condition = counted(lambda: module.condition(batch))
+        flops = {"condition": condition} | phase_flops(module, conditions)
     return {
         "model": config.model.name,
         "preset": config.preset,
         "size": list(config.data.size),
-        "networks": [network_row(name, network, trained) for name, network in module.networks().items()],
-        "flops": phase_flops(module, batch),
+        "networks": rows,
+        "flops": flops,
+        "memory": sampling_memory(module, conditions),
     }
 
 
@@ -58,16 +66,14 @@ def network_row(name: str, network: nn.Module, trained: set[int]) -> dict:
     }
 
 
-def phase_flops(module, batch: TryOnBatch) -> dict[str, int]:
-    """FLOPs of the contract's calls for one sample: what happens once, per timestep, and per step."""
-    with torch.no_grad(), torch.device("meta"):
-        t = torch.zeros(1, dtype=torch.int64)
-        z = torch.zeros(1, *module.latent_shape())
-        conditions, condition = counted(lambda: module.condition(batch))
-        features, garment = counted(lambda: module.garment_features(conditions, t))
-        _, denoise = counted(lambda: module.denoise(z, t, conditions, features))
-        _, decode = counted(lambda: module.codec.decode(z))
-    return {"condition": condition, "garment_features": garment, "denoise": denoise, "decode": decode}
+def phase_flops(module: TryOnModule, conditions: Conditions) -> dict[str, int]:
+    """FLOPs of the contract's calls for one sample: what happens per timestep, per step, and once at the end."""
+    t = torch.zeros(1, dtype=torch.int64)
+    z = torch.zeros(1, *module.latent_shape())
+    features, garment = counted(lambda: module.garment_features(conditions, t))
+    _, denoise = counted(lambda: module.denoise(z, t, conditions, features))
+    _, decode = counted(lambda: module.codec.decode(z))
+    return {"garment_features": garment, "denoise": denoise, "decode": decode}
 
 
 def counted(call) -> tuple[object, int]:
@@ -104,3 +110,18 @@ def print_table(rows: dict) -> None:
     for name, flops in rows["flops"].items():
         calls.add_row(name, when[name], f"{flops / 1e9:,.2f}")
     console.print(calls)
+    console.print(memory_table(rows["memory"]))
+
+
+def memory_table(memory: dict) -> Table:
+    """GiB of the phases of sampling, and of a run that keeps every network loaded."""
+    table = Table(title=f"GiB to sample one picture: networks in {memory['dtype']}, codec in float32")
+    for column in ("phase", "networks", "weights", "activations", "peak"):
+        table.add_column(column, justify="left" if column in ("phase", "networks") else "right")
+    step = "step, both guidance branches" if memory["rows"] == 2 else "step"
+    weights = sum(memory["weights"].values())
+    whole = {"networks": ["all"], "weights": weights, "activations": memory["peak"] - weights, "peak": memory["peak"]}
+    for name, row in ((step, memory["step"]), ("decode", memory["decode"]), ("all networks loaded", whole)):
+        sizes = (f"{row[part] / 2**30:,.3f}" for part in ("weights", "activations", "peak"))
+        table.add_row(name, ", ".join(row["networks"]), *sizes)
+    return table
