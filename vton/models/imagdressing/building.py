@@ -1,0 +1,60 @@
+"""IMAGDressing-v1's networks as configured, with the weights that the paper starts from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from vton.config import ConfigError
+from vton.models.imagdressing.config import ControlConfig, ProjectorConfig
+from vton.models.imagdressing.control import Control
+from vton.models.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
+from vton.models.resampler import Resampler
+
+
+def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
+    """CLIP states to tokens of width `context`. Raises WeightsError."""
+    projector = Resampler(
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        head_width=config.head_width,
+        queries=config.queries,
+        input_width=clip_width,
+        output_width=context,
+        factor=config.feed_forward,
+    )
+    if config.pretrained:
+        file = Path(config.file)
+        folder = hub_folder(config.pretrained, str(file.parent), "model.projector.pretrained", only=file.name)
+        load_state(projector, read_ip_adapter(folder / file.name)["image_proj"], folder / file.name)
+    return projector
+
+
+def build_control(config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str) -> Control:
+    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they cannot be."""
+    if config.pretrained:
+        net = from_pretrained(ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder)
+    else:
+        widths = tuple(config.embedding)[: halvings(factor, config, key) + 1]
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+    control = Control(net, config.scale, config.start, config.end)
+    if control.factor != factor:
+        raise ConfigError(
+            f"{key}.pretrained={config.pretrained} takes pictures of {control.factor} times the latents' size, but the "
+            f"codec's factor is {factor}."
+        )
+    return control
+
+
+def halvings(factor: int, config: ControlConfig, key: str) -> int:
+    """How often the picture is halved on its way to latent size."""
+    count = int(math.log2(factor))
+    if 2**count != factor or count >= len(config.embedding):
+        raise ConfigError(
+            f"{key}.embedding has {len(config.embedding)} widths, which fit codec factors 1 to "
+            f"{2 ** (len(config.embedding) - 1)} that are powers of two; the codec's factor is {factor}."
+        )
+    return count

@@ -1,0 +1,121 @@
+"""IMAGDressing-v1's settings. Defaults are the paper's where it states them, its try-on script's where it doesn't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vton.config import ConfigError, ModelConfig
+from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetConfig
+
+
+@dataclass
+class ProjectorConfig(ResamplerConfig):
+    """CLIP states to the garment UNet's tokens; starts from an IP-Adapter-Plus file's `image_proj`."""
+
+    pretrained: str = ""  # folder or hub id that holds `file`; "" starts freshly
+    file: str = "models/ip-adapter-plus_sd15.safetensors"
+
+
+@dataclass
+class AdapterConfig:
+    """Keys and values of the garment in the dressing UNet's self-attentions; start as copies of the person's."""
+
+    trained: bool = True
+
+
+@dataclass
+class ControlConfig:
+    """One ControlNet. Without `pretrained` it starts as a copy of the dressing UNet's encoder (arXiv 2302.05543)."""
+
+    enabled: bool = False
+    pretrained: str = ""
+    subfolder: str = ""
+    scale: float = 1.0  # conditioning scale
+    start: float = 0.0  # acts on step i of N unless i/N < start or (i+1)/N > end; always in training
+    end: float = 1.0
+    # Channels of the control picture's convolutions. From scratch one is used per halving of the picture, and one more.
+    embedding: tuple[int, ...] = (16, 32, 96, 256)
+    in_training: bool = False  # takes part in training; the paper trains without ControlNets
+    trained: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.start <= self.end <= 1:
+            raise ConfigError(
+                f"A ControlNet's start={self.start} and end={self.end} must satisfy 0 <= start <= end <= 1."
+            )
+        if self.trained and not (self.enabled and self.in_training):
+            raise ConfigError("A ControlNet with trained=true must also have enabled=true and in_training=true.")
+
+
+@dataclass
+class FaceConfig:
+    """IP-Adapter FaceID-Plus. Always pretrained and frozen."""
+
+    weights: str = ""  # FaceID-Plus file (.bin or .safetensors); "" = without faces
+    embeddings: str = ""  # folder with <person_id>.safetensors: id_embeds (D,) and clip_hidden (S, width) of the crop
+    scale: float = 0.9  # of the identity tokens' attention
+    self_lora: float = 0.2
+    cross_lora: float = 0.2
+    shortcut: float | None = None  # PlusV2 files: queries + shortcut * result; null = Plus, as all released scripts run
+
+    def __post_init__(self):
+        if self.weights and not self.embeddings:
+            raise ConfigError(
+                "model.face.weights is set, but model.face.embeddings, the folder with the faces, is not."
+            )
+
+
+@dataclass
+class DropoutConfig:
+    """Per-sample probabilities in training. image: zeroed CLIP pixels; text: empty prompt; the VAE branch stays."""
+
+    image: float = 0.05
+    text: float = 0.05
+    both: float = 0.05
+
+
+def stable_diffusion_1(trained: bool) -> UNetConfig:
+    return UNetConfig(trained=trained)
+
+
+@dataclass
+class ImagDressingConfig(ModelConfig):
+    name: str = "imagdressing"
+    # Of all conditions, garment features included: trains the guidance branch, which is pretrained in the paper.
+    condition_dropout: float = 0.0
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    unet: UNetConfig = field(default_factory=lambda: stable_diffusion_1(trained=False))
+    garment_unet: UNetConfig = field(default_factory=lambda: stable_diffusion_1(trained=True))
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    clip: ClipConfig = field(default_factory=lambda: ClipConfig(fit="crop"))
+    text: TextConfig = field(default_factory=TextConfig)
+    inpaint: ControlConfig = field(default_factory=lambda: ControlConfig(enabled=True))
+    pose: ControlConfig = field(default_factory=ControlConfig)
+    face: FaceConfig = field(default_factory=FaceConfig)
+    garment_scale: float = 1.0  # lambda at sampling; 1 in training
+    prompt_suffix: str = (
+        ""  # joined to the prompt by a comma; the text-to-image scripts use "best quality, high quality"
+    )
+    negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
+
+    def __post_init__(self):
+        widths = (self.unet.context, self.text.width)
+        if len(set(widths)) > 1:
+            raise ConfigError(
+                f"model.unet.context={widths[0]} and model.text.width={widths[1]} must be equal: the dressing UNet's "
+                "cross-attention reads the text encoder's tokens."
+            )
+        for name in ("widths", "attention", "depth", "layers"):
+            own, garment = getattr(self.unet, name), getattr(self.garment_unet, name)
+            if own != garment:
+                raise ConfigError(
+                    f"model.garment_unet.{name}={garment} must equal model.unet.{name}={own}: each self-attention "
+                    "reads the garment features of the layer with its name."
+                )
+        dropped = self.dropout.image + self.dropout.text + self.dropout.both + self.condition_dropout
+        if not 0 <= dropped <= 1:
+            raise ConfigError(
+                f"model.dropout (image, text, both) and model.condition_dropout sum up to {dropped:g}; they exclude "
+                "each other and must leave a probability between 0 and 1."
+            )

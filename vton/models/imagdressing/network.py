@@ -1,0 +1,307 @@
+"""IMAGDressing-v1's mathematics (arXiv 2407.12705, Section 3): two stock UNets, hybrid attention, and its plug-ins.
+
+The garment UNet runs at t = 0, once per garment. In the self-attention of the same name in the dressing UNet, with x
+the person's tokens and f the garment UNet's,
+
+    q = Wq x,  k = Wk x,  v = Wv x,  k' = W'k f,  v' = W'v f
+    Z = softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v',   out = Wo Z + b
+
+Only W'k and W'v are new. lambda = 0, as in the guidance branch, is the base UNet.
+
+Legend: B batch, G garments, N attention heads, L person tokens, M garment tokens, C width of a layer, d head width,
+T text tokens, D context width, S CLIP tokens, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.models.attention import image_prompt_attention, merge_heads, split_heads
+from vton.models.imagdressing.control import Control
+from vton.models.imagdressing.faceid import FaceID, Identity, project
+from vton.models.resampler import Resampler
+from vton.models.unet import attention_names, execution_order, garment_taps
+
+
+class Garments(NamedTuple):
+    """What the self-attentions of one call read of the garments, for the R rows that have one."""
+
+    rows: Tensor  # (R,) int64
+    chosen: slice | Tensor  # the same as an index, a slice where that is possible
+    k: dict[int, Tensor]  # (R, M, C) by layer number
+    v: dict[int, Tensor]
+    scale: Tensor  # (R,) lambda
+
+
+def hybrid_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int) -> Tensor:
+    """softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v'; rows without a garment stop at the first term.
+
+    q, k, v: (B, N, L, d). The garments' M need not be L. Returns (B, N, L, d).
+    """
+    out = F.scaled_dot_product_attention(q, k, v)
+    if garments is None:
+        return out
+    k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
+    added = F.scaled_dot_product_attention(q[garments.chosen], k_garment, v_garment)
+    scale = garments.scale.view(-1, 1, 1, 1)
+    return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
+
+
+class HybridSelfAttention:
+    """A self-attention layer of the dressing UNet; without garment and identity it computes what the layer does.
+
+    Keys and values of the garment are arguments, not parameters: they are the same at every step.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __call__(
+        self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None,
+        garments: Garments | None = None, identity: Identity | None = None,
+    ):  # fmt: skip
+        """hidden_states (B, L, C) -> (B, L, C)."""
+        lora = identity.in_self_attention(self.number) if identity else None
+        parts = (project(attn, part, hidden_states, lora) for part in ("to_q", "to_k", "to_v"))
+        q, k, v = (split_heads(x, attn.heads) for x in parts)
+        out = hybrid_attention(q, k, v, garments, self.number)
+        return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
+
+
+class TextCrossAttention:
+    """A cross-attention layer of the dressing UNet: text, and identity tokens where there is a face."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __call__(
+        self, attn: Attention, hidden_states, encoder_hidden_states, attention_mask=None,
+        garments: Garments | None = None, identity: Identity | None = None,
+    ):  # fmt: skip
+        """hidden_states (B, L, C), encoder_hidden_states (B, T, D) -> (B, L, C)."""
+        lora = identity.in_cross_attention(self.number) if identity else None
+        q = split_heads(project(attn, "to_q", hidden_states, lora), attn.heads)
+        text = (project(attn, part, encoder_hidden_states, lora) for part in ("to_k", "to_v"))
+        k, v = (split_heads(x, attn.heads) for x in text)
+        if identity is None:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            image = (linear(identity.tokens) for linear in (lora.layer.to_k_ip, lora.layer.to_v_ip))
+            scale = identity.scale.to(q.dtype).view(-1, 1, 1, 1)
+            out = image_prompt_attention(q, k, v, *(split_heads(x, attn.heads) for x in image), scale)
+        return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
+
+
+def self_attentions(unet: UNet2DConditionModel) -> dict[int, str]:
+    """{number: transformer block} of all self-attentions; a number is the place among all attention layers."""
+    numbers = {name: number for number, name in enumerate(attention_names(unet))}
+    return {numbers[f"{block}.attn1"]: block for block in execution_order(unet)}
+
+
+def make_hybrid(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Let a stock UNet take garments and identities as attention arguments; without them it computes what it did."""
+    numbers = {name: number for number, name in enumerate(attention_names(unet))}
+    for block in execution_order(unet):
+        layer = unet.get_submodule(block)
+        layer.attn1.set_processor(HybridSelfAttention(numbers[f"{block}.attn1"]))
+        layer.attn2.set_processor(TextCrossAttention(numbers[f"{block}.attn2"]))
+    return unet
+
+
+class GarmentProjection(nn.Module):
+    """W'k and W'v of one layer, which start as copies of its own Wk and Wv."""
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        width, inputs = attention.to_k.weight.shape
+        self.to_k_ref = nn.Linear(inputs, width, bias=False)
+        self.to_v_ref = nn.Linear(inputs, width, bias=False)
+        self.to_k_ref.weight.data.copy_(attention.to_k.weight.data)
+        self.to_v_ref.weight.data.copy_(attention.to_v.weight.data)
+
+
+class GarmentAdapter(nn.ModuleDict):
+    """W'k and W'v of every self-attention of a dressing UNet, under the layer's number."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        blocks = self_attentions(unet)
+        super().__init__({str(n): GarmentProjection(unet.get_submodule(f"{b}.attn1")) for n, b in blocks.items()})
+        self.blocks = blocks
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Garment features by transformer block (G, M, C) -> layer number, k' and v' (G, M, C)."""
+        for number, block in self.blocks.items():
+            projection = self[str(number)]
+            yield number, projection.to_k_ref(taps[block]), projection.to_v_ref(taps[block])
+
+
+class Face(NamedTuple):
+    """Faces of a batch; the leading dimension may be 1."""
+
+    embedding: Tensor  # (B, identity width), of unit norm
+    clip: Tensor  # (B, S, width): CLIP states of the aligned crop
+    null_clip: Tensor  # (1, S, width): of an all-zero pixel tensor
+
+
+class Dresser:
+    """The networks behind the sampler's contract, from tensors to predictions. Any batch size, any guidance scale.
+
+    unet, garment_unet: stock UNets of the same attention layers; `unet` gets new attention processors. controls: by a
+    name of your choice. face: a FaceID-Plus file. All plug-ins may be exchanged between samples.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, garment_unet: UNet2DConditionModel, projector: Resampler,
+        adapter: GarmentAdapter, controls: Mapping[str, Control] | None = None, face: FaceID | None = None,
+    ):  # fmt: skip
+        self.unet = make_hybrid(unet)
+        self.garment_unet, self.projector, self.adapter = garment_unet, projector, adapter
+        self.controls, self.face = dict(controls or {}), face
+
+    def condition(
+        self, *, text: Tensor, negative_text: Tensor, garment_latents: Tensor, clip: Tensor,
+        worn: Tensor | None = None, garment_scale: Tensor | float = 1.0,
+        control: Mapping[str, Tensor] | None = None, face: Face | None = None, known: Known | None = None,
+    ) -> Conditions:  # fmt: skip
+        """What depends on neither z_t nor t; one garment pass for the G garments.
+
+        text (B, T, D); negative_text (B or 1, T, D); garment_latents (G, c, ., .) without noise; clip (G, S, width):
+        CLIP's penultimate states of the garment picture; worn (B,) int64: which of the G garments a row wears, by
+        default its own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; control: pictures
+        by the name of their ControlNet, see Control.embed; known: what inpainting keeps. Where a leading dimension is
+        1, all rows share it.
+
+        The result may be changed by row before sampling: garment_scale, identity_scale, self_lora, cross_lora (B,).
+        Raises ValueError for a picture without a ControlNet and a face without FaceID.
+        """
+        count, device = len(text), text.device
+        unknown = set(control or {}) - set(self.controls)
+        if unknown or (face is not None and self.face is None):
+            asked = ", ".join(sorted(unknown)) or "face"
+            raise ValueError(
+                f"conditions for {asked}, but the plug-ins are {sorted(self.controls)}, FaceID {self.face}"
+            )
+        if worn is None:
+            worn = torch.arange(count, device=device).clamp(max=len(garment_latents) - 1)
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.expand(count, *tensor.shape[1:])
+
+        conditions = {
+            "text": text,
+            "negative_text": rows(negative_text),
+            "garment_scale": rows(torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)),
+        }
+        for number, k, v in self.adapter(self.garment_taps(garment_latents, clip)):
+            conditions |= {f"k.{number}": k[worn], f"v.{number}": v[worn]}
+        for name, picture in (control or {}).items():
+            conditions[f"control.{name}"] = rows(self.controls[name].embed(picture))
+        if face is not None:
+            conditions |= {name: rows(tensor) for name, tensor in self.face_conditions(face).items()}
+        if known is not None:
+            conditions |= {"known_mask": rows(known.mask), "known_latents": rows(known.latents)}
+        return conditions
+
+    def garment_taps(self, garment_latents: Tensor, clip: Tensor) -> dict[str, Tensor]:
+        """The garment UNet's features (G, M, C) by transformer block: t = 0, projected CLIP tokens for text."""
+        t = torch.zeros(len(garment_latents), dtype=torch.int64, device=garment_latents.device)
+        return garment_taps(self.garment_unet, garment_latents, t, self.projector(clip))
+
+    def face_conditions(self, face: Face) -> Conditions:
+        """Identity tokens; those of nobody, for the guidance branch; and the scales."""
+        plugin, embedding = self.face, face.embedding
+        nobody = torch.zeros_like(embedding[:1])
+        scales = {"identity_scale": plugin.scale, "self_lora": plugin.self_lora, "cross_lora": plugin.cross_lora}
+        return {
+            "identity": plugin.image_proj(embedding, face.clip, plugin.shortcut),
+            "null_identity": plugin.image_proj(nobody, face.null_clip, plugin.shortcut),
+        } | {name: embedding.new_full((1,), scale) for name, scale in scales.items()}
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+        """The rows that wear a garment, and the scale of each ControlNet that acts at this step.
+
+        With gradients every row counts as dressed, at lambda 0 if need be: each parameter gets a gradient then.
+        """
+        scale = conditions["garment_scale"]
+        every = scale.is_meta or torch.is_grad_enabled()
+        rows = torch.arange(len(scale), device=scale.device) if every else scale.nonzero().flatten()
+        acting = {f"control.{name}": control for name, control in self.controls.items() if control.acts(step)}
+        scales = {name: torch.tensor(control.scale) for name, control in acting.items() if name in conditions}
+        return {"dressed": rows, **scales}
+
+    def control_residuals(
+        self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features
+    ) -> list[Tensor] | None:
+        """Sum over the acting ControlNets, skip connections first, the middle block last; None if none acts."""
+        total = None
+        for name, control in self.controls.items():
+            key = f"control.{name}"
+            if key in features:
+                residuals = control(z_t, t, conditions["text"], conditions[key], features[key])
+                total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
+        return total
+
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        """The dressing UNet's prediction (B, c, h, w)."""
+        z_t = z_t.to(self.unet.dtype)  # solvers keep latents in float32
+        plugged = {}
+        residuals = self.control_residuals(z_t, t, conditions, features)
+        if residuals is not None:
+            plugged["down_block_additional_residuals"] = tuple(residuals[:-1])
+            plugged["mid_block_additional_residual"] = residuals[-1]
+        reading = {"garments": self.garments(conditions, features), "identity": self.identity(conditions)}
+        return self.unet(z_t, t, self.context(conditions), cross_attention_kwargs=reading, **plugged).sample
+
+    def garments(self, conditions: Conditions, features: Features) -> Garments | None:
+        """Keys and values of the dressed rows; None if all are undressed, which leaves the base UNet."""
+        rows = features["dressed"]
+        if not len(rows):
+            return None
+        chosen = as_slice(rows)
+        k, v = ({n: conditions[f"{part}.{n}"][chosen] for n in self.adapter.blocks} for part in "kv")
+        return Garments(rows, chosen, k, v, conditions["garment_scale"][chosen])
+
+    def context(self, conditions: Conditions) -> Tensor:
+        """The text that the dressing UNet reads (B, T, D); see FaceID's cut_text."""
+        text = conditions["text"]
+        if self.face is None or not self.face.cut_text or "identity" in conditions:
+            return text
+        return text[:, : -self.face.image_proj.tokens]
+
+    def identity(self, conditions: Conditions) -> Identity | None:
+        if "identity" not in conditions:
+            return None
+        names = ("identity", "identity_scale", "self_lora", "cross_lora")
+        return Identity(self.face, *(conditions[name] for name in names))
+
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        """Negative prompt, nobody's identity tokens, no garment: the base model, with its ControlNets and LoRA."""
+        replaced = {
+            "text": conditions["negative_text"],
+            "garment_scale": torch.zeros_like(conditions["garment_scale"]),
+        }
+        if "identity" in conditions:
+            replaced["identity"] = conditions["null_identity"]
+        return conditions | replaced
+
+    def known(self, conditions: Conditions) -> Known | None:
+        """What inpainting keeps."""
+        if "known_mask" not in conditions:
+            return None
+        return Known(conditions["known_mask"], conditions["known_latents"])
+
+
+def as_slice(rows: Tensor) -> slice | Tensor:
+    """Ascending rows as a slice where they are consecutive, which copies nothing."""
+    if rows.is_meta:
+        return slice(len(rows))
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
