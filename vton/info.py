@@ -6,6 +6,8 @@ A multiply-add counts as 2 FLOP; attention products are included.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -25,9 +27,8 @@ from vton.models.codecs import build_codec
 
 def describe(config: ExperimentConfig) -> dict:
     """Networks and phases of the configured model for one sample at data.size, batch 1."""
-    logging.getLogger("vton").setLevel(logging.ERROR)  # which weights a real run would use is no news here
     forget_pretrained(config)
-    with torch.device("meta"):
+    with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
         batch = meta_batch(config.data.size)
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
@@ -44,6 +45,17 @@ def describe(config: ExperimentConfig) -> dict:
         "flops": flops,
         "memory": sampling_memory(module, conditions),
     }
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without warnings."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def forget_pretrained(config) -> None:
