@@ -1,10 +1,15 @@
-"""Captions as IDM-VTON builds them, and the fallback."""
+"""Captions as IDM-VTON builds them, sentences around them, the fallback and what is said about it."""
+
+import logging
 
 import pytest
 
 from tests.data.folders import config, write_dresscode, write_json, write_viton_hd
+from vton.config import ConfigError
 from vton.data import captions
-from vton.data.dataset import TryOnDataset, open_folder
+from vton.data.check import check_folder
+from vton.data.dataset import Draw, TryOnDataset, open_folder
+from vton.data.module import TryOnDataModule
 from vton.data.sample import DataError
 
 NAMES = (
@@ -40,11 +45,28 @@ def test_sleeve_neckline_and_item_in_this_order(tmp_path):
     }
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"data": 3}', '{"data": [{"file_name": "a.jpg"}]}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"data": 3}', '{"data": {"a.jpg": []}}'])
 def test_broken_tags_are_an_error_with_the_path(tmp_path, content):
     (tmp_path / "tags.json").write_text(content)
     with pytest.raises(DataError, match=r"tags\.json"):
         captions.read_tags(tmp_path / "tags.json")
+
+
+@pytest.mark.parametrize(
+    "broken, problem",
+    [
+        ({"tag_info": []}, "has no 'file_name'"),
+        ({"file_name": "00002_00.jpg"}, "has no 'tag_info'"),
+        ({"file_name": None, "tag_info": []}, "has another structure"),
+        ({"file_name": "00002_00.jpg", "tag_info": [{"tag_name": "item"}]}, "has no 'tag_category'"),
+        ("00002_00.jpg", "has another structure"),
+    ],
+)
+def test_a_broken_entry_is_named_by_file_and_number(tmp_path, broken, problem):
+    write_json(tmp_path / "tags.json", {"data": [entry("00001_00.jpg", item="top"), broken]})
+    with pytest.raises(DataError, match=rf"entry 2 of .*tags\.json {problem}") as error:
+        captions.read_tags(tmp_path / "tags.json")
+    assert "\n" not in str(error.value)
 
 
 def test_samples_carry_the_caption_of_their_garment(tmp_path):
@@ -60,9 +82,71 @@ def test_samples_carry_the_caption_of_their_garment(tmp_path):
     assert TryOnDataset(folder, "test", "paired")[0].garment_caption == "a photo of tops"
 
 
+def test_templates_stand_around_the_annotation(tmp_path):
+    assert captions.Templates("worn: {}", "{}, flat").captions("a {} top") == {
+        "person_caption": "worn: a {} top",
+        "garment_caption": "a {} top, flat",
+    }
+    write_viton_hd(tmp_path, train=1, test=1)
+    settings = config("viton_hd", tmp_path, person_caption="{} on a model", garment_caption="best quality, {}")
+    for sample in (
+        TryOnDataset(open_folder(settings), "test", "paired")[0],
+        TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1).train_dataset()[Draw(0, 0)],
+    ):
+        assert (sample.person_caption, sample.garment_caption) == ("shirts on a model", "best quality, shirts")
+
+
+@pytest.mark.parametrize("name", ["person_caption", "garment_caption"])
+def test_a_template_without_a_place_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"data\.{name}='a photo' lacks {{}}"):
+        config("viton_hd", tmp_path, **{name: "a photo"})
+
+
 def test_dresscode_lines(tmp_path):
     write_dresscode(tmp_path, count=1)
-    (tmp_path / "dresses/dc_caption.txt").write_text("000004_1.jpg long  red dress\r\n000005_1.jpg\n\n")
+    (tmp_path / "dresses/dc_caption.txt").write_text("000004_1.jpg long  red dress\r\n\n")
     folder = open_folder(config("dresscode", tmp_path, category="dresses"))
     assert TryOnDataset(folder, "train", "paired")[0].garment_caption == "a photo of long red dress"
     assert TryOnDataset(folder, "test", "paired")[0].person_caption == "model is wearing shirts"
+
+
+def test_a_line_without_a_caption_is_named_by_file_and_number(tmp_path):
+    (tmp_path / "dc_caption.txt").write_text("000004_1.jpg red dress\n\n000005_1.jpg \n")
+    with pytest.raises(DataError, match=r"line 3 of .*dc_caption\.txt has no caption after '000005_1\.jpg'"):
+        captions.read_lines(tmp_path / "dc_caption.txt")
+
+
+def open_loaders(settings) -> None:
+    """What training and evaluation open, twice."""
+    for _ in range(2):
+        data = TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1)
+        data.train_dataset()
+        for order in ("paired", "unpaired"):
+            data.eval_dataset(order)
+
+
+def test_garments_that_a_caption_file_leaves_out_are_said_once(tmp_path, caplog):
+    root = write_viton_hd(tmp_path, train=1, test=3)
+    tags = root / "test/vitonhd_test_tagged.json"
+    write_json(tags, {"data": [entry("01000_00.jpg", item="blouse")]})
+    settings = config("viton_hd", root, caption_fallback="tops")
+    with caplog.at_level(logging.WARNING, "vton"):
+        open_loaders(settings)
+    said = (
+        "2 of 3 garments have no caption; they get 'tops' (data.caption_fallback). "
+        f"The first is 01001_00; captions come from {tags}."
+    )
+    assert caplog.messages == [f"viton_hd test: {said}"]  # the training split has no file, and needs none
+    notes = [problem.message for problem in check_folder(settings) if "no caption" in problem.message]
+    absent = root / "train/vitonhd_train_tagged.json"
+    assert f"paired: {said}" in notes and any(f"{absent} (absent)" in note for note in notes)
+
+
+def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
+    root = write_dresscode(tmp_path, count=1)
+    for category, number in (("dresses", 5), ("upper_body", 1)):
+        (root / category / "dc_caption.txt").write_text(f"{number:06d}_1.jpg shirt\n")
+    with caplog.at_level(logging.WARNING, "vton"):
+        open_loaders(config("dresscode", root))
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("dresscode train: 2 of 2 garments")
+    assert "upper_body/dc_caption.txt, " in caplog.messages[0] and "dresses/dc_caption.txt." in caplog.messages[0]

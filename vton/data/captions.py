@@ -29,34 +29,47 @@ class Templates(NamedTuple):
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """Annotation by file stem from a tag file of VITON-HD. Raises DataError when it has another structure."""
+    """Annotation by file stem from a tag file of VITON-HD. Raises DataError that names file and entry."""
+    advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
-        found = {}
-        for entry in entries:
-            tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
-            words = " ".join(tags[name] for name in TAGS if tags.get(name))
-            if words:
-                found[PurePosixPath(entry["file_name"]).stem] = words
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not isinstance(entries, list):
+            raise TypeError("`data` is not a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. Expected an object "
-            "with a list `data` of entries with `file_name` and `tag_info`; remove the file to caption by fallback."
+            f"with a list `data` of entries with `file_name` and `tag_info`. {advice}"
         ) from None
+    found = {}
+    for number, entry in enumerate(entries, start=1):
+        try:
+            stem = PurePosixPath(entry["file_name"]).stem
+            tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
+            words = " ".join(tags[name] for name in TAGS if tags.get(name))
+        except KeyError as error:
+            raise DataError(f"viton_hd: entry {number} of {path} has no {error}. {advice}") from None
+        except TypeError as error:
+            raise DataError(f"viton_hd: entry {number} of {path} has another structure ({error}). {advice}") from None
+        if words:
+            found[stem] = words
+    return found
 
 
 def read_lines(path: Path) -> dict[str, str]:
-    """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each line."""
+    """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each line.
+
+    Blank lines do not count. Raises DataError that names file and line.
+    """
+    advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"dresscode: captions are not readable ({path}): {error}. Remove the file to caption by fallback."
-        ) from None
+        raise DataError(f"dresscode: captions are not readable ({path}): {error}. {advice}") from None
     found = {}
-    for line in lines:
-        name, _, words = line.strip().partition(" ")
-        if words.strip():
-            found[PurePosixPath(name).stem] = " ".join(words.split())
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if len(words) == 1:
+            raise DataError(f"dresscode: line {number} of {path} has no caption after {words[0]!r}. {advice}")
+        if words:
+            found[PurePosixPath(words[0]).stem] = " ".join(words[1:])
     return found

@@ -160,11 +160,11 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
 def _captions(pairs: TryOnDataset) -> list[Problem]:
     folder, split = pairs.folder, pairs.split
     try:
-        untagged = sum(folder.annotation(split, pair) is None for pair in pairs.pairs)
+        line = pairs.without_caption(where_absent=True)
     except DataError as error:
         return [_about_list(folder, split, error)]
-    fallback = f"{pairs.order}: {untagged:,} garments have no caption; they get '{folder.config.caption_fallback}'"
-    return [Problem(folder.dataset, split, "", str(folder.root), "note", fallback)] if untagged else []
+    note = f"{pairs.order}: {line}"
+    return [Problem(folder.dataset, split, "", str(folder.root), "note", note)] if line else []
 
 
 def _absent_folders(pairs: TryOnDataset) -> list[Problem]:

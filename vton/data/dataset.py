@@ -121,6 +121,26 @@ class TryOnDataset(Dataset):
         has_masks = self.folder.place("garment_mask", self.split, self.order)
         return sources | {"garment_mask": f"folder:{has_masks.folder}" if has_masks else "derive:near_white"}
 
+    def without_caption(self, where_absent: bool) -> str:
+        """One line on the garments that get data.caption_fallback, "" when there are none. Raises DataError.
+
+        where_absent: also those of caption files that do not exist, for a data set needs none.
+        """
+        folder, split = self.folder, self.split
+        garments = dict.fromkeys(Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs)
+        files = {garment: folder.caption_file(split, garment.category) for garment in garments}
+        counted = [garment for garment, file in files.items() if where_absent or file.is_file()]
+        left_out = [garment for garment in counted if folder.annotation(split, garment) is None]
+        if not left_out:
+            return ""
+        names = dict.fromkeys(files[garment] for garment in left_out)
+        names = ", ".join(str(file) if file.is_file() else f"{file} (absent)" for file in names)
+        return (
+            f"{len(left_out):,} of {len(counted):,} garments have no caption; they get "
+            f"'{folder.config.caption_fallback}' (data.caption_fallback). The first is {left_out[0].garment}; "
+            f"captions come from {names}."
+        )
+
     def _mask_source(self) -> str:
         source, exists = self.folder.config.mask_source, self._exists("agnostic_mask")
         if source == "folder" and not exists:

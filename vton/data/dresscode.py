@@ -104,9 +104,12 @@ class DressCode(Folder):
         reader = densepose.read_ids if path.parent.name == "dense" else densepose.read_colours
         return reader(path, origin)
 
+    def caption_file(self, split: Split, category: Category) -> Path:
+        return self.root / category / "dc_caption.txt"
+
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if pair.category not in self._captions:
-            path = self.root / pair.category / "dc_caption.txt"
+            path = self.caption_file(split, pair.category)
             self._captions[pair.category] = captions.read_lines(path) if path.is_file() else {}
         return self._captions[pair.category].get(f"{pair.garment}_1")
 

@@ -98,8 +98,12 @@ class Folder(ABC):
         """(H, W) uint8 DensePose part ids."""
 
     @abstractmethod
+    def caption_file(self, split: Split, category: Category) -> Path:
+        """Where the annotations of garments lie, in data sets that have them."""
+
+    @abstractmethod
     def annotation(self, split: Split, pair: Pair) -> str | None:
-        """A few words on the garment, None where there are none."""
+        """A few words on the garment, None where there are none. Raises DataError for a broken caption file."""
 
     def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
         return PairFiles(self, split, order, pair)

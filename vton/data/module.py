@@ -8,6 +8,7 @@ use_distributed_sampler=False.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,11 @@ from torch.utils.data import DataLoader, Sampler
 from vton.config import DataConfig
 from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
+from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
+
+log = logging.getLogger(__name__)
+_spoken_of: set[tuple[Path, Split]] = set()  # splits whose captions this process has looked at
 
 
 def process_share() -> tuple[int, int]:
@@ -133,7 +138,9 @@ class TryOnDataModule(LightningDataModule):
     def train_dataset(self) -> TrainingStream:
         """Augmented training samples, addressed by Draw; made once, so that its cache lives as long as the module."""
         if self._stream is None:
-            self._stream = TrainingStream(TryOnDataset(open_folder(self.config), "train", "paired"), self.seed)
+            pairs = TryOnDataset(open_folder(self.config), "train", "paired")
+            warn_without_caption(pairs)
+            self._stream = TrainingStream(pairs, self.seed)
         return self._stream
 
     def train_dataloader(self) -> DataLoader:
@@ -146,7 +153,8 @@ class TryOnDataModule(LightningDataModule):
         """The test split, un-augmented, in list order; item i has index i. `shuffled` exchanges the garments."""
         key = (order, shuffled)
         if key not in self._evaluated:
-            self._evaluated[key] = TryOnDataset(open_folder(self.config), "test", order, shuffled)
+            pairs = self._evaluated[key] = TryOnDataset(open_folder(self.config), "test", order, shuffled)
+            warn_without_caption(pairs)
         return self._evaluated[key]
 
     def predicting(self, order: Order, shuffled: bool = False) -> None:
@@ -188,6 +196,15 @@ class TryOnDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed % 2**63),
             **kwargs,
         )
+
+
+def warn_without_caption(pairs: TryOnDataset) -> None:
+    """Say once per split and process which garments a caption file leaves out. Raises DataError where it is broken."""
+    split = (pairs.folder.root, pairs.split)
+    if split not in _spoken_of:
+        _spoken_of.add(split)
+        if line := pairs.without_caption(where_absent=False):
+            log.warning("%s %s: %s", pairs.folder.dataset, pairs.split, line)
 
 
 def _spread(count: int, total: int) -> list[int]:

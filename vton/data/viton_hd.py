@@ -84,8 +84,11 @@ class VitonHD(Folder):
     def read_densepose(self, path: Path, origin: Origin) -> np.ndarray:
         return densepose.read_colours(path, origin)
 
+    def caption_file(self, split: Split, category: Category) -> Path:
+        return self.root / split / TAG_FILES[split]
+
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if split not in self._tags:
-            path = self.root / split / TAG_FILES[split]
+            path = self.caption_file(split, pair.category)
             self._tags[split] = captions.read_tags(path) if path.is_file() else {}
         return self._tags[split].get(pair.garment)
