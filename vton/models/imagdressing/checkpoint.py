@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vton.config import ExperimentConfig
 from vton.models.imagdressing.faceid import FaceID
+from vton.models.imagdressing.network import Dresser, GarmentAdapter
 from vton.models.pretrained import (
     Published,
     WeightsError,
@@ -28,6 +29,7 @@ from vton.models.pretrained import (
     read_ip_adapter,
     read_safetensors,
 )
+from vton.models.resampler import Resampler
 
 PARTS = {"ref_unet.": "garment_unet", "proj.": "projector", "adapter_modules.": "adapter"}  # theirs: ours
 
@@ -130,20 +132,48 @@ def unet_settings(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def projector_settings(state: Mapping[str, Tensor]) -> list[str]:
-    """The projector's shape; heads of 64 are assumed, as IP-Adapter's are. Raises KeyError."""
+    """The projector's shape as settings. Raises KeyError."""
+    shape = projector_shape(state)
+    settings = [f"model.clip.width={shape.pop('input_width')}", f"model.projector.feed_forward={shape.pop('factor')}"]
+    shape.pop("output_width")  # is the UNets' context
+    return settings + [f"model.projector.{name}={value}" for name, value in shape.items()]
+
+
+def projector_shape(state: Mapping[str, Tensor], head_width: int = 64) -> dict[str, int]:
+    """Arguments of Resampler. The tensors tell all but the width of a head; IP-Adapter's is 64. Raises KeyError."""
     _, queries, width = state["latents"].shape
     inner = state["layers.0.0.to_q.weight"].shape[0]
-    head_width = 64 if inner % 64 == 0 else inner
-    shape = {
+    return {
         "width": width,
         "depth": len({name.split(".")[1] for name in state if name.startswith("layers.")}),
-        "heads": inner // head_width,
-        "head_width": head_width,
+        "heads": max(1, inner // head_width),
+        "head_width": min(head_width, inner),
         "queries": queries,
-        "feed_forward": state["layers.0.1.1.weight"].shape[0] // width,
+        "input_width": state["proj_in.weight"].shape[1],
+        "output_width": state["proj_out.weight"].shape[0],
+        "factor": state["layers.0.1.1.weight"].shape[0] // width,
     }
-    clip = f"model.clip.width={state['proj_in.weight'].shape[1]}"
-    return [clip, *(f"model.projector.{name}={value}" for name, value in shape.items())]
+
+
+def load_dresser(path: Path, unet: UNet2DConditionModel, **plugins) -> Dresser:
+    """The released weights around a dressing UNet: SD 1.5's or a community model's of its shape.
+
+    plugins: `controls` and `face` of Dresser. Raises WeightsError.
+    """
+    parts, _ = split_published(read_module(Path(path)), path)
+    try:
+        projector = Resampler(**projector_shape(parts["projector"]))
+    except KeyError as error:
+        raise WeightsError(f"{path}: proj is incomplete: no {error}.") from None
+    networks = {
+        "garment_unet": UNet2DConditionModel.from_config(unet.config),
+        "projector": projector,
+        "adapter": GarmentAdapter(unet),
+    }
+    for name, network in networks.items():
+        load_state(network, parts[name], path)
+        network.to(unet.device, unet.dtype).eval()
+    return Dresser(unet, **networks, **plugins)
 
 
 def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:

@@ -74,18 +74,14 @@ class DropoutConfig:
     both: float = 0.05
 
 
-def stable_diffusion_1(trained: bool) -> UNetConfig:
-    return UNetConfig(trained=trained)
-
-
 @dataclass
 class ImagDressingConfig(ModelConfig):
     name: str = "imagdressing"
     # Of all conditions, garment features included: trains the guidance branch, which is pretrained in the paper.
     condition_dropout: float = 0.0
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    unet: UNetConfig = field(default_factory=lambda: stable_diffusion_1(trained=False))
-    garment_unet: UNetConfig = field(default_factory=lambda: stable_diffusion_1(trained=True))
+    unet: UNetConfig = field(default_factory=lambda: UNetConfig(trained=False))
+    garment_unet: UNetConfig = field(default_factory=UNetConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(fit="crop"))

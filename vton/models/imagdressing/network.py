@@ -185,15 +185,13 @@ class Dresser:
         count, device = len(text), text.device
         unknown = set(control or {}) - set(self.controls)
         if unknown or (face is not None and self.face is None):
-            asked = ", ".join(sorted(unknown)) or "face"
-            raise ValueError(
-                f"conditions for {asked}, but the plug-ins are {sorted(self.controls)}, FaceID {self.face}"
-            )
+            asked, has = ", ".join(sorted(unknown)) or "a face", ", ".join(self.controls) or "no ControlNet"
+            raise ValueError(f"conditions for {asked}, but the plug-ins are {has}; FaceID: {self.face is not None}")
         if worn is None:
             worn = torch.arange(count, device=device).clamp(max=len(garment_latents) - 1)
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.expand(count, *tensor.shape[1:])
+            return tensor.expand(count, *tensor.shape[1:]).contiguous()
 
         conditions = {
             "text": text,
