@@ -36,7 +36,7 @@ predict: $(READY) ## Write pictures only: make predict OUT=folder
 data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS="data.root=DIR"
 	$(VTON) data check data=$(DATA) $(ARGS)
 
-info: $(READY) ## Parameters and FLOPs: make info MODEL=gardiff PRESET=paper
+info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=paper
 	$(VTON) info model=$(MODEL) preset=$(PRESET) $(ARGS)
 
 list: $(READY) ## Names of architectures, presets, data sets, trainers

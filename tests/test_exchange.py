@@ -1,0 +1,49 @@
+"""Published weights in, pictures and the same bytes out, through the real command."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
+from vton.cli import main
+
+
+def vton(*arguments, capsys) -> tuple[int, str]:
+    """Exit code and error line."""
+    with pytest.raises(SystemExit) as done:
+        main([str(argument) for argument in arguments])
+    return done.value.code, capsys.readouterr().err
+
+
+def test_import_evaluate_export(published, tmp_path, capsys):  # noqa: F811
+    folder, run, out = published[0], tmp_path / "runs" / "mine", tmp_path / "exported"
+    small = ("data.size=[64,48]", "data.synthetic.train=2", "data.synthetic.test=2", f"data.root={tmp_path / 'data'}")
+    few = ("sampler.steps=2", "eval.metrics=[ssim]", "eval.orders=[paired]", "eval.shuffled=false", "data.workers=0")
+    cpu = ("trainer=cpu", "train.precision=fp32", f"runs={tmp_path / 'runs'}", "name=mine")
+    assert vton("import", "idm_vton", folder, *small, *few, *cpu, capsys=capsys) == (0, "")
+    assert vton("eval", "--run", run, capsys=capsys)[0] == 0
+    assert len(list((run / "predictions" / "paired").glob("*.png"))) == 2
+    assert vton("export", "--run", run, "--out", out, capsys=capsys) == (0, "")
+    before, after = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (folder, out))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+    code, error = vton("import", "idm_vton", folder, *cpu, capsys=capsys)
+    assert code == 2 and "holds weights already" in error
+    code, error = vton("export", "--run", run, "--out", out, capsys=capsys)
+    assert code == 2 and "exists; export to a new place" in error
+
+
+def test_what_cannot_be_imported_is_one_line(published, tmp_path, capsys):  # noqa: F811
+    save_file({"ref_unet.conv_in.weight": torch.zeros(2)}, tmp_path / "dressing.safetensors")
+    cases = [
+        (("gardiff", published[0]), "has no published format"),
+        (("idm_vtn", published[0]), "Did you mean: 'idm_vton'?"),
+        (("idm_vton", tmp_path / "absent"), "Nothing to import at"),
+        (("idm_vton", tmp_path / "dressing.safetensors"), "IDM-VTON is published as a diffusers folder"),
+        (("imagdressing", published[0]), "is published as one file"),
+        (("imagdressing", tmp_path / "dressing.safetensors"), "not an IMAGDressing-v1 checkpoint"),
+    ]
+    for arguments, message in cases:
+        code, error = vton("import", *arguments, f"runs={tmp_path / 'runs'}", capsys=capsys)
+        assert code == 2 and message in error and len(error.splitlines()) == 1, arguments
+    assert not (tmp_path / "runs").exists()
