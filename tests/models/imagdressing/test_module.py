@@ -10,6 +10,7 @@ from tests.models.imagdressing.small import faceid, randomised
 from vton.config import ConfigError, load
 from vton.models.imagdressing.building import build_control
 from vton.models.imagdressing.config import ControlConfig
+from vton.models.imagdressing.module import painted_cells
 from vton.models.pretrained import WeightsError
 from vton.registry import module_class
 
@@ -109,6 +110,12 @@ def test_try_on_keeps_the_surroundings_and_knows_nothing_of_the_old_garment():
     kept = (1 - known.mask).expand_as(known.latents).bool()
     assert torch.equal(known.latents[kept], model.codec.encode(batch.person)[kept])
     assert model.known(tiny("model.inpaint={enabled: false, trained: false}").condition(batch)) is None
+
+
+def test_a_latent_cell_with_one_masked_pixel_is_painted():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 3, 5] = 1
+    assert painted_cells(mask, (2, 2))[0, 0].tolist() == [[0, 1], [0, 0]]
 
 
 def test_the_control_picture_is_as_much_larger_as_the_codec_says(tmp_path):

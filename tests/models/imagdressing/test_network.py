@@ -235,6 +235,9 @@ def test_plugins_that_are_not_there():
         dresser().condition(**inputs([0], "pose"))
     with pytest.raises(ValueError, match="conditions for a face"):
         dresser("pose").condition(**inputs([0], "face"))
+    three, two = inputs([0, 1, 2]), inputs([0, 1])
+    with pytest.raises(ValueError, match="3 rows and 2 garments"):
+        dresser().condition(**three | {name: two[name] for name in ("garment_latents", "clip")})
 
 
 @torch.enable_grad()

@@ -180,15 +180,17 @@ class Dresser:
         1, all rows share it.
 
         The result may be changed by row before sampling: garment_scale, identity_scale, self_lora, cross_lora (B,).
-        Raises ValueError for a picture without a ControlNet and a face without FaceID.
+        Raises ValueError for a picture without a ControlNet, a face without FaceID, and where `worn` has to be said.
         """
-        count, device = len(text), text.device
+        count, garments, device = len(text), len(garment_latents), text.device
         unknown = set(control or {}) - set(self.controls)
         if unknown or (face is not None and self.face is None):
             asked, has = ", ".join(sorted(unknown)) or "a face", ", ".join(self.controls) or "no ControlNet"
             raise ValueError(f"conditions for {asked}, but the plug-ins are {has}; FaceID: {self.face is not None}")
         if worn is None:
-            worn = torch.arange(count, device=device).clamp(max=len(garment_latents) - 1)
+            if garments not in (1, count):
+                raise ValueError(f"{count} rows and {garments} garments: say with `worn` who wears which")
+            worn = torch.arange(count, device=device).clamp(max=garments - 1)
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.expand(count, *tensor.shape[1:]).contiguous()

@@ -64,7 +64,8 @@ class Networks:
 
     def ready(self, network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         load_state(network, weights, self.reference.folder)
-        return network.to(self.reference.device, self.reference.dtype).eval()
+        # diffusers' own .to warns of layers to be kept in float32, of which these networks have none.
+        return nn.Module.to(network, self.reference.device, self.reference.dtype).eval()
 
     def with_plugins(self, controls: dict[str, Control] | None = None, face: FaceID | None = None) -> Dresser:
         return Dresser(self.unet, self.garment_unet, self.projector, self.adapter, controls, face)
