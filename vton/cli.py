@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
-    info = command("info", run_info, "parameters, FLOPs and sampling memory of each network, without allocating weights")
+    info = command("info", run_info, "parameters, FLOPs and memory of each network, without allocating weights")
     info.add_argument("--json", action="store_true")
     verify = command(
         "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False

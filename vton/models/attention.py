@@ -20,6 +20,12 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def as_slice(rows: list[int]) -> list[int] | slice:
+    """Rows of a batch, as a slice where they are consecutive, which copies nothing."""
+    start, stop = rows[0], rows[-1] + 1
+    return slice(start, stop) if rows == list(range(start, stop)) else rows
+
+
 def image_prompt_attention(
     q: Tensor, k_text: Tensor, v_text: Tensor, k_image: Tensor, v_image: Tensor, scale: float = 1.0
 ) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import ImagePromptProcessor, merge_heads, split_heads
+from vton.models.attention import ImagePromptProcessor, as_slice, merge_heads, split_heads
 from vton.models.resampler import Resampler
 from vton.models.unet import execution_order, garment_taps
 
@@ -127,12 +127,6 @@ def null_logits(count: int, dtype: torch.dtype) -> list[float]:
         logits.append(math.floor(16 * math.log(rest)) / 16)
         rest -= math.exp(logits[-1])
     return logits
-
-
-def as_slice(rows: list[int]) -> list[int] | slice:
-    """Consecutive rows as a slice, which copies nothing."""
-    start, stop = rows[0], rows[-1] + 1
-    return slice(start, stop) if rows == list(range(start, stop)) else rows
 
 
 class TryonNet(nn.Module):

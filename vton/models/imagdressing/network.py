@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import image_prompt_attention, merge_heads, split_heads
+from vton.models.attention import as_slice, image_prompt_attention, merge_heads, split_heads
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
 from vton.models.resampler import Resampler
@@ -265,7 +265,7 @@ class Dresser:
         rows = features["dressed"]
         if not len(rows):
             return None
-        chosen = as_slice(rows)
+        chosen = slice(len(rows)) if rows.is_meta else as_slice(rows.tolist())
         k, v = ({n: conditions[f"{part}.{n}"][chosen] for n in self.adapter.blocks} for part in "kv")
         return Garments(rows, chosen, k, v, conditions["garment_scale"][chosen])
 
@@ -297,11 +297,3 @@ class Dresser:
         if "known_mask" not in conditions:
             return None
         return Known(conditions["known_mask"], conditions["known_latents"])
-
-
-def as_slice(rows: Tensor) -> slice | Tensor:
-    """Ascending rows as a slice where they are consecutive, which copies nothing."""
-    if rows.is_meta:
-        return slice(len(rows))
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
