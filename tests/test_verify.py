@@ -74,7 +74,7 @@ def test_the_command_holds_our_code_against_the_reference(model, tmp_path, capsy
     path = tmp_path / "changed" / f"weights_{names[model]}.safetensors"
     weights = load_file(path)
     key = next(name for name in weights if name.endswith("proj_in.bias") and "proj." in name and "blocks" not in name)
-    save_file(weights | {key: weights[key] + 0.1}, path)
+    save_file(weights | {key: weights[key] + torch.linspace(0, 1, len(weights[key]))}, path)
     with pytest.raises(SystemExit) as done:
         main(["verify", str(tmp_path / "changed")])
     last = capsys.readouterr().out.splitlines()[-1]

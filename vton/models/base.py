@@ -87,6 +87,21 @@ class TryOnModule(LightningModule):
 
     # ---- shared by all ----
 
+    def add(self, name: str, network: nn.Module, trained: bool) -> None:
+        """Take in a network whose training is configuration: an attribute where it is trained, else frozen."""
+        if trained:
+            setattr(self, name, network)
+        else:
+            self.frozen[name] = network.eval().requires_grad_(False)
+
+    def part(self, name: str) -> nn.Module:
+        """A network that was added, trained or frozen."""
+        return self.frozen[name] if name in self.frozen else getattr(self, name)
+
+    def gradients_if(self, trained: bool):
+        """A context that records gradients where the caller does and the network is trained."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and trained)
+
     @property
     def codec(self) -> Codec:
         return self.frozen["codec"]

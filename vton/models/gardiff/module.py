@@ -35,10 +35,7 @@ class GarDiff(TryOnModule):
     def build(self) -> None:
         model: GarDiffConfig = self.config.model
         clip = clip_image_encoder(model.clip)
-        if model.clip.trained:
-            self.clip = clip
-        else:
-            self.frozen["clip"] = clip.eval().requires_grad_(False)
+        self.add("clip", clip, model.clip.trained)
         channels, h, w = self.latent_shape()
         if model.unet.pretrained:
             unet = load_base_unet(model.unet, channels)
@@ -54,10 +51,6 @@ class GarDiff(TryOnModule):
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
 
-    @property
-    def image_encoder(self):
-        return self.clip if self.config.model.clip.trained else self.frozen["clip"]
-
     def trained_parameters(self) -> list[dict]:
         """UNet, adapter and token MLPs (text after Eq. 10); the image encoder too where it starts from scratch."""
         parameters = list(self.network.parameters())
@@ -70,8 +63,8 @@ class GarDiff(TryOnModule):
         with torch.no_grad():
             x_w = self.codec.encode(batch.warped_garment)
             x_a = self.codec.encode(batch.agnostic)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and model.clip.trained):
-            encoder = self.image_encoder
+        with self.gradients_if(model.clip.trained):
+            encoder = self.part("clip")
             embeddings = encoder(batch.garment) if model.clip_tokens == "all" else encoder.pooled(batch.garment)
         conditions = {
             "x_w": x_w,

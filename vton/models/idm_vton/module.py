@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
@@ -36,16 +36,6 @@ class IdmVtonModule(TryOnModule):
         self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
         self.add("text_2", text_encoder(model.text_2, "model.text_2"), model.text_2.trained)
         self.model = IdmVton(self.tryon, self.part("garment_net"), self.null_prompt, model.garment_timestep)
-
-    def add(self, name: str, network: nn.Module, trained: bool) -> None:
-        if trained:
-            setattr(self, name, network)
-        else:
-            self.frozen[name] = network.eval().requires_grad_(False)
-
-    def part(self, name: str) -> nn.Module:
-        """A network that configuration may train or freeze."""
-        return self.frozen[name] if name in self.frozen else getattr(self, name)
 
     def trained_parameters(self) -> list[dict]:
         """TryonNet with Resampler and image keys/values; of the others what their result depends on."""
@@ -107,9 +97,6 @@ class IdmVtonModule(TryOnModule):
         with self.gradients_if(self.config.model.clip.trained):
             empty = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
         return NullPrompt(*self.read_captions([self.config.model.negative_prompt]), empty)
-
-    def gradients_if(self, trained: bool):
-        return torch.set_grad_enabled(torch.is_grad_enabled() and trained)
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         return self.model.garment_features(conditions, t, step)

@@ -61,16 +61,6 @@ class ImagDressing(TryOnModule):
         parts = (networks[name] for name in ("unet", "garment_unet", "projector", "adapter"))
         self.dresser = Dresser(*parts, controls, face)
 
-    def add(self, name: str, network: nn.Module, trained: bool) -> None:
-        if trained:
-            setattr(self, name, network)
-        else:
-            self.frozen[name] = network.eval().requires_grad_(False)
-
-    def part(self, name: str) -> nn.Module:
-        """A network that configuration may train or freeze."""
-        return self.frozen[name] if name in self.frozen else getattr(self, name)
-
     def trained_parameters(self) -> list[dict]:
         """What is trained, without what its result does not depend on: 24 tensors behind the garment UNet's last tap,
         the last layer of CLIP."""
@@ -161,9 +151,6 @@ class ImagDressing(TryOnModule):
         with torch.no_grad():
             nobody = clip.read(torch.zeros(1, 3, clip.size, clip.size, device=self.device))
         return Face(embedding, states, nobody)
-
-    def gradients_if(self, trained: bool):
-        return torch.set_grad_enabled(torch.is_grad_enabled() and trained)
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         return self.dresser.garment_features(conditions, t, step)
