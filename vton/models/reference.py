@@ -17,7 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vton.config import ObjectiveConfig
+from vton.diffusion.objective import Objective
 from vton.models.pretrained import WeightsError, read_safetensors
+from vton.models.resampler import Resampler
 
 
 class Kind(Enum):
@@ -67,3 +70,32 @@ class Reference:
             key: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for key, tensor in tensors.items()
         }
+
+
+def read_objective(scheduler: dict, **settings) -> Objective:
+    """The objective of a diffusers scheduler's configuration, with further settings of ours."""
+    return Objective(
+        ObjectiveConfig(
+            schedule=scheduler["beta_schedule"],
+            train_timesteps=scheduler["num_train_timesteps"],
+            beta_start=scheduler["beta_start"],
+            beta_end=scheduler["beta_end"],
+            zero_terminal_snr=scheduler.get("rescale_betas_zero_snr", False),
+            prediction=scheduler.get("prediction_type", "epsilon"),
+            **settings,
+        )
+    )
+
+
+def read_resampler(settings: dict) -> Resampler:
+    """A fresh Resampler from IP-Adapter's names for its settings."""
+    return Resampler(
+        width=settings["dim"],
+        depth=settings["depth"],
+        heads=settings["heads"],
+        head_width=settings["dim_head"],
+        queries=settings["num_queries"],
+        input_width=settings["embedding_dim"],
+        output_width=settings["output_dim"],
+        factor=settings["ff_mult"],
+    )

@@ -12,15 +12,13 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vton.config import ObjectiveConfig, SamplerConfig
-from vton.diffusion.objective import Objective
+from vton.config import SamplerConfig
 from vton.diffusion.sampling import Conditions, double, make_solver, sample
 from vton.models.encoders import ClipImageEncoder
 from vton.models.idm_vton.building import published_arguments, without_added_embedding
 from vton.models.idm_vton.network import IdmVton, NullPrompt, TryonNet, latent_mask
 from vton.models.pretrained import load_state, read_safetensors
-from vton.models.reference import Kind, Reference
-from vton.models.resampler import Resampler
+from vton.models.reference import Kind, Reference, read_objective, read_resampler
 from vton.models.unet import execution_order, garment_taps
 
 PIXELS_PER_LATENT = 8
@@ -58,16 +56,7 @@ class Networks:
             network.requires_grad_(network is self.tryon)
         self.model = IdmVton(self.tryon, self.garment_net, self.null_prompt)
         run, noise = self.settings["run"], self.settings["scheduler"]
-        self.objective = Objective(
-            ObjectiveConfig(
-                schedule=noise["beta_schedule"],
-                train_timesteps=noise["num_train_timesteps"],
-                beta_start=noise["beta_start"],
-                beta_end=noise["beta_end"],
-                zero_terminal_snr=noise["rescale_betas_zero_snr"],
-                prediction=noise["prediction_type"],
-            )
-        )
+        self.objective = read_objective(noise)
         self.guidance = run["guidance_scale"] if run["guidance_scale"] > 1 else 1.0  # below 1 the reference has none
         self.sampler = SamplerConfig(
             solver="ddpm",
@@ -106,16 +95,7 @@ class Networks:
 
 def build_tryon(settings: dict) -> TryonNet:
     sizes, image_prompt = settings["resampler"], settings["ip_adapter"]
-    resampler = Resampler(
-        width=sizes["dim"],
-        depth=sizes["depth"],
-        heads=sizes["heads"],
-        head_width=sizes["dim_head"],
-        queries=sizes["num_queries"],
-        input_width=sizes["embedding_dim"],
-        output_width=sizes["output_dim"],
-        factor=sizes["ff_mult"],
-    )
+    resampler = read_resampler(sizes)
     unet = UNet2DConditionModel(**published_arguments(settings["unet"]))
     return TryonNet(unet, resampler, image_prompt["scale"])
 

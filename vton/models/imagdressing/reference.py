@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from vton.config import ObjectiveConfig, SamplerConfig
+from vton.config import SamplerConfig
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import Conditions, Known, Step, double, make_solver, sample
 from vton.metrics import garment_driven
@@ -21,8 +21,7 @@ from vton.models.imagdressing.control import Control, latent_mask
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
 from vton.models.pretrained import load_state
-from vton.models.reference import Kind, Reference
-from vton.models.resampler import Resampler
+from vton.models.reference import Kind, Reference, read_objective, read_resampler
 
 EXACT = ("train.ref_unet_params_without_grad", "metric.keypoints_", "metric.mp_matched", "metric.reference_resized")
 
@@ -58,7 +57,7 @@ class Networks:
         self.unet = self.ready(UNet2DConditionModel(**self.settings["unet"]), reference.weights("base_unet"))
         parts, _ = split_published(reference.weights("checkpoint"), reference.folder)
         self.garment_unet = self.ready(UNet2DConditionModel(**self.settings["unet"]), parts["garment_unet"])
-        self.projector = self.ready(build_projector(self.settings["proj"]), parts["projector"])
+        self.projector = self.ready(read_resampler(self.settings["proj"]), parts["projector"])
         self.adapter = self.ready(GarmentAdapter(self.unet), parts["adapter"])
         self.dresser = self.with_plugins()
 
@@ -80,18 +79,7 @@ class Networks:
         return self.ready(FaceID.shaped(weights, self.unet), weights)
 
     def objective(self, part: str, **settings) -> Objective:
-        noise = self.settings[part]
-        return Objective(
-            ObjectiveConfig(
-                schedule=noise["beta_schedule"],
-                train_timesteps=noise["num_train_timesteps"],
-                beta_start=noise["beta_start"],
-                beta_end=noise["beta_end"],
-                zero_terminal_snr=noise.get("rescale_betas_zero_snr", False),
-                prediction=noise.get("prediction_type", "epsilon"),
-                **settings,
-            )
-        )
+        return read_objective(self.settings[part], **settings)
 
     def predict(self, z_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         return self.dresser.denoise(z_t, t, conditions, self.dresser.garment_features(conditions, t))
@@ -104,19 +92,6 @@ class Networks:
             garment_latents=i["garment_latents"],
             clip=i["clip_hidden"],
         )
-
-
-def build_projector(settings: dict) -> Resampler:
-    return Resampler(
-        width=settings["dim"],
-        depth=settings["depth"],
-        heads=settings["heads"],
-        head_width=settings["dim_head"],
-        queries=settings["num_queries"],
-        input_width=settings["embedding_dim"],
-        output_width=settings["output_dim"],
-        factor=settings["ff_mult"],
-    )
 
 
 def tokens(networks: Networks) -> dict[str, Tensor]:
