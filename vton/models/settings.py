@@ -29,9 +29,15 @@ class UNetConfig:
     pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
     size_id_width: int = 256  # with pooled: channels per embedded size id
     gradient_checkpointing: bool = False
+    # Amplitude of a position code on what attention reads; 0 = none, as published. Convolutions of a UNet from scratch
+    # know places by the borders alone, and in a short training attention between two UNets never finds what belongs
+    # together: see vton/models/idm_vton/README.md.
+    positions: float = 0.0
     trained: bool = True
 
     def __post_init__(self):
+        if self.pretrained and self.positions:
+            raise ConfigError(f"A pretrained UNet has no position code: set positions=0, not {self.positions:g}.")
         counts = {name: len(getattr(self, name)) for name in ("widths", "attention", "heads", "depth")}
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -6,6 +6,7 @@ block's first LayerNorm (IDM-VTON and IMAGDressing-v1 alike). `garment_taps` run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from vton.config import ConfigError
 from vton.models.pretrained import WeightsError, from_pretrained
 from vton.models.settings import UNetConfig
 
@@ -43,13 +45,60 @@ def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> d
     return arguments
 
 
-def build_unet(config: UNetConfig, in_channels: int, out_channels: int, key: str) -> UNet2DConditionModel:
+class PositionCode(nn.Module):
+    """Adds each token's place to it: sines and cosines of its row and column, (B, M, D) -> (B, M, D), no parameters.
+
+    Places run from 0 to 1 along each side of the picture, so that tokens of two sizes are comparable; the waves are
+    from two pictures to an eighth of one long. Row-major tokens of a grid with height / width nearest to `aspect`.
+    """
+
+    def __init__(self, width: int, amplitude: float, aspect: float):
+        super().__init__()
+        if width % 4:
+            raise ConfigError(f"A position code needs widths divisible by 4, not {width}.")
+        self.amplitude, self.aspect = amplitude, aspect
+        self.frequencies = [math.pi * 16 ** (k / max(width // 4 - 1, 1)) for k in range(width // 4)]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.code(tokens.shape[1], tokens.device).to(tokens.dtype)
+
+    def code(self, count: int, device: torch.device) -> Tensor:
+        """(M, D): of M = `count` tokens."""
+        rows = min((h for h in range(1, count + 1) if count % h == 0), key=lambda h: abs(h * h / count - self.aspect))
+        frequencies = torch.tensor(self.frequencies, device=device)
+        y, x = (((torch.arange(n, device=device) + 0.5) / n)[:, None] * frequencies for n in (rows, count // rows))
+        y, x = (torch.cat([place.sin(), place.cos()], 1) for place in (y, x))
+        code = torch.cat([y[:, None].expand(-1, len(x), -1), x[None].expand(len(y), -1, -1)], 2)
+        return self.amplitude * code.flatten(0, 1)
+
+
+def know_places(unet: UNet2DConditionModel, amplitude: float, aspect: float) -> None:
+    """Let the attention layers of a fresh UNet know where their tokens are, and start by reading what is there.
+
+    Keys start equal to queries, so that a token first reads its own place, in a garment's features too; values and
+    outputs start orthogonal, so that what is read arrives undiminished.
+    """
+    for name in execution_order(unet):
+        block = unet.get_submodule(name)
+        block.pos_embed = PositionCode(block.norm1.normalized_shape[0], amplitude, aspect)  # diffusers' own seam
+        with torch.no_grad():
+            block.attn1.to_k.weight.copy_(block.attn1.to_q.weight)
+            nn.init.orthogonal_(block.attn1.to_v.weight)
+            nn.init.orthogonal_(block.attn1.to_out[0].weight)
+
+
+def build_unet(
+    config: UNetConfig, in_channels: int, out_channels: int, key: str, aspect: float = 1.0
+) -> UNet2DConditionModel:
     """The pretrained UNet where `config.pretrained` names one, else a fresh one of the configured shape.
 
-    key: the configuration key, for messages. Raises WeightsError if the pretrained one has other channels or context.
+    key: the configuration key, for messages; aspect: height / width of the pictures, for `config.positions`. Raises
+    WeightsError if the pretrained one has other channels or context.
     """
     if not config.pretrained:
         unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
+        if config.positions:
+            know_places(unet, config.positions, aspect)
     else:
         unet = from_pretrained(
             UNet2DConditionModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder
@@ -100,8 +149,10 @@ def garment_taps(
     found: dict[str, Tensor] = {}
 
     def collect(name: str):
+        place = unet.get_submodule(name).pos_embed
+
         def hook(module, arguments, output):
-            found[name] = output
+            found[name] = place(output) if place else output
             if not whole and len(found) == len(names):
                 raise _Enough
 

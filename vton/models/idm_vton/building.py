@@ -21,8 +21,11 @@ from vton.models.settings import UNetConfig
 from vton.models.unet import attention_names, build_unet
 
 
-def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNet:
-    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`. Raises WeightsError."""
+def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int, aspect: float = 1.0) -> TryonNet:
+    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`. Raises WeightsError.
+
+    aspect: height / width of the pictures, for `unet.positions`.
+    """
     inputs = 3 * channels + 1
     resampler = Resampler(
         width=config.resampler.width,
@@ -36,7 +39,7 @@ def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonN
     )
     source = config.unet.pretrained
     if not source:
-        unet = build_unet(config.unet, inputs, channels, key="model.unet")
+        unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
         tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
     else:
         folder = hub_folder(source, config.unet.subfolder, "model.unet.pretrained")
@@ -48,10 +51,10 @@ def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonN
     return tryon
 
 
-def build_garment_net(config: UNetConfig, channels: int) -> UNet2DConditionModel:
-    """GarmentNet over latents of `channels`. Raises WeightsError."""
+def build_garment_net(config: UNetConfig, channels: int, aspect: float = 1.0) -> UNet2DConditionModel:
+    """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises WeightsError."""
     if not config.pretrained:
-        return build_unet(config, channels, channels, key="model.garment_unet")
+        return build_unet(config, channels, channels, key="model.garment_unet", aspect=aspect)
     folder = hub_folder(config.pretrained, config.subfolder, "model.garment_unet.pretrained")
     unet = unet_from(
         folder, config, "model.garment_unet", in_channels=channels, out_channels=channels, addition_embed_type=None

@@ -28,10 +28,11 @@ class IdmVtonModule(TryOnModule):
 
     def build(self) -> None:
         model: IdmVtonConfig = self.config.model
-        channels = self.codec.channels
+        channels, (height, width) = self.codec.channels, self.config.data.size
+        aspect = height / width
         clip = clip_image_encoder(model.clip)
-        self.tryon = build_tryon(model, channels, clip.width)
-        self.add("garment_net", build_garment_net(model.garment_unet, channels), model.garment_unet.trained)
+        self.tryon = build_tryon(model, channels, clip.width, aspect)
+        self.add("garment_net", build_garment_net(model.garment_unet, channels, aspect), model.garment_unet.trained)
         self.add("clip", clip, model.clip.trained)
         self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
         self.add("text_2", text_encoder(model.text_2, "model.text_2"), model.text_2.trained)

@@ -12,6 +12,7 @@ from vton.models.imagdressing.config import ControlConfig, ProjectorConfig
 from vton.models.imagdressing.control import Control
 from vton.models.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
 from vton.models.resampler import Resampler
+from vton.models.unet import execution_order
 
 
 def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
@@ -40,6 +41,8 @@ def build_control(config: ControlConfig, unet: UNet2DConditionModel, factor: int
     else:
         widths = tuple(config.embedding)[: halvings(factor, config, key) + 1]
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        for name in execution_order(net):  # from_unet copies weights, and a position code has none
+            net.get_submodule(name).pos_embed = unet.get_submodule(name).pos_embed
     control = Control(net, config.scale, config.start, config.end)
     if control.factor != factor:
         raise ConfigError(

@@ -35,10 +35,11 @@ class ImagDressing(TryOnModule):
 
     def build(self) -> None:
         model: ImagDressingConfig = self.config.model
-        channels = self.codec.channels
+        channels, (height, width) = self.codec.channels, self.config.data.size
+        aspect = height / width
         clip = clip_image_encoder(model.clip)
-        unet = build_unet(model.unet, channels, channels, key="model.unet")
-        garment_unet = build_unet(model.garment_unet, channels, channels, key="model.garment_unet")
+        unet = build_unet(model.unet, channels, channels, "model.unet", aspect)
+        garment_unet = build_unet(model.garment_unet, channels, channels, "model.garment_unet", aspect)
         controls = {
             name: build_control(getattr(model, name), unet, self.codec.factor, f"model.{name}")
             for name in CONTROLS
