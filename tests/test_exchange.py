@@ -6,6 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
 from vton.cli import main
+from vton.config import load
+from vton.training.run import RunFolder
 
 
 def vton(*arguments, capsys) -> tuple[int, str]:
@@ -47,3 +49,13 @@ def test_what_cannot_be_imported_is_one_line(published, tmp_path, capsys):  # no
         code, error = vton("import", *arguments, f"runs={tmp_path / 'runs'}", capsys=capsys)
         assert code == 2 and message in error and len(error.splitlines()) == 1, arguments
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_position_code_cannot_be_exported(tmp_path, capsys):
+    config = load("model=idm_vton", "preset=tiny", f"runs={tmp_path}", "name=scratch")
+    run = RunFolder.of(config)
+    run.start(config)
+    save_file({"x": torch.zeros(1)}, run.weights)
+    code, error = vton("export", "--run", run.path, "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2 and "model.unet.positions=2.5" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

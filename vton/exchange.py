@@ -22,6 +22,7 @@ from vton.errors import UserError
 from vton.info import forget_pretrained
 from vton.models.codecs import build_codec
 from vton.models.pretrained import check_state, read_safetensors
+from vton.models.settings import UNetConfig
 from vton.training.run import RunError, RunFolder
 
 EXTRA = "published_extra.safetensors"
@@ -57,6 +58,12 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
 def export_run(run: RunFolder, target: Path) -> None:
     """The run's weights in the architecture's published format. Raises RunError without weights, ExchangeError."""
     config = run.load_config()
+    for name, part in vars(config.model).items():
+        if isinstance(part, UNetConfig) and part.positions:
+            raise ExchangeError(
+                f"{run.path} was trained with model.{name}.positions={part.positions:g}, and no published format has a "
+                f"place for a position code; use {run.weights.name} in the run folder, or train with positions=0."
+            )
     if not run.weights.exists():
         raise RunError(f"{run.weights} does not exist: {run.path} has not finished training.")
     target = Path(target)

@@ -1,21 +1,30 @@
 """The shared reading of garment UNets: taps, what they depend on, who wears the same garment."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from vton.config import ConfigError
 from vton.models.settings import UNetConfig
-from vton.models.unet import attention_names, build_unet, execution_order, garment_taps, read_by_taps, same_garment
+from vton.models.unet import (
+    PositionCode, attention_names, build_unet, execution_order, garment_taps, read_by_taps, same_garment,
+)  # fmt: skip
 
 SMALL = UNetConfig(
     widths=(8, 16, 16), attention=(False, True, True), heads=(1, 2, 2), depth=(1, 1, 2), layers=1, context=12, groups=4
 )
 
 
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
+@pytest.fixture(params=[0.0, 2.0], ids=["published", "position_code"])
+def unet(request) -> UNet2DConditionModel:
+    return built(request.param)
+
+
+def built(positions: float, **changed) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return build_unet(SMALL, 4, 4, key="model.unet")
+    return build_unet(replace(SMALL, positions=positions, **changed), 4, 4, key="model.unet", aspect=16 / 12)
 
 
 def inputs(batch: int = 2):
@@ -70,3 +79,31 @@ def test_same_garment_needs_the_picture_and_the_caption():
     garments[2], garments[3], garments[4] = garments[0], garments[0], garments[1]
     assert same_garment(garments).tolist() == [0, 1, 0, 0, 1]
     assert same_garment(garments, ["a", "b", "a", "c", "b"]).tolist() == [0, 1, 0, 3, 1]
+
+
+def test_position_code_tells_places_apart_whatever_the_grid():
+    code = PositionCode(width=64, amplitude=3.0, aspect=16 / 12)
+    fine, coarse = code.code(16 * 12, torch.device("cpu")), code.code(8 * 6, torch.device("cpu"))
+    torch.testing.assert_close(fine.square().mean(1), torch.full((16 * 12,), 3.0**2 / 2))
+    nearest = torch.cdist(fine, coarse).argmin(1).view(16, 12)  # the coarse token whose area a fine one lies in
+    expected = torch.arange(8 * 6).view(8, 6).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(nearest, expected)
+    tokens = torch.randn(2, 8 * 6, 64)
+    torch.testing.assert_close(code(tokens) - tokens, coarse.expand_as(tokens))
+
+
+def test_attention_of_a_fresh_unet_with_position_code_starts_at_its_own_place():
+    unet = built(positions=3.0, widths=(8, 64, 64))
+    for name in execution_order(unet):
+        block = unet.get_submodule(name)
+        place = block.pos_embed(torch.zeros(1, 12, block.norm1.normalized_shape[0]))
+        scores = block.attn1.to_q(place) @ block.attn1.to_k(place).transpose(1, 2)
+        assert (scores[0].argmax(1) == torch.arange(12)).float().mean() > 0.9, name
+    assert unet.state_dict().keys() == built(positions=0.0).state_dict().keys()  # nothing to load or save
+
+
+def test_position_code_is_for_networks_from_scratch_with_room_for_it():
+    with pytest.raises(ConfigError, match="has no position code: set positions=0"):
+        replace(SMALL, pretrained="runwayml/anything", positions=1.0)
+    with pytest.raises(ConfigError, match="divisible by 4, not 18"):
+        build_unet(replace(SMALL, widths=(8, 18, 16), groups=2, positions=1.0), 4, 4, key="model.unet")

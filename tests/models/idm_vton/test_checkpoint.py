@@ -20,13 +20,15 @@ from vton.models.unet import attention_names, build_unet
 from vton.training.run import RunFolder
 
 CODEC = ("codec.name=kl", "codec.widths=[8,8,8]", "codec.groups=4", "codec.layers=1", "codec.channels=4")
+PUBLISHED_SHAPE = ("model.unet.positions=0", "model.garment_unet.positions=0")  # the format holds no position code
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A from-scratch run exported: a complete diffusers folder of tiny random networks."""
     root = tmp_path_factory.mktemp("idm")
-    config = load("model=idm_vton", "preset=tiny", "data.size=[64,48]", *CODEC, f"runs={root / 'runs'}", "name=scratch")
+    overrides = (*PUBLISHED_SHAPE, "data.size=[64,48]", *CODEC, f"runs={root / 'runs'}", "name=scratch")
+    config = load("model=idm_vton", "preset=tiny", *overrides)
     torch.manual_seed(0)
     codec = build_codec(config.codec)
     codec.save(RunFolder.of(config).codec)
@@ -182,7 +184,7 @@ def test_a_codec_without_a_place_in_the_format_is_refused(published, tmp_path):
 
 @pytest.fixture(scope="module")
 def settings():
-    return load("model=idm_vton", "preset=tiny").model
+    return load("model=idm_vton", "preset=tiny", *PUBLISHED_SHAPE).model
 
 
 @pytest.mark.parametrize(("inputs", "kept"), [(4, 4), (9, 9), (13, 13)])
