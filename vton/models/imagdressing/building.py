@@ -12,7 +12,8 @@ from vton.models.imagdressing.config import ControlConfig, ProjectorConfig
 from vton.models.imagdressing.control import Control
 from vton.models.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
 from vton.models.resampler import Resampler
-from vton.models.unet import execution_order
+from vton.models.settings import UNetConfig
+from vton.models.unet import build_unet, execution_order
 
 
 def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
@@ -34,8 +35,25 @@ def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> R
     return projector
 
 
-def build_control(config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str) -> Control:
-    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they cannot be."""
+def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNet2DConditionModel:
+    """The text-to-image UNet over latents of `channels`; pictures of height / width = `aspect`. Raises WeightsError.
+
+    From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size they drown what
+    ControlNets and garment bring, for a thousand steps of a short training.
+    """
+    unet = build_unet(config, channels, channels, "model.unet", aspect)
+    if not config.pretrained:
+        unet.conv_in.weight.data *= 0.1
+    return unet
+
+
+def build_control(
+    config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str, fresh: bool = False
+) -> Control:
+    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they cannot be.
+
+    fresh: `unet` is not pretrained, so that a ControlNet that is trained along need not start at zero to protect it.
+    """
     if config.pretrained:
         net = from_pretrained(ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder)
     else:
@@ -43,6 +61,10 @@ def build_control(config: ControlConfig, unet: UNet2DConditionModel, factor: int
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
         for name in execution_order(net):  # from_unet copies weights, and a position code has none
             net.get_submodule(name).pos_embed = unet.get_submodule(name).pos_embed
+        if fresh and config.trained:
+            zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+            for layer in zeros:
+                layer.reset_parameters()
     control = Control(net, config.scale, config.start, config.end)
     if control.factor != factor:
         raise ConfigError(

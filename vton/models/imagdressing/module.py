@@ -17,7 +17,7 @@ from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
 from vton.models.base import TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
-from vton.models.imagdressing.building import build_control, build_projector
+from vton.models.imagdressing.building import build_control, build_dressing_unet, build_projector
 from vton.models.imagdressing.checkpoint import load_faceid, read_face
 from vton.models.imagdressing.config import FaceConfig, ImagDressingConfig
 from vton.models.imagdressing.control import inpaint_picture
@@ -38,10 +38,12 @@ class ImagDressing(TryOnModule):
         channels, (height, width) = self.codec.channels, self.config.data.size
         aspect = height / width
         clip = clip_image_encoder(model.clip)
-        unet = build_unet(model.unet, channels, channels, "model.unet", aspect)
+        unet = build_dressing_unet(model.unet, channels, aspect)
         garment_unet = build_unet(model.garment_unet, channels, channels, "model.garment_unet", aspect)
         controls = {
-            name: build_control(getattr(model, name), unet, self.codec.factor, f"model.{name}")
+            name: build_control(
+                getattr(model, name), unet, self.codec.factor, f"model.{name}", fresh=not model.unet.pretrained
+            )
             for name in CONTROLS
             if getattr(model, name).enabled
         }
