@@ -9,8 +9,14 @@ from diffusers import UNet2DConditionModel
 from vton.config import ConfigError
 from vton.models.settings import UNetConfig
 from vton.models.unet import (
-    PositionCode, attention_names, build_unet, execution_order, garment_taps, read_by_taps, same_garment,
-)  # fmt: skip
+    PositionCode,
+    attention_names,
+    build_unet,
+    execution_order,
+    garment_taps,
+    read_by_taps,
+    same_garment,
+)
 
 SMALL = UNetConfig(
     widths=(8, 16, 16), attention=(False, True, True), heads=(1, 2, 2), depth=(1, 1, 2), layers=1, context=12, groups=4

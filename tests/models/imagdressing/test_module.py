@@ -130,6 +130,16 @@ def test_the_control_picture_is_as_much_larger_as_the_codec_says(tmp_path):
     assert build_control(ControlConfig(pretrained=str(tmp_path)), unet, 2, "model.pose").factor == 2
 
 
+def test_a_control_net_starts_at_zero_unless_it_is_trained_along_from_scratch():
+    unet = tiny().unet
+    trained = ControlConfig(enabled=True, in_training=True, trained=True)
+    for fresh, config in ((True, trained), (True, ControlConfig(enabled=True)), (False, trained)):
+        net = build_control(config, unet, 4, "model.pose", fresh=fresh).net
+        outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+        zero = [not layer.weight.any() for layer in outputs]
+        assert all(zero) if not (fresh and config.trained) else not any(zero)
+
+
 def test_faces_by_configuration(tmp_path):
     plain, batch = tiny().eval(), random_batch(2)
     face = faceid(plain.unet)
