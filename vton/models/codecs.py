@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +32,10 @@ class Codec(nn.Module):
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), without randomness."""
+
+    def encode_unscaled(self, image: Tensor) -> Tensor:
+        """`encode` without a factor that was put behind the encoder; most codecs have none."""
+        return self.encode(image)
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -122,9 +127,16 @@ class KLCodec(Codec):
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
-    def encode(self, image: Tensor) -> Tensor:
+    def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """Of the unscaled latents."""
         with full_precision(image):
-            return self.vae.encode(image.float()).latent_dist.mode() * self.vae.config.scaling_factor
+            return self.vae.encode(image.float()).latent_dist
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.encode_unscaled(image) * self.vae.config.scaling_factor
+
+    def encode_unscaled(self, image: Tensor) -> Tensor:
+        return self.posterior(image).mode()
 
     def decode(self, z: Tensor) -> Tensor:
         with full_precision(z):
