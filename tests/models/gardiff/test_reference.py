@@ -49,7 +49,7 @@ def test_garment_focused_attention(vectors, branches, name):
     layer = Attention(
         shape["hidden"], shape["context"], heads=shape["heads"], dim_head=shape["hidden"] // shape["heads"]
     )
-    processor = GarmentFocusedProcessor(layer, branches or ())
+    processor = GarmentFocusedProcessor(layer, tuple(name in (branches or ()) for name in ("clip", "vae")))
     layer.set_processor(processor)
     names = {
         "to_q.weight": "to_q", "to_k.weight": "to_k_clip", "to_v.weight": "to_v_clip",
@@ -62,15 +62,15 @@ def test_garment_focused_attention(vectors, branches, name):
     masks = {hidden.shape[1]: inputs["d_attn_mask"][..., None]} if branches else None
     tokens = torch.cat([inputs["d_clip_tokens"], inputs["d_vae_tokens"]], dim=1)
     length = inputs["d_vae_tokens"].shape[1]
-    close(layer(hidden, tokens, vae_length=length, query_masks=masks), vectors["outputs"][f"gf_out_{name}"])
+    close(layer(hidden, tokens, adapter_length=length, query_masks=masks), vectors["outputs"][f"gf_out_{name}"])
 
 
 def test_outside_the_garment_only_the_output_bias_is_left(vectors):
     hidden = vectors["inputs"]["d_attn_hidden"]
     layer = Attention(32, 20, heads=4, dim_head=8)
-    layer.set_processor(GarmentFocusedProcessor(layer, ("clip", "vae")))
+    layer.set_processor(GarmentFocusedProcessor(layer, (True, True)))
     masks = {hidden.shape[1]: torch.zeros(*hidden.shape[:2], 1)}
-    out = layer(hidden, torch.randn(2, 5, 20), vae_length=4, query_masks=masks)
+    out = layer(hidden, torch.randn(2, 5, 20), adapter_length=4, query_masks=masks)
     assert torch.equal(out, layer.to_out[0].bias.expand_as(out))
 
 
