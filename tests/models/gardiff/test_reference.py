@@ -110,6 +110,10 @@ def test_every_reference_tensor_is_met():
     assert loose == []
 
 
+def test_half_precision_holds_its_own_bounds():
+    assert [check.name for check in verify(FOLDER, dtype="bf16") if not check.passed] == []
+
+
 @pytest.fixture(scope="module")
 def one_sample(tmp_path_factory):
     """The second sample of the folder alone, its garment upside down in a picture of other size, three steps."""

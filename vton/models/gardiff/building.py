@@ -33,7 +33,7 @@ def build_network(
     if model.unet.pretrained:
         unet = load_base_unet(model.unet, channels, groups, person)
     else:
-        unet = build_unet(model.unet, groups * channels, channels, key="model.unet")
+        unet = build_unet(model.unet, groups * channels, channels, key="model.unet", aspect=size[0] / size[1])
     if model.mode == "release":
         return ReleasedUNet(unet, learned_begin=model.text.trained)
     if model.mode == "legacy12":

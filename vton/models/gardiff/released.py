@@ -52,8 +52,8 @@ class ReleasedUNet(GarmentDenoiser):
         return conditions | {"tokens": torch.cat([begin, zeros], dim=1)}
 
     def stacked(self, z_t: Tensor, conditions: Conditions) -> Tensor:
-        """The UNet's input: x_t and the latents that condition it, channel by channel."""
-        return torch.cat([z_t, *(conditions[name] for name in self.inputs)], dim=1)
+        """The UNet's input, in its dtype: x_t and the latents that condition it, channel by channel."""
+        return torch.cat([z_t, *(conditions[name] for name in self.inputs)], dim=1).to(self.unet.dtype)
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         return self(self.stacked(z_t, conditions), t, conditions["tokens"])
@@ -140,7 +140,8 @@ class DecoupledUNet(GarmentDenoiser):
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         c = conditions
-        return self(torch.cat([z_t, c["z_comp"]], dim=1), t, torch.cat([c["text"], c["garment"]], dim=1))
+        x = torch.cat([z_t, c["z_comp"]], dim=1).to(self.unet.dtype)
+        return self(x, t, torch.cat([c["text"], c["garment"]], dim=1))
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """tokens (B, L + n, D): text, then the head's."""
