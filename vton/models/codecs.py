@@ -28,14 +28,11 @@ class Codec(nn.Module):
 
     channels: int
     factor: int
+    scaling: float = 1.0  # that `encode` multiplies its latents by; for models that want them without
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, channels, H / factor, W / factor), without randomness."""
-
-    def encode_unscaled(self, image: Tensor) -> Tensor:
-        """`encode` without a factor that was put behind the encoder; most codecs have none."""
-        return self.encode(image)
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -127,20 +124,21 @@ class KLCodec(Codec):
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
+    @property
+    def scaling(self) -> float:
+        return self.vae.config.scaling_factor
+
     def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
-        """Of the unscaled latents."""
+        """Of latents before `scaling`."""
         with full_precision(image):
             return self.vae.encode(image.float()).latent_dist
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.encode_unscaled(image) * self.vae.config.scaling_factor
-
-    def encode_unscaled(self, image: Tensor) -> Tensor:
-        return self.posterior(image).mode()
+        return self.posterior(image).mode() * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
         with full_precision(z):
-            return self.vae.decode(z.float() / self.vae.config.scaling_factor).sample
+            return self.vae.decode(z.float() / self.scaling).sample
 
     def save(self, folder: Path) -> None:
         self.vae.save_pretrained(folder)

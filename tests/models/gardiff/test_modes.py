@@ -103,8 +103,9 @@ def test_a_scaled_codec_hands_out_latents_with_and_without_its_factor():
         "legacy12", "codec.name=kl", "codec.pretrained=''", "codec.channels=4", "codec.widths=[8,8,8]", "codec.groups=4"
     )
     conditions = module.condition(random_batch(1))
-    factor = module.codec.vae.config.scaling_factor
-    torch.testing.assert_close(conditions["blended"], conditions["x_w"] * factor)
+    posterior = module.codec.vae.encode(random_batch(1).warped_garment).latent_dist
+    torch.testing.assert_close(conditions["x_w"], posterior.mode())
+    torch.testing.assert_close(conditions["blended"], posterior.mode() * module.codec.vae.config.scaling_factor)
 
 
 @pytest.mark.parametrize(("blend_steps", "blended"), [(0, []), (2, [0, 1]), (18, [0, 1, 2])])

@@ -84,8 +84,8 @@ class GarDiff(TryOnModule):
             return network.condition(x_w=x_w, x_a=x_a, mask=batch.warped_mask, clip=clip)
         if mode == "legacy12":
             with torch.no_grad():
-                garment = encode(batch.warped_garment)
-                x_a, x_w = (self.codec.encode_unscaled(image) for image in (batch.agnostic, batch.warped_garment))
+                garment, agnostic = encode(batch.warped_garment), encode(batch.agnostic)
+            x_a, x_w = agnostic / self.codec.scaling, garment / self.codec.scaling
             begin, mask = self.begin(), batch.warped_mask
             return network.condition(begin=begin, clip=clip, garment=garment, x_a=x_a, x_w=x_w, mask=mask)
         with torch.no_grad():

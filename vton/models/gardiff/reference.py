@@ -128,7 +128,7 @@ class Networks:
         """A scaled draw from the posterior, its noise from the inputs."""
         posterior = self.codec.posterior(image)
         drawn = posterior.mean + posterior.std * self.inputs[noise].float()
-        return (drawn * self.codec.vae.config.scaling_factor).to(self.reference.dtype)
+        return (drawn * self.codec.scaling).to(self.reference.dtype)
 
     def decoded(self, z: Tensor) -> Tensor:
         """Pictures in [0, 1]."""
@@ -263,7 +263,8 @@ def july_script(networks: Networks) -> dict[str, Tensor]:
     guidance = networks.settings["legacy_image_guidance_scale"]
     network = LegacyUNet(networks.unet("unet12", "unet_legacy12"))
     warped, agnostic = networks.picture("warped_cloth_u8", slice(1)), networks.picture("masked_person_u8")
-    x_a, x_w = (networks.codec.encode_unscaled(image).to(network.unet.dtype) for image in (agnostic, warped))
+    codec = networks.codec
+    x_a, x_w = ((codec.encode(image) / codec.scaling).to(network.unet.dtype) for image in (agnostic, warped))
     conditions = network.condition(
         begin=networks.text[:1, :1],
         clip=i["legacy_clip_embeds"][:, None],
