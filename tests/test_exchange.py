@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
 from vton.cli import main
 from vton.config import load
+from vton.exchange import ExchangeError, checkpoint_code
 from vton.training.run import RunFolder
 
 
@@ -38,7 +39,8 @@ def test_import_evaluate_export(published, tmp_path, capsys):  # noqa: F811
 def test_what_cannot_be_imported_is_one_line(published, tmp_path, capsys):  # noqa: F811
     save_file({"ref_unet.conv_in.weight": torch.zeros(2)}, tmp_path / "dressing.safetensors")
     cases = [
-        (("gardiff", published[0]), "has no published format"),
+        (("gardiff", published[0]), "No checkpoint at"),
+        (("gardiff", tmp_path / "dressing.safetensors"), "not GarDiff's UNet"),
         (("idm_vtn", published[0]), "Did you mean: 'idm_vton'?"),
         (("idm_vton", tmp_path / "absent"), "Nothing to import at"),
         (("idm_vton", tmp_path / "dressing.safetensors"), "IDM-VTON is published as a diffusers folder"),
@@ -59,3 +61,8 @@ def test_a_position_code_cannot_be_exported(tmp_path, capsys):
     code, error = vton("export", "--run", run.path, "--out", tmp_path / "out", capsys=capsys)
     assert code == 2 and "model.unet.positions=2.5" in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_without_a_published_format_says_so():
+    with pytest.raises(ExchangeError, match="gardiff has no published format"):
+        checkpoint_code("gardiff", "a_function_that_it_lacks")

@@ -5,6 +5,9 @@
     configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own `presets.<preset>`
     <- data/<name>.yaml <- trainer/<name>.yaml <- ablation row <- overrides
 
+(a model file with `modes`, chosen by `model.mode=<mode>`: its `modes.<mode>` comes after the file, and the mode's own
+`presets.<preset>` after the file's)
+
 and checks the result against `ExperimentConfig`. This module imports neither torch nor lightning: `vton list` and
 `vton --help` stay fast.
 """
@@ -89,6 +92,7 @@ class SamplerConfig:
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
     zero_terminal_snr: bool | None = None  # null: as in training (objective.zero_terminal_snr)
+    final_sigma: Literal["zero", "sigma_min"] = "zero"  # dpmpp_2m, unipc: noise level that the last step ends at
 
     def __post_init__(self):
         low, high = self.guidance_interval
@@ -266,8 +270,11 @@ def load(*overrides: str) -> ExperimentConfig:
     chosen, dotted = _split(overrides)
     layers = [_read(CONFIGS / "default.yaml")]
     model = _read(_file("model", chosen["model"]))
-    presets = model.pop("presets", {})
-    layers += [model, _read(_file("preset", chosen["preset"])), presets.get(chosen["preset"], {})]
+    presets, modes = model.pop("presets", {}), model.pop("modes", {})
+    mode = modes.get(dict(override.partition("=")[::2] for override in dotted).get("model.mode", ""), {})
+    mode_presets = mode.pop("presets", {})
+    layers += [model, mode, _read(_file("preset", chosen["preset"]))]
+    layers += [of.get(chosen["preset"], {}) for of in (presets, mode_presets)]
     layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
     if chosen["ablation"]:
         layers.append(_ablation_row(chosen["ablation"]))

@@ -21,12 +21,12 @@ from vton.models.pretrained import WeightsError
 from vton.models.reference import Kind, Reference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Single calls in float32 by absolute error; all else relative to the expected tensor's largest value.
-ABSOLUTE = 1e-4
+# Single calls and bytes in float32 by absolute error; all else relative to the expected tensor's largest value.
+ABSOLUTE = {Kind.CALL: 1e-4, Kind.BYTES: 1}
 RELATIVE = {
     "fp32": {Kind.STEPS: 1e-3, Kind.GRADIENT: 1e-3},
-    "fp16": {Kind.CALL: 5e-2, Kind.STEPS: 1e-1, Kind.GRADIENT: 1e-1},
-    "bf16": {Kind.CALL: 4e-1, Kind.STEPS: 5e-1, Kind.GRADIENT: 5e-1},
+    "fp16": {Kind.CALL: 5e-2, Kind.STEPS: 1e-1, Kind.GRADIENT: 1e-1, Kind.BYTES: 1e-1},
+    "bf16": {Kind.CALL: 4e-1, Kind.STEPS: 5e-1, Kind.GRADIENT: 5e-1, Kind.BYTES: 5e-1},
 }
 DIFFERENT = 1e-2  # a recorded mistake must be further away than this
 
@@ -48,7 +48,7 @@ class Check:
 
 
 def verify(folder: Path, device: str = "cpu", dtype: str = "fp32") -> list[Check]:
-    """Checks of every tensor in outputs.safetensors, in name order.
+    """Checks of every tensor in the folder's outputs, in name order.
 
     The architecture is config.json's `model`. Raises WeightsError for what is absent or broken in the folder, and
     VerifyError for an architecture without reference code or a device that is not there.
@@ -92,7 +92,7 @@ def compare(name: str, expected: Tensor, found: Tensor | None, kind: Kind, dtype
     elif kind in RELATIVE[dtype]:
         bound, passed = f"relative {RELATIVE[dtype][kind]:g}", relative <= RELATIVE[dtype][kind]
     else:
-        bound, passed = f"absolute {ABSOLUTE:g}", absolute <= ABSOLUTE
+        bound, passed = f"absolute {ABSOLUTE[kind]:g}", absolute <= ABSOLUTE[kind]
     return Check(name, kind.value, absolute, relative, bound, passed)
 
 

@@ -37,6 +37,8 @@ class Known(NamedTuple):
 
     mask: Tensor
     latents: Tensor
+    noised: bool = True  # brought to the noise level of the step; False = clean at every step, as GarDiff's July script
+    steps: int | None = None  # blended after so many steps from the first; None = all
 
 
 class Denoiser(Protocol):
@@ -68,6 +70,8 @@ def make_solver(config: SamplerConfig, objective: Objective, device: torch.devic
     shared["steps_offset"] = 1 if config.spacing == "leading" else 0  # Stable Diffusion's scheduler files
     if config.solver in ("ddim", "ddpm"):
         shared |= {"clip_sample": config.clip_sample > 0, "clip_sample_range": config.clip_sample or 1.0}
+    else:
+        shared["final_sigmas_type"] = config.final_sigma
     if config.solver == "ddim":
         shared["set_alpha_to_one"] = config.spacing != "leading"
     solver = SOLVERS[config.solver](**shared)
@@ -122,9 +126,9 @@ def sample(
             z = solver.step(prediction, t, z, **ancestral).prev_sample
         else:
             z = solver.step(prediction, t, z).prev_sample
-        if known is not None:
-            last = index + 1 == len(solver.timesteps)
-            outside = known.latents if last else solver.add_noise(known.latents, start, solver.timesteps[index + 1])
+        if known is not None and (known.steps is None or index < known.steps):
+            clean = not known.noised or index + 1 == len(solver.timesteps)
+            outside = known.latents if clean else solver.add_noise(known.latents, start, solver.timesteps[index + 1])
             z = (1 - known.mask) * outside + known.mask * z
         if watch:
             watch(step, prediction, z)

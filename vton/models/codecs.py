@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ class Codec(nn.Module):
 
     channels: int
     factor: int
+    scaling: float = 1.0  # that `encode` multiplies its latents by; for models that want them without
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -122,13 +124,21 @@ class KLCodec(Codec):
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
-    def encode(self, image: Tensor) -> Tensor:
+    @property
+    def scaling(self) -> float:
+        return self.vae.config.scaling_factor
+
+    def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """Of latents before `scaling`."""
         with full_precision(image):
-            return self.vae.encode(image.float()).latent_dist.mode() * self.vae.config.scaling_factor
+            return self.vae.encode(image.float()).latent_dist
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.posterior(image).mode() * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
         with full_precision(z):
-            return self.vae.decode(z.float() / self.vae.config.scaling_factor).sample
+            return self.vae.decode(z.float() / self.scaling).sample
 
     def save(self, folder: Path) -> None:
         self.vae.save_pretrained(folder)

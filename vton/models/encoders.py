@@ -123,6 +123,11 @@ class TextEncoder(nn.Module):
         tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return tokens, getattr(output, "text_embeds", None)
 
+    def begin(self) -> Tensor:
+        """(1, 1, width): the token at place 0. The encoder is causal, so no caption changes it."""
+        ids = self.tokenizer([""], padding="max_length", max_length=self.length, return_tensors="pt").input_ids[:, :1]
+        return self.model(ids.to(self.model.device)).last_hidden_state
+
     def read_parameters(self) -> list[nn.Parameter]:
         """Parameters that the result depends on."""
         if isinstance(self.model, CLIPTextModelWithProjection) or not self.penultimate:

@@ -59,6 +59,17 @@ def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
     return folder / subfolder
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises WeightsError for an absent or broken file and for anything else in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object.")
+    return content
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file's tensors. Raises WeightsError for an absent or broken file."""
     if not Path(path).is_file():
@@ -147,6 +158,11 @@ class Published:
     state: dict[str, Tensor]  # trained networks, under our module's names, in the stored dtype
     settings: list[str]  # dotted overrides that follow from the files
     extra: dict[str, Tensor] = field(default_factory=dict)  # unused by us, kept so that an export is complete
+
+
+def setting(key: str, value) -> str:
+    """An override key=value for `Published`, quoted as YAML (JSON is a part of it) so that any path survives."""
+    return f"{key}={json.dumps(value)}"
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model") -> None:

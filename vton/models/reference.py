@@ -1,15 +1,17 @@
 """A folder of reference tensors, and what an architecture says to be checked against it (`vton verify`).
 
 The folder holds config.json (with the architecture under `model`), weights_<part>.safetensors, inputs.safetensors and
-outputs.safetensors. An architecture's `reference.py` defines
+outputs.safetensors; both of the latter may be split into further files (inputs_<part>.safetensors and so on). An
+architecture's `reference.py` defines
 
-    recompute(reference: Reference) -> dict[str, Tensor]     every tensor of outputs.safetensors, by our code
+    recompute(reference: Reference) -> dict[str, Tensor]     every tensor of the outputs, by our code
     kind(name: str) -> Kind                                  how a tensor of that name is to be compared
 """
 
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ class Kind(Enum):
     STEPS = "several steps"  # relative: errors grow over the steps
     GRADIENT = "gradient"  # relative
     EXACT = "exact"  # integers and counts: equal
+    BYTES = "bytes"  # a computed picture in 0..255: float32 sums of another order may round to the neighbour
     CONTROL = "control"  # a known mistake, recorded to be avoided: must differ
 
 
@@ -53,16 +56,21 @@ class Reference:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        return self._read("inputs.safetensors")
+        return dict(ChainMap(*map(self._read, self._files("inputs"))))
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
         """As stored: on the CPU, in the reference's own precision."""
-        return read_safetensors(self.folder / "outputs.safetensors")
+        return dict(ChainMap(*(read_safetensors(self.folder / name) for name in self._files("outputs"))))
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """weights_<part>.safetensors."""
         return self._read(f"weights_{part}.safetensors")
+
+    def _files(self, kind: str) -> list[str]:
+        """Names of the files of a kind; the plain name, for its error message, if there are none."""
+        whole, parts = f"{kind}.safetensors", sorted(path.name for path in self.folder.glob(f"{kind}_*.safetensors"))
+        return [whole, *parts] if (self.folder / whole).exists() or not parts else parts
 
     def _read(self, name: str) -> dict[str, Tensor]:
         tensors = read_safetensors(self.folder / name)

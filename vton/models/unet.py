@@ -7,7 +7,7 @@ block's first LayerNorm (IDM-VTON and IMAGDressing-v1 alike). `garment_taps` run
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -43,6 +43,30 @@ def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> d
             projection_class_embeddings_input_dim=config.pooled + 6 * config.size_id_width,
         )
     return arguments
+
+
+def unet_shape(state: Mapping[str, Tensor]) -> dict:
+    """The fields of UNetConfig that a UNet2DConditionModel's tensors show, and Stable Diffusion's 8 heads per level.
+
+    Neither the number of heads nor that of norm groups is in the tensors. Raises KeyError if the state is incomplete.
+    """
+
+    def count(prefix: str) -> int:
+        """How many different numbers follow the prefix."""
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    levels = range(count("down_blocks."))
+    attention = [f"down_blocks.{i}.attentions.0." for i in levels]
+    block = "mid_block.attentions.0."
+    return {
+        "widths": [len(state[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels],
+        "attention": [any(name.startswith(prefix) for name in state) for prefix in attention],
+        "heads": [8 for _ in levels],
+        "depth": [count(f"{prefix}transformer_blocks.") or 1 for prefix in attention],
+        "layers": count("down_blocks.0.resnets."),
+        "context": state[f"{block}transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "linear_projection": state[f"{block}proj_in.weight"].ndim == 2,
+    }
 
 
 class PositionCode(nn.Module):

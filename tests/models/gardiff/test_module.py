@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.batches import random_batch, tiny_module
-from vton.models.gardiff.checkpoint import widen
+from vton.models.gardiff.building import widen
 from vton.models.gardiff.losses import random_dists
 from vton.models.gardiff.network import latent_tokens
 from vton.models.pretrained import WeightsError
@@ -62,7 +62,7 @@ def test_null_tokens_are_the_projection_of_zeros_and_latents_stay():
 def test_without_adapter_neither_vae_tokens_nor_mask_matter():
     module = tiny_module("gardiff", "model.adapter=false").eval()
     conditions = module.condition(random_batch(2))
-    assert "f_vae" not in conditions and not hasattr(module.network, "vae_mlp")
+    assert "f_vae" not in conditions and module.network.vae_mlp is None
     z, t = torch.randn(2, *module.latent_shape()), torch.tensor([1, 2])
     masked = dict(conditions, mask=torch.zeros_like(conditions["mask"]))
     assert torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, masked, {}))

@@ -1,18 +1,23 @@
 """GarDiff's formulas against reference vectors (float32, random weights; tests/vectors/gardiff)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
 from vton.models.gardiff.losses import DISTS, appearance_loss, high_frequency_loss, sobel, sobel_magnitude
 from vton.models.gardiff.network import GarmentFocusedProcessor
-from vton.models.pretrained import load_state
+from vton.models.gardiff.reference import kind, recompute
+from vton.models.gardiff.tps import ThinPlateSpline, lattice
+from vton.models.pretrained import WeightsError, load_state
+from vton.models.reference import Kind, Reference
+from vton.verify import verify
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "gardiff"
 
@@ -49,7 +54,7 @@ def test_garment_focused_attention(vectors, branches, name):
     layer = Attention(
         shape["hidden"], shape["context"], heads=shape["heads"], dim_head=shape["hidden"] // shape["heads"]
     )
-    processor = GarmentFocusedProcessor(layer, branches or ())
+    processor = GarmentFocusedProcessor(layer, tuple(name in (branches or ()) for name in ("clip", "vae")))
     layer.set_processor(processor)
     names = {
         "to_q.weight": "to_q", "to_k.weight": "to_k_clip", "to_v.weight": "to_v_clip",
@@ -62,15 +67,15 @@ def test_garment_focused_attention(vectors, branches, name):
     masks = {hidden.shape[1]: inputs["d_attn_mask"][..., None]} if branches else None
     tokens = torch.cat([inputs["d_clip_tokens"], inputs["d_vae_tokens"]], dim=1)
     length = inputs["d_vae_tokens"].shape[1]
-    close(layer(hidden, tokens, vae_length=length, query_masks=masks), vectors["outputs"][f"gf_out_{name}"])
+    close(layer(hidden, tokens, adapter_length=length, query_masks=masks), vectors["outputs"][f"gf_out_{name}"])
 
 
 def test_outside_the_garment_only_the_output_bias_is_left(vectors):
     hidden = vectors["inputs"]["d_attn_hidden"]
     layer = Attention(32, 20, heads=4, dim_head=8)
-    layer.set_processor(GarmentFocusedProcessor(layer, ("clip", "vae")))
+    layer.set_processor(GarmentFocusedProcessor(layer, (True, True)))
     masks = {hidden.shape[1]: torch.zeros(*hidden.shape[:2], 1)}
-    out = layer(hidden, torch.randn(2, 5, 20), vae_length=4, query_masks=masks)
+    out = layer(hidden, torch.randn(2, 5, 20), adapter_length=4, query_masks=masks)
     assert torch.equal(out, layer.to_out[0].bias.expand_as(out))
 
 
@@ -92,3 +97,77 @@ def test_dists_and_appearance_loss(vectors):
     close(dists((prediction + 1) / 2 * mask, (truth + 1) / 2 * mask), outputs["dists_masked"])
     close(high_frequency_loss(prediction, truth, mask), outputs["loss_highfreq"])
     close(appearance_loss(prediction, truth, mask, dists), outputs["loss_appearance"])
+
+
+def test_every_reference_tensor_is_met():
+    checks = verify(FOLDER)
+    names = {name for file in FOLDER.glob("outputs*.safetensors") for name in load_file(file)}
+    assert {check.name for check in checks} == names and len(names) == 68
+    assert [check.name for check in checks if not check.passed] == []
+    # Ten times tighter than the verdict's bounds: what another order of float32 sums costs.
+    bounds = {"single call": ("max_absolute", 1e-5), "several steps": ("max_relative", 1e-5)}
+    loose = [c.name for c in checks if c.kind in bounds and getattr(c, bounds[c.kind][0]) > bounds[c.kind][1]]
+    assert loose == []
+
+
+def test_half_precision_holds_its_own_bounds():
+    assert [check.name for check in verify(FOLDER, dtype="bf16") if not check.passed] == []
+
+
+@pytest.fixture(scope="module")
+def one_sample(tmp_path_factory):
+    """The second sample of the folder alone, its garment upside down in a picture of other size, three steps."""
+    folder = tmp_path_factory.mktemp("one")
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    inputs, outputs = load_file(FOLDER / "inputs.safetensors"), load_file(FOLDER / "outputs.safetensors")
+    alone = {name: x[1:] if len(x) == 2 else x for name, x in inputs.items()}
+    alone["cloth_u8"] = alone["cloth_u8"].flip(2)[..., :100].contiguous()
+    alone["adapter_text_tokens"] = alone["adapter_text_tokens"][:, :5].contiguous()
+    for name in ("attn_key_mask", "attn_query_key_mask"):
+        alone[name] = alone[name][..., :5].contiguous()
+    save_file(alone, folder / "inputs.safetensors")
+    kept = {name: x for name, x in outputs.items() if not name.startswith(("legacy12.", "paste."))}
+    save_file(kept, folder / "outputs.safetensors")
+    config = json.loads((FOLDER / "config.json").read_text()) | {"num_inference_steps": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("inputs", "outputs", "weights"):
+        (folder / f"{name}_derived.safetensors").unlink()
+    return recompute(Reference(folder, torch.device("cpu"))), outputs
+
+
+def test_other_batches_sizes_and_counts_need_no_change_of_code(one_sample):
+    found, expected = one_sample
+    for name in ("composite_image", "vae_token_latents", "unet.unet_out", "unet.attn2_out", "text_hidden_states"):
+        close(found[name], expected[name][1:])
+    close(found["prompt_embeds"][:, 2:], expected["prompt_embeds"][1:, 2:])
+    assert (found["prompt_embeds"][:, 1] - expected["prompt_embeds"][1:, 1]).abs().max() > 1e-6  # another garment
+    assert found["timesteps"].tolist() == [667, 334, 1] and found["latents_per_step"].shape == (3, 1, 4, 16, 8)
+    assert found["decoupled.unet_out_scale1"].shape == (1, 4, 16, 8)
+
+
+def test_groups_that_a_folder_lacks_are_left_alone(one_sample):
+    assert not any(name.startswith(("legacy12.", "paste.", "gf_", "tps_")) for name in one_sample[0])
+
+
+def test_folders_without_what_they_need_say_so(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "weights_adapter.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"No weights at .*weights_adapter"):
+        verify(tmp_path)
+
+
+def test_kinds_of_outputs():
+    assert kind("legacy12.timesteps") is kind("paste.fused_u8") is Kind.EXACT
+    assert kind("legacy12.final_image_u8") is Kind.BYTES
+    assert kind("legacy12.latents_after_step7") is kind("final_latents") is Kind.STEPS
+    assert kind("unet.unet_out") is kind("latents") is Kind.CALL
+
+
+def test_the_spline_interpolates_its_control_points():
+    """Unmoved points give the identity; a lattice point that lies on a pixel goes where it was moved."""
+    spline = ThinPlateSpline(41, 21)
+    identity = spline(lattice(5)[None])[0]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 21), indexing="ij")
+    torch.testing.assert_close(identity, torch.stack([x, y], -1), atol=1e-5, rtol=0)
+    moved = lattice(5)[None] + torch.tensor([0.1, 0.0]) * (torch.arange(25) == 12)[None, :, None]
+    assert spline(moved)[0, 20, 10].tolist() == pytest.approx([0.1, 0.0], abs=1e-5)  # 12 is the middle point

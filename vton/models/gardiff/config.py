@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vton.config import ModelConfig
-from vton.models.settings import ClipConfig, UNetConfig
+from vton.config import ConfigError, ModelConfig
+from vton.models.settings import ClipConfig, TextConfig, UNetConfig
+
+Branch = Literal["clip", "vae"]
 
 
 @dataclass
@@ -22,6 +24,19 @@ class AppearanceConfig:
     dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # VGG16; narrower only with random weights
 
 
+@dataclass
+class DecoupledConfig:
+    """mode=decoupled: text attention plus `scale` times attention to tokens projected from CLIP's summary."""
+
+    tokens: int = 4
+    scale: float = 1.0
+    pretrained: str = ""  # adapter file: projection head, keys and values; IP-Adapter's names or GarDiff's
+
+    def __post_init__(self):
+        if self.tokens < 1:
+            raise ConfigError(f"model.decoupled.tokens={self.tokens} must be at least 1.")
+
+
 def stable_diffusion_2() -> UNetConfig:
     return UNetConfig(heads=(5, 10, 20, 20), context=1024, linear_projection=True)
 
@@ -29,11 +44,52 @@ def stable_diffusion_2() -> UNetConfig:
 @dataclass
 class GarDiffConfig(ModelConfig):
     name: str = "gardiff"
+    # paper: Section 3 of the paper; release: the script of December 2024; legacy12: that of July 2024; decoupled: the
+    # adapter classes of the repository. vton/models/gardiff/README.md compares them.
+    mode: Literal["paper", "release", "decoupled", "legacy12"] = "paper"
     condition_dropout: float = 0.05
     unet: UNetConfig = field(default_factory=stable_diffusion_2)
     clip: ClipConfig = field(default_factory=ClipConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
+
+    # mode=paper
     adapter: bool = True  # False: plain cross-attention to the CLIP tokens, no VAE branch, no mask (Table 3, "Base")
+    branches: tuple[Branch, ...] = ("clip", "vae")  # of the adapter; a single one uses the layer's own keys and values
     clip_tokens: Literal["all", "pooled"] = "all"  # every patch of the tower, or its projected summary
     vae_tokens: Literal["channels", "patches"] = "channels"  # one token per latent channel, or per 2x2 latent patch
-    mask_branches: tuple[Literal["clip", "vae"], ...] = ("clip", "vae")  # branches of Eq. 6 that the mask multiplies
+    mask_branches: tuple[Branch, ...] = ("clip", "vae")  # branches of Eq. 6 that the mask multiplies; [] = Eq. 5
+
+    # the other modes
+    text: TextConfig = field(default_factory=TextConfig)  # release, legacy12: only its begin token, learned if trained
+    decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
+    clip_rescale: Literal["single", "release"] = "single"  # release: pixels divided by 255 twice, as that script does
+    blend_steps: int = 18  # legacy12: sampling steps, from the first, after which the warped garment is put in
+    paste_back: bool = False  # original picture outside the feathered mask, as the released script does
+
+    def __post_init__(self):
+        if self.adapter and (not self.branches or len(set(self.branches)) < len(self.branches)):
+            raise ConfigError(
+                f"model.branches={list(self.branches)} must name clip, vae or both, each once; without the adapter use "
+                "model.adapter=false."
+            )
+        if self.mode != "paper":
+            self._check_tokens()
+
+    def _check_tokens(self):
+        """Tokens that meet in one sequence have the width that cross-attention reads."""
+        widths = {}
+        if self.mode == "decoupled" or not self.text.trained:
+            widths["text.width"] = self.text.width
+        if self.mode != "decoupled":
+            widths["clip.projection"] = self.clip.projection
+        for name, width in widths.items():
+            if width != self.unet.context:
+                raise ConfigError(
+                    f"model.{name}={width} must equal model.unet.context={self.unet.context}: model.mode={self.mode} "
+                    "hands both to the same cross-attention."
+                )
+        if "text.width" in widths and not (self.text.pretrained or self.text.trained):
+            raise ConfigError(
+                f"model.mode={self.mode} needs a text encoder: set model.text.pretrained, or model.text.trained=true "
+                "to learn it."
+            )

@@ -1,7 +1,8 @@
-"""GarDiff (Wan et al., ECCV 2024, arXiv 2409.08258) behind the contract: paper mode.
+"""GarDiff (Wan et al., ECCV 2024, arXiv 2409.08258) behind the contract, in all of its modes.
 
-The UNet reads [x_t, x_w, x_a]: noisy latents, latents of the warped garment, latents of the agnostic person. Its
+paper: the UNet reads [x_t, x_w, x_a]: noisy latents, latents of the warped garment, latents of the agnostic person. Its
 cross-attention reads CLIP tokens of the in-shop garment and latent tokens of the warped one, inside the garment mask.
+The other modes are in vton/models/gardiff/released.py. Here a batch becomes the tensors that the networks work on.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
-from vton.diffusion.sampling import Conditions, Features
+from vton.diffusion.sampling import Conditions, Features, Known
 from vton.models.base import TryOnModule
-from vton.models.encoders import clip_image_encoder
-from vton.models.gardiff.checkpoint import load_base_unet
+from vton.models.encoders import ClipImageEncoder, clip_image_encoder, text_encoder
+from vton.models.gardiff.building import build_network
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
 from vton.models.gardiff.losses import DISTS, VGG16_CHANNELS, appearance_loss, dists_with_weights, random_dists
-from vton.models.gardiff.network import GarDiffUNet, latent_tokens
-from vton.models.unet import build_unet
+from vton.models.gardiff.released import clip_pixels, composite, paste_back
 from vton.registry import register
 
 log = logging.getLogger(__name__)
@@ -30,64 +29,90 @@ log = logging.getLogger(__name__)
 
 @register(GarDiffConfig)
 class GarDiff(TryOnModule):
-    """12-channel latent UNet with the garment-focused adapter, trained with the appearance loss."""
+    """A latent UNet with the garment in its input channels and its cross-attention; paper mode has the adapter and is
+    trained with the appearance loss."""
 
     def build(self) -> None:
         model: GarDiffConfig = self.config.model
-        clip = clip_image_encoder(model.clip)
-        self.add("clip", clip, model.clip.trained)
-        channels, h, w = self.latent_shape()
-        if model.unet.pretrained:
-            unet = load_base_unet(model.unet, channels)
-        else:
-            unet = build_unet(model.unet, 3 * channels, channels, key="model.unet")
-        self.network = GarDiffUNet(
-            unet,
-            clip_width=clip.width if model.clip_tokens == "all" else clip.tower.config.projection_dim,
-            vae_width=(h // 2) * (w // 2) if model.vae_tokens == "channels" else 4 * channels,
-            adapter=model.adapter,
-            mask_branches=tuple(model.mask_branches),
-        )
+        widths = (0, 0)
+        if self.reads_clip:
+            clip = clip_image_encoder(model.clip)
+            widths = (clip.width, clip.tower.config.projection_dim)
+            self.add("clip", clip, model.clip.trained)
+        self.network = build_network(model, self.latent_shape(), *widths)
+        if model.mode == "decoupled" or (model.mode != "paper" and not model.text.trained):
+            self.add("text", text_encoder(model.text), model.text.trained)
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
 
+    @property
+    def reads_clip(self) -> bool:
+        model: GarDiffConfig = self.config.model
+        return model.mode != "paper" or not model.adapter or "clip" in model.branches
+
     def trained_parameters(self) -> list[dict]:
-        """UNet, adapter and token MLPs (text after Eq. 10); the image encoder too where it starts from scratch."""
+        """UNet, adapter and token MLPs (text after Eq. 10); the encoders too where they start from scratch."""
+        model: GarDiffConfig = self.config.model
         parameters = list(self.network.parameters())
-        if self.config.model.clip.trained:
-            parameters += self.clip.read_by("pooled" if self.config.model.clip_tokens == "pooled" else "last")
+        if self.reads_clip and model.clip.trained:
+            parameters += self.clip.read_by("pooled" if self.pooled else "last")
+        if model.mode == "decoupled" and model.text.trained:
+            parameters += self.text.read_parameters()
         return [{"params": parameters}]
 
-    def condition(self, batch: TryOnBatch) -> Conditions:
+    @property
+    def pooled(self) -> bool:
+        """Whether CLIP's summary is read instead of its patches."""
+        return self.config.model.mode != "paper" or self.config.model.clip_tokens == "pooled"
+
+    def read_garment(self, garment: Tensor) -> Tensor:
+        """CLIP states (B, 1 + patches, width), or the projected summary (B, 1, projection)."""
         model: GarDiffConfig = self.config.model
-        with torch.no_grad():
-            x_w = self.codec.encode(batch.warped_garment)
-            x_a = self.codec.encode(batch.agnostic)
+        encoder: ClipImageEncoder = self.part("clip")
         with self.gradients_if(model.clip.trained):
-            encoder = self.part("clip")
-            embeddings = encoder(batch.garment) if model.clip_tokens == "all" else encoder.pooled(batch.garment)
-        conditions = {
-            "x_w": x_w,
-            "x_a": x_a,
-            "mask": F.interpolate(batch.warped_mask, x_w.shape[-2:], mode="nearest"),
-            "f_clip": self.network.clip_mlp(embeddings),
-        }
-        if model.adapter:
-            conditions["f_vae"] = self.network.vae_mlp(latent_tokens(x_w, model.vae_tokens))
-        return conditions
+            if model.mode in ("release", "legacy12"):
+                return encoder.tower(clip_pixels(encoder, garment, model.clip_rescale)).image_embeds[:, None]
+            return encoder.pooled(garment) if self.pooled else encoder(garment)
+
+    def condition(self, batch: TryOnBatch) -> Conditions:
+        """What each mode's network asks for; latents are posterior modes, where the scripts draw some."""
+        mode, encode, network = self.config.model.mode, self.codec.encode, self.network
+        clip = self.read_garment(batch.garment) if self.reads_clip else None
+        if mode == "paper":
+            with torch.no_grad():
+                x_w, x_a = encode(batch.warped_garment), encode(batch.agnostic)
+            return network.condition(x_w=x_w, x_a=x_a, mask=batch.warped_mask, clip=clip)
+        if mode == "legacy12":
+            with torch.no_grad():
+                garment, agnostic = encode(batch.warped_garment), encode(batch.agnostic)
+            x_a, x_w = agnostic / self.codec.scaling, garment / self.codec.scaling
+            begin, mask = self.begin(), batch.warped_mask
+            return network.condition(begin=begin, clip=clip, garment=garment, x_a=x_a, x_w=x_w, mask=mask)
+        with torch.no_grad():
+            z_comp = encode(composite(batch.person, batch.warped_garment, batch.agnostic_mask))
+        if mode == "release":
+            with torch.no_grad():
+                garment = encode(batch.warped_garment)
+            return network.condition(begin=self.begin(), clip=clip, garment=garment, z_comp=z_comp)
+        with self.gradients_if(self.config.model.text.trained):
+            text, _ = self.part("text")([*batch.person_caption, ""])
+        return network.condition(text=text[:-1], negative_text=text[-1:], clip=clip[:, 0], z_comp=z_comp)
+
+    def begin(self) -> Tensor | None:
+        """The text encoder's begin token (1, 1, D); None where it is learned."""
+        if self.config.model.text.trained:
+            return None
+        with torch.no_grad():
+            return self.part("text").begin()
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        c = conditions
-        return self.network(z_t, t, c["x_w"], c["x_a"], c["f_clip"], c.get("f_vae"), c["mask"])
+        return self.network.denoise(z_t, t, conditions, features)
 
     def unconditional(self, conditions: Conditions) -> Conditions:
-        """Both garment embeddings dropped together: the projections of zeros. The latents stay (Section 4.1)."""
-        null = dict(conditions)
-        for name, mlp in (("f_clip", self.network.clip_mlp), ("f_vae", getattr(self.network, "vae_mlp", None))):
-            if name in conditions:
-                zeros = conditions[name].new_zeros(1, 1, mlp[0].normalized_shape[0])
-                null[name] = mlp(zeros).expand_as(conditions[name])
-        return null
+        return self.network.unconditional(conditions)
+
+    def known(self, conditions: Conditions) -> Known | None:
+        return self.network.known(conditions)
 
     def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         config = self.config.model.appearance
@@ -99,6 +124,13 @@ class GarDiff(TryOnModule):
         picture, mask = self.codec.decode(x0), batch.warped_mask[rows]
         loss = appearance_loss(picture, batch.person[rows], mask, self.frozen.get("dists"), config.high_frequency)
         return {"appearance": config.weight * loss}
+
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
+        picture = super().generate(batch, seed)
+        if not self.config.model.paste_back:
+            return picture
+        generated, original = (((image + 1) * 127.5).round() for image in (picture, batch.person))
+        return paste_back(generated, original, batch.agnostic_mask) / 127.5 - 1
 
 
 def build_dists(config: AppearanceConfig) -> DISTS:

@@ -6,73 +6,107 @@ L tokens, D token width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.models.attention import merge_heads, split_heads
 
-def garment_focused_attention(q, k_clip, v_clip, k_vae, v_vae, mask=None, mask_branches=("clip", "vae")) -> Tensor:
-    """Eq. 6: (M * A_c) V_c + (M * A_v) V_v, with A the softmaxed weights; Eq. 5 without a mask.
 
-    q: (B, N, Q, d) for N heads; keys and values (B, N, L, d); mask (B, 1, Q, 1) in {0, 1} or None.
-    The mask has one value per query and multiplies after the softmax (a value constant along the keys would cancel
-    inside it), so it can be applied to each branch's output.
+def focused_attention(
+    q: Tensor, k: Tensor, v: Tensor, query_mask: Tensor | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """One branch of Eq. 6: (M * A) V with A = softmax(q k^T / sqrt d + key_mask); Eq. 5 without a mask.
+
+    q: (B, N, Q, d) for N heads; keys and values (B, N, L, d); query_mask (B, 1, Q, 1) in {0, 1}; key_mask (B, 1, 1 or
+    Q, L), added to the logits. M has one value per query and multiplies after the softmax (a value constant along the
+    keys would cancel inside it), so it can be applied to the output.
     """
-    clip = F.scaled_dot_product_attention(q, k_clip, v_clip)
-    vae = F.scaled_dot_product_attention(q, k_vae, v_vae)
-    if mask is not None:
-        clip = clip * mask if "clip" in mask_branches else clip
-        vae = vae * mask if "vae" in mask_branches else vae
-    return clip + vae
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+    return out if query_mask is None else out * query_mask
 
 
 class GarmentFocusedProcessor(nn.Module):
-    """The adapter at one cross-attention: the layer's own keys and values read CLIP tokens, added ones VAE tokens."""
+    """A cross-attention of one or two branches: the layer's own keys and values, and added ones for further tokens.
 
-    def __init__(self, attention: Attention, mask_branches: tuple[str, ...]):
+    The sum of both goes through the layer's output projection once. Paper: CLIP tokens first, VAE tokens second;
+    decoupled: text first, projected CLIP tokens second. The added keys and values start as copies of the layer's own.
+
+    masked: for each branch, whether the query mask multiplies it; its length is the number of branches.
+    scale: of the second branch.
+    """
+
+    def __init__(self, attention: Attention, masked: tuple[bool, ...] = (False, False), scale: float = 1.0):
         super().__init__()
-        inner, context = attention.to_k.weight.shape
-        self.mask_branches = mask_branches
-        self.to_k_adapter = nn.Linear(context, inner, bias=False)
-        self.to_v_adapter = nn.Linear(context, inner, bias=False)
-        self.to_k_adapter.weight.data.copy_(attention.to_k.weight.data)
-        self.to_v_adapter.weight.data.copy_(attention.to_v.weight.data)
+        self.masked, self.scale = masked, scale
+        if len(masked) == 2:
+            inner, context = attention.to_k.weight.shape
+            self.to_k_adapter = nn.Linear(context, inner, bias=False)
+            self.to_v_adapter = nn.Linear(context, inner, bias=False)
+            self.to_k_adapter.weight.data.copy_(attention.to_k.weight.data)
+            self.to_v_adapter.weight.data.copy_(attention.to_v.weight.data)
 
     def __call__(
-        self, attn, hidden_states, encoder_hidden_states, attention_mask=None, vae_length=0, query_masks=None
+        self, attn, hidden_states, encoder_hidden_states, attention_mask=None, adapter_length=0, query_masks=None
     ) -> Tensor:
-        """hidden_states (B, Q, D'); encoder_hidden_states (B, L, D): CLIP tokens, then `vae_length` VAE tokens."""
-        clip, vae = encoder_hidden_states[:, :-vae_length], encoder_hidden_states[:, -vae_length:]
+        """hidden_states (B, Q, D'); encoder_hidden_states (B, L, D), whose last `adapter_length` tokens are the second
+        branch's; attention_mask (B, 1 or Q, L - adapter_length), added to the first branch's logits."""
+        first, second = encoder_hidden_states.split(
+            [encoder_hidden_states.shape[1] - adapter_length, adapter_length], dim=1
+        )
 
         def heads(x):
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return split_heads(x, attn.heads)
 
-        mask = query_masks[hidden_states.shape[1]][:, None] if query_masks else None
-        out = garment_focused_attention(
-            heads(attn.to_q(hidden_states)),
-            heads(attn.to_k(clip)),
-            heads(attn.to_v(clip)),
-            heads(self.to_k_adapter(vae)),
-            heads(self.to_v_adapter(vae)),
-            mask,
-            self.mask_branches,
-        )
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        masks = [query_masks[hidden_states.shape[1]][:, None] if masked and query_masks else None
+                 for masked in self.masked]  # fmt: skip
+        q = heads(attn.to_q(hidden_states))
+        key_mask = None if attention_mask is None else attention_mask[:, None]
+        out = focused_attention(q, heads(attn.to_k(first)), heads(attn.to_v(first)), masks[0], key_mask)
+        if adapter_length:
+            k, v = heads(self.to_k_adapter(second)), heads(self.to_v_adapter(second))
+            added = focused_attention(q, k, v, masks[1])
+            out = out + (added if self.scale == 1 else self.scale * added)
+        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
 
 
 class SelfAttentionProcessor(AttnProcessor2_0):
     """Plain self-attention that ignores the adapter's arguments, which diffusers hands to every attention layer."""
 
-    def __call__(self, attn, hidden_states, *args, vae_length=0, query_masks=None, **kwargs):
+    def __call__(self, attn, hidden_states, *args, adapter_length=0, query_masks=None, **kwargs):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
-class GarDiffUNet(nn.Module):
-    """eps, v or x0 from [x_t, x_w, x_a] and garment tokens.
+def set_adapter(unet: UNet2DConditionModel, masked: tuple[bool, ...] = (False, False), scale: float = 1.0) -> None:
+    """A GarmentFocusedProcessor in every cross-attention."""
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            cross = module.is_cross_attention
+            processor = GarmentFocusedProcessor(module, masked, scale) if cross else SelfAttentionProcessor()
+            module.set_processor(processor)
 
-    Tokens (Eq. 4): f_clip = MLP(CLIP embeddings), f_vae = MLP(latents of the warped garment).
+
+class GarmentDenoiser(nn.Module):
+    """What the networks of all modes are to the sampler (vton.diffusion.sampling.Denoiser): nothing but z_t and t
+    changes between steps, and sampling paints everything."""
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+        return {}
+
+    def known(self, conditions: Conditions) -> Known | None:
+        return None
+
+
+class GarDiffUNet(GarmentDenoiser):
+    """mode=paper: eps, v or x0 from [x_t, x_w, x_a] and garment tokens.
+
+    Tokens (Eq. 4): f_clip = MLP(CLIP embeddings), f_vae = MLP(latents of the warped garment). Without adapter, plain
+    cross-attention to f_clip. `vae_width` is that of `latent_tokens` for `vae_tokens`.
     """
 
     def __init__(
@@ -81,29 +115,54 @@ class GarDiffUNet(nn.Module):
         clip_width: int,
         vae_width: int,
         adapter: bool = True,
-        mask_branches: tuple[str, ...] = ("clip", "vae"),
+        mask_branches: Sequence[str] = ("clip", "vae"),
+        branches: Sequence[str] = ("clip", "vae"),
+        vae_tokens: str = "channels",
     ):
         super().__init__()
         self.unet = unet
-        self.adapter = adapter
+        self.adapter, self.vae_tokens = adapter, vae_tokens
+        branches = [branch for branch in ("clip", "vae") if branch in branches] if adapter else ["clip"]
         context = unet.config.cross_attention_dim
-        self.clip_mlp = token_mlp(clip_width, context)
-        if not adapter:
-            return
-        self.vae_mlp = token_mlp(vae_width, context)
-        for module in unet.modules():
-            if isinstance(module, Attention):
-                cross = module.is_cross_attention
-                processor = GarmentFocusedProcessor(module, mask_branches) if cross else SelfAttentionProcessor()
-                module.set_processor(processor)
+        self.clip_mlp = token_mlp(clip_width, context) if "clip" in branches else None
+        self.vae_mlp = token_mlp(vae_width, context) if "vae" in branches else None
+        if adapter:
+            set_adapter(unet, tuple(branch in mask_branches for branch in branches))
 
-    def forward(self, x_t: Tensor, t: Tensor, x_w: Tensor, x_a: Tensor, f_clip: Tensor, f_vae: Tensor, mask: Tensor):
+    def condition(self, *, x_w: Tensor, x_a: Tensor, mask: Tensor, clip: Tensor | None) -> Conditions:
+        """x_w, x_a (B, c, h, w); mask (B, 1, H, W) in {0, 1}, of the warped garment; clip (B, L, clip_width)."""
+        conditions = {"x_w": x_w, "x_a": x_a, "mask": F.interpolate(mask, x_w.shape[-2:], mode="nearest")}
+        if self.clip_mlp is not None:
+            conditions["f_clip"] = self.clip_mlp(clip)
+        if self.vae_mlp is not None:
+            conditions["f_vae"] = self.vae_mlp(latent_tokens(x_w, self.vae_tokens))
+        return conditions
+
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        """Both garment embeddings dropped together: the projections of zeros. The latents stay (Section 4.1)."""
+        null = dict(conditions)
+        for name, mlp in (("f_clip", self.clip_mlp), ("f_vae", self.vae_mlp)):
+            if mlp is not None:
+                zeros = conditions[name].new_zeros(1, 1, mlp[0].normalized_shape[0])
+                null[name] = mlp(zeros).expand_as(conditions[name])
+        return null
+
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        c = conditions
+        return self(z_t, t, c["x_w"], c["x_a"], c.get("f_clip"), c.get("f_vae"), c["mask"])
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, x_w: Tensor, x_a: Tensor, f_clip: Tensor | None, f_vae: Tensor | None,
+        mask: Tensor,
+    ) -> Tensor:  # fmt: skip
         """x_t, x_w, x_a (B, c, h, w); t (B,); f_clip (B, L, D); f_vae (B, L', D); mask (B, 1, h, w) in {0, 1}."""
         x = torch.cat([x_t, x_w, x_a], dim=1)  # (B, 3c, h, w)
+        tokens = [f for f in (f_clip, f_vae) if f is not None]
         if not self.adapter:
             return self.unet(x, t, f_clip).sample
-        arguments = {"vae_length": f_vae.shape[1], "query_masks": self.mask_pyramid(mask)}
-        return self.unet(x, t, torch.cat([f_clip, f_vae], 1), cross_attention_kwargs=arguments).sample
+        second = tokens[1].shape[1] if len(tokens) == 2 else 0
+        arguments = {"adapter_length": second, "query_masks": self.mask_pyramid(mask)}
+        return self.unet(x, t, torch.cat(tokens, 1), cross_attention_kwargs=arguments).sample
 
     def mask_pyramid(self, mask: Tensor) -> dict[int, Tensor]:
         """The garment mask at every level of the UNet, (B, Q, 1), by the number Q of its positions; nearest."""

@@ -7,7 +7,6 @@ SDXL base UNet without its added embedding.
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -15,7 +14,14 @@ from torch import Tensor, nn
 
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import TryonNet
-from vton.models.pretrained import WeightsError, hub_folder, load_state, read_ip_adapter, read_weights_folder
+from vton.models.pretrained import (
+    WeightsError,
+    hub_folder,
+    load_state,
+    read_ip_adapter,
+    read_json,
+    read_weights_folder,
+)
 from vton.models.resampler import Resampler
 from vton.models.settings import UNetConfig
 from vton.models.unet import attention_names, build_unet
@@ -145,13 +151,3 @@ def load_image_prompt(tryon: TryonNet, path: Path) -> None:
     processors = (tryon.unet.get_submodule(name).processor for name in attention_names(tryon.unet))
     numbered = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in processors)
     load_state(numbered, sections["ip_adapter"], path)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object.")
-    return content

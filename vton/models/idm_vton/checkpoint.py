@@ -24,9 +24,17 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from vton.config import ExperimentConfig
 from vton.diffusion.objective import Objective
 from vton.models.encoders import clip_image_encoder, text_encoder
-from vton.models.idm_vton.building import hub_folder, published_arguments, read_json
+from vton.models.idm_vton.building import published_arguments
 from vton.models.idm_vton.config import IdmVtonConfig
-from vton.models.pretrained import Published, WeightsError, load_state, read_weights_folder
+from vton.models.pretrained import (
+    Published,
+    WeightsError,
+    hub_folder,
+    load_state,
+    read_json,
+    read_weights_folder,
+    setting,
+)
 from vton.models.settings import UNetConfig
 from vton.models.unet import unet_arguments
 
@@ -223,11 +231,6 @@ def noise_settings(path: Path) -> list[str]:
 
 def sourced(key: str, path: Path, subfolder: str) -> list[str]:
     return [setting(f"{key}.pretrained", str(path)), setting(f"{key}.subfolder", subfolder)]
-
-
-def setting(key: str, value) -> str:
-    """key=value, quoted as YAML (JSON is a part of it) so that any path survives."""
-    return f"{key}={json.dumps(value)}"
 
 
 # ---- writing ----

@@ -28,8 +28,10 @@ from vton.models.pretrained import (
     read_checkpoint,
     read_ip_adapter,
     read_safetensors,
+    setting,
 )
 from vton.models.resampler import Resampler
+from vton.models.unet import unet_shape
 
 PARTS = {"ref_unet.": "garment_unet", "proj.": "projector", "adapter_modules.": "adapter"}  # theirs: ours
 
@@ -100,34 +102,10 @@ def split_published(
 
 
 def unet_settings(state: Mapping[str, Tensor]) -> list[str]:
-    """The shape of a UNet2DConditionModel as settings of both UNets. Raises KeyError if the state is incomplete.
-
-    The number of heads and of norm groups is not in the tensors: Stable Diffusion's 8 and 32 are assumed.
-    """
-
-    def count(prefix: str) -> int:
-        """How many different numbers follow the prefix."""
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-    levels = range(count("down_blocks."))
-    attention = [f"down_blocks.{i}.attentions.0." for i in levels]
-    present = [any(name.startswith(prefix) for name in state) for prefix in attention]
-    block = "mid_block.attentions.0."
-    shape = {
-        "widths": [len(state[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels],
-        "attention": [str(has).lower() for has in present],
-        "heads": [8 for _ in levels],
-        "depth": [count(f"{prefix}transformer_blocks.") or 1 for prefix in attention],
-        "layers": count("down_blocks.0.resnets."),
-        "context": state[f"{block}transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "linear_projection": str(state[f"{block}proj_in.weight"].ndim == 2).lower(),
-    }
-    channels = state["conv_in.weight"].shape[1]
-    fixed = [f"codec.channels={channels}", f"model.text.width={shape['context']}"]
-    return fixed + [
-        f"model.{unet}.{name}={str(value).replace(chr(39), '')}"
-        for unet in ("unet", "garment_unet")
-        for name, value in shape.items()
+    """The shape of the garment UNet as settings of both UNets. Raises KeyError if the state is incomplete."""
+    shape, channels = unet_shape(state), state["conv_in.weight"].shape[1]
+    return [f"codec.channels={channels}", f"model.text.width={shape['context']}"] + [
+        setting(f"model.{unet}.{name}", value) for unet in ("unet", "garment_unet") for name, value in shape.items()
     ]
 
 
