@@ -53,8 +53,8 @@ class ParallelUNetConfig:
         ]
         if self.garment_map == "block" and unequal:
             raise ConfigError(
-                f"garment_map=block needs as many garment_blocks as blocks where there is attention; level {unequal[0]} "
-                f"has {self.garment_blocks[unequal[0]]} and {self.blocks[unequal[0]]}."
+                f"garment_map=block needs as many garment_blocks as blocks where there is attention; level {unequal[0]}"
+                f" has {self.garment_blocks[unequal[0]]} and {self.blocks[unequal[0]]}."
             )
 
     @property
@@ -94,10 +94,10 @@ def check_levels(config, *names: str) -> None:
 
 def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
     for width in widths:
-        if width % 4 or (width > 128 and width % 32):
+        if width % 4 or (width > 64 and width % 16) or (width > 128 and width % 32):  # decoders join two of a width
             raise ConfigError(
                 f"A UNet's width {width} cannot be normalised in min(32, width / 4) groups: use multiples of 4, above "
-                "128 multiples of 32."
+                "64 of 16, above 128 of 32."
             )
     if any(b < a for a, b in pairwise(widths)) or skip_scale <= 0:
         raise ConfigError(f"A UNet's widths={list(widths)} must not fall and skip_scale={skip_scale:g} be positive.")

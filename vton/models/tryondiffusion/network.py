@@ -180,9 +180,7 @@ class ParallelUNet(nn.Module):
         self.person_unet = PersonUNet(config, 9 if lowres else 6, aspect)
         self.garment_unet = GarmentUNet(config)
 
-    def embed(
-        self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def embed(self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor) -> tuple[Tensor, Tensor]:
         """t (B,), levels (B, L), poses (B, K, 2 or 3) -> e (B, E), pose tokens (B, 2K, P)."""
         tokens, pooled = self.embedding.embed_poses(person_pose, garment_pose)
         return self.embedding.time(t) + self.embedding.embed_levels(levels) + pooled, tokens
