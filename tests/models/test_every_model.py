@@ -54,7 +54,7 @@ def test_frozen_networks_stay_out_of_the_state(model):
 
 
 def test_training_draws_depend_on_position_only(model):
-    module, batch = tiny_module(model), random_batch(4)
+    module, batch = randomised(tiny_module(model)), random_batch(4)
     module.train()
     first = module.training_step(batch, 0)
     again = module.training_step(batch, 7)

@@ -77,6 +77,10 @@ class TryOnModule(LightningModule):
     def unconditional(self, conditions: Conditions) -> Conditions:
         """The conditions of the guidance branch, as the paper drops them."""
 
+    def can_sample(self, batch: TryOnBatch) -> bool:
+        """Whether the batch holds what `condition` needs; if not, training shows no pictures of such batches."""
+        return True
+
     def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """Further scalar losses, already weighted, by name."""
         return {}

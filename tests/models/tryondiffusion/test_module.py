@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tests.batches import random_batch, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import DataError
+from vton.diffusion.sampling import Step
 from vton.models.tryondiffusion.module import COCO_17, joints
 
 TINY = (
@@ -85,6 +86,9 @@ def test_features_of_another_step_are_wrong():
     z, t, other = torch.randn(2, 3, *SIZE), torch.full((2,), 600.0), torch.full((2,), 400.0)
     right, stale = (module.denoise(z, t, conditions, module.garment_features(conditions, at)) for at in (t, other))
     assert (right - stale).abs().max() > 1e-4
+    mixed = module.garment_features(conditions, torch.tensor([600.0, 400.0]), Step(0, 5))
+    for name, expected in module.garment_features(conditions, t).items():
+        torch.testing.assert_close(mixed[name][0], expected[0], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -182,8 +186,11 @@ def test_stages_above_the_base_train_and_sample(stage, factor):
     lowres = torch.rand(2, 3, *(side // factor for side in SIZE)) * 2 - 1
     given = module.condition(batch, lowres)["lowres"]
     torch.testing.assert_close(given, F.interpolate(lowres, SIZE, mode="bilinear"))
+    with pytest.raises(ValueError, match="enlarges"):
+        module.condition(batch, batch.person)
     with pytest.raises(DataError, match=f"model.stage={stage}"):
         module.condition(replace(batch, truth=None))
+    assert module.can_sample(batch) and not module.can_sample(replace(batch, truth=None))
 
 
 def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():

@@ -39,7 +39,7 @@ def inputs(lowres=False, size=(16, 12), rows=2):
 def forward(network, x, lowres=False):
     e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
     features = network.encode_garment(x["garment"], e)
-    aligned = [x["agnostic"]] + [x["lowres"]] * lowres
+    aligned = [x["agnostic"], *([x["lowres"]] if lowres else [])]
     return features, network.denoise(x["z"], aligned, e, poses, features)
 
 

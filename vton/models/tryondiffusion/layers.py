@@ -87,7 +87,9 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(channels, channels) for _ in range(4))
         self.place = PositionCode(channels, positions, aspect) if positions else nn.Identity()
         if positions:
-            self.to_k.load_state_dict(self.to_q.state_dict())
+            with torch.no_grad():
+                self.to_k.weight.copy_(self.to_q.weight)
+                self.to_k.bias.copy_(self.to_q.bias)
             nn.init.orthogonal_(self.to_v.weight)
             nn.init.orthogonal_(self.to_out.weight)
 

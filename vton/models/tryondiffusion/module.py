@@ -98,7 +98,8 @@ class TryOnDiffusion(TryOnModule):
         """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and 4 for sr1024.
 
         Without it the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends on
-        the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either.
+        the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
+        ValueError for a result of another size.
         """
         seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
         draws = {name: [noise.generator(seed, "augmentation", name, *key) for key in keys] for name in self.images}
@@ -111,6 +112,8 @@ class TryOnDiffusion(TryOnModule):
                     "use eval.orders=[paired]."
                 )
             lowres = self.reduced(batch.truth)
+        if lowres is not None:
+            self.check_lowres(lowres, batch)
         return self.read(batch, lowres, batch.person.new_tensor([levels]), draws)
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
@@ -121,6 +124,15 @@ class TryOnDiffusion(TryOnModule):
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
         conditions = self.read(batch, lowres, levels, draws)
         return self.drop(conditions, u < self.config.model.condition_dropout)
+
+    def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
+        stage, found = self.config.model.stage, list(lowres.shape[-2:])
+        expected = [side // ENLARGEMENT[stage] for side in batch.person.shape[-2:]] if stage in ENLARGEMENT else None
+        if found != expected:
+            raise ValueError(f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}.")
+
+    def can_sample(self, batch: TryOnBatch) -> bool:
+        return "lowres" not in self.images or batch.truth is not None
 
     @property
     def images(self) -> tuple[str, ...]:

@@ -40,13 +40,16 @@ class GarmentReuse:
         self.made_for: tuple | None = None
         self.null_static: Tensor | None = None
         self.null: Table = {}
-        self.source: Tensor | None = None
+        self.source: tuple[Tensor, ...] | None = None
         self.dressed: Table = {}
 
     def __call__(self, conditions: Conditions, t: Tensor) -> Features:
         """conditions as `TryOnStage.condition` makes them, t (B,) all equal -> features, and "row" where rows share."""
         self.check(conditions)
         time, is_null = float(t[0]), conditions["null"].tolist()
+        source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
+        if self.source is None or any(kept is not given for kept, given in zip(self.source, source, strict=True)):
+            self.source, self.dressed = source, {}  # holding them, their identities cannot be given to others
         static = conditions["levels"] + conditions["poses"]
         bare = [row for row, null in enumerate(is_null) if null]
         dressed = [row for row, null in enumerate(is_null) if not null]
@@ -57,7 +60,7 @@ class GarmentReuse:
         row = torch.zeros(len(is_null), dtype=torch.int64, device=static.device)
         if not dressed:
             return null | {"row": row}
-        own = self.dressed_features(conditions["garment"], static, time, dressed)
+        own = self.dressed_features(conditions["garment"][dressed], static[dressed], time)
         row[dressed] = torch.arange(1, len(dressed) + 1, device=static.device)
         return {name: torch.cat([null[name], own[name]]) for name in null} | {"row": row}
 
@@ -78,12 +81,8 @@ class GarmentReuse:
         self.fill(self.null, garment, static, time)
         return self.null[time]
 
-    def dressed_features(self, garment: Tensor, static: Tensor, time: float, rows: list[int] | None = None) -> Features:
-        """garment (B, 3, H, W), static (B, E) -> (D, C, h, w) each; handed out once, then forgotten."""
-        if self.source is not garment:  # another batch; holding it, its identity cannot be given to a new one
-            self.source, self.dressed = garment, {}
-        if rows is not None:
-            garment, static = garment[rows], static[rows]
+    def dressed_features(self, garment: Tensor, static: Tensor, time: float) -> Features:
+        """garment (D, 3, H, W), static (D, E) -> (D, C, h, w) each; handed out once, then forgotten."""
         self.fill(self.dressed, garment, static, time)
         return self.dressed.pop(time)
 

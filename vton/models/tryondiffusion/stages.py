@@ -58,8 +58,8 @@ class TryOnStage:
         return self.network.embedding.time(t / self.timesteps) + conditions["levels"] + conditions["poses"]
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
-        """In training those of each row; in sampling each distinct one once (see reuse.py)."""
-        if step is None or conditions["garment"].is_meta:  # without values nothing can be known to be equal
+        """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those of each row."""
+        if step is None or t.is_meta or conditions["garment"].is_meta or bool((t != t[0]).any()):
             return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
         return self.reuse(conditions, t)
 
