@@ -92,7 +92,7 @@ def _on_a_grid(config: SamplerConfig, objective: Objective, device: torch.device
         timestep_spacing="trailing",
         **_clipping(config),
     )
-    solver.alphas_cumprod = abar.float()  # its own, a product of rounded factors, is off by up to 1e-4
+    solver.alphas_cumprod = abar.float()  # its own is a product of factors rounded to float32
     solver.set_timesteps(config.steps, device=device)
     return solver
 
