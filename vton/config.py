@@ -5,11 +5,10 @@
     configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own `presets.<preset>`
     <- data/<name>.yaml <- trainer/<name>.yaml <- ablation row <- overrides
 
-(a model file with `modes`, chosen by `model.mode=<mode>`: its `modes.<mode>` comes after the file, and the mode's own
-`presets.<preset>` after the file's)
-
-and checks the result against `ExperimentConfig`. This module imports neither torch nor lightning: `vton list` and
-`vton --help` stay fast.
+and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with `modes`, chosen by
+`model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own `presets.<preset>` after the file's;
+and a cascade's with `stages.<model.stage>`, which acts just before `presets.<preset>`: what all presets of a stage
+share, such as its size. This module imports neither torch nor lightning: `vton list` and `vton --help` stay fast.
 """
 
 from __future__ import annotations
@@ -30,7 +29,9 @@ from vton.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
 
-MaskRule = Literal["safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box"]
+MaskRule = Literal[
+    "safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box", "tryondiffusion"
+]
 
 
 class ConfigError(UserError):
@@ -43,6 +44,11 @@ class ModelConfig:
 
     name: str = ""
     condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
+
+    @property
+    def label(self) -> str:
+        """The architecture's part of a run folder's name; the stages of a cascade have one each."""
+        return self.name
 
 
 @dataclass
@@ -65,10 +71,13 @@ class CodecConfig:
 class ObjectiveConfig:
     """Noise schedule, what the network predicts and how the loss weighs it."""
 
-    schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
-    train_timesteps: int = 1000
-    beta_start: float = 0.00085
+    schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2", "continuous_cosine", "continuous_linear"] = (
+        "scaled_linear"
+    )
+    train_timesteps: int = 1000  # continuous schedules: the t of pure noise
+    beta_start: float = 0.00085  # this and beta_end: scaled_linear and linear only
     beta_end: float = 0.012
+    max_log_snr: float = 15.0  # continuous schedules: log of signal power over noise power is clipped to +- this
     zero_terminal_snr: bool = False
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
@@ -79,6 +88,18 @@ class ObjectiveConfig:
     def __post_init__(self):
         if self.timestep_power <= 0:
             raise ConfigError(f"objective.timestep_power={self.timestep_power} must be positive.")
+        if self.max_log_snr <= 0:
+            raise ConfigError(f"objective.max_log_snr={self.max_log_snr} must be positive.")
+        if self.continuous and self.zero_terminal_snr:
+            raise ConfigError(
+                f"objective.zero_terminal_snr=true rescales a table, which objective.schedule={self.schedule} has not; "
+                "raise objective.max_log_snr for less signal at the end."
+            )
+
+    @property
+    def continuous(self) -> bool:
+        """Whether t is any number in [0, train_timesteps] instead of a whole one."""
+        return self.schedule.startswith("continuous_")
 
 
 @dataclass
@@ -91,6 +112,8 @@ class SamplerConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # fractions of the timestep range in which guidance acts
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
+    dynamic_threshold: float = 0.0  # instead of it Imagen's: quantile of |clean sample| that becomes 1; 0 = off
+    ddpm_variance: float = 0.0  # ddpm: 0 the lower bound of each step's variance, 1 the upper, in log space between
     zero_terminal_snr: bool | None = None  # null: as in training (objective.zero_terminal_snr)
     final_sigma: Literal["zero", "sigma_min"] = "zero"  # dpmpp_2m, unipc: noise level that the last step ends at
 
@@ -100,6 +123,15 @@ class SamplerConfig:
             raise ConfigError(f"sampler.guidance_interval={[low, high]} must satisfy 0 <= low <= high <= 1.")
         if self.steps < 1:
             raise ConfigError(f"sampler.steps={self.steps} must be at least 1.")
+        if not 0 <= self.dynamic_threshold <= 1 or not 0 <= self.ddpm_variance <= 1:
+            raise ConfigError(
+                f"sampler.dynamic_threshold={self.dynamic_threshold} and sampler.ddpm_variance={self.ddpm_variance} "
+                "must be in [0, 1]."
+            )
+        if self.clip_sample not in (0, 1) and self.solver in ("dpmpp_2m", "unipc"):
+            raise ConfigError(
+                f"sampler.clip_sample={self.clip_sample}: {self.solver} can only clip to 1; use 0, 1, or solver ddim."
+            )
 
 
 @dataclass
@@ -245,6 +277,11 @@ class ExperimentConfig:
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]
 
     def __post_init__(self):
+        if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
+            raise ConfigError(
+                f"objective.schedule={self.objective.schedule} is sampled on the even grid from pure noise to 0: set "
+                f"sampler.spacing=trailing (found {self.sampler.spacing}) and leave sampler.zero_terminal_snr null."
+            )
         rescaled = self.sampler.zero_terminal_snr
         rescaled = self.objective.zero_terminal_snr if rescaled is None else rescaled
         if rescaled and self.objective.prediction == "epsilon" and self.sampler.spacing != "leading":
@@ -270,10 +307,11 @@ def load(*overrides: str) -> ExperimentConfig:
     chosen, dotted = _split(overrides)
     layers = [_read(CONFIGS / "default.yaml")]
     model = _read(_file("model", chosen["model"]))
-    presets, modes = model.pop("presets", {}), model.pop("modes", {})
+    presets, modes, stages = (model.pop(part, {}) for part in ("presets", "modes", "stages"))
     mode = modes.get(dict(override.partition("=")[::2] for override in dotted).get("model.mode", ""), {})
     mode_presets = mode.pop("presets", {})
     layers += [model, mode, _read(_file("preset", chosen["preset"]))]
+    own_presets = len(layers)
     layers += [of.get(chosen["preset"], {}) for of in (presets, mode_presets)]
     layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
     if chosen["ablation"]:
@@ -284,10 +322,15 @@ def load(*overrides: str) -> ExperimentConfig:
         raise ConfigError(f"Cannot read the overrides {' '.join(dotted)}: {_first_line(error)}") from None
     layers.append({"preset": chosen["preset"], "ablation": chosen["ablation"]})
     layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
-    config = _checked(registry.config_class(chosen["model"]), layers)
+    model_class = registry.config_class(chosen["model"])
+    if stages:
+        asked = [OmegaConf.select(OmegaConf.create(layer), "model.stage") for layer in layers]
+        stage = next((stage for stage in reversed(asked) if stage is not None), model_class().stage)
+        layers.insert(own_presets, stages.get(stage, {}))
+    config = _checked(model_class, layers)
     if not config.name:
         row = f"-{chosen['ablation'].replace('/', '-')}" if chosen["ablation"] else ""
-        config.name = f"{config.model.name}-{config.data.name}-{config.preset}{row}"
+        config.name = f"{config.model.label}-{config.data.name}-{config.preset}{row}"
     return config
 
 

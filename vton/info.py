@@ -102,7 +102,8 @@ def meta_batch(size: tuple[int, int]) -> TryOnBatch:
     tensors = {
         name: image for name in ("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth")
     } | {name: mask for name in ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")}
-    tensors |= {"keypoints": torch.zeros(1, JOINTS, 3), "parse": torch.zeros(1, *size, dtype=torch.int64)}
+    joints = torch.zeros(1, JOINTS, 3)
+    tensors |= {"keypoints": joints, "garment_keypoints": joints, "parse": torch.zeros(1, *size, dtype=torch.int64)}
     return TryOnBatch(**{name: [value] for name, value in text.items()}, **tensors)
 
 

@@ -359,3 +359,25 @@ def test_bad_input_says_what_is_wrong(change, message):
     arguments = {"parse": person(), "joints": joints(), "category": "upper_body", "rule": "safe"} | change
     with pytest.raises(DataError, match=message):
         agnostic_mask(**arguments)
+
+
+@pytest.mark.parametrize(("category", "outfit"), CASES)
+def test_tryondiffusion_blanks_the_persons_box_and_pastes_head_hands_and_the_rest_back(category, outfit):
+    size = (512, 384)
+    parse = person(outfit, size)
+    mask = agnostic_mask(parse, joints(size), category, "tryondiffusion")
+    rows, columns = np.flatnonzero((parse > 0).any(1)), np.flatnonzero((parse > 0).any(0))
+    box = np.zeros(size, bool)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    assert mask[box & (parse == 0)].all() and not mask[~box].any()  # the wall beside the person too
+    assert visible(parse, mask, WORN[category][outfit]) == 0
+    assert visible(parse, mask, (FACE, HAIR)) == 1
+    assert not mask[np.isin(parse, FEET)].any()
+    hands, forearms = beyond_wrists(parse, size)
+    if category == "lower_body":
+        assert not mask[np.isin(parse, ARM_LABELS)].any()
+    else:
+        assert hands.any() and not mask[hands].any()
+        assert (forearms & ~mask).sum() <= 0.03 * forearms.sum()  # along the forearm, not along the rows
+        below = set(OUTFITS[outfit][2:3]) - set(WORN[category][outfit]) - {DRESS}
+        assert all(not mask[parse == label].any() for label in below)

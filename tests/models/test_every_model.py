@@ -8,7 +8,7 @@ import torch
 from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.diffusion import noise
-from vton.diffusion.sampling import drawing, sample
+from vton.diffusion.sampling import drawing, sample, sampling_times
 from vton.info import describe, meta_batch
 from vton.models.pretrained import load_state
 
@@ -54,7 +54,7 @@ def test_frozen_networks_stay_out_of_the_state(model):
 
 
 def test_training_draws_depend_on_position_only(model):
-    module, batch = tiny_module(model), random_batch(4)
+    module, batch = randomised(tiny_module(model)), random_batch(4)
     module.train()
     first = module.training_step(batch, 0)
     again = module.training_step(batch, 7)
@@ -84,7 +84,7 @@ def test_guidance_in_one_batch_equals_two_passes(model):
         draw = drawing(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z.device)
         z = noise.normal(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z)
         together = sample(module, conditions, draw, module.config.sampler, module.objective)
-        t = torch.full((2,), 999)
+        t = sampling_times(module.config.sampler, module.objective).expand(2)
         cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
     expected = module.objective.clean(z, t, uncond + 2.0 * (cond - uncond))
     known = module.known(conditions)

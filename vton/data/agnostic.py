@@ -12,6 +12,8 @@ picture, so results under different rules are not comparable: state the rule wit
     ootd           OOTDiffusion, IDM-VTON's demo and Leffa: dilated labels, holes filled, largest region only
     hull           CatVTON's manner: convex hull of the body part, softened; hides sleeve length and hem
     box            TPD's manner: bounding box of the body part; hides everything
+    tryondiffusion TryOnDiffusion (Zhu et al., CVPR 2023): bounding box of the whole person; head, hands and what the
+                   new garment does not cover come back
 
 Published rules keep their behaviour, leaks included; each rule's docstring says what stays visible.
 """
@@ -99,8 +101,11 @@ def _check(parse: np.ndarray, joints: np.ndarray, category: str, rule: str) -> N
         raise DataError(f"agnostic mask: no rule {rule!r}, expected one of {', '.join(get_args(MaskRule))}.")
 
 
-def _hands(parse: np.ndarray, body: Body) -> np.ndarray:
-    """Arm-label pixels beyond a wrist, seen along the forearm. Without elbow and wrist nothing counts as hand."""
+def _hands(parse: np.ndarray, body: Body, start: float = 0.2, reach: float = 0.9) -> np.ndarray:
+    """Arm-label pixels beyond a wrist, seen along the forearm. Without elbow and wrist nothing counts as hand.
+
+    start, reach: from how far beyond the wrist to how far around it, in lengths of the forearm.
+    """
     hands = np.zeros(parse.shape, dtype=bool)
     ys, xs = np.ogrid[: body.height, : body.width]
     for _, elbow, wrist in ARMS:
@@ -108,10 +113,10 @@ def _hands(parse: np.ndarray, body: Body) -> np.ndarray:
             continue
         forearm = body.xy[wrist] - body.xy[elbow]
         length = np.linalg.norm(forearm)
-        reach = max(0.9 * length, body.px(60))  # a hand is about 0.8 of a forearm; foreshortened ones need a floor
+        radius = max(reach * length, body.px(60))  # a hand is about 0.8 of a forearm; foreshortened ones need a floor
         dx, dy = xs - body.xy[wrist][0], ys - body.xy[wrist][1]
-        beyond = dx * forearm[0] + dy * forearm[1] > 0.2 * length**2  # cuffs reach past the joint
-        hands |= beyond & (dx**2 + dy**2 < reach**2)
+        beyond = dx * forearm[0] + dy * forearm[1] > start * length**2  # cuffs reach past the joint
+        hands |= beyond & (dx**2 + dy**2 < radius**2)
     return (hands & np.isin(parse, ARM_LABELS)) | (parse == labels.GLOVE)
 
 
@@ -199,6 +204,31 @@ def _box(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
     return drawing.mask
 
 
+# What comes back into the person's box besides head and hands; lower_body and dresses, which the paper does not treat,
+# in the same spirit.
+PASTED_LABELS = {
+    "upper_body": (PANTS, SKIRT, labels.SOCKS, *LEG_LABELS, *SHOE_LABELS),
+    "lower_body": (UPPER, COAT, *ARM_LABELS, *SHOE_LABELS),
+    "dresses": SHOE_LABELS,
+}
+
+
+def _tryondiffusion(parse: np.ndarray, body: Body, category: Category) -> np.ndarray:
+    """The whole bounding box of the person, except for head, hands and lower body (arXiv 2306.08276, Section 3.1).
+
+    Arms, neck and the background near the person are hidden too: outlines give away the old garment. Hands begin a
+    tenth of the forearm before the wrist and end 0.6 of it behind.
+    """
+    drawing = body.canvas()
+    person = parse != labels.BACKGROUND
+    box = shapes.bounding_box(person if person.any() else _covered_part(parse, body, category))
+    if box is not None:
+        drawing.box(*box)
+    kept = np.isin(parse, PASTED_LABELS[category]) | _hands(parse, body, start=-0.1, reach=0.6)
+    kept |= _head(parse, body, category) | (parse == labels.HAIR)
+    return drawing.mask & ~kept
+
+
 _DRAWN = {"viton_hd": published.VITON_HD, "hr_viton": published.HR_VITON, "cat_dm": published.CAT_DM}
 _RULES: dict[str, Callable[[np.ndarray, Body, Category], np.ndarray]] = {
     "safe": _safe,
@@ -208,4 +238,5 @@ _RULES: dict[str, Callable[[np.ndarray, Body, Category], np.ndarray]] = {
     "ootd": published.ootd,
     "hull": _hull,
     "box": _box,
+    "tryondiffusion": _tryondiffusion,
 }

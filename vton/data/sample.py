@@ -61,6 +61,7 @@ class TryOnSample:
     densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
     truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
+    garment_keypoints: Tensor | None = None  # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
     position: int = -1  # place in the endless training stream, which seeds this sample's noise; -1 outside training
 
     @property
@@ -84,8 +85,10 @@ class TryOnSample:
                 self._reject(name, "is not 0 or 1 everywhere")
             if channels == 3 and max(-low, high) > 1 + 1e-5:
                 self._reject(name, f"leaves [-1, 1]: max |x| is {max(-low, high):.3f}")
-        if tuple(self.keypoints.shape) != (JOINTS, 3):
-            self._reject("keypoints", f"has shape {tuple(self.keypoints.shape)}, expected {(JOINTS, 3)}")
+        for name in ("keypoints", "garment_keypoints"):
+            joints = getattr(self, name)
+            if joints is not None and tuple(joints.shape) != (JOINTS, 3):
+                self._reject(name, f"has shape {tuple(joints.shape)}, expected {(JOINTS, 3)}")
         if tuple(self.parse.shape) != (height, width) or self.parse.dtype != torch.int64:
             self._reject("parse", f"is {self.parse.dtype} {tuple(self.parse.shape)}, expected int64 {(height, width)}")
         if self.category not in CATEGORIES:
@@ -136,6 +139,7 @@ class TryOnBatch:
     densepose: Tensor | None = None  # (B, 3, H, W)
     truth: Tensor | None = None  # (B, 3, H, W)
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
+    garment_keypoints: Tensor | None = None  # (B, J, 3)
     position: list[int] = field(default_factory=list)  # filled with -1 where not given
 
     def __post_init__(self):

@@ -3,7 +3,13 @@
     z_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps
     v   = sqrt(abar_t) eps - sqrt(1 - abar_t) x0
 
-Legend: B batch; latents are (B, C, H, W); t is (B,) int64 in 0 .. T-1.
+Discrete schedules are a table of T = train_timesteps values: t is (B,) int64 in 0 .. T-1. Continuous ones are formulas
+(as Imagen has them, arXiv 2205.11487): t is (B,) real in [0, T], and with u = t / T
+
+    log(abar / (1 - abar)) = -2 log tan(pi/2 (u + s) / (1 + s)), s = 0.008      cosine
+                             -log(expm1(0.1 u + 9.95 u^2))                      linear
+
+Legend: B batch; latents are (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -20,6 +26,9 @@ class Objective:
 
     def __init__(self, config: ObjectiveConfig):
         self.config = config
+        self.continuous = config.continuous
+        if self.continuous:
+            return
         scheduler = DDPMScheduler(
             num_train_timesteps=config.train_timesteps,
             beta_start=config.beta_start,
@@ -33,11 +42,25 @@ class Objective:
 
     def timesteps(self, u: Tensor) -> Tensor:
         """Uniform u in [0, 1) to timesteps; `timestep_power` above 1 moves them towards noise."""
-        t = (u ** (1 / self.config.timestep_power) * self.config.train_timesteps).long()
-        return t.clamp(max=self.config.train_timesteps - 1)
+        return self.at(u ** (1 / self.config.timestep_power))
+
+    def at(self, part: Tensor) -> Tensor:
+        """(B,) in [0, 1], from clean to noise, as timesteps."""
+        t = part * self.config.train_timesteps
+        return t if self.continuous else t.long().clamp(max=self.config.train_timesteps - 1)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """(B,) float64: log of signal power over noise power of a continuous schedule, clipped to `max_log_snr`."""
+        u, bound = t.double() / self.config.train_timesteps, self.config.max_log_snr
+        if self.config.schedule == "continuous_linear":
+            return -torch.log(torch.expm1(0.1 * u + 9.95 * u**2)).clamp(-bound, bound)
+        return (-2 * torch.log(torch.tan(torch.pi / 2 * (u + 0.008) / 1.008).abs())).clamp(-bound, bound)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped (B, 1, 1, 1)."""
+        if self.continuous:
+            log_snr = self.log_snr(t.to(like.device)).view(-1, *[1] * (like.ndim - 1))
+            return log_snr.sigmoid().sqrt().to(like.dtype), (-log_snr).sigmoid().sqrt().to(like.dtype)
         abar = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
         return abar.sqrt(), (1 - abar).sqrt()
 
@@ -67,14 +90,20 @@ class Objective:
         """(B,) loss weight; min-SNR (arXiv 2303.09556) in the unit of the prediction type."""
         if self.config.loss_weight == "uniform":
             return torch.ones_like(t, dtype=torch.float32)
-        abar = self.alphas_cumprod.to(t.device)[t]
-        snr = abar / (1 - abar)
+        snr = self.snr(t)
         clipped = snr.clamp(max=self.config.min_snr_gamma)
         if self.config.prediction == "sample":
             return clipped
         if self.config.prediction == "epsilon":
             return torch.where(snr > 0, clipped / snr, 1.0)  # its limit where zero terminal SNR would give 0 / 0
         return clipped / (snr + 1)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """(B,) signal power over noise power, float32."""
+        if self.continuous:
+            return self.log_snr(t).exp().float()
+        abar = self.alphas_cumprod.to(t.device)[t]
+        return abar / (1 - abar)
 
     def loss(self, prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """(B,) weighted mean squared error of each sample, in float32."""

@@ -1,7 +1,7 @@
 """TryOnModule: the one LightningModule. An architecture says what is special about it; the rest happens here.
 
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
-`training_condition`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
+`training_condition`, `training_view`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
@@ -57,6 +57,10 @@ class TryOnModule(LightningModule):
         """
         return self.drop(self.condition(batch), u < self.config.model.condition_dropout)
 
+    def training_view(self, batch: TryOnBatch) -> TryOnBatch:
+        """The batch as training sees it, e.g. random crops; every draw a function of (seed, position)."""
+        return batch
+
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         """What depends on t, or on the place in the sampling schedule (None in training), but not on z_t."""
         return {}
@@ -72,6 +76,10 @@ class TryOnModule(LightningModule):
     @abstractmethod
     def unconditional(self, conditions: Conditions) -> Conditions:
         """The conditions of the guidance branch, as the paper drops them."""
+
+    def can_sample(self, batch: TryOnBatch) -> bool:
+        """Whether the batch holds what `condition` needs; if not, training shows no pictures of such batches."""
+        return True
 
     def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """Further scalar losses, already weighted, by name."""
@@ -116,6 +124,7 @@ class TryOnModule(LightningModule):
 
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         self.current_pairs = batch.pair_id  # for error messages
+        batch = self.training_view(batch)
         draws = [noise.generator(self.config.seed, "train", position) for position in batch.position]
         with torch.no_grad():
             x0 = self.codec.encode(batch.person)

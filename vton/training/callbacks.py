@@ -104,7 +104,8 @@ class HeldOut(Callback):
             return
         module.eval()
         with self.ema.applied(module) if self.ema else nullcontext():
-            scores = {order: self.look(trainer, module, order, batch, step) for order, batch in self.batches.items()}
+            batches = {order: batch for order, batch in self.batches.items() if module.can_sample(batch)}
+            scores = {order: self.look(trainer, module, order, batch, step) for order, batch in batches.items()}
         module.train()
         trainer.callback_metrics.update({k: torch.tensor(v) for s in scores.values() for k, v in s.items()})
 

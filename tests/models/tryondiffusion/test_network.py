@@ -1,0 +1,151 @@
+"""The three networks: size as published, who sees what, and every choice that the paper leaves open.
+
+Proofs by perturbation work on randomised weights: at initialisation zeros would hide mistakes.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig, parallel_256
+from vton.models.tryondiffusion.layers import Attention
+from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
+
+SMALL = ParallelUNetConfig(
+    widths=(8, 16, 16), blocks=(1, 1, 2), garment_blocks=(1, 1, 2), attention=(False, True, True), heads=2,
+    embedding=16, pose_width=8, sinusoid=8,
+)  # fmt: skip
+SMALL_1024 = EfficientUNetConfig(widths=(8, 16), blocks=(1, 2), embedding=16, sinusoid=8)
+
+
+def randomised(network):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def inputs(lowres=False, size=(16, 12), rows=2):
+    g = torch.Generator().manual_seed(1)
+    names = ("z", "agnostic", "garment", "lowres") if lowres else ("z", "agnostic", "garment")
+    picture = {name: torch.randn(rows, 3, *size, generator=g) for name in names}
+    rest = {"t": torch.rand(rows, generator=g), "levels": torch.rand(rows, 3 if lowres else 2, generator=g)}
+    return picture | rest | {name: torch.rand(rows, 17, 2, generator=g) for name in ("person_pose", "garment_pose")}
+
+
+def forward(network, x, lowres=False):
+    e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
+    features = network.encode_garment(x["garment"], e)
+    aligned = [x["agnostic"], *([x["lowres"]] if lowres else [])]
+    return features, network.denoise(x["z"], aligned, e, poses, features)
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "lowres", "parameters", "tera", "garment_tera"),
+    [
+        (ParallelUNetConfig(), 128, False, 1_136_019_971, 1.149, 0.424),
+        (parallel_256(), 256, True, 1_065_994_755, 1.286, 0.407),
+    ],
+)
+@torch.no_grad()
+def test_parallel_unets_have_the_published_size(config, size, lowres, parameters, tera, garment_tera):
+    with torch.device("meta"):
+        network = ParallelUNet(config, lowres=lowres).requires_grad_(False)
+        assert sum(p.numel() for p in network.parameters()) == parameters
+        e, poses = network.embed(torch.zeros(1), torch.zeros(1, 3 if lowres else 2), *torch.zeros(2, 1, 17, 2))
+        picture = torch.zeros(1, 3, size, size)
+        features = network.encode_garment(picture, e)
+        garment = flops(lambda: network.encode_garment(picture, e))
+        person = flops(lambda: network.denoise(picture, [picture] * (1 + lowres), e, poses, features))
+    assert garment / 1e12 == pytest.approx(garment_tera, rel=0.02)
+    assert (garment + person) / 1e12 == pytest.approx(tera, rel=0.02)
+    assert "decoder.0" not in features and {f.shape[-1] for f in features.values()} <= {32, 16}
+
+
+@torch.no_grad()
+def test_efficient_unet_has_the_expected_size():
+    with torch.device("meta"):
+        network = EfficientUNet(EfficientUNetConfig()).requires_grad_(False)
+        picture, e = torch.zeros(1, 3, 256, 256), torch.zeros(1, 512)
+        assert flops(lambda: network.denoise(picture, picture, e)) / 1e12 == pytest.approx(0.51, rel=0.02)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(451, rel=0.005)
+    assert not any(isinstance(module, Attention) for module in network.modules())
+
+
+@torch.no_grad()
+def test_who_sees_what():
+    """Garment features: all but z_t and the agnostic picture. Prediction: the garment by cross-attention only."""
+    network, x = randomised(ParallelUNet(SMALL)), inputs()
+    features, prediction = forward(network, x)
+    for name in x:
+        changed, other = forward(network, x | {name: x[name].flip(0)})
+        moved = max((changed[key] - features[key]).abs().max() for key in features)
+        assert (moved == 0) if name in ("z", "agnostic") else (moved > 1e-3), name
+        assert (other - prediction).abs().max() > 1e-4, name
+    assert not any(isinstance(module, Attention) for module in network.garment_unet.modules())
+
+    for module in network.person_unet.modules():
+        if hasattr(module, "garment_norm"):
+            torch.nn.init.zeros_(module.to_out.weight)
+    _, without = forward(network, x)
+    _, other = forward(network, x | {"garment": x["garment"].flip(0)})
+    assert torch.equal(without, other) and not torch.equal(without, prediction)
+
+
+CHOICES = ({}, {"film": "norm2"}, {"garment_map": "block"}, {"skip_scale": 0.7}, {"positions": 2.5})
+
+
+@pytest.mark.parametrize("changes", CHOICES)
+def test_every_parameter_learns_whatever_is_chosen(changes):
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, **changes)
+    network = randomised(ParallelUNet(config, lowres=bool(changes), aspect=4 / 3))
+    features, prediction = forward(network, inputs(lowres=bool(changes)), lowres=bool(changes))
+    assert prediction.shape == (2, 3, 16, 12)
+    by_block = 2 * (1 + 2) if config.garment_map == "block" else 2 * 2
+    assert len(features) == by_block
+    prediction.square().mean().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert idle == []
+
+
+def test_rows_may_share_features():
+    network, x = randomised(ParallelUNet(SMALL)), inputs()
+    x = {name: value[:1] for name, value in x.items()}
+    features, alone = forward(network, x)
+    e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
+    twice = [torch.cat([x[name]] * 2) for name in ("z", "agnostic")]
+    shared = features | {"row": torch.zeros(2, dtype=torch.int64)}
+    together = network.denoise(twice[0], twice[1:], e.expand(2, -1), poses.expand(2, -1, -1), shared)
+    torch.testing.assert_close(together, alone.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = randomised(ParallelUNet(dataclasses.replace(SMALL, gradient_checkpointing=checkpointing)))
+        forward(network, inputs())[1].square().mean().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=5e-5, rtol=0)
+
+
+def test_efficient_unet_takes_any_size_and_all_of_it_learns():
+    network, e = randomised(EfficientUNet(SMALL_1024)), torch.randn(1, 16)
+    for size in ((8, 8), (16, 12)):
+        z, lowres = torch.randn(2, 1, 3, *size)
+        out = network.denoise(z, lowres, e)
+        assert out.shape == z.shape and (network.denoise(z, 0 * lowres, e) - out).abs().max() > 1e-3
+    embedded = network.time(torch.rand(1)) + network.level(torch.rand(1))
+    network.denoise(z, lowres, embedded).square().mean().backward()
+    assert all(p.grad.abs().max() > 0 for p in network.parameters())

@@ -1,0 +1,175 @@
+"""TryOnDiffusion's settings. Defaults are the paper's, its appendix's or Imagen's; where all three are silent, ours.
+
+The source of each is given as P (paper), S (its appendix), I (Imagen, arXiv 2205.11487, which it follows) or D (our
+decision, for a reason that vton/models/tryondiffusion/README.md gives).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from vton.config import ConfigError, ModelConfig
+
+
+@dataclass
+class ParallelUNetConfig:
+    """Both UNets of a Parallel-UNet; the defaults are those of 128x128 (P, Fig. 2)."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 1024)  # channels per level
+    blocks: tuple[int, ...] = (3, 4, 6, 7)  # person units per level, in the encoder and again in the decoder
+    garment_blocks: tuple[int, ...] = (3, 4, 6, 7)  # the decoder's only down to the last level with attention
+    attention: tuple[bool, ...] = (False, False, True, True)  # levels whose person units have self- and cross-attention
+    heads: int = 8  # I
+    embedding: int = 512  # D: width E of the vector that FiLM reads
+    pose_width: int = 512  # D: width P of the pose tokens
+    sinusoid: int = 128  # D: channels of the code of timesteps and noise levels
+    film: Literal["pre", "norm2"] = "pre"  # P/I: before the block's first norm; norm2: behind its second
+    skip_scale: float = 1.0  # D: of what decoders take over from the encoder; Imagen's is 1/sqrt(2)
+    garment_map: Literal["stage", "block"] = "stage"  # D: a level's last features, or those of the unit of equal number
+    # Not in the paper: amplitude of a position code on queries and keys, with keys starting equal to queries and
+    # orthogonal values and outputs. In a short training from scratch attention finds no correspondence without it.
+    positions: float = 0.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        check_levels(self, "widths", "blocks", "garment_blocks", "attention")
+        check_widths(self.widths, self.skip_scale)
+        if not any(self.attention):
+            raise ConfigError("A Parallel-UNet without attention at any level would never see the garment.")
+        attended = [width for width, attention in zip(self.widths, self.attention, strict=True) if attention]
+        for width in (*attended, self.pose_width):
+            if width % self.heads:
+                raise ConfigError(f"A Parallel-UNet's heads={self.heads} must divide its attention width {width}.")
+            if self.positions and width % 4:
+                raise ConfigError(f"A position code needs attention widths divisible by 4, not {width}.")
+        if self.sinusoid % 2:
+            raise ConfigError(f"A Parallel-UNet's sinusoid={self.sinusoid} must be even: sines and cosines.")
+        unequal = [
+            level
+            for level, attention in enumerate(self.attention)
+            if attention and self.blocks[level] != self.garment_blocks[level]
+        ]
+        if self.garment_map == "block" and unequal:
+            raise ConfigError(
+                f"garment_map=block needs as many garment_blocks as blocks where there is attention; level {unequal[0]}"
+                f" has {self.garment_blocks[unequal[0]]} and {self.blocks[unequal[0]]}."
+            )
+
+    @property
+    def last_attention(self) -> int:
+        """The highest resolution with attention: where the garment UNet's decoder ends."""
+        return self.attention.index(True)
+
+
+@dataclass
+class EfficientUNetConfig:
+    """Imagen's Efficient-UNet without any attention (I; P for leaving out the attention)."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    blocks: tuple[int, ...] = (2, 4, 8, 8)
+    embedding: int = 512
+    sinusoid: int = 128
+    film: Literal["pre", "norm2"] = "pre"
+    skip_scale: float = 2**-0.5  # I
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        check_levels(self, "widths", "blocks")
+        check_widths(self.widths, self.skip_scale)
+        if self.sinusoid % 2:
+            raise ConfigError(f"An Efficient-UNet's sinusoid={self.sinusoid} must be even: sines and cosines.")
+
+
+def check_levels(config, *names: str) -> None:
+    counts = {name: len(getattr(config, name)) for name in names}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ConfigError(f"A UNet's settings describe different numbers of levels ({found}); give one value each.")
+    blocks = [name for name in names if name.endswith("blocks") and min(getattr(config, name)) < 1]
+    if blocks:
+        raise ConfigError(f"A UNet's {blocks[0]}={list(getattr(config, blocks[0]))} must be at least 1 at every level.")
+
+
+def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
+    for width in widths:
+        if width % 4 or (width > 64 and width % 16) or (width > 128 and width % 32):  # decoders join two of a width
+            raise ConfigError(
+                f"A UNet's width {width} cannot be normalised in min(32, width / 4) groups: use multiples of 4, above "
+                "64 of 16, above 128 of 32."
+            )
+    if any(b < a for a, b in pairwise(widths)) or skip_scale <= 0:
+        raise ConfigError(f"A UNet's widths={list(widths)} must not fall and skip_scale={skip_scale:g} be positive.")
+
+
+def parallel_256() -> ParallelUNetConfig:
+    """S, Fig. 8: one more level, attention at 16x16 only, six garment blocks beside seven person blocks at 32x32."""
+    return ParallelUNetConfig(
+        widths=(128, 128, 256, 512, 1024),
+        blocks=(2, 3, 4, 7, 7),
+        garment_blocks=(2, 3, 4, 6, 7),
+        attention=(False, False, False, False, True),
+    )
+
+
+@dataclass
+class NoiseAugmentationConfig:
+    """Noise on every conditional image, with its level embedded (P; P for uniform levels and constants at sampling).
+
+    A level s in [0, 1] is a time of the curve: image <- alpha_s image + sigma_s noise. Level 0 adds nothing.
+    """
+
+    curve: Literal["schedule", "cosine", "linear"] = "schedule"  # D: the stage's own objective.schedule
+    levels: tuple[float, float] = (0.0, 1.0)  # training draws uniformly from here, per image and sample; [0, 0] = off
+    agnostic: float = 0.0  # levels at sampling; the paper found its by grid search and does not give them
+    garment: float = 0.0
+    lowres: float = 0.0
+
+    def __post_init__(self):
+        low, high = self.levels
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"model.augmentation.levels={[low, high]} must satisfy 0 <= low <= high <= 1.")
+        for name in ("agnostic", "garment", "lowres"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"model.augmentation.{name}={getattr(self, name)} must be in [0, 1].")
+
+
+@dataclass
+class TryOnDiffusionConfig(ModelConfig):
+    name: str = "tryondiffusion"
+    stage: Literal["base", "sr256", "sr1024"] = "base"  # which network of the cascade this run is about
+    base: ParallelUNetConfig = field(default_factory=ParallelUNetConfig)
+    sr256: ParallelUNetConfig = field(default_factory=parallel_256)
+    sr1024: EfficientUNetConfig = field(default_factory=EfficientUNetConfig)
+    augmentation: NoiseAugmentationConfig = field(default_factory=NoiseAugmentationConfig)
+    keypoints: int = 17  # 17: COCO's, which the paper's pose estimator finds; 18: with the neck, as the data has them
+    visibility: bool = False  # D: a third number per keypoint; without it missing joints are just zeros
+    garment_pose: Literal["constant", "keypoints"] | None = None  # D: null = zeros, as flat garments have no pose
+    garment_pose_constant: float = 0.5  # garment_pose=constant: x and y of every joint
+    agnostic_fill: float = 0.0  # D: colour of what is blanked, in [-1, 1]; 0 is also what condition dropout leaves
+    garment_fill: float = 0.0  # D: colour around the segmented garment
+    lowres_filter: Literal["area", "bicubic"] = "area"  # D: antialiased reduction of training pictures
+    crop_px: int = 256  # sr1024: side of the training crops (P)
+    drop_lowres: bool = True  # the null condition drops the low-resolution picture too (P: it is a conditional image)
+    drop_levels: bool = False  # D: the null condition drops the embedding of the noise levels too
+    garment_steps: int = 8  # sampling steps whose garment features are made in one pass; exact, memory grows with it
+    null_table: bool = True  # keep the null branch's garment features of every step between pictures; exact
+
+    def __post_init__(self):
+        if self.keypoints not in (17, 18):
+            raise ConfigError(f"model.keypoints={self.keypoints}: the data has COCO's 18 joints; use 17 or 18.")
+        for name in ("agnostic_fill", "garment_fill"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be in [-1, 1].")
+        if self.garment_steps < 1:
+            raise ConfigError(f"model.garment_steps={self.garment_steps} must be at least 1.")
+        if self.crop_px < 1 or self.crop_px % 2 ** len(self.sr1024.widths):
+            raise ConfigError(
+                f"model.crop_px={self.crop_px} must be a positive multiple of {2 ** len(self.sr1024.widths)}, by which "
+                "model.sr1024 reduces pictures."
+            )
+
+    @property
+    def label(self) -> str:
+        return self.name if self.stage == "base" else f"{self.name}-{self.stage}"

@@ -1,0 +1,215 @@
+"""TryOnDiffusion (Zhu et al., CVPR 2023, arXiv 2306.08276) behind the contract: one stage of the cascade per run.
+
+A batch becomes the tensors that vton/models/tryondiffusion/stages.py works on: clothing-agnostic picture, segmented
+garment, both poses, the low-resolution result, and the noise on all of these pictures.
+
+Legend: B batch, H W picture size, K keypoints, L number of the stage's conditional images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vton.config import ConfigError, ObjectiveConfig
+from vton.data.sample import DataError, TryOnBatch
+from vton.diffusion import noise
+from vton.diffusion.objective import Objective
+from vton.diffusion.sampling import Conditions, Features, Step, sampling_times
+from vton.models.base import TryOnModule
+from vton.models.tryondiffusion.config import TryOnDiffusionConfig
+from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
+from vton.models.tryondiffusion.reuse import GarmentReuse
+from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
+from vton.registry import register
+
+IMAGES = {"base": ("agnostic", "garment"), "sr256": ("agnostic", "garment", "lowres"), "sr1024": ("lowres",)}
+ENLARGEMENT = {"sr256": 2, "sr1024": 4}
+# COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left first.
+COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
+
+
+@register(TryOnDiffusionConfig)
+class TryOnDiffusion(TryOnModule):
+    """The network of `model.stage`, trained as a whole, from scratch, on pixels."""
+
+    def build(self) -> None:
+        model: TryOnDiffusionConfig = self.config.model
+        if self.config.codec.name != "identity":
+            raise ConfigError(
+                f"codec.name={self.config.codec.name}: model=tryondiffusion paints pixels; set codec.name=identity."
+            )
+        (height, width), timesteps = self.config.data.size, self.config.objective.train_timesteps
+        if model.stage == "sr1024":
+            self.network = EfficientUNet(model.sr1024)
+            self.stage = UpscaleStage(self.network, model, timesteps)
+        else:
+            coordinates, lowres = 3 if model.visibility else 2, model.stage == "sr256"
+            shape = getattr(model, model.stage)
+            self.network = ParallelUNet(shape, model.keypoints, coordinates, lowres, aspect=height / width)
+            reuse = GarmentReuse(self.network, self.grid, timesteps, model.garment_steps, model.null_table)
+            self.stage = TryOnStage(self.network, model, timesteps, reuse)
+        if height % self.network.factor or width % self.network.factor:
+            raise ConfigError(
+                f"data.size={[height, width]} must be divisible by {self.network.factor}, by which model.{model.stage} "
+                "reduces pictures."
+            )
+        curve = model.augmentation.curve
+        own = curve == "schedule"
+        self.curve = self.objective if own else Objective(ObjectiveConfig(schedule=f"continuous_{curve}"))
+
+    def networks(self) -> dict[str, nn.Module]:
+        parts = {"efficient_unet": self.network}
+        if isinstance(self.network, ParallelUNet):
+            parts = dict(self.network.named_children())
+        return parts | self.frozen
+
+    def trained_parameters(self) -> list[dict]:
+        """All, but for the garment pose's linear layer where that pose is zero: only its bias matters then."""
+        idle = "embedding.garment.linear.weight" if self.config.model.garment_pose is None else ""
+        return [{"params": [p for name, p in self.network.named_parameters() if name != idle]}]
+
+    def train(self, mode: bool = True):
+        """Also forgets kept features: averaged weights are swapped in and out between changes of mode."""
+        if isinstance(getattr(self, "stage", None), TryOnStage):
+            self.stage.reuse.forget()
+        return super().train(mode)
+
+    def grid(self) -> list[float]:
+        """The timesteps of the configured sampling run."""
+        return sampling_times(self.config.sampler, self.objective).tolist()
+
+    def training_view(self, batch: TryOnBatch) -> TryOnBatch:
+        """The 1024 stage trains on crops of the person, drawn from (seed, position)."""
+        if self.config.model.stage != "sr1024":
+            return batch
+        (height, width), crop = batch.person.shape[-2:], self.config.model.crop_px
+        size, crops = (min(crop, height), min(crop, width)), []
+        for picture, position in zip(batch.person, batch.position, strict=True):
+            down, right = torch.rand(2, generator=noise.generator(self.config.seed, "crop", position)).tolist()
+            top, left = int(down * (height - size[0] + 1)), int(right * (width - size[1] + 1))
+            crops.append(picture[:, top : top + size[0], left : left + size[1]])
+        return replace(batch, person=torch.stack(crops))
+
+    def condition(self, batch: TryOnBatch, lowres: Tensor | None = None) -> Conditions:
+        """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and 4 for sr1024.
+
+        Without it the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends on
+        the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
+        ValueError for a result of another size.
+        """
+        seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
+        draws = {name: [noise.generator(seed, "augmentation", name, *key) for key in keys] for name in self.images}
+        levels = [getattr(self.config.model.augmentation, name) for name in self.images]
+        if lowres is None and "lowres" in self.images:
+            if batch.truth is None:
+                raise DataError(
+                    f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.stage={self.config.model.stage} "
+                    "enlarges the former stage's result, and without one the truth, which real unpaired pairs lack; "
+                    "use eval.orders=[paired]."
+                )
+            lowres = self.reduced(batch.truth)
+        if lowres is not None:
+            self.check_lowres(lowres, batch)
+        return self.read(batch, lowres, batch.person.new_tensor([levels]), draws)
+
+    def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
+        """Own noise levels for every image and sample; one coin per sample drops everything."""
+        seed, (low, high) = self.config.seed, self.config.model.augmentation.levels
+        draws = {n: [noise.generator(seed, "augmentation", n, place) for place in batch.position] for n in self.images}
+        levels = torch.stack([low + (high - low) * noise.uniform(draws[name], batch.person) for name in self.images], 1)
+        lowres = self.reduced(batch.person) if "lowres" in self.images else None
+        conditions = self.read(batch, lowres, levels, draws)
+        return self.drop(conditions, u < self.config.model.condition_dropout)
+
+    def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
+        stage, found = self.config.model.stage, list(lowres.shape[-2:])
+        expected = [side // ENLARGEMENT[stage] for side in batch.person.shape[-2:]] if stage in ENLARGEMENT else None
+        if found != expected:
+            raise ValueError(f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}.")
+
+    def can_sample(self, batch: TryOnBatch) -> bool:
+        return "lowres" not in self.images or batch.truth is not None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The stage's conditional images, in the order of their noise levels."""
+        return IMAGES[self.config.model.stage]
+
+    def read(
+        self, batch: TryOnBatch, lowres: Tensor | None, levels: Tensor, draws: dict[str, list[torch.Generator]]
+    ) -> Conditions:
+        """Conditions with levels (B or 1, L) of noise from `draws`. Noise comes before everything else, so before the
+        low-resolution result is enlarged."""
+        model: TryOnDiffusionConfig = self.config.model
+        clean = {"lowres": lowres}
+        if model.stage != "sr1024":
+            clean["agnostic"] = batch.agnostic + model.agnostic_fill * batch.agnostic_mask
+            clean["garment"] = torch.where(batch.garment_mask > 0, batch.garment, model.garment_fill)
+        rows = levels.expand(len(batch), -1).unbind(1)
+        images = {n: self.noised(clean[n], level, draws[n]) for n, level in zip(self.images, rows, strict=True)}
+        if lowres is not None:
+            images["lowres"] = enlarged(images["lowres"], ENLARGEMENT[model.stage])
+        if model.stage == "sr1024":
+            return self.stage.condition(images, levels)
+        return self.stage.condition(images, levels, self.person_pose(batch), self.garment_pose(batch))
+
+    def noised(self, image: Tensor, level: Tensor, draws: list[torch.Generator]) -> Tensor:
+        """alpha_s image + sigma_s noise with s = level (B,); a level of 0 changes nothing."""
+        if image.is_meta or not level.any():
+            return image
+        signal, sigma = self.curve.signal_and_noise(self.curve.at(level), image)
+        eps = noise.normal(image.shape[1:], draws, image)
+        return torch.where(level.view(-1, 1, 1, 1) > 0, signal * image + sigma * eps, image)
+
+    def reduced(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H / n, W / n), antialiased: the former stage's result as training knows it."""
+        factor, mode = ENLARGEMENT[self.config.model.stage], self.config.model.lowres_filter
+        size = [side // factor for side in picture.shape[-2:]]
+        if mode == "area":
+            return F.interpolate(picture, size, mode="area")
+        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(-1, 1)  # bicubic overshoots
+
+    def person_pose(self, batch: TryOnBatch) -> Tensor:
+        return joints(batch.keypoints, self.config.model.keypoints, self.config.model.visibility)
+
+    def garment_pose(self, batch: TryOnBatch) -> Tensor:
+        """(B, K, 2 or 3): zeros, one constant, or the joints of who wears the garment. Raises DataError without any."""
+        model: TryOnDiffusionConfig = self.config.model
+        if model.garment_pose == "keypoints":
+            if batch.garment_keypoints is None:
+                raise DataError(
+                    f"{batch.dataset[0]}: model.garment_pose=keypoints needs pictures of worn garments with their "
+                    "joints (TryOnSample.garment_keypoints); for flat ones use model.garment_pose=null or constant."
+                )
+            return joints(batch.garment_keypoints, model.keypoints, model.visibility)
+        pose = joints(torch.ones_like(batch.keypoints), model.keypoints, model.visibility)
+        if model.garment_pose is None:
+            return torch.zeros_like(pose)
+        pose[..., :2] = model.garment_pose_constant
+        return pose
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+        return self.stage.garment_features(conditions, t, step)
+
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        return self.stage.denoise(z_t, t, conditions, features)
+
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        return self.stage.unconditional(conditions)
+
+
+def joints(keypoints: Tensor, count: int, visibility: bool) -> Tensor:
+    """(B, 18, 3) of TryOnBatch -> (B, count, 2), or 3 with visibility; missing joints are zeros."""
+    seen = (keypoints[..., 2:] > 0).to(keypoints.dtype)
+    table = torch.cat([keypoints[..., :2] * seen, seen], -1)
+    table = table[:, COCO_17] if count == 17 else table
+    return table if visibility else table[..., :2]
+
+
+def enlarged(picture: Tensor, factor: int) -> Tensor:
+    """(B, 3, h, w) -> (B, 3, factor h, factor w), bilinear, in training as in sampling (appendix)."""
+    return F.interpolate(picture, scale_factor=factor, mode="bilinear", align_corners=False)

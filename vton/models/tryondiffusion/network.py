@@ -1,0 +1,240 @@
+"""TryOnDiffusion's three networks, from tensors to predictions (arXiv 2306.08276, Sections 3.2 and 3.3, Figs. 2 and 8).
+
+ParallelUNet (128 and 256): two UNets. The person UNet denoises [z_t, agnostic (, low-res)]; the garment UNet turns the
+segmented garment into features that the person UNet reads by cross-attention. One vector e of time, noise levels and
+both poses modulates both. EfficientUNet (1024): convolutions only, no try-on condition.
+
+Legend: B batch, H W picture height and width, K keypoints, P pose width, E width of e, L number of conditional images,
+G rows of garment features; C h w of a feature map. Pictures are (B, 3, H, W) in [-1, 1]; t and levels in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
+from vton.models.tryondiffusion.layers import NumberEmbedding, PoseEncoder, Unit, conv3, group_norm, zeroed
+
+Read = Callable[[str, int, int], tuple]  # side, level, number -> what a unit reads besides its input
+
+
+class Embedding(nn.Module):
+    """e = MLP(t) + sum_i MLP_i(level_i) + pool(person pose) + pool(garment pose), and the pose tokens."""
+
+    def __init__(self, config: ParallelUNetConfig, keypoints: int, coordinates: int, levels: int):
+        super().__init__()
+        numbers = (config.sinusoid, config.embedding)
+        pose = (keypoints, coordinates, config.pose_width, config.embedding, config.heads)
+        self.pose_shape = (keypoints, coordinates)
+        self.time = NumberEmbedding(*numbers)
+        self.levels = nn.ModuleList(NumberEmbedding(*numbers) for _ in range(levels))
+        self.person, self.garment = PoseEncoder(*pose), PoseEncoder(*pose)
+
+    def embed_levels(self, levels: Tensor) -> Tensor:
+        """(B, L) -> (B, E)."""
+        return sum(embed(level) for embed, level in zip(self.levels, levels.unbind(1), strict=True))
+
+    def embed_poses(self, person: Tensor, garment: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, 2 or 3) each -> tokens of both (B, 2K, P), the sum of both pooled vectors (B, E)."""
+        (tokens, pooled), (garment_tokens, garment_pooled) = self.person(person), self.garment(garment)
+        return torch.cat([tokens, garment_tokens], 1), pooled + garment_pooled
+
+
+class Encoder(nn.Module):
+    """Head convolution, then units level by level; stride-2 convolutions in between."""
+
+    def __init__(self, in_channels: int, blocks: tuple[int, ...], config, attention: tuple[bool, ...], aspect: float):
+        super().__init__()
+        self.head = conv3(in_channels, config.widths[0])
+        self.levels = nn.ModuleList(
+            nn.ModuleList(Unit(width, width, config, attend, aspect) for _ in range(count))
+            for width, count, attend in zip(config.widths, blocks, attention, strict=True)
+        )
+        self.down = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(config.widths))
+        self.checkpointing = config.gradient_checkpointing
+
+    def forward(self, x: Tensor, read: Read) -> list[list[Tensor]]:
+        """x (B, in_channels, H, W) -> the output of every unit, by level."""
+        x, outputs = self.head(x), []
+        for level, units in enumerate(self.levels):
+            x = self.down[level - 1](x) if level else x
+            outputs.append([])
+            for number, unit in enumerate(units):
+                x = run(unit, self.checkpointing, x, *read("encoder", level, number))
+                outputs[-1].append(x)
+        return outputs
+
+
+class Decoder(nn.Module):
+    """Units from the lowest resolution up to level `last`, each joined by the mirror unit of the encoder."""
+
+    def __init__(self, blocks: tuple[int, ...], config, attention: tuple[bool, ...], last: int, aspect: float):
+        super().__init__()
+        self.order = list(reversed(range(last, len(blocks))))
+        self.levels = nn.ModuleDict(
+            {
+                str(level): nn.ModuleList(
+                    Unit(2 * config.widths[level], config.widths[level], config, attention[level], aspect)
+                    for _ in range(blocks[level])
+                )
+                for level in self.order
+            }
+        )
+        self.up = nn.ModuleDict(
+            {str(low): conv3(config.widths[low], config.widths[high]) for low, high in pairwise(self.order)}
+        )
+        self.skip_scale, self.checkpointing = config.skip_scale, config.gradient_checkpointing
+
+    def forward(self, skips: list[list[Tensor]], read: Read) -> dict[int, list[Tensor]]:
+        """The encoder's outputs -> the output of every unit, by level."""
+        x, outputs = skips[-1][-1], {}
+        for level in self.order:
+            if outputs:
+                x = self.up[str(level + 1)](F.interpolate(x, scale_factor=2, mode="nearest"))
+            outputs[level] = []
+            for number, unit in enumerate(self.levels[str(level)]):
+                joined = torch.cat([x, self.skip_scale * skips[level][-1 - number]], 1)
+                x = run(unit, self.checkpointing, joined, *read("decoder", level, number))
+                outputs[level].append(x)
+        return outputs
+
+
+def run(unit: Unit, checkpointing: bool, *arguments) -> Tensor:
+    """The unit's output; with checkpointing its inner activations are computed again in the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(unit, *arguments, use_reentrant=False)
+    return unit(*arguments)
+
+
+class GarmentUNet(nn.Module):
+    """Segmented garment to features, without attention, and without what lies behind the last feature that is read."""
+
+    def __init__(self, config: ParallelUNetConfig):
+        super().__init__()
+        nowhere = (False,) * len(config.widths)
+        self.encoder = Encoder(3, config.garment_blocks, config, nowhere, aspect=1.0)
+        self.decoder = Decoder(config.garment_blocks, config, nowhere, config.last_attention, aspect=1.0)
+        self.by_block = config.garment_map == "block"
+        self.attended = [level for level, attention in enumerate(config.attention) if attention]
+
+    def forward(self, garment: Tensor, e: Tensor) -> dict[str, Tensor]:
+        """garment (B, 3, H, W), e (B, E) -> features (B, C, h, w) by the name of the unit that reads them."""
+        encoded = self.encoder(garment, lambda *_: (e,))
+        decoded = self.decoder(encoded, lambda *_: (e,))
+        features = {}
+        for side, outputs in (("encoder", encoded), ("decoder", decoded)):
+            for level in self.attended:
+                if self.by_block:
+                    features |= {f"{side}.{level}.{i}": output for i, output in enumerate(outputs[level])}
+                else:
+                    features[f"{side}.{level}"] = outputs[level][-1]
+        return features
+
+
+class PersonUNet(nn.Module):
+    """Noisy picture and what is aligned with it to a prediction, reading pose tokens and garment features."""
+
+    def __init__(self, config: ParallelUNetConfig, in_channels: int, aspect: float):
+        super().__init__()
+        self.encoder = Encoder(in_channels, config.blocks, config, config.attention, aspect)
+        self.decoder = Decoder(config.blocks, config, config.attention, 0, aspect)
+        self.norm, self.tail = group_norm(config.widths[0]), zeroed(conv3(config.widths[0], 3))
+        self.by_block, self.attention = config.garment_map == "block", config.attention
+
+    def forward(self, x: Tensor, e: Tensor, poses: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """x (B, in_channels, H, W), e (B, E), poses (B, 2K, P), features as `GarmentUNet` gives them -> (B, 3, H, W).
+
+        features["row"] (B,) int64, where present, says which of their rows each row of x reads.
+        """
+
+        def read(side: str, level: int, number: int) -> tuple:
+            if not self.attention[level]:
+                return (e,)
+            name = f"{side}.{level}.{number}" if self.by_block else f"{side}.{level}"
+            return e, poses, features[name], features.get("row")
+
+        decoded = self.decoder(self.encoder(x, read), read)
+        return self.tail(F.silu(self.norm(decoded[0][-1])))
+
+
+class ParallelUNet(nn.Module):
+    """The 128 and 256 networks. `embed`, `encode_garment` and `denoise` are separate so that each runs when it must.
+
+    lowres: whether the person UNet also reads a low-resolution result; then there are three noise levels, not two.
+    aspect: height / width of the pictures, for a position code. All layers take any size divisible by `factor`.
+    """
+
+    def __init__(
+        self, config: ParallelUNetConfig, keypoints: int = 17, coordinates: int = 2, lowres: bool = False,
+        aspect: float = 1.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.factor = 2 ** (len(config.widths) - 1)
+        self.embedding = Embedding(config, keypoints, coordinates, levels=3 if lowres else 2)
+        self.person_unet = PersonUNet(config, 9 if lowres else 6, aspect)
+        self.garment_unet = GarmentUNet(config)
+
+    def embed(self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor) -> tuple[Tensor, Tensor]:
+        """t (B,), levels (B, L), poses (B, K, 2 or 3) -> e (B, E), pose tokens (B, 2K, P)."""
+        tokens, pooled = self.embedding.embed_poses(person_pose, garment_pose)
+        return self.embedding.time(t) + self.embedding.embed_levels(levels) + pooled, tokens
+
+    def encode_garment(self, garment: Tensor, e: Tensor) -> dict[str, Tensor]:
+        """Garment (B, 3, H, W) and e (B, E) to what cross-attention reads. Sees no z_t."""
+        return self.garment_unet(garment.to(e.dtype), e)
+
+    def denoise(
+        self, z_t: Tensor, aligned: list[Tensor], e: Tensor, poses: Tensor, features: dict[str, Tensor]
+    ) -> Tensor:
+        """Prediction (B, 3, H, W) from z_t and the pictures aligned with it, (B, 3, H, W) each. Sees no garment."""
+        x = torch.cat([z_t.to(e.dtype), *(image.to(e.dtype) for image in aligned)], 1)
+        return self.person_unet(x, e, poses, features)
+
+
+class EfficientUNet(nn.Module):
+    """The 1024 network: Imagen's Efficient-UNet with every attention layer left out (Section 3.3).
+
+    It goes down first and up last in each block: DBlock = stride-2 convolution, units; UBlock = + skip_scale x the
+    DBlock's output, units, x2 and convolution.
+    """
+
+    def __init__(self, config: EfficientUNetConfig):
+        super().__init__()
+        widths = config.widths
+        self.factor = 2 ** len(widths)
+        numbers = (config.sinusoid, config.embedding)
+        self.time, self.level = NumberEmbedding(*numbers), NumberEmbedding(*numbers)
+        self.head = conv3(6, widths[0])
+        pairs = list(pairwise((widths[0], *widths)))
+        self.down = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(conv3(b, a) for a, b in pairs)
+        self.down_units, self.up_units = (
+            nn.ModuleList(
+                nn.ModuleList(Unit(width, width, config, attention=False) for _ in range(count))
+                for width, count in zip(widths, config.blocks, strict=True)
+            )
+            for _ in range(2)
+        )
+        self.norm, self.tail = group_norm(widths[0]), zeroed(conv3(widths[0], 3))
+        self.skip_scale, self.checkpointing = config.skip_scale, config.gradient_checkpointing
+
+    def denoise(self, z_t: Tensor, lowres: Tensor, e: Tensor) -> Tensor:
+        """z_t and enlarged low-resolution result (B, 3, H, W), e (B, E) -> prediction (B, 3, H, W)."""
+        x, skips = self.head(torch.cat([z_t.to(e.dtype), lowres.to(e.dtype)], 1)), []
+        for down, units in zip(self.down, self.down_units, strict=True):
+            x = down(x)
+            for unit in units:
+                x = run(unit, self.checkpointing, x, e)
+            skips.append(x)
+        for up, units, skip in list(zip(self.up, self.up_units, skips, strict=True))[::-1]:
+            x = x + self.skip_scale * skip
+            for unit in units:
+                x = run(unit, self.checkpointing, x, e)
+            x = up(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.tail(F.silu(self.norm(x)))

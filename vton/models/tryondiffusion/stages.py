@@ -1,0 +1,92 @@
+"""The stages of the cascade behind the sampler's contract, from tensors to predictions.
+
+`TryOnStage` is the 128 and 256 networks, `UpscaleStage` the 1024 one. Guidance drops all conditions together: pictures
+and poses become zeros, noise levels stay (arXiv 2306.08276, Section 3.3; the reading is ours, see README.md).
+
+Legend: B batch, H W picture size, K keypoints, P pose width, E width of the conditioning vector, L conditional images.
+Pictures are (B, 3, H, W) in [-1, 1], already with their augmentation noise; levels are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vton.diffusion.sampling import Conditions, Features, Step
+from vton.models.tryondiffusion.config import TryOnDiffusionConfig
+from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
+from vton.models.tryondiffusion.reuse import GarmentReuse
+
+
+class TryOnStage:
+    """A Parallel-UNet. timesteps: the t of pure noise; reuse: makes the garment features of sampling."""
+
+    def __init__(self, network: ParallelUNet, config: TryOnDiffusionConfig, timesteps: int, reuse: GarmentReuse):
+        self.network, self.config, self.timesteps, self.reuse = network, config, timesteps, reuse
+
+    def condition(
+        self, images: dict[str, Tensor], levels: Tensor, person_pose: Tensor, garment_pose: Tensor
+    ) -> Conditions:
+        """What depends on neither z_t nor t, poses and levels already embedded.
+
+        images: agnostic, garment, and lowres for the 256 network, each (B, 3, H, W); levels (B or 1, L) in the order
+        of images; poses (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens (B, 2K, P) and
+        null (B,) int64, 1 where `unconditional` made the row.
+        """
+        tokens, pooled = self.network.embedding.embed_poses(person_pose, garment_pose)
+        embedded = self.network.embedding.embed_levels(levels).expand(len(tokens), -1)
+        null = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        return images | {"levels": embedded, "poses": pooled, "pose_tokens": tokens, "null": null}
+
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        """Zeros for pictures and poses."""
+        pose = conditions["poses"].new_zeros(1, *self.network.embedding.pose_shape)
+        tokens, pooled = self.network.embedding.embed_poses(pose, pose)
+        dropped = ["agnostic", "garment"]
+        dropped += ["lowres"] if "lowres" in conditions and self.config.drop_lowres else []
+        dropped += ["levels"] if self.config.drop_levels else []
+        return (
+            conditions
+            | {name: torch.zeros_like(conditions[name]) for name in dropped}
+            | {"poses": pooled.expand_as(conditions["poses"])}
+            | {"pose_tokens": tokens.expand_as(conditions["pose_tokens"])}
+            | {"null": torch.ones_like(conditions["null"])}
+        )
+
+    def embed(self, t: Tensor, conditions: Conditions) -> Tensor:
+        """(B, E): the vector that FiLM reads in both UNets."""
+        return self.network.embedding.time(t / self.timesteps) + conditions["levels"] + conditions["poses"]
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
+        """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those of each row."""
+        if step is None or t.is_meta or conditions["garment"].is_meta or bool((t != t[0]).any()):
+            return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
+        return self.reuse(conditions, t)
+
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        aligned = [conditions[name] for name in ("agnostic", "lowres") if name in conditions]
+        e = self.embed(t, conditions)
+        return self.network.denoise(z_t, aligned, e, conditions["pose_tokens"], features)
+
+
+class UpscaleStage:
+    """The Efficient-UNet, whose only condition is the low-resolution result."""
+
+    def __init__(self, network: EfficientUNet, config: TryOnDiffusionConfig, timesteps: int):
+        self.network, self.config, self.timesteps = network, config, timesteps
+
+    def condition(self, images: dict[str, Tensor], levels: Tensor) -> Conditions:
+        """images: lowres (B, 3, H, W), enlarged; levels (B or 1, 1) -> lowres and levels (B, E)."""
+        embedded = self.network.level(levels[:, 0])
+        return images | {"levels": embedded.expand(len(images["lowres"]), -1)}
+
+    def unconditional(self, conditions: Conditions) -> Conditions:
+        dropped = ["lowres"] * self.config.drop_lowres + ["levels"] * self.config.drop_levels
+        return conditions | {name: torch.zeros_like(conditions[name]) for name in dropped}
+
+    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
+        return {}
+
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
+        e = self.network.time(t / self.timesteps) + conditions["levels"]
+        return self.network.denoise(z_t, conditions["lowres"], e)
