@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.models.attention import merge_heads, split_heads
+from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
 from vton.models.unet import PositionCode
 
 
@@ -138,8 +139,9 @@ class Unit(nn.Module):
     """FiLM -> ResBlk [-> self-attention -> cross-attention], the step of which all UNets here consist (Fig. 2)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, config, attention: bool, aspect: float = 1.0
-    ):  # config: ParallelUNetConfig or EfficientUNetConfig
+        self, in_channels: int, out_channels: int, config: ParallelUNetConfig | EfficientUNetConfig, attention: bool,
+        aspect: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         self.block = ResBlock(in_channels, out_channels, config.embedding, config.film)
         self.self_attention = self.cross_attention = None

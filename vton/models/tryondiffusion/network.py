@@ -49,7 +49,10 @@ class Embedding(nn.Module):
 class Encoder(nn.Module):
     """Head convolution, then units level by level; stride-2 convolutions in between."""
 
-    def __init__(self, in_channels: int, blocks: tuple[int, ...], config, attention: tuple[bool, ...], aspect: float):
+    def __init__(
+        self, in_channels: int, blocks: tuple[int, ...], config: ParallelUNetConfig, attention: tuple[bool, ...],
+        aspect: float,
+    ):  # fmt: skip
         super().__init__()
         self.head = conv3(in_channels, config.widths[0])
         self.levels = nn.ModuleList(
@@ -74,7 +77,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Units from the lowest resolution up to level `last`, each joined by the mirror unit of the encoder."""
 
-    def __init__(self, blocks: tuple[int, ...], config, attention: tuple[bool, ...], last: int, aspect: float):
+    def __init__(
+        self, blocks: tuple[int, ...], config: ParallelUNetConfig, attention: tuple[bool, ...], last: int, aspect: float
+    ):
         super().__init__()
         self.order = list(reversed(range(last, len(blocks))))
         self.levels = nn.ModuleDict(
