@@ -51,3 +51,12 @@ def tiny_module(model: str, *overrides: str, size: tuple[int, int] = SIZE) -> Tr
     if isinstance(codec, LinearCodec):
         codec.fit(random_batch(8, size).person.split(4))
     return registry.module_class(model)(config, codec)
+
+
+def randomised(module: torch.nn.Module, amount: float = 0.05) -> torch.nn.Module:
+    """Off its initial values, where zeros and equal copies hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
+    return module

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.batches import random_batch, tiny_module
+from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.diffusion import noise
 from vton.diffusion.sampling import drawing, sample, sampling_times
@@ -13,15 +13,6 @@ from vton.info import describe, meta_batch
 from vton.models.pretrained import load_state
 
 pytestmark = pytest.mark.parametrize("model", registry.names())
-
-
-def randomised(module):
-    """Small random values on top of the weights: at initialisation zeros hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 def trained(module) -> set[int]:

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from scipy import ndimage
 
-from tests.batches import random_batch, random_sample, tiny_module
+from tests.batches import random_batch, random_sample, randomised, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Step, sample
@@ -19,15 +19,6 @@ MODES = ("release", "legacy12", "decoupled")
 
 def module_of(mode: str, *overrides: str):
     return tiny_module("gardiff", f"model.mode={mode}", *SMALL, *overrides)
-
-
-def randomised(module):
-    """Off the initial values, where zeros and equal copies hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.batches import randomised
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig, parallel_256
 from vton.models.tryondiffusion.layers import Attention
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
@@ -18,14 +19,6 @@ SMALL = ParallelUNetConfig(
     embedding=16, pose_width=8, sinusoid=8,
 )  # fmt: skip
 SMALL_1024 = EfficientUNetConfig(widths=(8, 16), blocks=(1, 2), embedding=16, sinusoid=8)
-
-
-def randomised(network):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network
 
 
 def inputs(lowres=False, size=(16, 12), rows=2):
@@ -84,7 +77,7 @@ def test_efficient_unet_has_the_expected_size():
 @torch.no_grad()
 def test_who_sees_what():
     """Garment features: all but z_t and the agnostic picture. Prediction: the garment by cross-attention only."""
-    network, x = randomised(ParallelUNet(SMALL)), inputs()
+    network, x = randomised(ParallelUNet(SMALL), 0.1), inputs()
     features, prediction = forward(network, x)
     for name in x:
         changed, other = forward(network, x | {name: x[name].flip(0)})
@@ -108,7 +101,7 @@ CHOICES = ({}, {"film": "norm2"}, {"garment_map": "block"}, {"skip_scale": 0.7},
 def test_every_parameter_learns_whatever_is_chosen(changes):
     torch.manual_seed(0)
     config = dataclasses.replace(SMALL, **changes)
-    network = randomised(ParallelUNet(config, lowres=bool(changes), aspect=4 / 3))
+    network = randomised(ParallelUNet(config, lowres=bool(changes), aspect=4 / 3), 0.1)
     features, prediction = forward(network, inputs(lowres=bool(changes)), lowres=bool(changes))
     assert prediction.shape == (2, 3, 16, 12)
     by_block = 2 * (1 + 2) if config.garment_map == "block" else 2 * 2
@@ -119,7 +112,7 @@ def test_every_parameter_learns_whatever_is_chosen(changes):
 
 
 def test_rows_may_share_features():
-    network, x = randomised(ParallelUNet(SMALL)), inputs()
+    network, x = randomised(ParallelUNet(SMALL), 0.1), inputs()
     x = {name: value[:1] for name, value in x.items()}
     features, alone = forward(network, x)
     e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
@@ -133,7 +126,7 @@ def test_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        network = randomised(ParallelUNet(dataclasses.replace(SMALL, gradient_checkpointing=checkpointing)))
+        network = randomised(ParallelUNet(dataclasses.replace(SMALL, gradient_checkpointing=checkpointing)), 0.1)
         forward(network, inputs())[1].square().mean().backward()
         gradients.append([p.grad for p in network.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -141,7 +134,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_efficient_unet_takes_any_size_and_all_of_it_learns():
-    network, e = randomised(EfficientUNet(SMALL_1024)), torch.randn(1, 16)
+    network, e = randomised(EfficientUNet(SMALL_1024), 0.1), torch.randn(1, 16)
     for size in ((8, 8), (16, 12)):
         z, lowres = torch.randn(2, 1, 3, *size)
         out = network.denoise(z, lowres, e)
