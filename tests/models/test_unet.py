@@ -105,6 +105,8 @@ def test_attention_of_a_fresh_unet_with_position_code_starts_at_its_own_place():
         place = block.pos_embed(torch.zeros(1, 12, block.norm1.normalized_shape[0]))
         scores = block.attn1.to_q(place) @ block.attn1.to_k(place).transpose(1, 2)
         assert (scores[0].argmax(1) == torch.arange(12)).float().mean() > 0.9, name
+        for layer in (block.attn1.to_v, block.attn1.to_out[0]):  # what is read arrives undiminished
+            torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(len(layer.weight)), atol=1e-5, rtol=0)
     assert unet.state_dict().keys() == built(positions=0.0).state_dict().keys()  # nothing to load or save
 
 
