@@ -59,8 +59,8 @@ class TryOnDataset(Dataset):
         pairs = folder.pairs(split, order)
         if split == "train" and config.limit_train > len(pairs):
             raise DataError(
-                f"{folder.dataset} train: data.limit_train={config.limit_train}, but there are {len(pairs):,} pairs, and "
-                "a run that is named by its number of pairs must have them; use at most as many, or 0 for all."
+                f"{folder.dataset} train: data.limit_train={config.limit_train}, but there are {len(pairs)} pairs. A "
+                "run that is known by its number of pairs must have them: use at most as many, or 0 for all."
             )
         self.pairs = limited(pairs, config.limit_train if split == "train" else config.limit_test)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs

@@ -80,15 +80,15 @@ def test_reuse_changes_no_picture_and_calls_only_what_it_must(overrides):
 def test_the_second_network_sees_of_the_garment_what_the_first_made_of_it():
     module, batch = tiny("model.warp_first=true"), random_batch(2, SIZE)
     clothes = {name: getattr(batch, name).flip(0) for name in ("garment", "garment_mask")}
-    other, warped = replace(batch, **clothes), module.warp.predict_step(batch, 0)
+    other, warped = replace(batch, **clothes), module.warp.warped(batch)
     first, given = module.condition(batch), module.condition(other, warped=warped)
     assert first.keys() == given.keys() and all(torch.equal(first[name], given[name]) for name in first)
     assert not torch.equal(module.condition(other)["garment"], warped)
     undressed = replace(batch, agnostic=batch.agnostic.flip(0), agnostic_mask=batch.agnostic_mask.flip(0))
-    assert torch.equal(module.warp.predict_step(undressed, 0), warped)  # the first network knows no person but by pose
+    assert torch.equal(module.warp.warped(undressed), warped)  # the first network knows no person but by pose
     moved = replace(batch, keypoints=batch.keypoints.flip(0))
-    assert not torch.equal(module.warp.predict_step(moved, 0), warped)
-    alone = module.warp.predict_step(batch[[1]], 0)
+    assert not torch.equal(module.warp.warped(moved), warped)
+    alone = module.warp.warped(batch[[1]])
     torch.testing.assert_close(alone[0], warped[1], atol=1e-5, rtol=0)
 
 

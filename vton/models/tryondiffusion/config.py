@@ -165,7 +165,7 @@ class TryOnDiffusionConfig(ModelConfig):
     def __post_init__(self):
         if self.warp_first and self.stage != "base":
             raise ConfigError(
-                f"model.warp_first=true puts two base networks in sequence; model.stage={self.stage} stays as it is, so "
+                f"model.warp_first=true puts two base networks in sequence; model.stage={self.stage} stays as it is: "
                 "leave it false there."
             )
         if self.keypoints not in (17, 18):

@@ -101,8 +101,8 @@ class TryOnDiffusion(TryOnModule):
         """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and 4 for sr1024.
         warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that network is sampled here.
 
-        Without lowres the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends on
-        the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
+        Without lowres the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends
+        on the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
         ValueError for a result of another size.
         """
         seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
@@ -119,7 +119,7 @@ class TryOnDiffusion(TryOnModule):
         if lowres is not None:
             self.check_lowres(lowres, batch)
         if self.warp is not None and warped is None:
-            warped = self.warp.predict_step(batch, 0)
+            warped = self.warp.warped(batch)
         return self.read(batch, lowres, warped, batch.person.new_tensor([levels]), draws)
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
@@ -236,10 +236,9 @@ class WarpNetwork(TryOnDiffusion):
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
         return replace(batch, person=worn_garment(batch, self.config.model.garment_fill))
 
-    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        if batch.garment.is_meta:  # `vton info`: the sampling loop decides by values
-            return torch.zeros_like(batch.garment)
-        return super().generate(batch, seed)
+    def warped(self, batch: TryOnBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed. On the meta device zeros: sampling needs values."""
+        return torch.zeros_like(batch.garment) if batch.garment.is_meta else self.generate(batch, self.config.eval.seed)
 
 
 def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
@@ -247,8 +246,8 @@ def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
     mask."""
     if batch.truth_garment_mask is None:
         raise DataError(
-            f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns from the worn garment "
-            "and needs to know where it is (TryOnSample.truth_garment_mask)."
+            f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns from the garment as "
+            "worn and needs to know where it is (TryOnSample.truth_garment_mask)."
         )
     return torch.where(batch.truth_garment_mask > 0, batch.person, fill)
 

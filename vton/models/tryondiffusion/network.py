@@ -176,7 +176,7 @@ class ParallelUNet(nn.Module):
     """The 128 and 256 networks. `embed`, `encode_garment` and `denoise` are separate so that each runs when it must.
 
     images: names of the conditional images, in the order of their noise levels. Those in `aligned` join z_t in the
-    person UNet's head: all but "garment", and with correspondence=concatenation that too; then there is no garment UNet.
+    person UNet's head: all but "garment"; with correspondence=concatenation it does too, and there is no garment UNet.
     aspect: height / width of the pictures, for a position code. All layers take any size divisible by `factor`.
     """
 
