@@ -169,8 +169,8 @@ class DataConfig:
     root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
-    limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all
-    limit_test: int = 0  # the same for validation and evaluation
+    limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all; never more than there are
+    limit_test: int = 0  # at most so many for validation and evaluation, spread likewise; 0 = all
     mask_source: Literal["auto", "folder", "derive"] = "auto"  # auto: the folder's mask where there is one
     mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/agnostic.py
     warp_source: Literal["auto", "folder", "geometric", "none"] = "auto"  # auto: the folder's warp where there is one

@@ -246,6 +246,8 @@ def test_limits_spread_over_the_list(root):
     assert dataset(root, limit_test=3).pairs == [dataset(root).pairs[i] for i in (0, 1, 2)]
     assert dataset(root, limit_test=99).pairs == dataset(root).pairs
     assert len(dataset(root, limit_train=1)) == 4
+    with pytest.raises(DataError, match=r"data\.limit_train=99, but there are 4 pairs"):
+        dataset(root, "train", "paired", limit_train=99)
 
 
 def test_exchanged_garments_keep_person_truth_and_name(root):

@@ -56,7 +56,13 @@ class TryOnDataset(Dataset):
         self.folder = folder
         self.split = split
         self.order = order
-        self.pairs = limited(folder.pairs(split, order), config.limit_train if split == "train" else config.limit_test)
+        pairs = folder.pairs(split, order)
+        if split == "train" and config.limit_train > len(pairs):
+            raise DataError(
+                f"{folder.dataset} train: data.limit_train={config.limit_train}, but there are {len(pairs)} pairs. A "
+                "run that is known by its number of pairs must have them: use at most as many, or 0 for all."
+            )
+        self.pairs = limited(pairs, config.limit_train if split == "train" else config.limit_test)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()

@@ -11,29 +11,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.batches import randomised
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig, parallel_256
-from vton.models.tryondiffusion.layers import Attention
+from vton.models.tryondiffusion.layers import Attention, CrossAttention
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
 
 SMALL = ParallelUNetConfig(
     widths=(8, 16, 16), blocks=(1, 1, 2), garment_blocks=(1, 1, 2), attention=(False, True, True), heads=2,
     embedding=16, pose_width=8, sinusoid=8,
 )  # fmt: skip
+BASE, SUPER = ("agnostic", "garment"), ("agnostic", "garment", "lowres")
 SMALL_1024 = EfficientUNetConfig(widths=(8, 16), blocks=(1, 2), embedding=16, sinusoid=8)
 
 
-def inputs(lowres=False, size=(16, 12), rows=2):
+def inputs(images=BASE, size=(16, 12), rows=2):
     g = torch.Generator().manual_seed(1)
-    names = ("z", "agnostic", "garment", "lowres") if lowres else ("z", "agnostic", "garment")
-    picture = {name: torch.randn(rows, 3, *size, generator=g) for name in names}
-    rest = {"t": torch.rand(rows, generator=g), "levels": torch.rand(rows, 3 if lowres else 2, generator=g)}
+    picture = {name: torch.randn(rows, 3, *size, generator=g) for name in ("z", *images)}
+    rest = {"t": torch.rand(rows, generator=g), "levels": torch.rand(rows, len(images), generator=g)}
     return picture | rest | {name: torch.rand(rows, 17, 2, generator=g) for name in ("person_pose", "garment_pose")}
 
 
-def forward(network, x, lowres=False):
+def forward(network, x):
     e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
     features = network.encode_garment(x["garment"], e)
-    aligned = [x["agnostic"], *([x["lowres"]] if lowres else [])]
-    return features, network.denoise(x["z"], aligned, e, poses, features)
+    return features, network.denoise(x["z"], [x[name] for name in network.aligned], e, poses, features)
 
 
 def flops(call):
@@ -42,26 +41,46 @@ def flops(call):
     return counter.get_total_flops()
 
 
+def parameters(*networks):
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
 @pytest.mark.parametrize(
-    ("config", "size", "lowres", "parameters", "tera", "garment_tera"),
+    ("config", "size", "images", "expected", "tera", "garment_tera"),
     [
-        (ParallelUNetConfig(), 128, False, 1_136_019_971, 1.149, 0.424),
-        (parallel_256(), 256, True, 1_065_994_755, 1.286, 0.407),
+        (ParallelUNetConfig(), 128, BASE, 1_136_019_971, 1.149, 0.424),
+        (parallel_256(), 256, SUPER, 1_065_994_755, 1.286, 0.407),
     ],
 )
 @torch.no_grad()
-def test_parallel_unets_have_the_published_size(config, size, lowres, parameters, tera, garment_tera):
+def test_parallel_unets_have_the_published_size(config, size, images, expected, tera, garment_tera):
     with torch.device("meta"):
-        network = ParallelUNet(config, lowres=lowres).requires_grad_(False)
-        assert sum(p.numel() for p in network.parameters()) == parameters
-        e, poses = network.embed(torch.zeros(1), torch.zeros(1, 3 if lowres else 2), *torch.zeros(2, 1, 17, 2))
+        network = ParallelUNet(config, images).requires_grad_(False)
+        assert parameters(network) == expected
+        e, poses = network.embed(torch.zeros(1), torch.zeros(1, len(images)), *torch.zeros(2, 1, 17, 2))
         picture = torch.zeros(1, 3, size, size)
         features = network.encode_garment(picture, e)
         garment = flops(lambda: network.encode_garment(picture, e))
-        person = flops(lambda: network.denoise(picture, [picture] * (1 + lowres), e, poses, features))
+        person = flops(lambda: network.denoise(picture, [picture] * (len(images) - 1), e, poses, features))
     assert garment / 1e12 == pytest.approx(garment_tera, rel=0.02)
     assert (garment + person) / 1e12 == pytest.approx(tera, rel=0.02)
     assert "decoder.0" not in features and {f.shape[-1] for f in features.values()} <= {32, 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "expected"),
+    [(ParallelUNetConfig(), BASE, 586_768_131), (parallel_256(), SUPER, 585_003_907)],
+)
+def test_concatenation_leaves_out_the_garment_unet_and_cross_attention_only(config, images, expected):
+    with torch.device("meta"):
+        full = ParallelUNet(config, images)
+        joined = ParallelUNet(dataclasses.replace(config, correspondence="concatenation"), images)
+    cross = [module for module in full.modules() if isinstance(module, CrossAttention)]
+    head = 3 * 128 * 9  # three more input channels
+    assert parameters(joined) == expected == parameters(full) - parameters(full.garment_unet, *cross) + head
+    same = dict(full.named_parameters())
+    differing = [name for name, p in joined.named_parameters() if same[name].shape != p.shape]
+    assert differing == ["person_unet.encoder.head.weight"]
 
 
 @torch.no_grad()
@@ -87,25 +106,42 @@ def test_who_sees_what():
     assert not any(isinstance(module, Attention) for module in network.garment_unet.modules())
 
     for module in network.person_unet.modules():
-        if hasattr(module, "garment_norm"):
+        if isinstance(module, CrossAttention):
             torch.nn.init.zeros_(module.to_out.weight)
     _, without = forward(network, x)
     _, other = forward(network, x | {"garment": x["garment"].flip(0)})
     assert torch.equal(without, other) and not torch.equal(without, prediction)
 
 
-CHOICES = ({}, {"film": "norm2"}, {"garment_map": "block"}, {"skip_scale": 0.7}, {"positions": 2.5})
+@torch.no_grad()
+def test_concatenation_shows_the_garment_to_the_head_only():
+    config, x = dataclasses.replace(SMALL, correspondence="concatenation"), inputs(SUPER)
+    network = randomised(ParallelUNet(config, SUPER), 0.1)
+    features, prediction = forward(network, x)
+    assert features == {}
+    for name in x:
+        assert (forward(network, x | {name: x[name].flip(0)})[1] - prediction).abs().max() > 1e-4, name
+    place = 3 * (1 + network.aligned.index("garment"))
+    network.person_unet.encoder.head.weight[:, place : place + 3] = 0
+    (_, without), (_, other) = forward(network, x), forward(network, x | {"garment": x["garment"].flip(0)})
+    assert torch.equal(without, other) and not torch.equal(without, prediction)
+
+
+CHOICES = (
+    {}, {"film": "norm2"}, {"garment_map": "block"}, {"skip_scale": 0.7}, {"positions": 2.5},
+    {"correspondence": "concatenation"},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", CHOICES)
 def test_every_parameter_learns_whatever_is_chosen(changes):
     torch.manual_seed(0)
-    config = dataclasses.replace(SMALL, **changes)
-    network = randomised(ParallelUNet(config, lowres=bool(changes), aspect=4 / 3), 0.1)
-    features, prediction = forward(network, inputs(lowres=bool(changes)), lowres=bool(changes))
+    config, images = dataclasses.replace(SMALL, **changes), SUPER if changes else BASE
+    network = randomised(ParallelUNet(config, images, aspect=4 / 3), 0.1)
+    features, prediction = forward(network, inputs(images))
     assert prediction.shape == (2, 3, 16, 12)
-    by_block = 2 * (1 + 2) if config.garment_map == "block" else 2 * 2
-    assert len(features) == by_block
+    read = {"block": 2 * (1 + 2), "stage": 2 * 2}[config.garment_map]
+    assert len(features) == (read if config.correspondence == "attention" else 0)
     prediction.square().mean().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert idle == []

@@ -21,6 +21,9 @@ class ParallelUNetConfig:
     blocks: tuple[int, ...] = (3, 4, 6, 7)  # person units per level, in the encoder and again in the decoder
     garment_blocks: tuple[int, ...] = (3, 4, 6, 7)  # the decoder's only down to the last level with attention
     attention: tuple[bool, ...] = (False, False, True, True)  # levels whose person units have self- and cross-attention
+    # attention: the garment UNet's features, read by cross-attention (P). concatenation: the segmented garment beside
+    # z_t in the person UNet's head, neither garment UNet nor cross-attention (S, Table 4, ablation 1).
+    correspondence: Literal["attention", "concatenation"] = "attention"
     heads: int = 8  # I
     embedding: int = 512  # D: width E of the vector that FiLM reads
     pose_width: int = 512  # D: width P of the pose tokens
@@ -39,7 +42,7 @@ class ParallelUNetConfig:
     def __post_init__(self):
         check_levels(self, "widths", "blocks", "garment_blocks", "attention")
         check_widths(self.widths, self.skip_scale)
-        if not any(self.attention):
+        if self.correspondence == "attention" and not any(self.attention):
             raise ConfigError("A Parallel-UNet without attention at any level would never see the garment.")
         attended = [width for width, attention in zip(self.widths, self.attention, strict=True) if attention]
         for width in (*attended, self.pose_width):
@@ -145,6 +148,9 @@ class TryOnDiffusionConfig(ModelConfig):
     base: ParallelUNetConfig = field(default_factory=ParallelUNetConfig)
     sr256: ParallelUNetConfig = field(default_factory=parallel_256)
     sr1024: EfficientUNetConfig = field(default_factory=EfficientUNetConfig)
+    # S, Table 4, ablation 2: two base networks in sequence, the first from the garment to the garment as worn, the
+    # second from this to the picture. Both in one run: D, see README.md.
+    warp_first: bool = False
     augmentation: NoiseAugmentationConfig = field(default_factory=NoiseAugmentationConfig)
     keypoints: int = 17  # 17: COCO's, which the paper's pose estimator finds; 18: with the neck, as the data has them
     visibility: bool = False  # D: a third number per keypoint; without it missing joints are just zeros
@@ -163,6 +169,11 @@ class TryOnDiffusionConfig(ModelConfig):
     null_table: bool = True  # keep the null branch's garment features of every step between pictures; exact
 
     def __post_init__(self):
+        if self.warp_first and self.stage != "base":
+            raise ConfigError(
+                f"model.warp_first=true puts two base networks in sequence; model.stage={self.stage} stays as it is: "
+                "leave it false there."
+            )
         if self.keypoints not in (17, 18):
             raise ConfigError(f"model.keypoints={self.keypoints}: the data has COCO's 18 joints; use 17 or 18.")
         for name in ("agnostic_fill", "garment_fill"):

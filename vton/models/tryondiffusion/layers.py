@@ -136,7 +136,7 @@ class CrossAttention(Attention):
 
 
 class Unit(nn.Module):
-    """FiLM -> ResBlk [-> self-attention -> cross-attention], the step of which all UNets here consist (Fig. 2)."""
+    """FiLM -> ResBlk [-> self-attention [-> cross-attention]], the step of which all UNets here consist (Fig. 2)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, config: ParallelUNetConfig | EfficientUNetConfig, attention: bool,
@@ -148,16 +148,20 @@ class Unit(nn.Module):
         if attention:
             shared = (config.positions, aspect)
             self.self_attention = SelfAttention(out_channels, config.heads, config.pose_width, *shared)
-            self.cross_attention = CrossAttention(out_channels, config.heads, *shared)
+            if config.correspondence == "attention":
+                self.cross_attention = CrossAttention(out_channels, config.heads, *shared)
 
     def forward(
         self, x: Tensor, e: Tensor, poses: Tensor | None = None, garment: Tensor | None = None,
         row: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """x (B, C_in, H, W), e (B, E); with attention poses (B, 2K, P), garment (G, C, H, W) and row (B,) or None."""
+        """x (B, C_in, H, W), e (B, E); with self-attention poses (B, 2K, P); with cross-attention also
+        garment (G, C, H, W) and row (B,) or None."""
         x = self.block(x, e)
         if self.self_attention is not None:
-            x = self.cross_attention(self.self_attention(x, poses), garment, row)
+            x = self.self_attention(x, poses)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, garment, row)
         return x
 
 

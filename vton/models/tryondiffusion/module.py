@@ -1,13 +1,15 @@
 """TryOnDiffusion (Zhu et al., CVPR 2023, arXiv 2306.08276) behind the contract: one stage of the cascade per run.
 
 A batch becomes the tensors that vton/models/tryondiffusion/stages.py works on: clothing-agnostic picture, segmented
-garment, both poses, the low-resolution result, and the noise on all of these pictures.
+garment, both poses, the low-resolution result, and the noise on all of these pictures. With `model.warp_first` the base
+stage is two networks in sequence: `WarpNetwork`, then the usual one.
 
 Legend: B batch, H W picture size, K keypoints, L number of the stage's conditional images.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import torch
@@ -28,6 +30,7 @@ from vton.registry import register
 
 IMAGES = {"base": ("agnostic", "garment"), "sr256": ("agnostic", "garment", "lowres"), "sr1024": ("lowres",)}
 ENLARGEMENT = {"sr256": 2, "sr1024": 4}
+MODULATING = re.compile(r"\.(embedding|time|level|film)\.")  # embeddings, and FiLM's layers, which read them
 # COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left first.
 COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 
@@ -47,9 +50,8 @@ class TryOnDiffusion(TryOnModule):
             self.network = EfficientUNet(model.sr1024)
             self.stage = UpscaleStage(self.network, model, timesteps)
         else:
-            coordinates, lowres = 3 if model.visibility else 2, model.stage == "sr256"
-            shape = getattr(model, model.stage)
-            self.network = ParallelUNet(shape, model.keypoints, coordinates, lowres, aspect=height / width)
+            shape, coordinates = getattr(model, model.stage), 3 if model.visibility else 2
+            self.network = ParallelUNet(shape, self.images, model.keypoints, coordinates, aspect=height / width)
             reuse = GarmentReuse(self.network, self.grid, timesteps, model.garment_steps, model.null_table)
             self.stage = TryOnStage(self.network, model, timesteps, reuse)
         self.network.to(memory_format=torch.channels_last)  # a training step in 0.80 to 0.85 of the time on a CPU
@@ -61,22 +63,25 @@ class TryOnDiffusion(TryOnModule):
         curve = model.augmentation.curve
         own = curve == "schedule"
         self.curve = self.objective if own else Objective(ObjectiveConfig(schedule=f"continuous_{curve}"))
+        self.warp = WarpNetwork.before(self) if model.warp_first else None
 
     def networks(self) -> dict[str, nn.Module]:
         parts = {"efficient_unet": self.network}
         if isinstance(self.network, ParallelUNet):
             parts = dict(self.network.named_children())
+        if self.warp is not None:
+            parts |= {f"warp_{name}": network for name, network in self.warp.network.named_children()}
         return parts | self.frozen
 
     def trained_parameters(self) -> list[dict]:
         """All, but for the garment pose's linear layer where that pose is zero: only its bias matters then."""
         model = self.config.model
-        idle = "embedding.garment.linear.weight" if model.garment_pose is None else ""
-        named = [(name, parameter) for name, parameter in self.network.named_parameters() if name != idle]
+        idle = ("embedding.garment.linear.weight",) if model.garment_pose is None else ()
         modulating, others = [], []
-        for name, parameter in named:
-            modulates = name.startswith(("embedding.", "time.", "level.")) or ".film." in name
-            (modulating if modulates else others).append(parameter)
+        for name, parameter in self.named_parameters():
+            if not name.endswith(idle):
+                modulates = MODULATING.search(name) is not None
+                (modulating if modulates else others).append(parameter)
         return [{"params": others}, {"params": modulating, "lr": self.config.train.lr * model.modulation_lr}]
 
     def train(self, mode: bool = True):
@@ -101,11 +106,12 @@ class TryOnDiffusion(TryOnModule):
             crops.append(picture[:, top : top + size[0], left : left + size[1]])
         return replace(batch, person=torch.stack(crops))
 
-    def condition(self, batch: TryOnBatch, lowres: Tensor | None = None) -> Conditions:
+    def condition(self, batch: TryOnBatch, lowres: Tensor | None = None, warped: Tensor | None = None) -> Conditions:
         """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and 4 for sr1024.
+        warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that network is sampled here.
 
-        Without it the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends on
-        the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
+        Without lowres the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends
+        on the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
         ValueError for a result of another size.
         """
         seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
@@ -121,7 +127,9 @@ class TryOnDiffusion(TryOnModule):
             lowres = self.reduced(batch.truth)
         if lowres is not None:
             self.check_lowres(lowres, batch)
-        return self.read(batch, lowres, batch.person.new_tensor([levels]), draws)
+        if self.warp is not None and warped is None:
+            warped = self.warp.warped(batch)
+        return self.read(batch, lowres, warped, batch.person.new_tensor([levels]), draws)
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """Own noise levels for every image and sample; one coin per sample drops everything."""
@@ -129,8 +137,13 @@ class TryOnDiffusion(TryOnModule):
         draws = {n: [noise.generator(seed, "augmentation", n, place) for place in batch.position] for n in self.images}
         levels = torch.stack([low + (high - low) * noise.uniform(draws[name], batch.person) for name in self.images], 1)
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
-        conditions = self.read(batch, lowres, levels, draws)
+        warped = None if self.warp is None else worn_garment(batch, self.config.model.garment_fill)
+        conditions = self.read(batch, lowres, warped, levels, draws)
         return self.drop(conditions, u < self.config.model.condition_dropout)
+
+    def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+        """warp_first: the first network's own diffusion loss; no gradient passes between the two."""
+        return {} if self.warp is None else {"warp": self.warp.training_step(batch, 0)}
 
     def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
         stage, found = self.config.model.stage, list(lowres.shape[-2:])
@@ -147,15 +160,17 @@ class TryOnDiffusion(TryOnModule):
         return IMAGES[self.config.model.stage]
 
     def read(
-        self, batch: TryOnBatch, lowres: Tensor | None, levels: Tensor, draws: dict[str, list[torch.Generator]]
-    ) -> Conditions:
+        self, batch: TryOnBatch, lowres: Tensor | None, warped: Tensor | None, levels: Tensor,
+        draws: dict[str, list[torch.Generator]],
+    ) -> Conditions:  # fmt: skip
         """Conditions with levels (B or 1, L) of noise from `draws`. Noise comes before everything else, so before the
-        low-resolution result is enlarged."""
+        low-resolution result is enlarged. warped stands in for the segmented garment."""
         model: TryOnDiffusionConfig = self.config.model
         clean = {"lowres": lowres}
         if model.stage != "sr1024":
             clean["agnostic"] = batch.agnostic + model.agnostic_fill * batch.agnostic_mask
-            clean["garment"] = torch.where(batch.garment_mask > 0, batch.garment, model.garment_fill)
+            segmented = torch.where(batch.garment_mask > 0, batch.garment, model.garment_fill)
+            clean["garment"] = segmented if warped is None else warped
         rows = levels.expand(len(batch), -1).unbind(1)
         images = {n: self.noised(clean[n], level, draws[n]) for n, level in zip(self.images, rows, strict=True)}
         if lowres is not None:
@@ -207,6 +222,43 @@ class TryOnDiffusion(TryOnModule):
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         return self.stage.unconditional(conditions)
+
+
+class WarpNetwork(TryOnDiffusion):
+    """The first of two base networks in sequence (appendix, Table 4, ablation 2): garment and both poses to the garment
+    as worn.
+
+    A diffusion model of its own: it learns what is cut out of the truth, with its own draws in training and in sampling
+    but the same objective, sampler and guidance. The second network learns from the true cut-out, as a cascade's stages
+    learn from the truth, and gets this one's result in sampling.
+    """
+
+    images = ("garment",)
+
+    @classmethod
+    def before(cls, second: TryOnDiffusion) -> WarpNetwork:
+        config = second.config
+        training, evaluation = (noise.generator(s, "warp").initial_seed() for s in (config.seed, config.eval.seed))
+        model, evaluated = replace(config.model, warp_first=False), replace(config.eval, seed=evaluation)
+        return cls(replace(config, model=model, eval=evaluated, seed=training), second.codec)
+
+    def training_view(self, batch: TryOnBatch) -> TryOnBatch:
+        return replace(batch, person=worn_garment(batch, self.config.model.garment_fill))
+
+    def warped(self, batch: TryOnBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed. On the meta device zeros: sampling needs values."""
+        return torch.zeros_like(batch.garment) if batch.garment.is_meta else self.generate(batch, self.config.eval.seed)
+
+
+def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
+    """(B, 3, H, W): the person where the garment is, `fill` elsewhere; for paired order. Raises DataError without its
+    mask."""
+    if batch.truth_garment_mask is None:
+        raise DataError(
+            f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns from the garment as "
+            "worn and needs to know where it is (TryOnSample.truth_garment_mask)."
+        )
+    return torch.where(batch.truth_garment_mask > 0, batch.person, fill)
 
 
 def joints(keypoints: Tensor, count: int, visibility: bool) -> Tensor:

@@ -2,7 +2,8 @@
 
 ParallelUNet (128 and 256): two UNets. The person UNet denoises [z_t, agnostic (, low-res)]; the garment UNet turns the
 segmented garment into features that the person UNet reads by cross-attention. One vector e of time, noise levels and
-both poses modulates both. EfficientUNet (1024): convolutions only, no try-on condition.
+both poses modulates both. By configuration the garment joins the person UNet's input instead (appendix, ablation 1).
+EfficientUNet (1024): convolutions only, no try-on condition.
 
 Legend: B batch, H W picture height and width, K keypoints, P pose width, E width of e, L number of conditional images,
 G rows of garment features; C h w of a feature map. Pictures are (B, 3, H, W) in [-1, 1]; t and levels in [0, 1].
@@ -155,12 +156,15 @@ class PersonUNet(nn.Module):
     def forward(self, x: Tensor, e: Tensor, poses: Tensor, features: dict[str, Tensor]) -> Tensor:
         """x (B, in_channels, H, W), e (B, E), poses (B, 2K, P), features as `GarmentUNet` gives them -> (B, 3, H, W).
 
-        features["row"] (B,) int64, where present, says which of their rows each row of x reads.
+        features["row"] (B,) int64, where present, says which of their rows each row of x reads. With
+        correspondence=concatenation there are no features: {}.
         """
 
         def read(side: str, level: int, number: int) -> tuple:
             if not self.attention[level]:
                 return (e,)
+            if not features:
+                return e, poses
             name = f"{side}.{level}.{number}" if self.by_block else f"{side}.{level}"
             return e, poses, features[name], features.get("row")
 
@@ -171,19 +175,23 @@ class PersonUNet(nn.Module):
 class ParallelUNet(nn.Module):
     """The 128 and 256 networks. `embed`, `encode_garment` and `denoise` are separate so that each runs when it must.
 
-    lowres: whether the person UNet also reads a low-resolution result; then there are three noise levels, not two.
+    images: names of the conditional images, in the order of their noise levels. Those in `aligned` join z_t in the
+    person UNet's head: all but "garment"; with correspondence=concatenation it does too, and there is no garment UNet.
     aspect: height / width of the pictures, for a position code. All layers take any size divisible by `factor`.
     """
 
     def __init__(
-        self, config: ParallelUNetConfig, keypoints: int = 17, coordinates: int = 2, lowres: bool = False,
-        aspect: float = 1.0,
+        self, config: ParallelUNetConfig, images: tuple[str, ...] = ("agnostic", "garment"), keypoints: int = 17,
+        coordinates: int = 2, aspect: float = 1.0,
     ):  # fmt: skip
         super().__init__()
+        by_attention = config.correspondence == "attention"
         self.factor = 2 ** (len(config.widths) - 1)
-        self.embedding = Embedding(config, keypoints, coordinates, levels=3 if lowres else 2)
-        self.person_unet = PersonUNet(config, 9 if lowres else 6, aspect)
-        self.garment_unet = GarmentUNet(config)
+        self.images = images
+        self.aligned = tuple(name for name in images if name != "garment" or not by_attention)
+        self.embedding = Embedding(config, keypoints, coordinates, levels=len(images))
+        self.person_unet = PersonUNet(config, 3 * (1 + len(self.aligned)), aspect)
+        self.garment_unet = GarmentUNet(config) if by_attention else None
         if config.start_awake:
             start_awake(self)
 
@@ -193,13 +201,13 @@ class ParallelUNet(nn.Module):
         return self.embedding.time(t) + self.embedding.embed_levels(levels) + pooled, tokens
 
     def encode_garment(self, garment: Tensor, e: Tensor) -> dict[str, Tensor]:
-        """Garment (B, 3, H, W) and e (B, E) to what cross-attention reads. Sees no z_t."""
-        return self.garment_unet(garment.to(e.dtype), e)
+        """Garment (B, 3, H, W) and e (B, E) to what cross-attention reads, {} where nothing does. Sees no z_t."""
+        return {} if self.garment_unet is None else self.garment_unet(garment.to(e.dtype), e)
 
     def denoise(
         self, z_t: Tensor, aligned: list[Tensor], e: Tensor, poses: Tensor, features: dict[str, Tensor]
     ) -> Tensor:
-        """Prediction (B, 3, H, W) from z_t and the pictures aligned with it, (B, 3, H, W) each. Sees no garment."""
+        """Prediction (B, 3, H, W) from z_t and the pictures in `self.aligned`, in this order, (B, 3, H, W) each."""
         x = torch.cat([z_t.to(e.dtype), *(image.to(e.dtype) for image in aligned)], 1)
         return self.person_unet(x, e, poses, features)
 

@@ -29,9 +29,9 @@ class TryOnStage:
     ) -> Conditions:
         """What depends on neither z_t nor t, poses and levels already embedded.
 
-        images: agnostic, garment, and lowres for the 256 network, each (B, 3, H, W); levels (B or 1, L) in the order
-        of images; poses (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens (B, 2K, P) and
-        null (B,) int64, 1 where `unconditional` made the row.
+        images: those of `network.images` by name, each (B, 3, H, W); levels (B or 1, L) in their order; poses
+        (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens (B, 2K, P) and null (B,) int64, 1
+        where `unconditional` made the row.
         """
         tokens, pooled = self.network.embedding.embed_poses(person_pose, garment_pose)
         embedded = self.network.embedding.embed_levels(levels).expand(len(tokens), -1)
@@ -42,8 +42,7 @@ class TryOnStage:
         """Zeros for pictures and poses."""
         pose = conditions["poses"].new_zeros(1, *self.network.embedding.pose_shape)
         tokens, pooled = self.network.embedding.embed_poses(pose, pose)
-        dropped = ["agnostic", "garment"]
-        dropped += ["lowres"] if "lowres" in conditions and self.config.drop_lowres else []
+        dropped = [name for name in self.network.images if name != "lowres" or self.config.drop_lowres]
         dropped += ["levels"] if self.config.drop_levels else []
         return (
             conditions
@@ -59,12 +58,13 @@ class TryOnStage:
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
         """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those of each row."""
-        if step is None or t.is_meta or conditions["garment"].is_meta or bool((t != t[0]).any()):
+        without_values = t.is_meta or conditions["garment"].is_meta
+        if step is None or self.network.garment_unet is None or without_values or bool((t != t[0]).any()):
             return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
         return self.reuse(conditions, t)
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        aligned = [conditions[name] for name in ("agnostic", "lowres") if name in conditions]
+        aligned = [conditions[name] for name in self.network.aligned]
         e = self.embed(t, conditions)
         return self.network.denoise(z_t, aligned, e, conditions["pose_tokens"], features)
 
