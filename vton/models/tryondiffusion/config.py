@@ -34,8 +34,8 @@ class ParallelUNetConfig:
     # Not in the paper: amplitude of a position code on queries and keys, with keys starting equal to queries and
     # orthogonal values and outputs. In a short training from scratch attention finds no correspondence without it.
     positions: float = 0.0
-    # Not in the paper either: convolutions start at gain 1, those of 1x1 orthogonal, and z_t is read at a tenth, so that
-    # pictures pass the network from the first step on. torch's own initial values make them fainter block by block.
+    # Not in the paper either: convolutions start at gain 1, those of 1x1 orthogonal, and z_t is read at a tenth, so
+    # that pictures pass the network from the first step on. torch's own initial values make them fainter by the block.
     start_awake: bool = False
     gradient_checkpointing: bool = False
 
@@ -160,8 +160,8 @@ class TryOnDiffusionConfig(ModelConfig):
     garment_fill: float = 0.0  # D: colour around the segmented garment
     lowres_filter: Literal["area", "bicubic"] = "area"  # D: antialiased reduction of training pictures
     crop_px: int = 256  # sr1024: side of the training crops (P)
-    # Learning rate of the embeddings and of FiLM's linear layers relative to train.lr. They scale every channel of every
-    # block by the pose; in a short training with a high rate they move faster than what they modulate.
+    # D: learning rate of the embeddings and of FiLM's linear layers relative to train.lr. They scale every channel of
+    # every block by the pose; in a short training at a high rate they move faster than what they modulate.
     modulation_lr: float = 1.0
     drop_lowres: bool = True  # the null condition drops the low-resolution picture too (P: it is a conditional image)
     drop_levels: bool = False  # D: the null condition drops the embedding of the noise levels too

@@ -214,7 +214,7 @@ class ParallelUNet(nn.Module):
 
 @torch.no_grad()
 def start_awake(network: ParallelUNet) -> None:
-    """Every convolution but the tail keeps the size of what it reads; z_t, noise in a short training, enters faintly."""
+    """Every convolution but the tail keeps the size of what it reads; z_t, mostly noise to it, is read faintly."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer is not network.person_unet.tail:
             if layer.kernel_size == (1, 1):
