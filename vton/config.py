@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +168,7 @@ class DataConfig:
     name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
     root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
+    pad: bool = False  # keep the pictures at 4:3 in a size of another shape, on white; false: stretch them to it
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
     limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all; never more than there are
     limit_test: int = 0  # at most so many for validation and evaluation, spread likewise; 0 = all
@@ -194,6 +195,16 @@ class DataConfig:
         for name in ("person_caption", "garment_caption"):
             if "{}" not in getattr(self, name):
                 raise ConfigError(f"data.{name}={getattr(self, name)!r} lacks {{}}, the place of the annotation.")
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the photographs: `size`, or with `pad` the largest 4:3 that it holds."""
+        height, width = self.size
+        return (min(height, width * 4 // 3), min(width, height * 3 // 4)) if self.pad else (height, width)
+
+    def unpadded(self) -> DataConfig:
+        """The same pictures without what `pad` puts around them."""
+        return replace(self, size=self.picture_size, pad=False)
 
 
 @dataclass
