@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vton.config import ConfigError, ModelConfig
 
@@ -143,6 +143,8 @@ class NoiseAugmentationConfig:
 
 @dataclass
 class TryOnDiffusionConfig(ModelConfig):
+    CASCADE: ClassVar[dict[str, int]] = {"base": 1, "sr256": 2, "sr1024": 4}  # P
+
     name: str = "tryondiffusion"
     stage: Literal["base", "sr256", "sr1024"] = "base"  # which network of the cascade this run is about
     base: ParallelUNetConfig = field(default_factory=ParallelUNetConfig)
@@ -188,7 +190,3 @@ class TryOnDiffusionConfig(ModelConfig):
                 f"model.crop_px={self.crop_px} must be a positive multiple of {2 ** len(self.sr1024.widths)}, by which "
                 "model.sr1024 reduces pictures."
             )
-
-    @property
-    def label(self) -> str:
-        return self.name if self.stage == "base" else f"{self.name}-{self.stage}"
