@@ -219,6 +219,16 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
     assert shapes == [SIZE, SIZE, lowres.shape[-2:]]  # five steps, guided: agnostic, garment, lowres
 
 
+def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch):
+    own = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=[0.2,0.3]")
+    module, batch, levels = tiny("model.stage=sr256", *SR, *own), random_batch(3, SIZE), []
+    monkeypatch.setattr(module, "noised", lambda image, level, draws: levels.append(level) or image)
+    module.training_condition(batch, torch.ones(3))
+    agnostic, garment, lowres = levels
+    assert not agnostic.any() and not garment.any() and lowres.min() >= 0.2 and lowres.max() <= 0.3
+    assert len(lowres.unique()) == 3
+
+
 def test_crops_are_parts_of_the_person_and_depend_on_position():
     module, batch = tiny("model.stage=sr1024", *SR), random_batch(2, SIZE)
     crop = module.training_view(batch).person
@@ -250,6 +260,7 @@ def test_each_stage_has_its_own_settings_and_folder():
         ("model.base.heads=5", "heads=5"),
         ("model.base.garment_map=block", "garment_map=block"),
         ("model.augmentation.levels=[0.5,0.1]", "model.augmentation.levels"),
+        ("model.augmentation.lowres_levels=[0.5,2]", "model.augmentation.lowres_levels"),
         ("sampler.spacing=leading", "sampler.spacing"),
         ("objective.zero_terminal_snr=true", "objective.zero_terminal_snr"),
     ],

@@ -128,17 +128,23 @@ class NoiseAugmentationConfig:
 
     curve: Literal["schedule", "cosine", "linear"] = "schedule"  # D: the stage's own objective.schedule
     levels: tuple[float, float] = (0.0, 1.0)  # training draws uniformly from here, per image and sample; [0, 0] = off
+    lowres_levels: tuple[float, float] | None = None  # D: the range of the low-resolution picture alone; null = levels
     agnostic: float = 0.0  # levels at sampling; the paper found its by grid search and does not give them
     garment: float = 0.0
     lowres: float = 0.0
 
     def __post_init__(self):
-        low, high = self.levels
-        if not 0 <= low <= high <= 1:
-            raise ConfigError(f"model.augmentation.levels={[low, high]} must satisfy 0 <= low <= high <= 1.")
+        for name in ("levels", "lowres_levels"):
+            low, high = getattr(self, name) or (0, 1)
+            if not 0 <= low <= high <= 1:
+                raise ConfigError(f"model.augmentation.{name}={[low, high]} must satisfy 0 <= low <= high <= 1.")
         for name in ("agnostic", "garment", "lowres"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model.augmentation.{name}={getattr(self, name)} must be in [0, 1].")
+
+    def training_range(self, image: str) -> tuple[float, float]:
+        """What training draws the levels of agnostic, garment or lowres from."""
+        return self.lowres_levels if image == "lowres" and self.lowres_levels else self.levels
 
 
 @dataclass

@@ -132,9 +132,10 @@ class TryOnDiffusion(TryOnModule):
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """Own noise levels for every image and sample; one coin per sample drops everything."""
-        seed, (low, high) = self.config.seed, self.config.model.augmentation.levels
+        seed, ranges = self.config.seed, [self.config.model.augmentation.training_range(n) for n in self.images]
         draws = {n: [noise.generator(seed, "augmentation", n, place) for place in batch.position] for n in self.images}
-        levels = torch.stack([low + (high - low) * noise.uniform(draws[name], batch.person) for name in self.images], 1)
+        uniform = [noise.uniform(draws[name], batch.person) for name in self.images]
+        levels = torch.stack([low + (high - low) * u for (low, high), u in zip(ranges, uniform, strict=True)], 1)
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
         warped = None if self.warp is None else worn_garment(batch, self.config.model.garment_fill)
         conditions = self.read(batch, lowres, warped, levels, draws)
