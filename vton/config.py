@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -29,6 +29,7 @@ from vton.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
 
+ModelKind = Literal["architecture", "warp"]
 MaskRule = Literal[
     "safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box", "tryondiffusion"
 ]
@@ -39,16 +40,24 @@ class ConfigError(UserError):
 
 
 @dataclass
-class ModelConfig:
-    """What every architecture's own config extends."""
+class TrainedConfig:
+    """What every config under vton/models extends. Only architectures are compared with each other."""
 
+    kind: ClassVar[ModelKind]
     name: str = ""
-    condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
 
     @property
     def label(self) -> str:
-        """The architecture's part of a run folder's name; the stages of a cascade have one each."""
+        """The model's part of a run folder's name; the stages of a cascade have one each."""
         return self.name
+
+
+@dataclass
+class ModelConfig(TrainedConfig):
+    """What every architecture's own config extends."""
+
+    kind: ClassVar[ModelKind] = "architecture"
+    condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
 
 
 @dataclass
@@ -409,7 +418,7 @@ def _read(path: Path) -> DictConfig:
     return content
 
 
-def _checked(model_class: type[ModelConfig], layers: Sequence[Any]) -> ExperimentConfig:
+def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
     schema = OmegaConf.structured(ExperimentConfig)
     schema.model = OmegaConf.structured(model_class)
     try:
