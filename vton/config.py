@@ -182,7 +182,9 @@ class DataConfig:
     limit_test: int = 0  # the same for validation and evaluation
     mask_source: Literal["auto", "folder", "derive"] = "auto"  # auto: the folder's mask where there is one
     mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/agnostic.py
-    warp_source: Literal["auto", "folder", "geometric", "none"] = "auto"  # auto: the folder's warp where there is one
+    # auto: the folder's warp where there is one, else geometric; learned: the run in warp_run
+    warp_source: Literal["auto", "folder", "geometric", "learned", "none"] = "auto"
+    warp_run: str = ""  # run folder of a trained warp (vton train model=warp)
     warp_folder: str = ""  # name of the folder with warped garments; "" = the known names
     warp_folder_unpaired: str = ""
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
@@ -200,6 +202,11 @@ class DataConfig:
     def __post_init__(self):
         if min(self.size) < 16:
             raise ConfigError(f"data.size={list(self.size)}: height and width in pixels, at least 16 each.")
+        if (self.warp_source == "learned") != bool(self.warp_run):
+            raise ConfigError(
+                f"data.warp_source={self.warp_source} and data.warp_run={self.warp_run!r} do not belong together: a "
+                "learned warp is data.warp_source=learned data.warp_run=FOLDER, the run of `vton train model=warp`."
+            )
         for name in ("person_caption", "garment_caption"):
             if "{}" not in getattr(self, name):
                 raise ConfigError(f"data.{name}={getattr(self, name)!r} lacks {{}}, the place of the annotation.")
@@ -253,10 +260,11 @@ class EvalConfig:
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
     batch_size: int = 16
     seed: int = 0
-    baselines: bool = True  # rows for what needs no learning
+    baselines: bool = True  # rows for what needs no learning, and for the warp below
+    warp: str = ""  # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     shuffled: bool = True  # the control row: garments exchanged between samples
-    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid"], ...] = (
-        "ssim", "psnr", "lpips", "dists", "fid", "kid",
+    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid", "iou"], ...] = (
+        "ssim", "psnr", "lpips", "dists", "fid", "kid", "iou",  # iou: of silhouettes, in tables with a learned warp
     )  # fmt: skip
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
     kid_subsets: int = 100
