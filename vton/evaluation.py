@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -19,21 +21,25 @@ from torch import Tensor
 
 from vton import registry
 from vton.config import ExperimentConfig, to_yaml
+from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
-from vton.metrics.pictures import PictureFolder, to_uint8, write_pictures
+from vton.data.warp import rewarped, warp_source
+from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, to_uint8, write_pictures
 from vton.metrics.results import Row, provenance, write_results
 from vton.metrics.scorer import Pictures, Scorer
-from vton.models.base import TryOnModule
-from vton.models.baselines import BASELINES
+from vton.models.base import TrainedModule, Worn
+from vton.models.baselines import BASELINES, warped_garment
 from vton.models.codecs import build_codec, load_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
 from vton.training.run import RunError, RunFolder, git_commit
 from vton.training.train import data_module, make_trainer, quiet_libraries
+from vton.training.warp import RunWarp
 
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
+LEARNED = "baseline/learned_warp"
 
 
 def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
@@ -42,6 +48,7 @@ def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weight
     quiet_libraries()
     trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
     data, module = data_module(config), load_module(run, config, checkpoint)
+    learned = learned_warp(config)
     data.prepare_data()
     seconds = {order: sample_order(trainer, module, data, config, run, order) for order in config.eval.orders}
     if not trainer.is_global_zero:
@@ -55,9 +62,7 @@ def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weight
         "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
         "commit": git_commit(),
         "seed": config.eval.seed,
-        "solver": config.sampler.solver,
-        "steps": config.sampler.steps,
-        "guidance": config.sampler.guidance,
+        **sampling_facts(config),
         "size": list(config.data.size),
         "device": device_name(module.device),
     }
@@ -68,22 +73,56 @@ def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weight
         for name in sampled_methods(config):
             methods[name] = PictureFolder(prediction_folder(run, name, order))
             methods[name].check(dataset.pair_ids, config.data.size)
-        held = {name: HeldPictures() for name in BASELINES} if config.eval.baselines else {}
+        held = held_baselines(config, dataset, learned) if config.eval.baselines else {}
         batches = with_baselines(data.eval_dataloader(order), held)
         for name, tally in scorer.score(batches, methods | held).items():
             seconds_per_picture = seconds[order].get(name)
             details = provenance(**facts, **dataset.sources, seconds_per_picture=seconds_per_picture)
+            if name == LEARNED:
+                details["learned_warp"] = str(learned)
             rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
     for row in rows:
         row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
     write_results(run.results, rows)
-    save_grid(run, config, data)
+    save_grid(run, config, data, learned)
     print(table_json(rows)) if as_json else report(rows, run, time.perf_counter() - started)
     return rows
 
 
+def sampling_facts(config: ExperimentConfig) -> dict[str, Any]:
+    """How pictures were drawn; nothing for a warp, which draws none."""
+    if config.model.kind != "architecture":
+        return {}
+    return {"solver": config.sampler.solver, "steps": config.sampler.steps, "guidance": config.sampler.guidance}
+
+
+def learned_warp(config: ExperimentConfig) -> RunWarp | None:
+    """The trained warp that gets a baseline row: eval.warp, else what the model itself reads, else none."""
+    path = config.eval.warp or config.data.warp_run
+    return RunWarp(path, config.data.size) if path else None
+
+
+def warps(source: str, learned: RunWarp | None) -> dict[str, Callable[[TryOnBatch], TryOnBatch]]:
+    """Baselines that paste a warped garment, and what gives theirs to a batch whose own warp is of `source`."""
+    found = {"baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))}
+    if learned:
+        found[LEARNED] = learned.put_on
+    if source in ("geometric", "folder"):
+        found[f"baseline/{source}_warp"] = lambda batch: batch
+    return found
+
+
+def held_baselines(config: ExperimentConfig, dataset: TryOnDataset, learned: RunWarp | None) -> dict[str, HeldPictures]:
+    """Every baseline by name; where a learned warp is in the table, silhouettes of those that warp are measured too."""
+    compared = learned is not None or config.model.kind == "warp"
+    held = {name: HeldPictures(paint) for name, paint in BASELINES.items()}
+    for name, wear in warps(dataset.warp_source, learned).items():
+        held[name] = HeldPictures(warped_garment, wear, compared)
+    return held
+
+
 def predict(run: RunFolder, config: ExperimentConfig, order: Order, folder: Path) -> None:
-    """Pictures of every pair of an order as PNGs, nothing else."""
+    """Pictures of every pair of an order as PNGs, a warp's silhouettes in a folder below them; no scores."""
     quiet_libraries()
     trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
     data, module = data_module(config), load_module(run, config, "weights")
@@ -94,8 +133,8 @@ def predict(run: RunFolder, config: ExperimentConfig, order: Order, folder: Path
     print(f"{len(data.eval_dataset(order))} pictures in {folder}")
 
 
-def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TryOnModule:
-    """The run's architecture with its trained weights. Raises UserError subclasses naming what is absent or broken."""
+def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
+    """The run's model with its trained weights. Raises UserError subclasses naming what is absent or broken."""
     path = checkpoint_path(run, checkpoint)
     if config.codec.name == "identity" or config.codec.pretrained:
         codec = build_codec(config.codec)
@@ -149,17 +188,37 @@ class PictureWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx) -> None:
+        if isinstance(prediction, Worn):
+            write_pictures(module.prediction_folder / SILHOUETTES, batch.pair_id, as_pictures(prediction.silhouettes))
+            prediction = prediction.pictures
         write_pictures(module.prediction_folder, batch.pair_id, prediction)
 
 
 class HeldPictures:
-    """A method's pictures of the batch at hand, for methods that are computed while scoring."""
+    """A baseline's pictures of the batch at hand, computed while scoring.
 
-    def __init__(self):
+    paint: the baseline; wear: gives the batch the warped garment it sees; outlined: whether silhouettes are held too.
+    """
+
+    def __init__(
+        self,
+        paint: Callable[[TryOnBatch], Tensor],
+        wear: Callable[[TryOnBatch], TryOnBatch] = lambda batch: batch,
+        outlined: bool = False,
+    ):
+        self.paint, self.wear = paint, wear
+        self.silhouettes = self._silhouettes if outlined else None
         self.found: dict[str, Tensor] = {}
+        self.outlines: dict[str, Tensor] = {}
 
-    def hold(self, pair_ids: Sequence[str], pictures: Tensor) -> None:
-        self.found = dict(zip(pair_ids, pictures, strict=True))
+    def hold(self, batch: TryOnBatch) -> None:
+        worn = self.wear(batch)
+        self.found = dict(zip(batch.pair_id, to_uint8(self.paint(worn)), strict=True))
+        if self.silhouettes:
+            self.outlines = dict(zip(batch.pair_id, to_uint8(as_pictures(worn.warped_mask)), strict=True))
+
+    def _silhouettes(self, pair_ids: Sequence[str]) -> Tensor:
+        return torch.stack([self.outlines[pair_id] for pair_id in pair_ids])
 
     def __call__(self, pair_ids: Sequence[str]) -> Tensor:
         return torch.stack([self.found[pair_id] for pair_id in pair_ids])
@@ -167,18 +226,20 @@ class HeldPictures:
 
 def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures]) -> Iterator[TryOnBatch]:
     for batch in batches:
-        for name, pictures in held.items():
-            pictures.hold(batch.pair_id, to_uint8(BASELINES[name](batch)))
+        for pictures in held.values():
+            pictures.hold(batch)
         yield batch
 
 
-def save_grid(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> None:
+def save_grid(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule, learned: RunWarp | None) -> None:
     """pictures_<order>.png: a few pairs, spread over the test list."""
     for order in config.eval.orders:
         batch = data.val_batch(order, config.eval.pictures)
         output = PictureFolder(prediction_folder(run, config.model.name, order))(batch.pair_id)
-        grid = try_on_grid(batch, output.float() / 127.5 - 1, BASELINES["baseline/geometric_warp"](batch),
-                           titles=("output", "geometric warp"))  # fmt: skip
+        wearing = warps(data.eval_dataset(order).warp_source, learned)
+        pasted = (warped_garment(wear(batch)) for wear in wearing.values())
+        titles = ["output", *(name.removeprefix("baseline/").replace("_", " ") for name in wearing)]
+        grid = try_on_grid(batch, output.float() / 127.5 - 1, *pasted, titles=titles)
         Image.fromarray(grid).save(run.grid(order))
 
 
