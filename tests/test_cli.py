@@ -30,7 +30,8 @@ def test_list_names_every_architecture(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["list", "--json"])
     assert stop.value.code == 0
-    assert json.loads(capsys.readouterr().out)["models"] == registry.names()
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["models"] == registry.names() and listed["warps"] == registry.names("warp") == ["warp"]
 
 
 @pytest.mark.parametrize("action", ["check", "make"])

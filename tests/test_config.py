@@ -59,7 +59,7 @@ def test_caption_templates_need_a_place_for_the_annotation():
         load("data.person_caption=a shirt")
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", registry.folders())
 @pytest.mark.parametrize("preset", choices("preset"))
 def test_every_model_and_preset_round_trips(model, preset, tmp_path):
     config = load(f"model={model}", f"preset={preset}")
@@ -72,8 +72,16 @@ def test_every_data_and_trainer_file_loads(group, name):
     assert getattr(load(f"{group}={name}"), group).name == name
 
 
-def test_names_of_architectures_and_their_yaml_agree():
-    assert registry.names() == choices("model")
+def test_names_of_models_and_their_yaml_agree():
+    assert registry.folders() == choices("model")
+    assert sorted(registry.names() + registry.names("warp")) == registry.folders()
+
+
+def test_a_learned_warp_and_its_run_belong_together():
+    with pytest.raises(ConfigError, match=r"data\.warp_run=''"):
+        load("data.warp_source=learned")
+    with pytest.raises(ConfigError, match=r"data\.warp_source=auto"):
+        load("data.warp_run=runs/warp")
 
 
 def test_data_root_follows_the_environment(monkeypatch):

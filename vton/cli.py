@@ -183,7 +183,7 @@ def run_data(args) -> int:
 
 
 def run_list(args) -> None:
-    found = {"models": registry.names()} | {
+    found = {"models": registry.names(), "warps": registry.names("warp")} | {
         group: choices(group) for group in ("preset", "data", "trainer", "ablation")
     }
     if args.json:

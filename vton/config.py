@@ -30,6 +30,7 @@ from vton.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
 
+ModelKind = Literal["architecture", "warp"]
 MaskRule = Literal[
     "safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box", "tryondiffusion"
 ]
@@ -40,14 +41,17 @@ class ConfigError(UserError):
 
 
 @dataclass
-class ModelConfig:
-    """What every architecture's own config extends. A cascade also has a field `stage`, one of CASCADE's names."""
+class TrainedConfig:
+    """What every config under vton/models extends. Only architectures are compared with each other.
+
+    A cascade also has a field `stage`, one of CASCADE's names.
+    """
 
     # Stages in the order of sampling, with how many times each enlarges the pictures of the one before; see cascade.py.
     CASCADE: ClassVar[dict[str, int]] = {}
 
+    kind: ClassVar[ModelKind]
     name: str = ""
-    condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
 
     @property
     def upper_stage(self) -> str:
@@ -58,6 +62,14 @@ class ModelConfig:
     def label(self) -> str:
         """Name in tables."""
         return f"{self.name}-{self.upper_stage}" if self.upper_stage else self.name
+
+
+@dataclass
+class ModelConfig(TrainedConfig):
+    """What every architecture's own config extends."""
+
+    kind: ClassVar[ModelKind] = "architecture"
+    condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
 
 
 @dataclass
@@ -183,7 +195,9 @@ class DataConfig:
     limit_test: int = 0  # at most so many for validation and evaluation, spread likewise; 0 = all
     mask_source: Literal["auto", "folder", "derive"] = "auto"  # auto: the folder's mask where there is one
     mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/agnostic.py
-    warp_source: Literal["auto", "folder", "geometric", "none"] = "auto"  # auto: the folder's warp where there is one
+    # auto: the folder's warp where there is one, else geometric; learned: the run in warp_run
+    warp_source: Literal["auto", "folder", "geometric", "learned", "none"] = "auto"
+    warp_run: str = ""  # run folder of a trained warp (vton train model=warp)
     warp_folder: str = ""  # name of the folder with warped garments; "" = the known names
     warp_folder_unpaired: str = ""
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
@@ -201,6 +215,11 @@ class DataConfig:
     def __post_init__(self):
         if min(self.size) < 16:
             raise ConfigError(f"data.size={list(self.size)}: height and width in pixels, at least 16 each.")
+        if (self.warp_source == "learned") != bool(self.warp_run):
+            raise ConfigError(
+                f"data.warp_source={self.warp_source} and data.warp_run={self.warp_run!r} do not belong together: a "
+                "learned warp is data.warp_source=learned data.warp_run=FOLDER, the run of `vton train model=warp`."
+            )
         for name in ("person_caption", "garment_caption"):
             if "{}" not in getattr(self, name):
                 raise ConfigError(f"data.{name}={getattr(self, name)!r} lacks {{}}, the place of the annotation.")
@@ -264,11 +283,12 @@ class EvalConfig:
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
     batch_size: int = 16
     seed: int = 0
-    baselines: bool = True  # rows for what needs no learning
+    baselines: bool = True  # rows for what needs no learning, and for the warp below
+    warp: str = ""  # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     shuffled: bool = True  # the control row: garments exchanged between samples
     chain: bool = True  # cascades: sample one stage after another; false: this one alone, on the reduced truth
-    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid"], ...] = (
-        "ssim", "psnr", "lpips", "dists", "fid", "kid",
+    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid", "iou"], ...] = (
+        "ssim", "psnr", "lpips", "dists", "fid", "kid", "iou",  # iou: of silhouettes, in tables with a learned warp
     )  # fmt: skip
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
     kid_subsets: int = 100
@@ -434,7 +454,7 @@ def _read(path: Path) -> DictConfig:
     return content
 
 
-def _checked(model_class: type[ModelConfig], layers: Sequence[Any]) -> ExperimentConfig:
+def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
     schema = OmegaConf.structured(ExperimentConfig)
     schema.model = OmegaConf.structured(model_class)
     try:

@@ -11,8 +11,9 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,28 @@ from torch import Tensor
 from vton import registry
 from vton.cascade import Stage, handed_over, interpolated, require_same_pairs
 from vton.config import ExperimentConfig, to_yaml
+from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.transforms import normalise, unpad_picture
-from vton.metrics.pictures import PictureFolder, to_uint8, write_pictures
+from vton.data.warp import rewarped, warp_source
+from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, to_uint8, write_pictures
 from vton.metrics.results import Row, provenance, write_results
 from vton.metrics.scorer import Pictures, Scorer
-from vton.models.base import TryOnModule
-from vton.models.baselines import BASELINES
+from vton.models.base import TrainedModule, Worn
+from vton.models.baselines import BASELINES, warped_garment
 from vton.models.codecs import build_codec, load_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
 from vton.training.run import RunError, RunFolder, git_commit
 from vton.training.train import data_module, make_trainer, quiet_libraries
+from vton.training.warp import RunWarp
 
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
 FROM_TRUTH = "[from_truth]"  # suffix of a cascade's upper stage that enlarged the reduced truth, not the stage before
 UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation alone
+LEARNED = "baseline/learned_warp"
 
 
 def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
@@ -83,6 +88,7 @@ def score(
     run, config = link[-1]
     if config.data.pad:
         data = data_module(replace(config, data=config.data.unpadded()))
+    learned = learned_warp(config)
     scorer = Scorer(config.eval, device)
     people = scorer.people(data.eval_dataloader("paired"))
     facts = stage_facts(link[-1], checkpoint) | {
@@ -101,20 +107,54 @@ def score(
             methods[name].check(dataset.pair_ids, config.data.picture_size)
         former = prediction_folder(link[-2].run, "", order) if len(link) > 1 else None
         upsampled = former and interpolated(former, config.data)
-        save_grid(link, order, data.val_batch(order, config.eval.pictures), upsampled)
+        wearing = warps(dataset.warp_source, learned)
+        save_grid(link, order, data.val_batch(order, config.eval.pictures), upsampled, wearing)
         if upsampled and config.eval.baselines:
             methods[UPSAMPLED] = upsampled
-        held = {name: HeldPictures() for name in BASELINES} if config.eval.baselines else {}
+        compared = learned is not None or config.model.kind == "warp"
+        held = held_baselines(wearing, compared) if config.eval.baselines else {}
         batches = with_baselines(data.eval_dataloader(order), held)
         for name, tally in scorer.score(batches, methods | held).items():
             seconds_per_picture = seconds[order].get(name)
             details = provenance(**facts, **dataset.sources, seconds_per_picture=seconds_per_picture)
+            if name == LEARNED:
+                details["learned_warp"] = str(learned)
             rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
     return rows
 
 
+def sampling_facts(config: ExperimentConfig) -> dict[str, Any]:
+    """How pictures were drawn; nothing for a warp, which draws none."""
+    if config.model.kind != "architecture":
+        return {}
+    return {"solver": config.sampler.solver, "steps": config.sampler.steps, "guidance": config.sampler.guidance}
+
+
+def learned_warp(config: ExperimentConfig) -> RunWarp | None:
+    """The trained warp that gets a baseline row: eval.warp, else what the model itself reads, else none."""
+    path = config.eval.warp or config.data.warp_run
+    return RunWarp(path, config.data.picture_size) if path else None
+
+
+def warps(source: str, learned: RunWarp | None) -> dict[str, Callable[[TryOnBatch], TryOnBatch]]:
+    """Baselines that paste a warped garment, and what gives theirs to a batch whose own warp is of `source`."""
+    found = {"baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))}
+    if learned:
+        found[LEARNED] = learned.put_on
+    if source in ("geometric", "folder"):
+        found[f"baseline/{source}_warp"] = lambda batch: batch
+    return found
+
+
+def held_baselines(wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]], outlined: bool) -> dict[str, HeldPictures]:
+    """Every baseline by name. outlined: silhouettes of those that warp are measured, as beside a learned warp."""
+    held = {name: HeldPictures(paint) for name, paint in BASELINES.items()}
+    return held | {name: HeldPictures(warped_garment, wear, outlined) for name, wear in wearing.items()}
+
+
 def predict(chain: Sequence[Stage], order: Order, folder: Path) -> None:
-    """Pictures of every pair of an order as PNGs, nothing else; those of stages below in folders by their names."""
+    """Pictures of every pair of an order as PNGs, no scores; those of stages below in folders by their names, a warp's
+    silhouettes in a folder below its pictures."""
     before = None
     for stage, data in zip(chain, prepare(chain, "weights", [order]), strict=True):
         trainer, module = ready(stage, "weights")
@@ -130,6 +170,7 @@ def prepare(chain: Sequence[Stage], checkpoint: str, orders: Iterable[Order]) ->
     quiet_libraries()
     for stage in chain:
         checkpoint_path(stage.run, checkpoint)  # before hours of sampling
+        learned_warp(stage.config)
     data_modules = [data_module(stage.config) for stage in chain]
     for data in data_modules:
         data.prepare_data()
@@ -137,7 +178,7 @@ def prepare(chain: Sequence[Stage], checkpoint: str, orders: Iterable[Order]) ->
     return data_modules
 
 
-def ready(stage: Stage, checkpoint: str) -> tuple[Trainer, TryOnModule]:
+def ready(stage: Stage, checkpoint: str) -> tuple[Trainer, TrainedModule]:
     """What draws a stage's pictures."""
     run, config = stage
     trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
@@ -151,16 +192,14 @@ def stage_facts(stage: Stage, checkpoint: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
         "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
-        "solver": config.sampler.solver,
-        "steps": config.sampler.steps,
-        "guidance": config.sampler.guidance,
+        **sampling_facts(config),
         "size": list(config.data.picture_size),
     }
     return facts | ({"padded_to": list(config.data.size)} if config.data.pad else {})
 
 
-def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TryOnModule:
-    """The run's architecture with its trained weights. Raises UserError subclasses naming what is absent or broken."""
+def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
+    """The run's model with its trained weights. Raises UserError subclasses naming what is absent or broken."""
     path = checkpoint_path(run, checkpoint)
     if config.codec.name == "identity" or config.codec.pretrained:
         codec = build_codec(config.codec)
@@ -206,7 +245,7 @@ def results_file(link: Sequence[Stage]) -> Path:
 
 
 def sample_order(
-    trainer: Trainer, module: TryOnModule, data: TryOnDataModule, link: Sequence[Stage], order: Order
+    trainer: Trainer, module: TrainedModule, data: TryOnDataModule, link: Sequence[Stage], order: Order
 ) -> dict[str, float]:
     """Write the pictures of the link's last stage, and the control's; returns seconds per picture of each."""
     pace = {}
@@ -223,12 +262,13 @@ def sample_order(
 
 
 def draw_pictures(
-    trainer: Trainer, module: TryOnModule, data: TryOnDataModule, order: Order, folder: Path, before: Path | None,
+    trainer: Trainer, module: TrainedModule, data: TryOnDataModule, order: Order, folder: Path, before: Path | None,
     shuffled: bool = False,
 ) -> None:  # fmt: skip
     """Every pair's picture into `folder`; before: where the former stage's pictures lie."""
     module.prediction_folder = folder
-    module.former = None if before is None else handed_over(before, module.config)
+    if before is not None:
+        module.former = handed_over(before, module.config)
     data.predicting(order, shuffled)
     trainer.predict(module, datamodule=data, return_predictions=False)
     trainer.strategy.barrier()
@@ -241,18 +281,39 @@ class PictureWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx) -> None:
+        if isinstance(prediction, Worn):
+            outlines = unpad_picture(as_pictures(prediction.silhouettes), module.config.data.picture_size)
+            write_pictures(module.prediction_folder / SILHOUETTES, batch.pair_id, outlines)
+            prediction = prediction.pictures
         pictures = unpad_picture(prediction, module.config.data.picture_size)
         write_pictures(module.prediction_folder, batch.pair_id, pictures)
 
 
 class HeldPictures:
-    """A method's pictures of the batch at hand, for methods that are computed while scoring."""
+    """A baseline's pictures of the batch at hand, computed while scoring.
 
-    def __init__(self):
+    paint: the baseline; wear: gives the batch the warped garment it sees; outlined: whether silhouettes are held too.
+    """
+
+    def __init__(
+        self,
+        paint: Callable[[TryOnBatch], Tensor],
+        wear: Callable[[TryOnBatch], TryOnBatch] = lambda batch: batch,
+        outlined: bool = False,
+    ):
+        self.paint, self.wear = paint, wear
+        self.silhouettes = self._silhouettes if outlined else None
         self.found: dict[str, Tensor] = {}
+        self.outlines: dict[str, Tensor] = {}
 
-    def hold(self, pair_ids: Sequence[str], pictures: Tensor) -> None:
-        self.found = dict(zip(pair_ids, pictures, strict=True))
+    def hold(self, batch: TryOnBatch) -> None:
+        worn = self.wear(batch)
+        self.found = dict(zip(batch.pair_id, to_uint8(self.paint(worn)), strict=True))
+        if self.silhouettes:
+            self.outlines = dict(zip(batch.pair_id, to_uint8(as_pictures(worn.warped_mask)), strict=True))
+
+    def _silhouettes(self, pair_ids: Sequence[str]) -> Tensor:
+        return torch.stack([self.outlines[pair_id] for pair_id in pair_ids])
 
     def __call__(self, pair_ids: Sequence[str]) -> Tensor:
         return torch.stack([self.found[pair_id] for pair_id in pair_ids])
@@ -260,20 +321,24 @@ class HeldPictures:
 
 def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures]) -> Iterator[TryOnBatch]:
     for batch in batches:
-        for name, pictures in held.items():
-            pictures.hold(batch.pair_id, to_uint8(BASELINES[name](batch)))
+        for pictures in held.values():
+            pictures.hold(batch)
         yield batch
 
 
-def save_grid(link: Sequence[Stage], order: Order, batch: TryOnBatch, upsampled: Pictures | None) -> None:
+def save_grid(
+    link: Sequence[Stage], order: Order, batch: TryOnBatch, upsampled: Pictures | None,
+    wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]],
+) -> None:  # fmt: skip
     """A few pairs, spread over the test list."""
     run, name = link[-1].run, sampled_methods(link)[0]
     folder = prediction_folder(run, name, order)
     columns = {"upsampled": upsampled(batch.pair_id)} if upsampled else {}
     columns["output"] = PictureFolder(folder)(batch.pair_id)
     outputs = [normalise(pictures) for pictures in columns.values()]
-    outputs.append(BASELINES["baseline/geometric_warp"](batch))
-    grid = try_on_grid(batch, *outputs, titles=(*columns, "geometric warp"))
+    outputs += [warped_garment(wear(batch)) for wear in wearing.values()]
+    titles = [*columns, *(name.removeprefix("baseline/").replace("_", " ") for name in wearing)]
+    grid = try_on_grid(batch, *outputs, titles=titles)
     Image.fromarray(grid).save(run.grid(folder.name))
 
 

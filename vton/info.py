@@ -34,17 +34,20 @@ def describe(config: ExperimentConfig) -> dict:
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     module.eval().requires_grad_(False)  # torch's counter refuses views of parameters that want gradients
     rows = [network_row(name, network, trained) for name, network in module.networks().items()]
-    with torch.no_grad(), torch.device("meta"):
-        conditions, condition = counted(lambda: module.condition(batch))
-        flops = {"condition": condition} | phase_flops(module, conditions)
-    return {
+    facts = {
         "model": config.model.name,
         "preset": config.preset,
         "size": list(config.data.size),
         "networks": rows,
-        "flops": flops,
-        "memory": sampling_memory(module, conditions),
     }
+    if config.model.kind == "warp":
+        with torch.no_grad(), torch.device("meta"):
+            _, flops = counted(lambda: module.put_on(batch))
+        return facts | {"flops": {"warp": flops}}
+    with torch.no_grad(), torch.device("meta"):
+        conditions, condition = counted(lambda: module.condition(batch))
+        flops = {"condition": condition} | phase_flops(module, conditions)
+    return facts | {"flops": flops, "memory": sampling_memory(module, conditions)}
 
 
 @contextmanager
@@ -119,11 +122,18 @@ def print_table(rows: dict) -> None:
     calls = Table(title="FLOP for one sample (a multiply-add is 2)")
     for column, justify in (("call", "left"), ("when", "left"), ("GFLOP", "right")):
         calls.add_column(column, justify=justify)
-    when = {"condition": "once", "garment_features": "each timestep", "denoise": "each step", "decode": "once"}
+    when = {
+        "condition": "once",
+        "garment_features": "each timestep",
+        "denoise": "each step",
+        "decode": "once",
+        "warp": "once",
+    }
     for name, flops in rows["flops"].items():
         calls.add_row(name, when[name], f"{flops / 1e9:,.2f}")
     console.print(calls)
-    console.print(memory_table(rows["memory"]))
+    if "memory" in rows:
+        console.print(memory_table(rows["memory"]))
 
 
 def memory_table(memory: dict) -> Table:

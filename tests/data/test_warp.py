@@ -20,6 +20,7 @@ JOINTS = np.array([
     (81, 127), (80, 186), (79, 243), (111, 127), (112, 186), (113, 243), (92, 27), (100, 27), (88, 29), (104, 29),
 ])  # fmt: skip
 EVERYWHERE = np.ones(SIZE, bool)
+PERSON = np.zeros((*SIZE, 3), np.uint8)  # which only a learned warp looks at
 
 
 def joints(missing=(), **moved):
@@ -66,7 +67,7 @@ GARMENTS = {"upper_body": top, "lower_body": trousers, "dresses": lambda: top(sl
 
 
 def put_on(garment, table=None, mask=EVERYWHERE, category="upper_body"):
-    return warp_source("geometric")(*garment, joints() if table is None else table, mask, category)
+    return warp_source("geometric")(*garment, joints() if table is None else table, PERSON, mask, category)
 
 
 def where(picture, mask, colour):
@@ -327,23 +328,23 @@ def test_landmarks_of_trousers_and_skirts():
 def test_none_is_white_and_asks_for_the_whole_mask():
     region = np.zeros(SIZE, bool)
     region[10:20] = True
-    picture, mask = warp_source("none")(*top(), joints(), region, "upper_body")
+    picture, mask = warp_source("none")(*top(), joints(), PERSON, region, "upper_body")
     assert (picture == 255).all() and (mask == region).all() and mask is not region
 
 
 def test_sources_are_registered_by_name_once(monkeypatch):
     monkeypatch.setattr(warp, "_SOURCES", dict(warp._SOURCES))
 
-    @register_warp("learned")
-    class Learned:
-        def __call__(self, garment, garment_mask, joints, agnostic_mask, category):
+    @register_warp("mine")
+    class Mine:
+        def __call__(self, garment, garment_mask, joints, agnostic, agnostic_mask, category):
             return garment, agnostic_mask
 
-    assert isinstance(warp_source("learned"), Learned)
-    with pytest.raises(ValueError, match="'learned' is already registered"):
-        register_warp("learned")(Learned)
-    with pytest.raises(DataError, match=r"'learnt'.*geometric, learned, none"):
-        warp_source("learnt")
+    assert isinstance(warp_source("mine"), Mine)
+    with pytest.raises(ValueError, match="'mine' is already registered"):
+        register_warp("mine")(Mine)
+    with pytest.raises(DataError, match=r"'min'.*geometric, mine, none"):
+        warp_source("min")
 
 
 @pytest.mark.parametrize(
@@ -360,8 +361,8 @@ def test_sources_are_registered_by_name_once(monkeypatch):
 def test_bad_input_says_what_is_wrong(change, message):
     garment, silhouette = top()
     arguments = {
-        "garment": garment, "garment_mask": silhouette, "joints": joints(), "agnostic_mask": EVERYWHERE,
-        "category": "upper_body",
+        "garment": garment, "garment_mask": silhouette, "joints": joints(), "agnostic": PERSON,
+        "agnostic_mask": EVERYWHERE, "category": "upper_body",
     } | change  # fmt: skip
     with pytest.raises(DataError, match=message):
         warp_source("geometric")(**arguments)

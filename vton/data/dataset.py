@@ -23,7 +23,7 @@ from vton.data.images import WHITE
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
 from vton.data.viton_hd import VitonHD
-from vton.data.warp import warp_source
+from vton.data.warp import WarpSource, warp_source
 
 LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 
@@ -48,10 +48,13 @@ class TryOnDataset(Dataset):
 
     shuffled: the control experiment. Every sample keeps its person, truth and name but gets the garment of the next
     pair of its category, fitted to its own person. A model that uses its garment must get worse.
+    warp: the source that data.warp_source=learned means.
     Records stay in this process when data.cache is "memory".
     """
 
-    def __init__(self, folder: Folder, split: Split, order: Order, shuffled: bool = False):
+    def __init__(
+        self, folder: Folder, split: Split, order: Order, shuffled: bool = False, warp: WarpSource | None = None
+    ):
         config = folder.config
         self.folder = folder
         self.split = split
@@ -70,7 +73,7 @@ class TryOnDataset(Dataset):
         if config.densepose and not self._exists("densepose"):
             raise self._absent("densepose", "data.densepose=true", "Use data.densepose=false for models without it.")
         self.templates = Templates(config.person_caption, config.garment_caption)
-        self._warp = None if self.warp_source == "folder" else warp_source(self.warp_source)
+        self._warp = warp if self.warp_source in ("folder", "learned") else warp_source(self.warp_source)
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -104,12 +107,13 @@ class TryOnDataset(Dataset):
         parse, joints = files.labels("parse", person.size), files.joints()
         silhouette = transforms.resize_silhouette(clothes.garment_mask(garment), size)
         repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
-        garment = transforms.resize_photo(garment, size)
-        warped, warped_mask = self._warped(clothes, garment, silhouette, joints, repaint)
+        person, garment = (transforms.resize_photo(photo, size) for photo in (person, garment))
+        agnostic = np.where(repaint[..., None], np.uint8(0), person)
+        warped, warped_mask = self._warped(clothes, garment, silhouette, joints, agnostic, repaint)
         truth, worn = self._truth(files)
         return Record(
             index=index, dataset=self.folder.dataset, pair=pair, order=self.order, annotation=clothes.annotation(),
-            person=records.picture(transforms.resize_photo(person, size)),
+            person=records.picture(person),
             garment=records.picture(garment),
             warped_garment=records.picture(warped),
             truth=None if truth is None else records.picture(transforms.resize_photo(truth, size)),
@@ -125,7 +129,9 @@ class TryOnDataset(Dataset):
     @property
     def sources(self) -> dict[str, str]:
         """Where masks and warped garments come from, for the provenance of results: both change the numbers."""
-        sources = {"warp": self.warp_source, "mask": f"derive:{self.folder.config.mask_rule}"}
+        learned = self.warp_source == "learned" and self._warp is not None
+        warp = str(self._warp) if learned else self.warp_source
+        sources = {"warp": warp, "mask": f"derive:{self.folder.config.mask_rule}"}
         for part, name in (("agnostic_mask", "mask"), ("warped_garment", "warp")):
             if getattr(self, f"{name}_source") == "folder":
                 sources[name] = f"folder:{self.folder.place(part, self.split, self.order).folder}"
@@ -184,11 +190,20 @@ class TryOnDataset(Dataset):
         return agnostic_mask(parse, _in_pixels(joints, parse.shape), files.pair.category, self.folder.config.mask_rule)
 
     def _warped(
-        self, files: PairFiles, garment: np.ndarray, silhouette: np.ndarray, joints: np.ndarray, repaint: np.ndarray
+        self,
+        files: PairFiles,
+        garment: np.ndarray,
+        silhouette: np.ndarray,
+        joints: np.ndarray,
+        agnostic: np.ndarray,
+        repaint: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool."""
-        if self._warp is not None:
-            return self._warp(garment, silhouette, _in_pixels(joints, self.size), repaint, files.pair.category)
+        if self.warp_source != "folder":
+            if self._warp is None:
+                raise DataError("data.warp_source=learned: this data set was opened without its warp.")
+            joints = _in_pixels(joints, self.size)
+            return self._warp(garment, silhouette, joints, agnostic, repaint, files.pair.category)
         image = files.photo("warped_garment")
         has_mask = self.folder.place("warped_mask", self.split, self.order) is not None
         stored = files.mask("warped_mask", image.size) if has_mask else (np.asarray(image) < WHITE).any(axis=2)

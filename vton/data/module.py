@@ -24,6 +24,7 @@ from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
 from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
+from vton.data.warp import WarpSource
 
 log = logging.getLogger(__name__)
 _spoken_of: set[tuple[Path, Split]] = set()  # splits whose captions this process has looked at
@@ -93,11 +94,17 @@ class RankShare(Sampler[int]):
 
 
 class TryOnDataModule(LightningDataModule):
-    """Loaders of the configured data set. `seed` fixes order and augmentation of training."""
+    """Loaders of the configured data set. `seed` fixes order and augmentation of training.
 
-    def __init__(self, config: DataConfig, *, seed: int, batch_size: int, eval_batch_size: int):
+    warp: the source that data.warp_source=learned means; it goes along to loader processes.
+    """
+
+    def __init__(
+        self, config: DataConfig, *, seed: int, batch_size: int, eval_batch_size: int, warp: WarpSource | None = None
+    ):
         super().__init__()
         self.config = config
+        self.warp = warp
         self.seed = seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -138,7 +145,7 @@ class TryOnDataModule(LightningDataModule):
     def train_dataset(self) -> TrainingStream:
         """Augmented training samples, addressed by Draw; made once, so that its cache lives as long as the module."""
         if self._stream is None:
-            pairs = TryOnDataset(open_folder(self.config), "train", "paired")
+            pairs = TryOnDataset(open_folder(self.config), "train", "paired", warp=self.warp)
             warn_without_caption(pairs)
             self._stream = TrainingStream(pairs, self.seed)
         return self._stream
@@ -153,7 +160,9 @@ class TryOnDataModule(LightningDataModule):
         """The test split, un-augmented, in list order; item i has index i. `shuffled` exchanges the garments."""
         key = (order, shuffled)
         if key not in self._evaluated:
-            pairs = self._evaluated[key] = TryOnDataset(open_folder(self.config), "test", order, shuffled)
+            pairs = self._evaluated[key] = TryOnDataset(
+                open_folder(self.config), "test", order, shuffled, warp=self.warp
+            )
             warn_without_caption(pairs)
         return self._evaluated[key]
 

@@ -1,4 +1,4 @@
-"""The warped garment where none is on disk: no training, landmarks and thin-plate splines only.
+"""The warped garment where none is on disk, by landmarks and thin-plate splines alone; and what any source of it is.
 
 A warp source takes the in-shop garment to the person's canvas. "geometric" reads the garment's silhouette, lays its
 torso along the spine and each sleeve or leg along its own bones, one spline per part, limbs in front. Lengths keep
@@ -8,14 +8,16 @@ their proportion to the garment's width: a cropped top stays cropped, a short sl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vton.data import shapes
 from vton.data.figure import FOREARM, SHANK, THIGH, UPPER_ARM, Figure, Line
-from vton.data.sample import CATEGORIES, JOINTS, Category, DataError
+from vton.data.sample import CATEGORIES, JOINTS, Category, DataError, TryOnBatch
 from vton.data.silhouette import Limb, Silhouette, read_bottom, read_top
 from vton.data.tps import WHITE, Part, covers, render, sample
 
@@ -28,6 +30,7 @@ class WarpSource(Protocol):
         garment: np.ndarray,
         garment_mask: np.ndarray,
         joints: np.ndarray,
+        agnostic: np.ndarray,
         agnostic_mask: np.ndarray,
         category: Category,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +38,7 @@ class WarpSource(Protocol):
 
         garment:       (H, W, 3) uint8 on white; garment_mask: (H, W) bool, its silhouette
         joints:        (18, 3) COCO-18, x and y in pixels of the person's canvas, validity 0 or 1
+        agnostic:      (h, w, 3) uint8, the person, black where agnostic_mask is set
         agnostic_mask: (h, w) bool on the person's canvas
         returns        (h, w, 3) uint8 on white, and (h, w) bool: where the garment lies, a subset of agnostic_mask
         """
@@ -45,7 +49,10 @@ _SOURCES: dict[str, Callable[[], WarpSource]] = {}
 
 
 def register_warp(name: str) -> Callable[[Callable[[], WarpSource]], Callable[[], WarpSource]]:
-    """Decorator for a class (or function without arguments) that makes a WarpSource, e.g. a learned warp."""
+    """Decorator for a class (or function without arguments) that makes a WarpSource.
+
+    A learned warp needs a run folder and comes to the data module as an argument instead.
+    """
 
     def add(factory: Callable[[], WarpSource]) -> Callable[[], WarpSource]:
         if name in _SOURCES:
@@ -67,7 +74,7 @@ def warp_source(name: str) -> WarpSource:
 class NoWarp:
     """White, with the agnostic mask as its mask: for models that bring their own correspondence."""
 
-    def __call__(self, garment, garment_mask, joints, agnostic_mask, category):
+    def __call__(self, garment, garment_mask, joints, agnostic, agnostic_mask, category):
         return np.full((*agnostic_mask.shape, 3), WHITE, np.uint8), agnostic_mask.copy()
 
 
@@ -115,7 +122,7 @@ class GeometricWarp:
     def __init__(self, proportions: Proportions | None = None):
         self.proportions = proportions or Proportions()
 
-    def __call__(self, garment, garment_mask, joints, agnostic_mask, category):
+    def __call__(self, garment, garment_mask, joints, agnostic, agnostic_mask, category):
         _check(garment, garment_mask, joints, agnostic_mask, category)
         figure = Figure.of(joints)
         silhouette = (read_bottom if category == "lower_body" else read_top)(garment_mask)
@@ -253,6 +260,25 @@ def fit_box(garment: np.ndarray, garment_mask: np.ndarray, agnostic_mask: np.nda
     warped[window][inside] = np.rint(sample(garment.astype(np.float32), grid[inside]))
     mask[window] = inside
     return warped, mask
+
+
+def rewarped(batch: TryOnBatch, source: WarpSource) -> TryOnBatch:
+    """The batch with its warped garments made by another source; what the data set itself would deliver."""
+    height, width = batch.person.shape[-2:]
+    garments, people = (_bytes(picture) for picture in (batch.garment, batch.agnostic))
+    silhouettes, masks = (mask[:, 0].bool().cpu().numpy() for mask in (batch.garment_mask, batch.agnostic_mask))
+    joints = batch.keypoints.cpu().numpy() * np.float32([width, height, 1])
+    people[masks] = 0
+    rows = zip(garments, silhouettes, joints, people, masks, batch.category, strict=True)
+    warped, covered = (np.stack(part) for part in zip(*(source(*row) for row in rows), strict=True))
+    covered = torch.from_numpy(covered & masks).to(batch.person.device)[:, None]
+    pictures = torch.from_numpy(warped).to(batch.person.device).permute(0, 3, 1, 2) / 127.5 - 1
+    return replace(batch, warped_garment=torch.where(covered, pictures, 1.0), warped_mask=covered.float())
+
+
+def _bytes(pictures: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] that were bytes before, as (B, H, W, 3) uint8."""
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _check(garment, garment_mask, joints, agnostic_mask, category) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vton.data.sample import DataError
 
 SHOWN = 10  # names listed in one error message
+SILHOUETTES = "silhouettes"  # folder below the pictures of a method that warps: white where the garment lies
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -24,6 +25,11 @@ def to_uint8(image: Tensor) -> Tensor:
     if not torch.isfinite(image).all():
         raise DataError("A picture to be written holds NaN or infinite values: the model diverged or lost precision.")
     return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def as_pictures(masks: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) of 0 and 1 as black and white pictures (B, 3, H, W) in [-1, 1]."""
+    return (2 * masks - 1).expand(-1, 3, -1, -1)
 
 
 def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> None:
@@ -41,10 +47,17 @@ class PictureFolder:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
+    @property
+    def silhouettes(self) -> PictureFolder | None:
+        """Where the garments lie in these pictures; None for methods that do not warp."""
+        folder = self.folder / SILHOUETTES
+        return PictureFolder(folder) if folder.is_dir() else None
+
     def check(self, pair_ids: Sequence[str], size: tuple[int, int]) -> None:
         """Raise one DataError that names every missing, extra, unreadable or wrongly sized picture.
 
-        Only headers are read here; a picture that breaks off in the middle is named when it is loaded.
+        Silhouettes are checked likewise. Only headers are read here; a picture that breaks off in the middle is named
+        when it is loaded.
         """
         found = {path.stem: path for path in sorted(self.folder.glob("*.png"))}
         wanted = set(pair_ids)
@@ -65,6 +78,9 @@ class PictureFolder:
                 + "\n  ".join(problems[:SHOWN])
                 + more
             )
+
+        if self.silhouettes:
+            self.silhouettes.check(pair_ids, size)
 
     def path(self, pair_id: str) -> Path:
         return self.folder / f"{pair_id}.png"

@@ -1,4 +1,4 @@
-"""SSIM and PSNR per picture, over the whole picture or over a mask."""
+"""SSIM and PSNR per picture, over the whole picture or over a mask; how far two masks agree."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def psnr(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Pro
     """
     error = masked_mean((prediction - truth).square(), weight).mean(1)
     return (-10 * torch.log10(error)).clamp(max=protocol.psnr_cap)
+
+
+def iou(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of masks (B, 1, H, W) bool, of which the truth's are not empty: (B,)."""
+    common, either = (prediction & truth).flatten(1), (prediction | truth).flatten(1)
+    return common.sum(1) / either.sum(1)
 
 
 def _blur(maps: Tensor, sigma: float) -> Tensor:

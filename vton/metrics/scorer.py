@@ -37,7 +37,9 @@ from vton.metrics.protocol import protocol
 from vton.metrics.results import Row, digest_of_ids
 from vton.metrics.tally import REGIONS, Features, Region, Tally
 
-Pictures = Callable[[Sequence[str]], Tensor]  # pair ids -> uint8 (B, 3, H, W), e.g. a PictureFolder
+# Pair ids -> uint8 (B, 3, H, W), e.g. a PictureFolder. Methods that warp have an attribute `silhouettes`, of the same
+# kind: white where the garment lies. Then `iou` is measured too.
+Pictures = Callable[[Sequence[str]], Tensor]
 PIXELS_AT_ONCE = {"cpu": 8 * 128 * 96, "cuda": 32 * 512 * 384}  # bounds the memory of the networks' feature maps
 
 
@@ -121,6 +123,8 @@ class Scorer:
                     if set(batch.order) != {tally.order}:
                         raise ValueError(f"one call measures one order, got {tally.order} and {batch.order}")
                     self._measure(tally, batch, self._pictures(name, pictures, batch), truths)
+                    if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None):
+                        self._overlap(tally, batch, self._pictures(name, pictures.silhouettes, batch)[:, :1] > 127)
         return tallies
 
     def _measure(self, tally: Tally, batch: TryOnBatch, predictions: Tensor, truths: list[Truth]) -> None:
@@ -133,6 +137,15 @@ class Scorer:
             for region, rows, mask in self._regions(batch):
                 ids = [batch.pair_id[row] for row in rows.tolist()]
                 tally.features.add(region, ids, self._inception(predictions[rows], mask))
+
+    def _overlap(self, tally: Tally, batch: TryOnBatch, silhouettes: Tensor) -> None:
+        """IoU of (B, 1, H, W) bool with where the truth shows the garment, for pairs whose truth does."""
+        if batch.truth is None:
+            return
+        for region, rows, mask in self._regions(batch):
+            if mask is not None:
+                ids = [batch.pair_id[row] for row in rows.tolist()]
+                tally.add(region, "iou", ids, pixelwise.iou(silhouettes[rows], mask > 0))
 
     def _compare(self, prediction: Tensor, truth: Truth) -> dict[str, Tensor]:
         """Scores (B,) of uint8 predictions for the metrics that need a truth."""

@@ -1,5 +1,8 @@
 """TryOnModule: the one LightningModule. An architecture says what is special about it; the rest happens here.
 
+What is no architecture but is trained and scored by the same commands (a learned warp) extends TrainedModule, the part
+that has nothing to do with diffusion.
+
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
 `training_condition`, `training_view`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
 The upper stages of a cascade (ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
@@ -11,6 +14,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -24,31 +29,100 @@ from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, 
 from vton.models.codecs import Codec
 
 
-class TryOnModule(LightningModule):
-    """Shared training and prediction steps over the contract below.
+class Worn(NamedTuple):
+    """What `predict_step` returns where a module says more than pictures."""
+
+    pictures: Tensor  # (B, 3, H, W) in [-1, 1]
+    silhouettes: Tensor  # (B, 1, H, W), 1 where the garment lies, else 0
+
+
+class TrainedModule(LightningModule):
+    """What training, evaluation and run folders ask of a module, whatever it learns: an architecture or a warp.
 
     Networks that are assigned as attributes are trained, averaged and saved. Networks in `self.frozen` (a dict) move
-    with the module but are none of these.
+    with the module but are none of these. `training_step` sets `current_pairs` (ids, for error messages) and
+    `last_losses` (detached terms by name, for the curves).
     """
-
-    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in [-1, 1], on the CPU.
-    former: Callable[[Sequence[str]], Tensor] | None = None
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
         self.config = config
-        self.objective = Objective(config.objective)
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.build()
         trained = {id(p) for group in self.trained_parameters() for p in group["params"]}
         for parameter in self.parameters():  # before DDP wraps the module and waits for every gradient
             parameter.requires_grad_(id(parameter) in trained)
 
-    # ---- what an architecture says about itself ----
-
     @abstractmethod
     def build(self) -> None:
         """Create the networks. `self.config` and `self.codec` are there; must also work on the meta device."""
+
+    @abstractmethod
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch."""
+
+    def can_sample(self, batch: TryOnBatch) -> bool:
+        """Whether the batch holds what `generate` needs; if not, training shows no pictures of such batches."""
+        return True
+
+    def trained_parameters(self) -> Iterable[dict]:
+        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA and gradients."""
+        return [{"params": list(self.parameters())}]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network by name, for `vton info`."""
+        return dict(self.named_children()) | self.frozen
+
+    def add(self, name: str, network: nn.Module, trained: bool) -> None:
+        """Take in a network whose training is configuration: an attribute where it is trained, else frozen."""
+        if trained:
+            setattr(self, name, network)
+        else:
+            self.frozen[name] = network.eval().requires_grad_(False)
+
+    def part(self, name: str) -> nn.Module:
+        """A network that was added, trained or frozen."""
+        return self.frozen[name] if name in self.frozen else getattr(self, name)
+
+    def gradients_if(self, trained: bool):
+        """A context that records gradients where the caller does and the network is trained."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and trained)
+
+    @property
+    def codec(self) -> Codec:
+        return self.frozen["codec"]
+
+    def _apply(self, fn, recurse=True):
+        for network in self.frozen.values():
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | Worn:
+        return self.generate(batch, self.config.eval.seed)
+
+    def configure_optimizers(self):
+        train = self.config.train
+        groups = list(self.trained_parameters())
+        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales them back itself.
+        fused = train.precision != "fp16"
+        optimizer = torch.optim.AdamW(
+            groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TryOnModule(TrainedModule):
+    """An architecture: shared training and prediction steps over the contract below."""
+
+    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in [-1, 1], on the CPU.
+    former: Callable[[Sequence[str]], Tensor] | None = None
+
+    @cached_property
+    def objective(self) -> Objective:
+        return Objective(self.config.objective)
+
+    # ---- what an architecture says about itself ----
 
     @abstractmethod
     def condition(self, batch: TryOnBatch) -> Conditions:
@@ -84,47 +158,11 @@ class TryOnModule(LightningModule):
     def unconditional(self, conditions: Conditions) -> Conditions:
         """The conditions of the guidance branch, as the paper drops them."""
 
-    def can_sample(self, batch: TryOnBatch) -> bool:
-        """Whether the batch holds what `condition` needs; if not, training shows no pictures of such batches."""
-        return True
-
     def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """Further scalar losses, already weighted, by name."""
         return {}
 
-    def trained_parameters(self) -> Iterable[dict]:
-        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA and gradients."""
-        return [{"params": list(self.parameters())}]
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Every network by name, for `vton info`."""
-        return dict(self.named_children()) | self.frozen
-
     # ---- shared by all ----
-
-    def add(self, name: str, network: nn.Module, trained: bool) -> None:
-        """Take in a network whose training is configuration: an attribute where it is trained, else frozen."""
-        if trained:
-            setattr(self, name, network)
-        else:
-            self.frozen[name] = network.eval().requires_grad_(False)
-
-    def part(self, name: str) -> nn.Module:
-        """A network that was added, trained or frozen."""
-        return self.frozen[name] if name in self.frozen else getattr(self, name)
-
-    def gradients_if(self, trained: bool):
-        """A context that records gradients where the caller does and the network is trained."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and trained)
-
-    @property
-    def codec(self) -> Codec:
-        return self.frozen["codec"]
-
-    def _apply(self, fn, recurse=True):
-        for network in self.frozen.values():
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     def latent_shape(self) -> tuple[int, int, int]:
         return (self.codec.channels, *self.codec.latent_size(self.config.data.size))
@@ -176,17 +214,6 @@ class TryOnModule(LightningModule):
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         lowres = None if self.former is None else self.former(batch.pair_id).to(self.device)
         return self.generate(batch, self.config.eval.seed, lowres)
-
-    def configure_optimizers(self):
-        train = self.config.train
-        groups = list(self.trained_parameters())
-        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales them back itself.
-        fused = train.precision != "fp16"
-        optimizer = torch.optim.AdamW(
-            groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def lr_factor(step: int, train) -> float:

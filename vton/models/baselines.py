@@ -33,16 +33,16 @@ def pasted_garment(batch: TryOnBatch) -> Tensor:
     return pictures
 
 
-def geometric_warp(batch: TryOnBatch) -> Tensor:
+def warped_garment(batch: TryOnBatch) -> Tensor:
     """The warped garment where it lies; the rest of the masked region filled from the surroundings."""
     filled = fill_hole(batch.agnostic, batch.agnostic_mask)
     return torch.where(batch.warped_mask > 0, batch.warped_garment, filled)
 
 
+# Beside these, evaluation has a baseline for each warp at hand: `warped_garment` of a batch that wears it.
 BASELINES = {
     "baseline/mean_colour": mean_colour,
     "baseline/pasted_garment": pasted_garment,
-    "baseline/geometric_warp": geometric_warp,
 }
 
 

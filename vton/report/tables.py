@@ -17,8 +17,8 @@ from rich.table import Table
 from vton.errors import UserError
 from vton.metrics.results import Row
 
-HIGHER_IS_BETTER = ("ssim", "psnr")
-DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2}
+HIGHER_IS_BETTER = ("ssim", "psnr", "iou")
+DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3}
 ORDER = tuple(DIGITS)  # of the columns
 KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
 PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe

@@ -61,7 +61,8 @@ class Telemetry(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
         last = module.last_losses
-        self.by_t.append((last["t"].cpu(), last["diffusion"].float().cpu()))
+        if "t" in last:
+            self.by_t.append((last["t"].cpu(), last["diffusion"].float().cpu()))
         for name in last.keys() - {"t", "diffusion"}:
             self.extra.setdefault(name, []).append(last[name].item())
         step = trainer.global_step
@@ -81,6 +82,8 @@ class Telemetry(Callback):
             "perf/peak_memory_gib": peak_memory_gib(),
         }
         scalars |= {f"train/loss_{name}": sum(values) / len(values) for name, values in self.extra.items()}
+        if not self.by_t:  # what learns without timesteps
+            return scalars
         t, losses = (torch.cat(column) for column in zip(*self.by_t, strict=True))
         quarter = module.config.objective.train_timesteps / 4
         for i in range(4):

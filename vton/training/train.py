@@ -23,6 +23,7 @@ from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetr
 from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from vton.training.ema import EMA
 from vton.training.run import RunFolder, write_atomically
+from vton.training.warp import RunWarp
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -56,11 +57,14 @@ def train(config: ExperimentConfig) -> RunFolder:
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:
+    """The configured data, with the trained warp that data.warp_source=learned asks for. Raises RunError."""
+    learned = config.data.warp_source == "learned"
     return TryOnDataModule(
         config.data,
         seed=config.seed,
         batch_size=config.train.batch_size,
         eval_batch_size=config.eval.batch_size,
+        warp=RunWarp(config.data.warp_run, config.data.size) if learned else None,
     )
 
 

@@ -14,7 +14,6 @@ from vton.diffusion.objective import Objective
 from vton.models.gardiff.losses import DISTS, appearance_loss, high_frequency_loss, sobel, sobel_magnitude
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.reference import kind, recompute
-from vton.models.gardiff.tps import ThinPlateSpline, lattice
 from vton.models.pretrained import WeightsError, load_state
 from vton.models.reference import Kind, Reference
 from vton.verify import verify
@@ -161,13 +160,3 @@ def test_kinds_of_outputs():
     assert kind("legacy12.final_image_u8") is Kind.BYTES
     assert kind("legacy12.latents_after_step7") is kind("final_latents") is Kind.STEPS
     assert kind("unet.unet_out") is kind("latents") is Kind.CALL
-
-
-def test_the_spline_interpolates_its_control_points():
-    """Unmoved points give the identity; a lattice point that lies on a pixel goes where it was moved."""
-    spline = ThinPlateSpline(41, 21)
-    identity = spline(lattice(5)[None])[0]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 21), indexing="ij")
-    torch.testing.assert_close(identity, torch.stack([x, y], -1), atol=1e-5, rtol=0)
-    moved = lattice(5)[None] + torch.tensor([0.1, 0.0]) * (torch.arange(25) == 12)[None, :, None]
-    assert spline(moved)[0, 20, 10].tolist() == pytest.approx([0.1, 0.0], abs=1e-5)  # 12 is the middle point

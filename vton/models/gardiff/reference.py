@@ -37,9 +37,9 @@ from vton.models.gardiff.released import (
     feathered,
     paste_back,
 )
-from vton.models.gardiff.tps import ThinPlateSpline, lattice, warp
 from vton.models.pretrained import load_state
 from vton.models.reference import Kind, Reference, read_objective, read_resampler
+from vton.models.warp.tps import ThinPlateSpline, lattice, warp
 
 AFTER_STEP = "legacy12.latents_after_step"
 RUNS = ("latents_per_step", "final_latents", "final_image", "noise_pred_last", AFTER_STEP)

@@ -1,0 +1,116 @@
+"""The warp behind the training command's contract: which part learns when, its losses, its pictures."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.batches import random_batch, randomised, tiny_module
+from vton.config import ConfigError, load
+from vton.info import describe
+from vton.models.pretrained import WeightsError, load_state
+from vton.models.warp.losses import PerceptualLoss, pretrained_perceptual, random_perceptual
+
+NARROW = (
+    "model.tps.size=[64,48]", "model.tps.widths=[8,8,16]", "model.tps.regression=[16,8]",
+    "model.refinement.widths=[8,8,16]",
+)  # fmt: skip
+
+
+def module(*overrides):
+    return tiny_module("warp", *NARROW, *overrides)
+
+
+@pytest.mark.parametrize(("tps_steps", "learning"), [(0, {"tps", "refinement"}), (9, {"tps"})])
+def test_gradients_reach_what_learns(tps_steps, learning):
+    warp = randomised(module(f"model.tps_steps={tps_steps}"))
+    warp.training_step(random_batch(4), 0).backward()
+    for name, network in warp.networks().items():
+        moved = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in network.parameters()]
+        assert all(moved) if name in learning else not any(moved), name
+        # Under DDP every parameter needs a gradient; the optimizer must not see those of what rests.
+        assert all(p.grad is not None for p in network.parameters())
+    warp.on_before_optimizer_step(None)
+    assert {name for name, n in warp.networks().items() if next(n.parameters()).grad is not None} == learning
+    assert bool(warp.network.refined) == ("refinement" in learning)
+
+
+@pytest.mark.parametrize("stage", ["model.tps_steps=999", "model.tps_steps=0"])
+def test_a_short_training_improves(stage):
+    warp = module(stage, "train.lr=2e-3", "train.warmup_steps=1", "train.schedule=constant")
+    warp.train()
+    optimizer, batch, losses = warp.configure_optimizers()["optimizer"], random_batch(4), []
+    for step in range(40):
+        loss = warp.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    names = {"warp", "order"} | ({"refined", "silhouette"} if stage.endswith("=0") else set())
+    assert losses[-1] < 0.85 * losses[0] and set(warp.last_losses) == names
+
+
+def test_pictures_keep_what_is_known_and_see_no_truth():
+    warp, batch = randomised(module()).eval(), random_batch(3)
+    warp.network.refined.fill_(True)
+    picture, silhouettes = warp.predict_step(batch, 0)
+    assert torch.equal(warp.generate(batch), picture) and picture.abs().max() <= 1 + 1e-5
+    outside = (1 - batch.agnostic_mask).expand_as(picture) > 0
+    assert torch.equal(picture[outside], batch.agnostic[outside])
+    blind = batch.map_tensors(torch.clone)
+    blind.person, blind.truth, blind.truth_garment_mask = torch.zeros_like(batch.person), None, None
+    assert torch.equal(warp.generate(blind), picture)
+    torch.testing.assert_close(warp.generate(batch[1:2]), picture[1:2], atol=1e-5, rtol=0)
+    worn = warp.put_on(batch)
+    assert torch.equal(worn.warped_mask, silhouettes) and torch.equal(worn.garment, batch.garment)
+
+
+def test_weights_round_trip_with_what_they_are(tmp_path):
+    warp, other = randomised(module()), module()
+    warp.training_step(random_batch(2), 0)
+    load_state(other, warp.state_dict(), "state")
+    batch = random_batch(2)
+    assert torch.equal(warp.eval().generate(batch), other.eval().generate(batch)) and bool(other.network.refined)
+
+
+def test_settings_that_cannot_work_name_their_keys():
+    with pytest.raises(ConfigError, match=r"codec\.name=identity, not linear"):
+        module("codec.name=linear")
+    with pytest.raises(ConfigError, match=r"model\.tps\.size=\[100, 96\]"):
+        load("model=warp", "model.tps.size=[100,96]")
+    with pytest.raises(ConfigError, match=r"model\.tps_steps"):
+        load("model=warp", "model.tps_steps=-1")
+
+
+def test_the_perceptual_loss_says_what_it_runs_on(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("VTON_METRIC_WEIGHTS", raising=False)
+    narrow = ("model.perceptual.weight=0.25", "model.perceptual.channels=[4,4,4,4,4]")
+    with caplog.at_level(logging.WARNING):
+        warp = module(*narrow)
+    assert "fixed random weights" in caplog.text
+    warp.training_step(random_batch(2), 0)
+    assert warp.last_losses["perceptual"] > 0
+    assert (
+        "perceptual" not in module(*narrow, "model.tps_steps=5", "train.steps=5").frozen
+    )  # the spline is all there is
+    with pytest.raises(WeightsError, match=r"vgg19-dcbb9e9d\.pth"):
+        module(narrow[0], f"model.perceptual.weights={tmp_path}")
+
+
+def test_perceptual_features_are_vgg19s(tmp_path):
+    loss, pictures = random_perceptual((4, 4, 4, 4, 4)), torch.rand(2, 3, 32, 24) * 2 - 1
+    assert loss(pictures, pictures) == 0 < loss(pictures, pictures.flip(-1))
+    assert loss.compared == [1, 6, 11, 20, 29]  # the first ReLU of each stage
+    with torch.device("meta"):
+        keys = list(PerceptualLoss().state_dict())
+    assert keys[-1] == "features.28.bias" and len(keys) == 26
+    torch.save({"features.0.weights": torch.zeros(1)}, tmp_path / "vgg19-dcbb9e9d.pth")
+    with pytest.raises(WeightsError, match="not torchvision's VGG19"):
+        pretrained_perceptual(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_info_counts_without_allocating(preset):
+    found = describe(load("model=warp", f"preset={preset}"))
+    assert [row["name"] for row in found["networks"]] == ["tps", "refinement"]
+    assert all(row["trained"] == row["parameters"] > 0 for row in found["networks"]) and found["flops"]["warp"] > 0

@@ -1,0 +1,68 @@
+"""Settings of the learned warp. Defaults are LaDI-VTON's (arXiv 2305.13501, Section 3.1, and its released code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from vton.config import ConfigError, ModelKind, TrainedConfig
+
+
+@dataclass
+class TpsConfig:
+    """The network that moves a lattice of control points."""
+
+    size: tuple[int, int] = (256, 192)  # height, width in px that correspondence is computed at
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the extractors' convolutions, each halving the picture
+    regression: tuple[int, ...] = (512, 256, 128, 64)  # channels of the regression's, the first two halving
+    points: int = 5  # side of the lattice
+    positions: bool = False  # the extractors also read each pixel's x and y; ours, see the README
+    order_weight: float = 0.01  # of the second-order constraint on the lattice
+
+    def __post_init__(self):
+        smallest = 4 * 2 ** len(self.widths)
+        if min(self.size) < smallest or any(side % 2 ** len(self.widths) for side in self.size):
+            raise ConfigError(
+                f"model.tps.size={list(self.size)}: {len(self.widths)} model.tps.widths halve it as often, so both "
+                f"sides must be multiples of {2 ** len(self.widths)}, at least {smallest}."
+            )
+        if self.points < 3 or len(self.regression) < 2:
+            raise ConfigError(
+                f"model.tps.points={self.points} must be at least 3, model.tps.regression={list(self.regression)} must "
+                "have at least 2 entries."
+            )
+
+
+@dataclass
+class RefinementConfig:
+    """The UNet that repaints the warped garment."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels per level
+    # It reads the silhouette too, and paints a correction of both instead of a new picture; ours, see the README.
+    correction: bool = False
+
+
+@dataclass
+class PerceptualConfig:
+    """VGG19's part in the refinement's loss."""
+
+    weight: float = 0.25
+    weights: str = ""  # folder with torchvision's vgg19 weights; "" = $VTON_METRIC_WEIGHTS, else fixed random ones
+    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of its stages; narrower only with random weights
+
+
+@dataclass
+class WarpConfig(TrainedConfig):
+    kind: ClassVar[ModelKind] = "warp"
+    name: str = "warp"
+    tps: TpsConfig = field(default_factory=TpsConfig)
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    heat_sigma: float = 9.0  # of the joints' heat maps, px of a picture 512 high
+    # Optimizer steps of the spline alone, before the refinement learns on it frozen; 0 = both at once. With train.steps
+    # no larger, the spline is all there is. A count and not a share, so that a longer train.steps continues a run.
+    tps_steps: int = 36_400
+
+    def __post_init__(self):
+        if self.tps_steps < 0:
+            raise ConfigError(f"model.tps_steps={self.tps_steps} must be at least 0.")

@@ -1,0 +1,123 @@
+"""LaDI-VTON's warping module behind the training command: the spline first, then the refinement on it frozen.
+
+Its picture is what the geometric baseline's is: the warped garment on the agnostic person, the rest of the hole filled
+from the surroundings.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vton.config import ConfigError
+from vton.data.sample import TryOnBatch
+from vton.models.base import TrainedModule, Worn
+from vton.models.baselines import warped_garment
+from vton.models.warp.config import PerceptualConfig, WarpConfig
+from vton.models.warp.losses import (
+    VGG19_CHANNELS,
+    VGG19_FILE,
+    PerceptualLoss,
+    order_loss,
+    pretrained_perceptual,
+    random_perceptual,
+)
+from vton.models.warp.network import WHITE, Warped, WarpNetwork
+from vton.registry import register
+
+log = logging.getLogger(__name__)
+
+
+@register(WarpConfig)
+class LearnedWarp(TrainedModule):
+    """Stage 1, `tps_steps` long, trains the spline; stage 2 the refinement on it frozen. 0 trains both at once."""
+
+    def build(self) -> None:
+        model: WarpConfig = self.config.model
+        if self.config.codec.name != "identity":
+            raise ConfigError(f"model=warp works on pixels: set codec.name=identity, not {self.config.codec.name}.")
+        self.network = WarpNetwork(model)
+        if model.perceptual.weight and self.config.train.steps > model.tps_steps:
+            self.frozen["perceptual"] = build_perceptual(model.perceptual)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"tps": self.network.tps, "refinement": self.network.refinement}
+
+    @property
+    def learning(self) -> tuple[bool, bool]:
+        """Whether the spline and the refinement learn in this step."""
+        first = self.global_step < self.config.model.tps_steps
+        return first or self.config.model.tps_steps == 0, not first
+
+    def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
+        self.current_pairs = batch.pair_id
+        network, (tps_learns, refinement_learns) = self.network, self.learning
+        network.tps.train(tps_learns)  # frozen, it keeps its running statistics too
+        worn = torch.where(batch.truth_garment_mask > 0, batch.truth, WHITE)
+        garment, garment_mask, agnostic = batch.garment, batch.garment_mask, batch.agnostic
+        if not refinement_learns:  # the spline alone learns at its own size
+            worn, garment, garment_mask, agnostic = map(network.tps.reduced, (worn, garment, garment_mask, agnostic))
+        person = network.person(agnostic, batch.keypoints)
+        with self.gradients_if(tps_learns):
+            points = network.tps(garment, person)
+            coarse = network.coarse(garment, garment_mask, points)
+        losses = {}
+        if tps_learns:
+            losses["warp"] = F.l1_loss(coarse.garment, worn)
+            losses["order"] = self.config.model.tps.order_weight * order_loss(points)
+        if refinement_learns:
+            refined = network.refine(Warped(*(part.detach() for part in coarse)), person)
+            losses |= self.refinement_losses(refined, worn, batch.truth_garment_mask)
+            network.refined.fill_(True)
+        self.last_losses = {name: loss.detach() for name, loss in losses.items()}
+        # DDP waits for a gradient of every parameter in every step.
+        return sum(losses.values()) + 0 * sum(parameter.sum() for parameter in self.resting())
+
+    def refinement_losses(self, refined: Warped, worn: Tensor, silhouette: Tensor) -> dict[str, Tensor]:
+        losses = {"refined": F.l1_loss(refined.garment, worn)}
+        if "perceptual" in self.frozen:
+            distance = self.frozen["perceptual"](refined.garment, worn)
+            losses["perceptual"] = self.config.model.perceptual.weight * distance
+        if self.network.corrects:
+            losses["silhouette"] = F.binary_cross_entropy_with_logits(refined.silhouette, silhouette)
+        return losses
+
+    def resting(self) -> list[nn.Parameter]:
+        """Parameters that do not learn in this step."""
+        networks = zip(self.networks().values(), self.learning, strict=True)
+        return [parameter for network, learns in networks if not learns for parameter in network.parameters()]
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        for parameter in self.resting():  # from gradients of zero Adam would go on in its old direction
+            parameter.grad = None
+
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
+        return self.predict_step(batch, 0).pictures
+
+    @torch.no_grad()
+    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Worn:
+        worn = self.put_on(batch)
+        return Worn(warped_garment(worn), worn.warped_mask)
+
+    @torch.no_grad()
+    def put_on(self, batch: TryOnBatch) -> TryOnBatch:
+        """The batch with this warp in the place of its own."""
+        parts = batch.garment, batch.garment_mask, batch.agnostic, batch.agnostic_mask, batch.keypoints
+        garment, silhouette = self.network(*parts)
+        return replace(batch, warped_garment=garment, warped_mask=silhouette)
+
+
+def build_perceptual(config: PerceptualConfig) -> PerceptualLoss:
+    """VGG19's distance: published weights where a folder has them, else fixed random ones, and says so."""
+    folder = config.weights or os.environ.get("VTON_METRIC_WEIGHTS", "")
+    published = folder and tuple(config.channels) == VGG19_CHANNELS
+    if published and (config.weights or (Path(folder) / VGG19_FILE).is_file()):
+        return pretrained_perceptual(Path(folder))
+    log.warning("Perceptual loss: VGG19 runs on fixed random weights (model.perceptual.weights is empty).")
+    return random_perceptual(tuple(config.channels))

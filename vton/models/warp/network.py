@@ -1,0 +1,226 @@
+"""LaDI-VTON's warping module (Morelli et al., ACM MM 2023, arXiv 2305.13501): where each pixel of a worn garment comes
+from, as one thin-plate spline, and a UNet that repaints what no single spline can bend.
+
+The first network matches the in-shop garment with the person by the correlation of all pairs of places
+(Rocco et al., CVPR 2017, arXiv 1703.05593) and moves the points of a lattice; the second reads its result.
+"""
+# Shapes: B batch, H W height and width of the pictures, h w of a feature map, N points of the lattice, J joints
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vton.data.sample import JOINTS
+from vton.models.warp.config import TpsConfig, WarpConfig
+from vton.models.warp.tps import ThinPlateSpline, lattice, warp
+
+WHITE = 1.0
+SURE = 2.0  # logit of the warp's own silhouette, which a correction starts from
+
+
+class Warped(NamedTuple):
+    """A garment on the person's canvas."""
+
+    garment: Tensor  # (B, 3, H, W) in [-1, 1]
+    silhouette: Tensor  # (B, 1, H, W): covered share of each pixel, or its logit
+
+
+class FeatureExtractor(nn.Sequential):
+    """(B, C, H, W) to (B, widths[-1], H / 2^n, W / 2^n), n = len(widths); the norm follows the ReLU."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU(), nn.BatchNorm2d(width)]
+            channels = width
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(channels)]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+        super().__init__(*layers)
+
+
+def correlation(garment: Tensor, person: Tensor) -> Tensor:
+    """Cosine of every pair of places: (B, C, h, w) and (B, C, h, w) to (B, w h, h, w).
+
+    Channel x h + y of the result belongs to the place (x, y) of the garment, column by column; its own places are the
+    person's.
+    """
+    garment, person = (x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt() for x in (garment, person))
+    return torch.einsum("bcyx,bchw->bxyhw", garment, person).flatten(1, 2)
+
+
+class Regression(nn.Module):
+    """Correlation (B, h w, h, w) to the moved points (B, N, 2) of a lattice, x and y in (-1, 1); unmoved at first."""
+
+    def __init__(self, size: tuple[int, int], widths: tuple[int, ...], side: int):
+        super().__init__()
+        height, width = size
+        layers: list[nn.Module] = []
+        channels = height * width
+        for index, out in enumerate(widths):
+            shape = dict(kernel_size=4, stride=2, padding=1) if index < 2 else dict(kernel_size=3, padding=1)
+            layers += [nn.Conv2d(channels, out, **shape), nn.BatchNorm2d(out), nn.ReLU()]
+            channels = out
+        self.conv = nn.Sequential(*layers)
+        points = lattice(side)
+        self.linear = nn.Linear(channels * (height // 4) * (width // 4), points.numel())
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.bias.copy_(points.atanh().flatten())
+
+    def forward(self, correlation: Tensor) -> Tensor:
+        return self.linear(self.conv(correlation).flatten(1)).tanh().unflatten(1, (-1, 2))
+
+
+class TpsWarp(nn.Module):
+    """The spline of a pair. Works at config.size, whatever the size of its pictures."""
+
+    def __init__(self, config: TpsConfig):
+        super().__init__()
+        self.size = config.size
+        self.positions = config.positions
+        code = 2 if config.positions else 0
+        self.garment_features = FeatureExtractor(3 + code, config.widths)
+        self.person_features = FeatureExtractor(3 + JOINTS + code, config.widths)
+        halved = tuple(side // 2 ** len(config.widths) for side in config.size)
+        self.regression = Regression(halved, config.regression, config.points)
+        self.spline = ThinPlateSpline(*config.size, config.points)
+
+    def forward(self, garment: Tensor, person: Tensor) -> Tensor:
+        """garment (B, 3, H, W), person (B, 3 + J, H, W): agnostic picture and heat maps. Returns points (B, N, 2)."""
+        garment, person = (self.reduced(x) for x in (garment, person))
+        if self.positions:
+            garment, person = with_positions(garment), with_positions(person)
+        return self.regression(correlation(self.garment_features(garment), self.person_features(person)))
+
+    def reduced(self, picture: Tensor) -> Tensor:
+        """The picture at the size that correspondence is computed at."""
+        return picture if picture.shape[-2:] == self.size else resize(picture, self.size)
+
+    def grid(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """The points' sampling grid (B, H, W, 2), computed at config.size and brought to `size` (H, W) bilinearly."""
+        device = "cuda" if points.is_cuda else "cpu"
+        with torch.autocast(device, enabled=False):  # half precision would ruin the spline's ill-conditioned system
+            grid = self.spline(points.float())
+        if size == self.size:
+            return grid
+        return resize(grid.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+
+class DoubleConv(nn.Sequential):
+    """Twice convolution, norm and ReLU; no biases, which the norm would remove."""
+
+    def __init__(self, channels: int, middle: int, out: int):
+        layers: list[nn.Module] = []
+        for before, after in ((channels, middle), (middle, out)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class Refinement(nn.Module):
+    """A plain UNet (Ronneberger et al. 2015): max pooling down, bilinear up, the skip first in each concatenation."""
+
+    def __init__(self, channels: int, out: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.first = DoubleConv(channels, widths[0], widths[0])
+        self.down = nn.ModuleList(DoubleConv(above, own, own) for above, own in pairwise(widths))
+        self.up = nn.ModuleList()
+        below = widths[-1]
+        for level in reversed(range(len(widths) - 1)):
+            joined, above = widths[level] + below, widths[max(level - 1, 0)]
+            self.up.append(DoubleConv(joined, joined // 2, above))
+            below = above
+        self.last = nn.Conv2d(below, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, out, H, W), without a final activation."""
+        x = self.first(x)
+        skips = []
+        for down in self.down:
+            skips.append(x)
+            x = down(F.max_pool2d(x, 2))
+        for up in self.up:
+            skip = skips.pop()
+            x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=True)
+            x = up(torch.cat([skip, x], dim=1))
+        return self.last(x)
+
+
+class WarpNetwork(nn.Module):
+    """The spline, then the refinement where one has been trained."""
+
+    def __init__(self, config: WarpConfig):
+        super().__init__()
+        self.heat_sigma = config.heat_sigma
+        self.corrects = config.refinement.correction
+        channels = 4 if self.corrects else 3
+        self.tps = TpsWarp(config.tps)
+        self.refinement = Refinement(3 + JOINTS + channels, channels, config.refinement.widths)
+        if self.corrects:
+            nn.init.zeros_(self.refinement.last.weight)
+            nn.init.zeros_(self.refinement.last.bias)
+        self.register_buffer("refined", torch.zeros((), dtype=torch.bool))  # whether the refinement was ever trained
+
+    def person(self, agnostic: Tensor, keypoints: Tensor) -> Tensor:
+        """What both networks see of the person, (B, 3 + J, H, W): the agnostic picture and a heat map per joint."""
+        return torch.cat([agnostic, heat_maps(keypoints, agnostic.shape[-2:], self.heat_sigma)], dim=1)
+
+    def coarse(self, garment: Tensor, garment_mask: Tensor, points: Tensor) -> Warped:
+        """The garment and its silhouette through the spline of these points."""
+        grid = self.tps.grid(points, garment.shape[-2:])
+        silhouette = F.grid_sample(garment_mask, grid, align_corners=False)
+        return Warped(warp(garment, grid), silhouette)
+
+    def refine(self, coarse: Warped, person: Tensor) -> Warped:
+        """The repainted picture, not clamped, and the silhouette's logits where the refinement has a say in it."""
+        if not self.corrects:
+            return Warped(self.refinement(torch.cat([person, coarse.garment], dim=1)), coarse.silhouette)
+        correction = self.refinement(torch.cat([person, *coarse], dim=1))
+        logits = SURE * (2 * coarse.silhouette - 1)
+        return Warped(coarse.garment + correction[:, :3], logits + correction[:, 3:])
+
+    def forward(
+        self, garment: Tensor, garment_mask: Tensor, agnostic: Tensor, agnostic_mask: Tensor, keypoints: Tensor
+    ) -> Warped:
+        """A WarpSource's answer: the garment on white, and 1 where it lies inside the agnostic mask, else 0.
+
+        Arguments as the fields of TryOnBatch.
+        """
+        person = self.person(agnostic, keypoints)
+        picture, silhouette = self.coarse(garment, garment_mask, self.tps(garment, person))
+        covered = silhouette >= 0.5
+        if self.refined.is_meta or self.refined:
+            picture, logits = self.refine(Warped(picture, silhouette), person)
+            covered = logits > 0 if self.corrects else covered
+        covered = covered & (agnostic_mask > 0)
+        return Warped(torch.where(covered, picture.clamp(-1, 1), WHITE), covered.to(garment.dtype))
+
+
+def heat_maps(keypoints: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """exp(-d^2 / sigma^2) of the distance to each joint, (B, J, H, W); 0 for joints that were not found.
+
+    keypoints: (B, J, 3), x and y in [0, 1] and validity. sigma: in pixels of a picture 512 high.
+    """
+    height, width = size
+    sigma = sigma * height / 512
+    across, down = (
+        torch.exp(-(((torch.arange(side, device=keypoints.device) - keypoints[..., i, None] * side) / sigma) ** 2))
+        for i, side in enumerate((width, height))
+    )
+    return keypoints[..., 2, None, None] * down[..., None] * across[..., None, :]
+
+
+def with_positions(picture: Tensor) -> Tensor:
+    """Two more channels: x and y of each pixel, -1 to 1."""
+    y, x = (torch.linspace(-1, 1, side, device=picture.device) for side in picture.shape[-2:])
+    code = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return torch.cat([picture, code.to(picture.dtype).expand(len(picture), -1, -1, -1)], dim=1)
+
+
+def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) at another size, bilinear, antialiased where it shrinks."""
+    return F.interpolate(picture, size, mode="bilinear", antialias=True)
