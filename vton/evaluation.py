@@ -26,7 +26,6 @@ from torch import Tensor
 from vton import registry
 from vton.cascade import Stage, handed_over, interpolated, require_same_pairs
 from vton.config import ExperimentConfig, to_yaml
-from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.transforms import normalise, unpad_picture
