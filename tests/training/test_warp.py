@@ -7,6 +7,7 @@ import torch
 
 from tests.models.warp.test_module import NARROW
 from tests.training.test_train import SMALL, assert_equal
+from vton.cascade import chain_of
 from vton.config import ExperimentConfig, load
 from vton.data.warp import rewarped, warp_source
 from vton.evaluation import evaluate
@@ -83,7 +84,7 @@ def test_another_source_for_a_batch_is_what_the_data_would_deliver(rendered, run
 
 
 def test_an_evaluated_warp_stands_beside_the_geometric_one(run):
-    rows = evaluate(run, run.load_config())
+    rows = evaluate(chain_of(run))
     garment = {(row.model, row.order): row.metrics for row in rows if row.region == "garment"}
     models = {"warp", "warp[shuffled]", "baseline/mean_colour", "baseline/pasted_garment", "baseline/geometric_warp"}
     assert garment.keys() == {(model, order) for model in models for order in ("paired", "unpaired")}
@@ -106,13 +107,13 @@ def test_the_learned_row_appears_when_a_run_is_given_and_only_then(run, rendered
         "gardiff", rendered, "name=gardiff", "train.steps=1", "eval.shuffled=false", "eval.orders=[paired]"
     )
     train(config)
-    for warp in ("", str(run.path)):
-        rows = evaluate(plain, plain.load_config(f"eval.warp={warp}"))
+    for warp in ((), (f"eval.warp={run.path}",)):
+        rows = evaluate(chain_of(plain, *warp))
         found = {row.model: row for row in rows if row.region == "garment"}
         assert ("baseline/learned_warp" in found) == bool(warp)
         assert ("iou" in found["baseline/geometric_warp"].metrics) == bool(warp)
     row = found["baseline/learned_warp"]
-    own = evaluate(run, run.load_config("eval.orders=[paired]", "eval.shuffled=false"))
+    own = evaluate(chain_of(run, "eval.orders=[paired]", "eval.shuffled=false"))
     expected = next(r.metrics for r in own if (r.model, r.region) == ("warp", "garment"))
     assert row.metrics == pytest.approx(expected, rel=1e-6) and "sha256" in row.provenance["learned_warp"]
 

@@ -212,8 +212,10 @@ class TryOnModule(TrainedModule):
         return self.codec.decode(z).clamp(-1, 1)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
-        lowres = None if self.former is None else self.former(batch.pair_id).to(self.device)
-        return self.generate(batch, self.config.eval.seed, lowres)
+        seed = self.config.eval.seed
+        if self.former is None:
+            return self.generate(batch, seed)
+        return self.generate(batch, seed, lowres=self.former(batch.pair_id).to(self.device))
 
 
 def lr_factor(step: int, train) -> float:

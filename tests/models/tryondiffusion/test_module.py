@@ -17,7 +17,7 @@ from vton.training.run import RunFolder
 TINY = (
     "model.base.widths=[8,16,16]", "model.base.blocks=[1,1,1]", "model.base.garment_blocks=[1,1,1]",
     "model.base.attention=[false,false,true]", "model.base.embedding=16", "model.base.pose_width=8",
-    "model.base.sinusoid=8",
+    "model.base.sinusoid=8", "model.base.heads=2", "model.base.positions=2.5", "model.base.start_awake=false",
 )  # fmt: skip
 SIZE = (24, 16)
 
@@ -196,7 +196,8 @@ def test_stages_above_the_base_train_and_sample(stage, factor):
 
 
 def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
-    module, batch = tiny("model.stage=sr256", *SR, "model.augmentation.levels=[0,0]"), random_batch(2, SIZE)
+    clean = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=null")
+    module, batch = tiny("model.stage=sr256", *SR, *clean), random_batch(2, SIZE)
     trained, sampled = module.training_condition(batch, torch.ones(2)), module.condition(batch)
     assert torch.equal(trained["lowres"], sampled["lowres"])
     assert torch.equal(module.unconditional(sampled)["lowres"], torch.zeros_like(sampled["lowres"]))
@@ -266,6 +267,6 @@ def test_each_stage_has_its_own_settings_and_folder():
     ],
 )
 def test_bad_settings_are_one_clear_error(override, names):
-    broken = ("model.base.blocks=[1,1,1,3]",) if "block" in override else ()
+    broken = ("model.base.blocks=[1,1,1,1,3]",) if "block" in override else ()
     with pytest.raises(ConfigError, match=names.replace(".", r"\.")):
         tiny_module("tryondiffusion", *broken, override, size=(64, 48) if "size" not in override else (20, 20))
