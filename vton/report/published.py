@@ -22,8 +22,9 @@ KINDS = ("comparison", "ablation", "user_study", "requoted")
 MARKS = {"stated": "", "second_hand": "²", "recalled": "?", "inferred": "~", "misprint": "!"}  # mark -> sign in tables
 ABSENT = "~"
 REQUIRED = {"name", "kind", "paper", "table", "data", "protocol", "mark", "columns", "rows"}
-OPTIONAL = {"category", "marks", "study"}
+OPTIONAL = {"category", "marks", "study", "labels"}
 DIRECTION = {"study", "paper", "table", "row", "than", "metrics", "mark", "says"}
+CLAIM = ("name", "row", "than", "order", "metric", "sign", "says")
 _COLUMN = re.compile(r"(?P<order>\w+) (?P<metric>\w+)(?: x(?P<scale>100|1000))?")
 
 
@@ -34,16 +35,34 @@ class PublishedError(UserError):
 @dataclass(frozen=True)
 class Published:
     """values: a line per printed value. name, kind, study, paper, source (the paper in words), table, data, category,
-    protocol; order, metric, method, model ("" where the method is none of ours); printed (text), scale, value
-    (printed / scale), mark.
+    protocol; place (of the column), order, metric, row (the method, or an ablation's row as in configs/ablation), label
+    (the row in the paper's words), model ("" where the method is none of ours); printed (text), scale, value (printed /
+    scale), mark.
     directions: a line per claim without numbers. study, paper, source, table, row, than, metrics (an order, or "" where
     pictures are the evidence), mark, says.
     better: metric -> "higher" or "lower".
+    models: the architectures, in the order of every table that holds them all.
     """
 
     values: pd.DataFrame
     directions: pd.DataFrame
     better: dict[str, str]
+    models: list[str]
+
+    def base(self, metric: str) -> str:
+        """The published metric that one of ours measures with its own weights: lpips for lpips_random.
+
+        Raises PublishedError for a metric that the file does not name.
+        """
+        parts = metric.split("_")
+        for end in range(len(parts), 0, -1):
+            if (name := "_".join(parts[:end])) in self.better:
+                return name
+        raise PublishedError(f"metric {metric} is not in `metrics` of {PUBLISHED}: add it and which way is better.")
+
+    def towards(self, metric: str) -> int:
+        """+1 where a higher value of the metric, or of the one it is based on, is better, -1 where a lower one is."""
+        return 1 if self.better[self.base(metric)] == "higher" else -1
 
     def of_table(self, name: str) -> pd.DataFrame:
         """The values of one table, in its order. Raises KeyError for a name that is not there."""
@@ -52,33 +71,49 @@ class Published:
             raise KeyError(name)
         return found
 
-    def rows_of(self, study: str) -> list[str]:
-        """The rows of an ablation, in the paper's order; of one without numbers, what is named there."""
-        rows = self.values.loc[self.values["study"] == study, "method"]
+    def rows_of(self, study: str) -> dict[str, str]:
+        """The rows of an ablation in the paper's order, with its words; where no number is at hand, what is named."""
+        lines = self.values[self.values["study"] == study]
         said = self.directions[self.directions["study"] == study]
-        return list(dict.fromkeys([*rows, *said["than"], *said["row"]]))
+        named = dict(zip(lines["row"], lines["label"], strict=True))
+        return named or {row: row for row in [*said["than"], *said["row"]]}
 
     def claims(self, names: list[str]) -> pd.DataFrame:
         """What tables say about the direction between every two of their rows, in every column.
 
-        Lines of row, than (the row above it), data, order, metric, sign (+1: `row` is better, -1: worse, 0: equal) and
+        Lines of name, row, than (the row above it), order, metric, sign (+1: `row` is better, -1: worse, 0: equal) and
         says, the two printed values. Misprints make no claim.
         """
         lines = []
         for name in names:
             sound = self.of_table(name).query("mark != 'misprint'")
             for (order, metric), column in sound.groupby(["order", "metric"], sort=False):
-                towards = 1 if self.better[metric] == "higher" else -1
                 for above, below in combinations(column.itertuples(), 2):
-                    gain = towards * (below.value - above.value)
+                    gain = self.towards(metric) * (below.value - above.value)
                     lines.append(
                         {
-                            "row": below.method, "than": above.method, "data": below.data, "order": order,
-                            "metric": metric, "sign": (gain > 0) - (gain < 0),
+                            "name": name, "row": below.row, "than": above.row, "order": order, "metric": metric,
+                            "sign": (gain > 0) - (gain < 0),
                             "says": f"{above.printed} → {below.printed}",
                         }
                     )  # fmt: skip
-        return pd.DataFrame(lines, columns=["row", "than", "data", "order", "metric", "sign", "says"])
+        return pd.DataFrame(lines, columns=list(CLAIM))
+
+    def claims_of(self, study: str) -> pd.DataFrame:
+        """The claims of an ablation: of its tables, and of sentences about every metric of an order (metric "*")."""
+        tables = self.claims(list(self.values.loc[self.values["study"] == study, "name"].unique()))
+        said = self.directions[(self.directions["study"] == study) & (self.directions["metrics"] != "")]
+        said = said.assign(name=study, order=said["metrics"], metric="*", sign=1)
+        return pd.concat([tables, said[list(CLAIM)]], ignore_index=True) if len(said) else tables
+
+    def claims_between_models(self) -> pd.DataFrame:
+        """The claims of every table that holds two of our architectures, named as here."""
+        ours = self.values[(self.values["model"] != "") & self.values["kind"].isin(["comparison", "requoted"])]
+        shared = [name for name, table in ours.groupby("name", sort=False) if table["model"].nunique() > 1]
+        named = dict(zip(ours["row"], ours["model"], strict=True))
+        claims = self.claims(shared)
+        claims = claims[claims["row"].isin(named) & claims["than"].isin(named)]
+        return claims.assign(row=claims["row"].map(named), than=claims["than"].map(named))
 
 
 def read_published(path: Path = PUBLISHED) -> Published:
@@ -93,7 +128,7 @@ def read_published(path: Path = PUBLISHED) -> Published:
     if len(set(names)) < len(names):
         raise PublishedError(f"{path}: a table's name stands twice: {sorted({n for n in names if names.count(n) > 1})}")
     directions = [_direction(entry, papers, path) for entry in stored["directions"]]
-    return Published(pd.DataFrame(values), pd.DataFrame(directions), better)
+    return Published(pd.DataFrame(values), pd.DataFrame(directions), better, list(dict.fromkeys(systems.values())))
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -116,15 +151,18 @@ def _lines(table: dict, better: dict, systems: dict, papers: dict, path: Path) -
     _require(not unknown, f"{where} has unknown keys {sorted(unknown)}")
     _require(table["kind"] in KINDS, f"{where}: kind is {table['kind']}, not one of {KINDS}")
     _require(table["paper"] in papers, f"{where}: paper {table['paper']} is not in `papers`")
-    _require((table["kind"] == "ablation") == ("study" in table), f"{where}: an ablation, and nothing else, has a study")
+    _require((table["kind"] == "ablation") == ("study" in table), f"{where}: an ablation, and only that, has a study")
     columns = []
     for text in table["columns"]:
         match = _COLUMN.fullmatch(text)
         known = match and match["order"] in ORDERS and match["metric"] in better
         scaled = match and (match["metric"] == "kid") == bool(match["scale"])
-        _require(known and scaled, f'{where}: column "{text}" is not "<order> <metric>", with x100 or x1000 for KID alone')
+        _require(known and scaled, f'{where}: column "{text}" is not "<order> <metric>", with x100 or x1000 for KID')
         columns.append((match["order"], match["metric"], int(match["scale"] or 1)))
     _require(len({c[:2] for c in columns}) == len(columns), f"{where}: a column stands twice")
+    labels = table.get("labels", {})
+    strange = sorted(set(labels) - set(table["rows"]))
+    _require(not strange, f"{where}: labels of {strange}: no such row")
     marks = table.get("marks", {})
     cells = {(method, column) for method, chosen in marks.items() for column in chosen}
     named = {"*", *table["rows"]}, {f"{order} {metric}" for order, metric, _ in columns}
@@ -138,7 +176,7 @@ def _lines(table: dict, better: dict, systems: dict, papers: dict, path: Path) -
     lines = []
     for method, row in table["rows"].items():
         _require(len(row) == len(columns), f"{where}: {method} has {len(row)} values for {len(columns)} columns")
-        for printed, (order, metric, scale) in zip(row, columns, strict=True):
+        for place, (printed, (order, metric, scale)) in enumerate(zip(row, columns, strict=True)):
             if printed == ABSENT:
                 continue
             _require(re.fullmatch(r"-?\d+(\.\d+)?", printed), f"{where}: {method}, {metric}: {printed} is no number")
@@ -147,8 +185,10 @@ def _lines(table: dict, better: dict, systems: dict, papers: dict, path: Path) -
             _require(mark in MARKS, f"{where}: mark {mark} is not one of {sorted(MARKS)}")
             model = (table["paper"] if table["kind"] == "ablation" else systems.get(method)) or ""
             lines.append(
-                common | {"order": order, "metric": metric, "method": method, "model": model, "printed": printed,
-                          "scale": scale, "value": float(printed) / scale, "mark": mark}
+                common | {"place": place, "order": order, "metric": metric, "row": method,
+                          "label": labels.get(method, method),
+                          "model": model, "printed": printed, "scale": scale, "value": float(printed) / scale,
+                          "mark": mark}
             )  # fmt: skip
     return lines
 
