@@ -120,6 +120,7 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
             "MV-VTON, unpaired lpips: no such cell",
         ),
         ("metrics: paired", "metrics: some", "metrics is some"),
+        ("systems:", "methods:", r"lacks \['systems'\]"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, old, new, problem):

@@ -27,26 +27,20 @@ details {{ margin: .3em 0 }} svg {{ max-width: 100%; height: auto }} div {{ over
 
 
 class NotebookError(UserError):
-    """A notebook that cannot be read, holds outputs, or whose code fails."""
+    """A notebook that cannot be read, or whose code fails."""
 
 
 def read_cells(path: Path) -> list[tuple[str, str]]:
-    """(kind, source) of every cell, kind "markdown" or "code".
-
-    Raises NotebookError when the file is no notebook of format 4, or a cell holds outputs: they are not kept in git.
-    """
+    """(kind, source) of every cell, kind "markdown" or "code". Raises NotebookError for what is no such notebook."""
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        cells = [(cell["cell_type"], "".join(cell["source"]), cell) for cell in stored["cells"]]
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in stored["cells"]]
         version = stored["nbformat"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotebookError(f"{path}: not readable as a notebook: {type(error).__name__} {error}") from error
-    if version != 4 or any(kind not in ("markdown", "code") for kind, _, _ in cells):
+    if version != 4 or any(kind not in ("markdown", "code") for kind, _ in cells):
         raise NotebookError(f"{path}: expected notebook format 4 with markdown and code cells only.")
-    for number, (_, _, cell) in enumerate(cells, 1):
-        if cell.get("outputs") or cell.get("execution_count") is not None:
-            raise NotebookError(f"{path}, cell {number} holds outputs. Clear all outputs and save it again.")
-    return [(kind, source) for kind, source, _ in cells]
+    return cells
 
 
 def run_notebook(path: Path) -> str:

@@ -122,6 +122,8 @@ def read_published(path: Path = PUBLISHED) -> Published:
         stored = yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader)
     except (OSError, yaml.YAMLError) as error:
         raise PublishedError(f"{path}: not readable as published numbers: {error}") from error
+    missing = {"metrics", "systems", "papers", "tables", "directions"} - set(stored or ())
+    _require(not missing, f"{path} lacks {sorted(missing)}")
     better, systems, papers = stored["metrics"], stored["systems"], stored["papers"]
     values = [line for table in stored["tables"] for line in _lines(table, better, systems, papers, path)]
     names = [table["name"] for table in stored["tables"]]

@@ -20,7 +20,8 @@ from vton.report.tables import DIGITS, KID_SCALE, ORDER
 
 ORDERS, REGIONS = ("paired", "unpaired"), ("garment", "image")
 PLACES = [(order, region) for order in ORDERS for region in REGIONS]
-CHARTED = ("ssim", "lpips")  # against cost, in paired order and the garment's region
+CHARTED = ("ssim", "lpips")  # in paired order and the garment's region, over these costs:
+X_AXES = ("seconds a picture", "training seconds", "FLOP a picture", "parameters")
 SIGNS = {"agrees": "✓", "differs": "✗", "within spread": "≈"}
 MEANING = {
     "second_hand": "confirmed only by another paper that quotes it",
@@ -77,7 +78,7 @@ class View:
         for title, values in self._settings():
             runs = values[values["kind"] == "architecture"].drop_duplicates([self.by, "run"])
             frame = runs.set_index(self.by)[["seed", *ORIGIN, "run", "folder"]]
-            frame = frame.rename(columns={"run": "checkpoint"}).map(_brief)
+            frame = frame.rename(columns={"run": "checkpoint", "steps": "sampling steps"}).map(_brief)
             held = f"Held equal: training budget {values['budget'].iloc[0]}; {values['held'].iloc[0]}."
             parts += [title, sentences(held), table(frame)]
         return self._page(parts)
@@ -120,20 +121,20 @@ class View:
         return self._page(parts)
 
     def over_cost(self) -> Page:
-        """SSIM and LPIPS of the garment in paired order over every cost that is recorded."""
+        """SSIM and LPIPS of the garment in paired order over the costs of X_AXES that are recorded."""
         parts = []
         for title, values in self._settings():
             parts.append(title)
             means, cost = summary(values, self.by), self._costs(values)
             means = means[(means["order"] == "paired") & (means["region"] == "garment")]
-            recorded = [column for column in COSTS if (cost[column] > 0).any()]
+            recorded = [column for column in X_AXES if (cost[column] > 0).any()]
             for metric in [metric for metric in means["metric"].unique() if self.published.base(metric) in CHARTED]:
                 lines = means[means["metric"] == metric].set_index(self.by)
                 for column in recorded:
                     known = cost.index[(cost[column] > 0) & cost.index.isin(lines.index)]
                     points = [Point(row, *lines.loc[row, ["mean", "sd"]], x=cost.loc[row, column]) for row in known]
                     parts.append(scatter(points, column, f"paired, garment: {self._heading(metric)}"))
-            unknown = [column for column in COSTS if column not in recorded]
+            unknown = [column for column in X_AXES if column not in recorded]
             parts += [sentences(f"Not recorded by these rows: {listed(unknown)}.")] if unknown else []
         return self._page(parts)
 
@@ -159,7 +160,8 @@ class View:
 
     def _settings(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Rows that may be compared, under their title; the setting with most runs first."""
-        runs = self.values.drop_duplicates(["setting", self.by, "run"]).groupby("setting", sort=False).size()
+        learned = self.values[self.values["kind"] == "architecture"]
+        runs = learned.drop_duplicates(["setting", self.by, "run"]).groupby("setting", sort=False).size()
         for setting in runs.sort_values(ascending=False, kind="stable").index:
             values = self.values[self.values["setting"] == setting]
             warning = sentences(UNEQUAL) if values["budget"].iloc[0] == NOT_RECORDED else ""
@@ -202,7 +204,9 @@ class View:
             return [sentences("No direction can be checked: of no published pair have both rows been run here.")]
         told = []
         for (basis, region), group in found.groupby(["basis", "region"], sort=False):
-            against = "On printed metrics" if basis == "same metric" else "Against what all printed metrics share"
+            against = (
+                "On the paper's own metrics" if basis == "same metric" else "Against what all printed metrics share"
+            )
             agree, differ, unclear = (int((group["verdict"] == verdict).sum()) for verdict in SIGNS)
             told.append(
                 f"{against} ({region}): {agree} of {len(group)} directions agree, {differ} differ, {unclear} lie "
