@@ -122,6 +122,16 @@ def test_our_table_has_the_published_order_spread_and_absent_rows(results, publi
     assert "Not recorded by these rows" in text(view.over_cost())
 
 
+def test_several_categories_have_their_own_tables_and_a_lone_one_has_none(tmp_path, published):
+    several = [replace(row("gardiff", ssim=ssim), category=category, n=n)
+               for category, ssim, n in [("all", 0.5, 8), ("dresses", 0.4, 3), ("upper_body", 0.6, 5)]]  # fmt: skip
+    for kept, folded in [(several, True), (several[:2], False)]:
+        write_results(tmp_path / "results.json", kept)
+        page = Architectures(published, read_measured(tmp_path)).tables()._repr_html_()
+        assert ("<summary>dresses</summary>" in page) is folded and ("0.6000" in page) is folded
+        assert "<b>0.5000</b>" in page and ("n = 3" in page) is folded
+
+
 def test_ablation_says_what_is_absent_extra_agreeing_and_differing(results, published):
     view = Ablation("gardiff", published, read_measured(results))
     assert "No run of base+GFA here." in text(view.tables())

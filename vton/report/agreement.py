@@ -12,13 +12,10 @@ from vton.report.published import Published
 WHERE = ["order", "region", "metric"]
 
 
-def summary(values: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Mean, standard deviation (NaN for one run) and runs of every `by` ("model" or "row"), order, region and metric.
-
-    Pooled categories only.
-    """
-    pooled = values[values["category"] == "all"]
-    return pooled.groupby([by, *WHERE], sort=False)["value"].agg(mean="mean", sd="std", runs="count").reset_index()
+def summary(values: pd.DataFrame, by: str, category: str = "all") -> pd.DataFrame:
+    """Mean, standard deviation (NaN for one run) and runs of each `by` ("model" or "row"), order, region and metric."""
+    chosen = values[values["category"] == category]
+    return chosen.groupby([by, *WHERE], sort=False)["value"].agg(mean="mean", sd="std", runs="count").reset_index()
 
 
 def spread(one: float, other: float) -> float:

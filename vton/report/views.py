@@ -59,16 +59,11 @@ class View:
         """Mean ± standard deviation over runs for each setting, order and region; rows in the published order."""
         parts = [self._absent(self.values)]
         for title, values in self._settings():
-            rows, means, best = self._rows(values), summary(values, self.by), self._best(values)
-            parts.append(title)
-            for order, region in PLACES:
-                here = means[(means["order"] == order) & (means["region"] == region)]
-                if len(here):
-                    counts = values.loc[(values["order"] == order) & (values["category"] == "all"), "n"].unique()
-                    marked = {metric: best.get((order, region, metric)) for metric in here["metric"].unique()}
-                    parts += [sentences(f"{order}, {region}, n = {listed([str(count) for count in counts])}")]
-                    parts += [table(self._means(here, rows, marked))]
-            if any(metric.endswith("_random") for metric in means["metric"]):
+            parts += [title, *self._tables(values, "all", self._best(values))]
+            categories = [category for category in values["category"].unique() if category != "all"]
+            if len(categories) > 1:
+                parts += [folded(category, *self._tables(values, category, {})) for category in categories]
+            if any(metric.endswith("_random") for metric in values["metric"].unique()):
                 parts.append(sentences(RANDOM))
         return self._page(parts)
 
@@ -176,6 +171,18 @@ class View:
     def _absent(self, values: pd.DataFrame) -> str:
         missing = [name for name in self.names if name not in set(values[self.by])]
         return sentences(f"No run of {listed(missing, 'or')} here." if missing else "Every row has been run here.")
+
+    def _tables(self, values: pd.DataFrame, category: str, best: dict[tuple[str, str, str], str]) -> list[str]:
+        """A table for each order and region of one category."""
+        parts, means = [], summary(values, self.by, category)
+        for order, region in PLACES:
+            here = means[(means["order"] == order) & (means["region"] == region)]
+            if len(here):
+                counts = values.loc[(values["order"] == order) & (values["category"] == category), "n"].unique()
+                marked = {metric: best.get((order, region, metric)) for metric in here["metric"].unique()}
+                parts += [sentences(f"{order}, {region}, n = {listed([str(count) for count in counts])}")]
+                parts += [table(self._means(here, self._rows(values), marked))]
+        return parts
 
     def _means(self, means: pd.DataFrame, rows: dict[str, str], best: dict[str, str]) -> pd.DataFrame:
         """Text of one order and region: rows by metrics, the best architecture of a metric marked."""
