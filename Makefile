@@ -11,7 +11,7 @@ VTON = .venv/bin/vton
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict data-check info list tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict data-check info list notebooks tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=pape
 
 list: $(READY) ## Names of architectures, presets, data sets, trainers
 	$(VTON) list
+
+notebooks: $(READY) ## Run the notebooks on results/, write them as pages below build/notebooks
+	$(VTON) notebooks $(ARGS)
 
 tensorboard: $(READY) ## Curves and pictures of every run
 	.venv/bin/tensorboard --logdir runs

@@ -91,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--json", action="store_true")
+    pages = command(
+        "notebooks", run_notebooks, "run notebooks from start to end and write each as a page", overrides=False
+    )
+    pages.add_argument("notebooks", nargs="*", help="default: all of notebooks/")
+    pages.add_argument("--results", help="folder of results; default: $VTON_RESULTS, or the repository's results/")
+    pages.add_argument("--out", default="build/notebooks", help="folder for the pages (default: %(default)s)")
     names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
     names.add_argument("--json", action="store_true")
     return top
@@ -180,6 +186,17 @@ def run_data(args) -> int:
     else:
         print(format_problems(problems))
     return int(any(problem.severity == "required" for problem in problems))
+
+
+def run_notebooks(args) -> None:
+    from pathlib import Path
+
+    from vton.report.notebooks import NOTEBOOKS, write_pages
+
+    if args.results:
+        os.environ["VTON_RESULTS"] = args.results
+    for page, seconds in write_pages(args.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")), Path(args.out)):
+        print(f"{page} written in {seconds:.1f} s.")
 
 
 def run_list(args) -> None:

@@ -1,0 +1,185 @@
+"""The notebooks' numbers and sentences, on rows made up here: 2 seeds, known means, one row missing."""
+
+import html
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from vton.errors import UserError
+from vton.metrics.results import Row, write_results
+from vton.report.agreement import directions, winners
+from vton.report.measured import RESULTS, read_measured
+from vton.report.published import read_published
+from vton.report.views import Ablation, Architectures
+
+
+@pytest.fixture(scope="module")
+def published():
+    return read_published()
+
+
+def row(model, seed=0, ssim=0.5, lpips=0.2, comparison="compare-mine", steps=60, **details):
+    """A row as `vton compare` and `vton ablate` write it; the latter names models after rows."""
+    known = {
+        "pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"lpips": "random"}}, "seed": 7,
+        "size": [128, 96], "checkpoint_sha256": f"{comparison}{model}{seed}",
+    }  # fmt: skip
+    if not model.startswith("baseline/"):
+        known |= {"training": {"seed": seed, "steps": steps, "seconds": 30.0}, "cost": {"step_flops": 2e9}}
+        known |= {"comparison": {"name": comparison, "budget": {"kind": "steps", "amount": steps}, "changes": []}}
+    metrics = {"ssim": ssim, "lpips_random": lpips}
+    return Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, known | details)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A comparison in two folders and an ablation without its base+GFA row."""
+    write_results(
+        tmp_path / "some" / "results.json",
+        [
+            row("gardiff", 0, 0.60, 0.10, seconds_per_picture=0.5), row("gardiff", 1, 0.64, 0.12),
+            row("idm_vton", 0, 0.61, 0.30), row("idm_vton", 1, 0.61, 0.34),
+            row("gardiff[shuffled]", 0, 0.2, 0.9), row("baseline/mean_colour", 0, 0.4, 0.05),
+        ],
+    )  # fmt: skip
+    write_results(
+        tmp_path / "other" / "results.json",
+        [row("baseline/mean_colour", 0, 0.4 + 1e-9, 0.05), row("gardiff", 2, 0.62, 0.11)],
+    )
+    ablation = {"comparison": "ablate-gardiff-synthetic-tiny"}
+    write_results(
+        tmp_path / "third" / "deeper" / "results.json",
+        [
+            row("baseline/mean_colour", 0, 0.4, 0.05), row("base", 0, 0.30, 0.5, **ablation),
+            row("base+AL", 0, 0.25, 0.4, **ablation), row("base+GFA+AL", 0, 0.60, 0.1, **ablation),
+            row("base+GFA+AL[shuffled]", 0, 0.1, 0.9, **ablation), row("mine", 0, 0.6, 0.1, **ablation),
+        ],
+    )  # fmt: skip
+    return tmp_path
+
+
+def text(page):
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page._repr_html_())))
+
+
+def test_rows_are_found_in_any_folder_and_a_baseline_stands_once(results):
+    found = read_measured(results)
+    assert (found.comparison["kind"] == "baseline").sum() == 2  # its two metrics, once
+    assert found.comparison["setting"].nunique() == 1
+    assert list(found.ablation("gardiff")["row"].unique()) == ["base", "base+AL", "base+GFA+AL", "mine"]
+    assert found.comparison.query("model == 'gardiff' and metric == 'ssim'")["seed"].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "viton_hd"},
+        {"protocol": "ladi_compat"},
+        {"provenance": row("idm_vton", steps=90).provenance},
+        {"provenance": row("idm_vton", size=[256, 192]).provenance},
+        {"provenance": row("idm_vton", pairs_sha256="q").provenance},
+        {"provenance": row("idm_vton", metrics={"networks": {"lpips": "pretrained"}}).provenance},
+    ],
+)
+def test_rows_measured_or_trained_otherwise_are_another_setting(tmp_path, published, change):
+    write_results(tmp_path / "one" / "results.json", [row("gardiff")])
+    write_results(tmp_path / "two" / "results.json", [replace(row("idm_vton"), **change)])
+    found = read_measured(tmp_path)
+    assert found.values["setting"].nunique() == 2
+    assert "idm_vton is the best" in text(Architectures(published, found).who_wins())  # alone, not before gardiff
+
+
+def test_winners_with_margin_spread_and_baseline(results, published):
+    found = winners(read_measured(results).comparison, published).set_index("metric")
+    ssim, lpips = found.loc["ssim"], found.loc["lpips_random"]
+    assert (ssim["best"], ssim["runner_up"]) == ("gardiff", "idm_vton")
+    assert ssim["margin"] == pytest.approx(0.01) and ssim["spread"] == pytest.approx(0.02)
+    assert lpips["margin"] == pytest.approx(0.21) and lpips["spread"] == pytest.approx((0.01**2 + 0.04**2 / 2) ** 0.5)
+    assert ssim["beats_baseline"] and not lpips["beats_baseline"]
+
+
+def test_sentences_about_winners_follow_the_numbers(results, published):
+    told = text(Architectures(published, read_measured(results)).who_wins())
+    assert "Best architecture, of 2 combinations of order, region and metric: gardiff in 2." in told
+    assert "ssim by 0.0100 before idm_vton" in told and "lpips_random by 0.2100 before idm_vton" in told
+    assert "the lead lies within the spread of seeds in ssim." in told
+    assert "no architecture beats what needs no learning in lpips_random (baseline/mean_colour)" in told
+    assert "one run each" not in told
+
+
+def test_our_table_has_the_published_order_spread_and_absent_rows(results, published):
+    view = Architectures(published, read_measured(results))
+    shown = view.tables()._repr_html_()
+    assert "No run of imagdressing or tryondiffusion here." in shown
+    assert "<b>0.6200 ± 0.0200</b>" in shown and "0.6100 ± 0.0000" in shown
+    names = [name for name in re.findall(r"<th>([\w/\[\]]+)</th>", shown) if name != "runs"]
+    assert names == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]
+    assert "training budget 60 optimizer steps" in text(view.provenance())
+    assert "1.2e+11" in text(view.costs())  # FLOP of 60 steps
+    assert "seconds a picture" in view.over_cost()._repr_html_()  # a scatter of the one row that records it
+    assert "Not recorded by these rows" in text(view.over_cost())
+
+
+def test_several_categories_have_their_own_tables_and_a_lone_one_has_none(tmp_path, published):
+    several = [replace(row("gardiff", ssim=ssim), category=category, n=n)
+               for category, ssim, n in [("all", 0.5, 8), ("dresses", 0.4, 3), ("upper_body", 0.6, 5)]]  # fmt: skip
+    for kept, folded in [(several, True), (several[:2], False)]:
+        write_results(tmp_path / "results.json", kept)
+        page = Architectures(published, read_measured(tmp_path)).tables()._repr_html_()
+        assert ("<summary>dresses</summary>" in page) is folded and ("0.6000" in page) is folded
+        assert "<b>0.5000</b>" in page and ("n = 3" in page) is folded
+
+
+def test_ablation_says_what_is_absent_extra_agreeing_and_differing(results, published):
+    view = Ablation("gardiff", published, read_measured(results))
+    assert "No run of base+GFA here." in text(view.tables())
+    assert "Rows here that this table of the paper does not have: mine." in text(view.tables())
+    told = text(view.directions())
+    assert (
+        "On the paper's own metrics (garment): 5 of 6 directions agree, 1 differ, 0 lie within the spread of seeds."
+        in told
+    )
+    assert (
+        "base+AL against base, paired ssim (garment): published as better (0.809 → 0.829), here worse by 0.0500."
+        in told
+    )
+    assert "One run each" in told
+
+
+def test_directions_within_the_spread_and_held_against_all_printed_metrics(tmp_path, published):
+    runs = [(0, 0.50, 0.3), (1, 0.60, 0.3)], [(0, 0.51, 0.2), (1, 0.63, 0.2)]
+    rows = [row(name, seed, ssim, lpips, "ablate-imagdressing-synthetic-tiny")
+            for name, values in zip(("A0", "A2"), runs, strict=True) for seed, ssim, lpips in values]  # fmt: skip
+    write_results(tmp_path / "results.json", rows)
+    found = directions(published.claims_of("imagdressing"), read_measured(tmp_path).values, "row", published)
+    found = found.set_index("metric")
+    assert found["basis"].tolist() == ["all its metrics"] * 2  # the paper prints neither SSIM nor LPIPS
+    assert found["verdict"].to_dict() == {"ssim": "within spread", "lpips_random": "agrees"}
+    mixed = directions(published.claims_of("tryondiffusion"), read_measured(tmp_path).values, "row", published)
+    assert mixed.empty
+
+
+def test_statements_without_numbers_are_checked_on_every_metric_of_their_order(tmp_path, published):
+    named = {"comparison": "ablate-idm_vton-synthetic-tiny"}
+    rows = [row("full", 0, 0.6, 0.2, **named), row("without_garment_net", 0, 0.5, 0.1, **named)]
+    write_results(tmp_path / "results.json", rows)
+    told = text(Ablation("idm_vton", published, read_measured(tmp_path)).directions())
+    assert "On the paper's own metrics (garment): 1 of 2 directions agree, 1 differ" in told
+    assert "full against without_ip_adapter: the paper claims no metric, so none is checked." in told
+
+
+def test_pictures_are_those_of_the_rows_folders(results, published):
+    shutil.copy(RESULTS / "gardiff-synthetic-tiny" / "pictures_paired.jpg", results / "some")
+    view = Architectures(published, read_measured(results))
+    assert "some/pictures_paired.jpg" in text(view.pictures())
+    assert "These folders hold no pictures." in text(Ablation("gardiff", published, view.measured).pictures())
+
+
+def test_no_results_is_said_and_no_folder_is_an_error(tmp_path, published):
+    view = Architectures(published, read_measured(tmp_path))
+    pages = (view.tables, view.provenance, view.costs, view.who_wins, view.bars, view.over_cost, view.directions)
+    assert all(f"Nothing measured to show: no results.json below {tmp_path}." in text(page()) for page in pages)
+    with pytest.raises(UserError, match="no such folder of results"):
+        read_measured(tmp_path / "absent")
