@@ -230,6 +230,18 @@ def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch
     assert len(lowres.unique()) == 3
 
 
+@pytest.mark.parametrize("choice", ["model.stage=base", "model.stage=sr1024", "model.warp_first=true"])
+def test_what_modulates_learns_at_its_own_rate(choice):
+    module = tiny_module("tryondiffusion", *TINY, choice, "model.modulation_lr=0.25", "train.lr=0.01", size=(64, 48))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        modulates = any(part in name for part in (".film.", ".embedding.", ".time.", ".level."))
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (0.0025 if modulates else 0.01), name
+    assert set(rates.values()) == {0.0025, 0.01}
+
+
 def test_crops_are_parts_of_the_person_and_depend_on_position():
     module, batch = tiny("model.stage=sr1024", *SR), random_batch(2, SIZE)
     crop = module.training_view(batch).person

@@ -129,7 +129,7 @@ def test_concatenation_shows_the_garment_to_the_head_only():
 
 CHOICES = (
     {}, {"film": "norm2"}, {"garment_map": "block"}, {"skip_scale": 0.7}, {"positions": 2.5},
-    {"correspondence": "concatenation"},
+    {"start_awake": True}, {"correspondence": "concatenation"},
 )  # fmt: skip
 
 
@@ -145,6 +145,23 @@ def test_every_parameter_learns_whatever_is_chosen(changes):
     prediction.square().mean().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert idle == []
+
+
+@torch.no_grad()
+def test_an_awake_start_keeps_what_pictures_say():
+    """Ten units deep the garment moves the features by its own size; torch's start leaves about a third of it."""
+    moved, x = {}, inputs(size=(32, 24), rows=4)
+    deep = dataclasses.replace(SMALL, blocks=(2, 3, 5), garment_blocks=(2, 3, 5))
+    for awake in (False, True):
+        torch.manual_seed(0)
+        network = ParallelUNet(dataclasses.replace(deep, start_awake=awake))
+        features, _ = forward(network, x)
+        other, _ = forward(network, x | {"garment": x["garment"].flip(0)})
+        moved[awake] = (features["encoder.2"] - other["encoder.2"]).std()
+        head = network.person_unet.encoder.head.weight.std((0, 2, 3))
+        assert (head[:3].mean() < 0.15 * head[3:].mean()) == awake
+        assert not network.person_unet.tail.weight.any()
+    assert moved[True] > 1 > 2 * moved[False], moved
 
 
 def test_rows_may_share_features():
