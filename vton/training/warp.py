@@ -12,6 +12,7 @@ from vton import registry
 from vton.data.record import mask, picture
 from vton.data.sample import Category, TryOnBatch
 from vton.data.transforms import normalise
+from vton.data.warp import rewarped, warp_source
 from vton.metrics.pictures import to_uint8
 from vton.models.codecs import build_codec
 from vton.models.pretrained import load_state, read_safetensors
@@ -39,6 +40,7 @@ class RunWarp:
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
         load_state(module, read_safetensors(run.weights), run.weights)
         self.module = module.eval().requires_grad_(False)
+        self.before = warp_source("geometric") if config.model.start == "geometric" else None
         self.name = f"learned:{path}, sha256 {hashlib.sha256(run.weights.read_bytes()).hexdigest()[:16]}"
 
     def __str__(self) -> str:
@@ -46,7 +48,7 @@ class RunWarp:
 
     def put_on(self, batch: TryOnBatch) -> TryOnBatch:
         """The batch with this warp in the place of its own."""
-        return self.module.put_on(batch)
+        return self.module.put_on(rewarped(batch, self.before) if self.before else batch)
 
     def __call__(
         self,
@@ -58,6 +60,8 @@ class RunWarp:
         category: Category,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As WarpSource describes; garment and person are of one size."""
+        if self.before:
+            garment, garment_mask = self.before(garment, garment_mask, joints, agnostic, agnostic_mask, category)
         height, width = agnostic_mask.shape
         silhouette, hole = mask(garment_mask).float(), mask(agnostic_mask).float()
         keypoints = torch.from_numpy(joints / np.float32([width, height, 1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from vton.config import ConfigError, ModelKind, TrainedConfig
 
@@ -55,6 +55,9 @@ class PerceptualConfig:
 class WarpConfig(TrainedConfig):
     kind: ClassVar[ModelKind] = "warp"
     name: str = "warp"
+    # What the spline bends: the in-shop garment, or its geometric warp (data.warp_source=geometric); the latter is
+    # ours, see the README.
+    start: Literal["garment", "geometric"] = "garment"
     tps: TpsConfig = field(default_factory=TpsConfig)
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)

@@ -42,6 +42,11 @@ class LearnedWarp(TrainedModule):
         model: WarpConfig = self.config.model
         if self.config.codec.name != "identity":
             raise ConfigError(f"model=warp works on pixels: set codec.name=identity, not {self.config.codec.name}.")
+        if model.start == "geometric" and self.config.data.warp_source != "geometric":
+            raise ConfigError(
+                "model.start=geometric bends what the geometric warp gives: set data.warp_source=geometric, not "
+                f"{self.config.data.warp_source}."
+            )
         self.network = WarpNetwork(model)
         if model.perceptual.weight and self.config.train.steps > model.tps_steps:
             self.frozen["perceptual"] = build_perceptual(model.perceptual)
@@ -60,7 +65,7 @@ class LearnedWarp(TrainedModule):
         network, (tps_learns, refinement_learns) = self.network, self.learning
         network.tps.train(tps_learns)  # frozen, it keeps its running statistics too
         worn = torch.where(batch.truth_garment_mask > 0, batch.truth, WHITE)
-        garment, garment_mask, agnostic = batch.garment, batch.garment_mask, batch.agnostic
+        (garment, garment_mask), agnostic = self.start(batch), batch.agnostic
         if not refinement_learns:  # the spline alone learns at its own size
             worn, garment, garment_mask, agnostic = map(network.tps.reduced, (worn, garment, garment_mask, agnostic))
         person = network.person(agnostic, batch.keypoints)
@@ -88,6 +93,12 @@ class LearnedWarp(TrainedModule):
             losses["silhouette"] = F.binary_cross_entropy_with_logits(refined.silhouette, silhouette)
         return losses
 
+    def start(self, batch: TryOnBatch) -> tuple[Tensor, Tensor]:
+        """What the spline bends, (B, 3, H, W), and its silhouette."""
+        if self.config.model.start == "geometric":
+            return batch.warped_garment, batch.warped_mask
+        return batch.garment, batch.garment_mask
+
     def resting(self) -> list[nn.Parameter]:
         """Parameters that do not learn in this step."""
         networks = zip(self.networks().values(), self.learning, strict=True)
@@ -107,9 +118,8 @@ class LearnedWarp(TrainedModule):
 
     @torch.no_grad()
     def put_on(self, batch: TryOnBatch) -> TryOnBatch:
-        """The batch with this warp in the place of its own."""
-        parts = batch.garment, batch.garment_mask, batch.agnostic, batch.agnostic_mask, batch.keypoints
-        garment, silhouette = self.network(*parts)
+        """The batch with this warp in the place of its own, which model.start=geometric begins with."""
+        garment, silhouette = self.network(*self.start(batch), batch.agnostic, batch.agnostic_mask, batch.keypoints)
         return replace(batch, warped_garment=garment, warped_mask=silhouette)
 
 
