@@ -85,7 +85,10 @@ class LearnedWarp(TrainedModule):
         return sum(losses.values()) + 0 * sum(parameter.sum() for parameter in self.resting())
 
     def refinement_losses(self, refined: Warped, worn: Tensor, silhouette: Tensor) -> dict[str, Tensor]:
-        losses = {"refined": F.l1_loss(refined.garment, worn)}
+        """A correction has an outline of its own, so its picture answers for the garment alone, not for white paper."""
+        where = silhouette if self.network.corrects else torch.ones_like(silhouette)
+        off = (refined.garment - worn).abs().mean(1, keepdim=True)
+        losses = {"refined": (where * off).sum() / where.sum().clamp(min=1)}
         if "perceptual" in self.frozen:
             distance = self.frozen["perceptual"](refined.garment, worn)
             losses["perceptual"] = self.config.model.perceptual.weight * distance
