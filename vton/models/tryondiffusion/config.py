@@ -34,6 +34,9 @@ class ParallelUNetConfig:
     # Not in the paper: amplitude of a position code on queries and keys, with keys starting equal to queries and
     # orthogonal values and outputs. In a short training from scratch attention finds no correspondence without it.
     positions: float = 0.0
+    # Not in the paper either: convolutions start at gain 1, those of 1x1 orthogonal, and z_t is read at a tenth, so
+    # that pictures pass the network from the first step on. torch's own initial values make them fainter by the block.
+    start_awake: bool = False
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
@@ -157,6 +160,9 @@ class TryOnDiffusionConfig(ModelConfig):
     garment_fill: float = 0.0  # D: colour around the segmented garment
     lowres_filter: Literal["area", "bicubic"] = "area"  # D: antialiased reduction of training pictures
     crop_px: int = 256  # sr1024: side of the training crops (P)
+    # D: learning rate of the embeddings and of FiLM's linear layers relative to train.lr. They scale every channel of
+    # every block by the pose; in a short training at a high rate they move faster than what they modulate.
+    modulation_lr: float = 1.0
     drop_lowres: bool = True  # the null condition drops the low-resolution picture too (P: it is a conditional image)
     drop_levels: bool = False  # D: the null condition drops the embedding of the noise levels too
     garment_steps: int = 8  # sampling steps whose garment features are made in one pass; exact, memory grows with it
@@ -173,6 +179,8 @@ class TryOnDiffusionConfig(ModelConfig):
         for name in ("agnostic_fill", "garment_fill"):
             if not -1 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be in [-1, 1].")
+        if self.modulation_lr <= 0:
+            raise ConfigError(f"model.modulation_lr={self.modulation_lr:g} must be positive.")
         if self.garment_steps < 1:
             raise ConfigError(f"model.garment_steps={self.garment_steps} must be at least 1.")
         if self.crop_px < 1 or self.crop_px % 2 ** len(self.sr1024.widths):

@@ -9,6 +9,7 @@ Legend: B batch, H W picture size, K keypoints, L number of the stage's conditio
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import torch
@@ -29,6 +30,7 @@ from vton.registry import register
 
 IMAGES = {"base": ("agnostic", "garment"), "sr256": ("agnostic", "garment", "lowres"), "sr1024": ("lowres",)}
 ENLARGEMENT = {"sr256": 2, "sr1024": 4}
+MODULATING = re.compile(r"\.(embedding|time|level|film)\.")  # embeddings, and FiLM's layers, which read them
 # COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left first.
 COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 
@@ -52,6 +54,7 @@ class TryOnDiffusion(TryOnModule):
             self.network = ParallelUNet(shape, self.images, model.keypoints, coordinates, aspect=height / width)
             reuse = GarmentReuse(self.network, self.grid, timesteps, model.garment_steps, model.null_table)
             self.stage = TryOnStage(self.network, model, timesteps, reuse)
+        self.network.to(memory_format=torch.channels_last)  # a training step in 0.80 to 0.85 of the time on a CPU
         if height % self.network.factor or width % self.network.factor:
             raise ConfigError(
                 f"data.size={[height, width]} must be divisible by {self.network.factor}, by which model.{model.stage} "
@@ -72,8 +75,14 @@ class TryOnDiffusion(TryOnModule):
 
     def trained_parameters(self) -> list[dict]:
         """All, but for the garment pose's linear layer where that pose is zero: only its bias matters then."""
-        idle = ("embedding.garment.linear.weight",) if self.config.model.garment_pose is None else ()
-        return [{"params": [p for name, p in self.named_parameters() if not name.endswith(idle)]}]
+        model = self.config.model
+        idle = ("embedding.garment.linear.weight",) if model.garment_pose is None else ()
+        modulating, others = [], []
+        for name, parameter in self.named_parameters():
+            if not name.endswith(idle):
+                modulates = MODULATING.search(name) is not None
+                (modulating if modulates else others).append(parameter)
+        return [{"params": others}, {"params": modulating, "lr": self.config.train.lr * model.modulation_lr}]
 
     def train(self, mode: bool = True):
         """Also forgets kept features: averaged weights are swapped in and out between changes of mode."""

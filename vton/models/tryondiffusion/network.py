@@ -192,6 +192,8 @@ class ParallelUNet(nn.Module):
         self.embedding = Embedding(config, keypoints, coordinates, levels=len(images))
         self.person_unet = PersonUNet(config, 3 * (1 + len(self.aligned)), aspect)
         self.garment_unet = GarmentUNet(config) if by_attention else None
+        if config.start_awake:
+            start_awake(self)
 
     def embed(self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor) -> tuple[Tensor, Tensor]:
         """t (B,), levels (B, L), poses (B, K, 2 or 3) -> e (B, E), pose tokens (B, 2K, P)."""
@@ -208,6 +210,18 @@ class ParallelUNet(nn.Module):
         """Prediction (B, 3, H, W) from z_t and the pictures in `self.aligned`, in this order, (B, 3, H, W) each."""
         x = torch.cat([z_t.to(e.dtype), *(image.to(e.dtype) for image in aligned)], 1)
         return self.person_unet(x, e, poses, features)
+
+
+@torch.no_grad()
+def start_awake(network: ParallelUNet) -> None:
+    """Every convolution but the tail keeps the size of what it reads; z_t, mostly noise to it, is read faintly."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer is not network.person_unet.tail:
+            if layer.kernel_size == (1, 1):
+                nn.init.orthogonal_(layer.weight)
+            else:
+                nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+    network.person_unet.encoder.head.weight[:, :3] *= 0.1
 
 
 class EfficientUNet(nn.Module):
