@@ -10,7 +10,7 @@ from tests.batches import random_batch, randomised, tiny_module
 from tests.models.tryondiffusion.test_module import SIZE, SR, TINY, Calls, tiny
 from vton.config import CONFIGS, ConfigError, load
 from vton.data.sample import DataError
-from vton.info import describe
+from vton.info import describe, meta_batch
 from vton.models.tryondiffusion.config import ParallelUNetConfig
 from vton.models.tryondiffusion.module import worn_garment
 from vton.models.tryondiffusion.network import ParallelUNet
@@ -109,10 +109,13 @@ def test_both_networks_learn_from_the_worn_garment_with_draws_of_their_own():
 
 
 def test_two_networks_are_counted_and_both_have_full_size():
-    names = {row["name"]: row["parameters"] for row in describe(load("ablation=tryondiffusion/warp_then_blend",
-                                                                     "model=tryondiffusion"))["networks"]}  # fmt: skip
+    rows = describe(load("model=tryondiffusion", "model.warp_first=true", "sampler.steps=3", "sampler.guidance=2"))
+    names, flops = {row["name"]: row["parameters"] for row in rows["networks"]}, rows["flops"]
     assert names["warp_garment_unet"] == names["garment_unet"] > 0
+    assert flops["condition"] == pytest.approx(3 * 2 * (flops["garment_features"] + flops["denoise"]), rel=0.02)
     with torch.device("meta"):
+        module = tiny_module("tryondiffusion", *TINY, "model.warp_first=true")
+        assert module.training_step(meta_batch(module.config.data.size), 0).is_meta  # counted, too
         first = ParallelUNet(ParallelUNetConfig(), images=("garment",))
     agnostic_and_its_level = 3 * 128 * 9 + (128 * 512 + 512) + (512 * 512 + 512)
     assert sum(p.numel() for p in first.parameters()) == 1_135_687_811 == 1_136_019_971 - agnostic_and_its_level
