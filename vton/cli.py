@@ -112,21 +112,16 @@ def run_train(args) -> None:
 
 def run_eval(args) -> None:
     from vton.evaluation import evaluate
-    from vton.training.run import RunFolder
 
-    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
-    config = run.load_config(*_groups_as_files(args.overrides))
-    evaluate(run, config, checkpoint=args.checkpoint, as_json=args.json)
+    evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
 
 
 def run_predict(args) -> None:
     from pathlib import Path
 
     from vton.evaluation import predict
-    from vton.training.run import RunFolder
 
-    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
-    predict(run, run.load_config(*_groups_as_files(args.overrides)), args.order, Path(args.out))
+    predict(_chain(args), args.order, Path(args.out))
 
 
 def run_info(args) -> None:
@@ -196,6 +191,15 @@ def run_list(args) -> None:
         return
     for group, names in found.items():
         print(f"{group + ':':10}{' '.join(names)}")
+
+
+def _chain(args) -> list:
+    """What --run names, or the newest run with the whole cascade that it belongs to."""
+    from vton.cascade import chain_of
+    from vton.training.run import RunFolder
+
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
+    return chain_of(run, *_groups_as_files(args.overrides), whole=not args.folder)
 
 
 def _runs(overrides: list[str]) -> str:

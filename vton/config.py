@@ -8,7 +8,8 @@
 and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with `modes`, chosen by
 `model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own `presets.<preset>` after the file's;
 and a cascade's with `stages.<model.stage>`, which acts just before `presets.<preset>`: what all presets of a stage
-share, such as its size. This module imports neither torch nor lightning: `vton list` and `vton --help` stay fast.
+share, such as its size; the stage's own `presets.<preset>` comes after the file's. This module imports neither torch
+nor lightning: `vton list` and `vton --help` stay fast.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -40,15 +41,23 @@ class ConfigError(UserError):
 
 @dataclass
 class ModelConfig:
-    """What every architecture's own config extends."""
+    """What every architecture's own config extends. A cascade also has a field `stage`, one of CASCADE's names."""
+
+    # Stages in the order of sampling, with how many times each enlarges the pictures of the one before; see cascade.py.
+    CASCADE: ClassVar[dict[str, int]] = {}
 
     name: str = ""
     condition_dropout: float = 0.1  # probability that a training sample loses all its conditions
 
     @property
+    def upper_stage(self) -> str:
+        """The stage where it enlarges another one's pictures; "" for a cascade's first and for single networks."""
+        return "" if not self.CASCADE or self.stage == next(iter(self.CASCADE)) else self.stage
+
+    @property
     def label(self) -> str:
-        """The architecture's part of a run folder's name; the stages of a cascade have one each."""
-        return self.name
+        """Name in tables."""
+        return f"{self.name}-{self.upper_stage}" if self.upper_stage else self.name
 
 
 @dataclass
@@ -168,6 +177,7 @@ class DataConfig:
     name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
     root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
+    pad: bool = False  # keep the pictures at 4:3 in a size of another shape, on white; false: stretch them to it
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
     limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all; never more than there are
     limit_test: int = 0  # at most so many for validation and evaluation, spread likewise; 0 = all
@@ -194,6 +204,16 @@ class DataConfig:
         for name in ("person_caption", "garment_caption"):
             if "{}" not in getattr(self, name):
                 raise ConfigError(f"data.{name}={getattr(self, name)!r} lacks {{}}, the place of the annotation.")
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the photographs: `size`, or with `pad` the largest 4:3 that it holds."""
+        height, width = self.size
+        return (min(height, width * 4 // 3), min(width, height * 3 // 4)) if self.pad else (height, width)
+
+    def unpadded(self) -> DataConfig:
+        """The same pictures without what `pad` puts around them."""
+        return replace(self, size=self.picture_size, pad=False)
 
 
 @dataclass
@@ -246,6 +266,7 @@ class EvalConfig:
     seed: int = 0
     baselines: bool = True  # rows for what needs no learning
     shuffled: bool = True  # the control row: garments exchanged between samples
+    chain: bool = True  # cascades: sample one stage after another; false: this one alone, on the reduced truth
     metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid"], ...] = (
         "ssim", "psnr", "lpips", "dists", "fid", "kid",
     )  # fmt: skip
@@ -274,7 +295,7 @@ class ExperimentConfig:
     ablation: str = ""  # <file>/<row> of configs/ablation
     seed: int = 0
     runs: str = "runs"  # folder that holds the run folders
-    name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]
+    name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]; a cascade's upper stages lie in it, by name
 
     def __post_init__(self):
         if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
@@ -313,6 +334,7 @@ def load(*overrides: str) -> ExperimentConfig:
     layers += [model, mode, _read(_file("preset", chosen["preset"]))]
     own_presets = len(layers)
     layers += [of.get(chosen["preset"], {}) for of in (presets, mode_presets)]
+    past_presets = len(layers)
     layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
     if chosen["ablation"]:
         layers.append(_ablation_row(chosen["ablation"]))
@@ -326,11 +348,14 @@ def load(*overrides: str) -> ExperimentConfig:
     if stages:
         asked = [OmegaConf.select(OmegaConf.create(layer), "model.stage") for layer in layers]
         stage = next((stage for stage in reversed(asked) if stage is not None), model_class().stage)
-        layers.insert(own_presets, stages.get(stage, {}))
+        settings = stages.get(stage, {})
+        stage_presets = settings.pop("presets", {})
+        layers.insert(past_presets, stage_presets.get(chosen["preset"], {}))
+        layers.insert(own_presets, settings)
     config = _checked(model_class, layers)
     if not config.name:
         row = f"-{chosen['ablation'].replace('/', '-')}" if chosen["ablation"] else ""
-        config.name = f"{config.model.label}-{config.data.name}-{config.preset}{row}"
+        config.name = f"{config.model.name}-{config.data.name}-{config.preset}{row}"
     return config
 
 

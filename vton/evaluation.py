@@ -1,26 +1,33 @@
 """`vton eval` and `vton predict`: sample held-out pairs, write PNGs, score them, report.
 
 Every process samples its share of the pairs; pictures are files named by pair, so a pair that came twice would
-overwrite itself. One process then scores the files, and the baselines beside them, in one pass over the truths.
+overwrite itself. One process then scores the files, and the baselines beside them, in one pass over the truths. The
+stages of a cascade follow one another through these files (vton/cascade.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
 from vton import registry
+from vton.cascade import Stage, handed_over, interpolated, require_same_pairs
 from vton.config import ExperimentConfig, to_yaml
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
+from vton.data.transforms import normalise, unpad_picture
 from vton.metrics.pictures import PictureFolder, to_uint8, write_pictures
 from vton.metrics.results import Row, provenance, write_results
 from vton.metrics.scorer import Pictures, Scorer
@@ -34,64 +41,122 @@ from vton.training.run import RunError, RunFolder, git_commit
 from vton.training.train import data_module, make_trainer, quiet_libraries
 
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
+FROM_TRUTH = "[from_truth]"  # suffix of a cascade's upper stage that enlarged the reduced truth, not the stage before
+UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation alone
 
 
-def evaluate(run: RunFolder, config: ExperimentConfig, checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
-    """Sample and score the run in every configured order; write predictions/, results.json and picture grids."""
+def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
+    """Sample and score a run, or a cascade's stages, each on the pictures of the one before.
+
+    Everything is sampled first, in every configured order, then scored. Writes each run's predictions/, results and
+    picture grids.
+    """
     started = time.perf_counter()
-    quiet_libraries()
-    trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
-    data, module = data_module(config), load_module(run, config, checkpoint)
-    data.prepare_data()
-    seconds = {order: sample_order(trainer, module, data, config, run, order) for order in config.eval.orders}
+    data_modules = prepare(chain, checkpoint, chain[-1].config.eval.orders)
+    links = [chain[: place + 1] for place in range(len(chain))]  # every stage behind those it builds on
+    paces = []
+    for link, data in zip(links, data_modules, strict=True):
+        trainer, module = ready(link[-1], checkpoint)
+        orders = link[-1].config.eval.orders
+        paces.append({order: sample_order(trainer, module, data, link, order) for order in orders})
     if not trainer.is_global_zero:
         return []
 
-    scorer = Scorer(config.eval, module.device)
+    tables = []
+    for link, data, pace in zip(links, data_modules, paces, strict=True):
+        rows = score(link, data, pace, checkpoint, trainer.strategy.root_device)
+        for row in rows:
+            row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
+        write_results(results_file(link), rows)
+        if not as_json:
+            report(rows, link, time.perf_counter() - started)
+        tables.append(rows)
+    if as_json:
+        print(table_json(*tables))
+    return [row for rows in tables for row in rows]
+
+
+def score(
+    link: Sequence[Stage], data: TryOnDataModule, seconds: dict[Order, dict[str, float]], checkpoint: str, device
+) -> list[Row]:
+    """Rows of the link's last stage and the baselines beside it, and its picture grids; padding is not measured."""
+    run, config = link[-1]
+    if config.data.pad:
+        data = data_module(replace(config, data=config.data.unpadded()))
+    scorer = Scorer(config.eval, device)
     people = scorer.people(data.eval_dataloader("paired"))
-    facts = {
-        "checkpoint": checkpoint,
-        "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
-        "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+    facts = stage_facts(link[-1], checkpoint) | {
         "commit": git_commit(),
         "seed": config.eval.seed,
-        "solver": config.sampler.solver,
-        "steps": config.sampler.steps,
-        "guidance": config.sampler.guidance,
-        "size": list(config.data.size),
-        "device": device_name(module.device),
+        "device": device_name(device),
     }
+    if config.model.upper_stage:
+        facts["enlarges"] = [stage_facts(stage, checkpoint) for stage in link[:-1]] or "reduced truth"
     rows = []
     for order in config.eval.orders:
         dataset = data.eval_dataset(order)
         methods: dict[str, Pictures] = {}
-        for name in sampled_methods(config):
+        for name in sampled_methods(link):
             methods[name] = PictureFolder(prediction_folder(run, name, order))
-            methods[name].check(dataset.pair_ids, config.data.size)
+            methods[name].check(dataset.pair_ids, config.data.picture_size)
+        former = prediction_folder(link[-2].run, "", order) if len(link) > 1 else None
+        upsampled = former and interpolated(former, config.data)
+        save_grid(link, order, data.val_batch(order, config.eval.pictures), upsampled)
+        if upsampled and config.eval.baselines:
+            methods[UPSAMPLED] = upsampled
         held = {name: HeldPictures() for name in BASELINES} if config.eval.baselines else {}
         batches = with_baselines(data.eval_dataloader(order), held)
         for name, tally in scorer.score(batches, methods | held).items():
             seconds_per_picture = seconds[order].get(name)
             details = provenance(**facts, **dataset.sources, seconds_per_picture=seconds_per_picture)
             rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
-    for row in rows:
-        row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
-    write_results(run.results, rows)
-    save_grid(run, config, data)
-    print(table_json(rows)) if as_json else report(rows, run, time.perf_counter() - started)
     return rows
 
 
-def predict(run: RunFolder, config: ExperimentConfig, order: Order, folder: Path) -> None:
-    """Pictures of every pair of an order as PNGs, nothing else."""
+def predict(chain: Sequence[Stage], order: Order, folder: Path) -> None:
+    """Pictures of every pair of an order as PNGs, nothing else; those of stages below in folders by their names."""
+    before = None
+    for stage, data in zip(chain, prepare(chain, "weights", [order]), strict=True):
+        trainer, module = ready(stage, "weights")
+        target = folder if stage is chain[-1] else folder / stage.config.model.stage
+        draw_pictures(trainer, module, data, order, target, before)
+        before = target
+    source = ", enlarged from the reduced truth" if sees_truth(chain) else ""
+    print(f"{len(data.eval_dataset(order))} pictures in {folder}{source}")
+
+
+def prepare(chain: Sequence[Stage], checkpoint: str, orders: Iterable[Order]) -> list[TryOnDataModule]:
+    """The data of every stage. Raises UserError subclasses for what would stop a chain half-way."""
     quiet_libraries()
+    for stage in chain:
+        checkpoint_path(stage.run, checkpoint)  # before hours of sampling
+    data_modules = [data_module(stage.config) for stage in chain]
+    for data in data_modules:
+        data.prepare_data()
+    require_same_pairs(chain, data_modules, orders)
+    return data_modules
+
+
+def ready(stage: Stage, checkpoint: str) -> tuple[Trainer, TryOnModule]:
+    """What draws a stage's pictures."""
+    run, config = stage
     trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
-    data, module = data_module(config), load_module(run, config, "weights")
-    data.prepare_data()
-    module.prediction_folder = folder
-    data.predicting(order)
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    print(f"{len(data.eval_dataset(order))} pictures in {folder}")
+    return trainer, load_module(run, config, checkpoint)
+
+
+def stage_facts(stage: Stage, checkpoint: str) -> dict[str, Any]:
+    """What a row says about how its pictures were made, or those that its stage enlarged."""
+    run, config = stage
+    facts = {
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
+        "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+        "solver": config.sampler.solver,
+        "steps": config.sampler.steps,
+        "guidance": config.sampler.guidance,
+        "size": list(config.data.picture_size),
+    }
+    return facts | ({"padded_to": list(config.data.size)} if config.data.pad else {})
 
 
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TryOnModule:
@@ -117,39 +182,67 @@ def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
     return path
 
 
-def sampled_methods(config: ExperimentConfig) -> list[str]:
-    return [config.model.name] + ([config.model.name + CONTROL] if config.eval.shuffled else [])
+def sees_truth(link: Sequence[Stage]) -> bool:
+    """Whether the stage enlarges the reduced truth: an upper one without those below."""
+    return bool(link[0].config.model.upper_stage)
+
+
+def sampled_methods(link: Sequence[Stage]) -> list[str]:
+    """The models in the rows of a link's last stage."""
+    config = link[-1].config
+    name = config.model.label + (FROM_TRUTH if sees_truth(link) else "")
+    return [name] + ([name + CONTROL] if config.eval.shuffled else [])
 
 
 def prediction_folder(run: RunFolder, method: str, order: Order) -> Path:
-    return run.predictions / (f"{order}_shuffled" if method.endswith(CONTROL) else order)
+    """predictions/<order>, followed by what stands in brackets behind the method's name."""
+    return run.predictions / "_".join([order, *re.findall(r"\[(\w+)\]", method)])
 
 
-def sample_order(trainer, module, data: TryOnDataModule, config, run: RunFolder, order: Order) -> dict[str, float]:
-    """Write the model's pictures, and the control's; returns seconds per picture of each."""
+def results_file(link: Sequence[Stage]) -> Path:
+    """results.json; a stage that saw the truth does not replace what the cascade has achieved."""
+    path = link[-1].run.results
+    return path.with_stem("results_from_truth") if sees_truth(link) else path
+
+
+def sample_order(
+    trainer: Trainer, module: TryOnModule, data: TryOnDataModule, link: Sequence[Stage], order: Order
+) -> dict[str, float]:
+    """Write the pictures of the link's last stage, and the control's; returns seconds per picture of each."""
     pace = {}
-    for method in sampled_methods(config):
-        folder = prediction_folder(run, method, order)
+    for method in sampled_methods(link):
+        folder = prediction_folder(link[-1].run, method, order)
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
         trainer.strategy.barrier()
-        module.prediction_folder = folder
-        data.predicting(order, shuffled=method.endswith(CONTROL))
+        before = prediction_folder(link[-2].run, method, order) if len(link) > 1 else None
         started = time.perf_counter()
-        trainer.predict(module, datamodule=data, return_predictions=False)
-        trainer.strategy.barrier()
+        draw_pictures(trainer, module, data, order, folder, before, shuffled=method.endswith(CONTROL))
         pace[method] = round((time.perf_counter() - started) / len(data.eval_dataset(order)), 4)
     return pace
 
 
+def draw_pictures(
+    trainer: Trainer, module: TryOnModule, data: TryOnDataModule, order: Order, folder: Path, before: Path | None,
+    shuffled: bool = False,
+) -> None:  # fmt: skip
+    """Every pair's picture into `folder`; before: where the former stage's pictures lie."""
+    module.prediction_folder = folder
+    module.former = None if before is None else handed_over(before, module.config)
+    data.predicting(order, shuffled)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    trainer.strategy.barrier()
+
+
 class PictureWriter(BasePredictionWriter):
-    """Every predicted picture goes to its own PNG at once, so memory does not grow with the test split."""
+    """Every predicted picture goes to its own PNG at once, unpadded, so memory does not grow with the test split."""
 
     def __init__(self):
         super().__init__(write_interval="batch")
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx) -> None:
-        write_pictures(module.prediction_folder, batch.pair_id, prediction)
+        pictures = unpad_picture(prediction, module.config.data.picture_size)
+        write_pictures(module.prediction_folder, batch.pair_id, pictures)
 
 
 class HeldPictures:
@@ -172,19 +265,25 @@ def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures])
         yield batch
 
 
-def save_grid(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> None:
-    """pictures_<order>.png: a few pairs, spread over the test list."""
-    for order in config.eval.orders:
-        batch = data.val_batch(order, config.eval.pictures)
-        output = PictureFolder(prediction_folder(run, config.model.name, order))(batch.pair_id)
-        grid = try_on_grid(batch, output.float() / 127.5 - 1, BASELINES["baseline/geometric_warp"](batch),
-                           titles=("output", "geometric warp"))  # fmt: skip
-        Image.fromarray(grid).save(run.grid(order))
+def save_grid(link: Sequence[Stage], order: Order, batch: TryOnBatch, upsampled: Pictures | None) -> None:
+    """A few pairs, spread over the test list."""
+    run, name = link[-1].run, sampled_methods(link)[0]
+    folder = prediction_folder(run, name, order)
+    columns = {"upsampled": upsampled(batch.pair_id)} if upsampled else {}
+    columns["output"] = PictureFolder(folder)(batch.pair_id)
+    outputs = [normalise(pictures) for pictures in columns.values()]
+    outputs.append(BASELINES["baseline/geometric_warp"](batch))
+    grid = try_on_grid(batch, *outputs, titles=(*columns, "geometric warp"))
+    Image.fromarray(grid).save(run.grid(folder.name))
 
 
-def report(rows: Sequence[Row], run: RunFolder, seconds: float) -> None:
+def report(rows: Sequence[Row], link: Sequence[Stage], seconds: float) -> None:
+    run, config = link[-1]
+    if config.model.upper_stage:
+        source = "the reduced truth, which no cascade has" if sees_truth(link) else f"pictures of {link[-2].run.path}"
+        print(f"{sampled_methods(link)[0]}: enlarges {source}, to {'x'.join(map(str, config.data.picture_size))}.")
     print_table(rows)
-    print(f"{run.results}, {run.path}/pictures_*.png and {run.predictions}/ written in {seconds:.0f} s.")
+    print(f"{results_file(link)}, {run.path}/pictures_*.png and {run.predictions}/ written in {seconds:.0f} s.")
 
 
 def file_digest(path: Path) -> str:

@@ -179,3 +179,15 @@ def test_trainer_sees_an_endless_loader(root):
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     ).fit(seen, train_dataloaders=module(root).train_dataloader())  # fmt: skip
     assert seen.positions == list(range(12))
+
+
+def test_padded_squares_hold_the_rectangular_pictures(root):
+    square = module(root, size=(96, 96), pad=True)
+    assert square.config.picture_size == (96, 72)
+    flat, padded = module(root).eval_dataset("paired")[0], square.eval_dataset("paired")[0]
+    assert padded.person.shape == (3, 96, 96) and torch.equal(padded.person[..., 12:-12], flat.person)
+    assert torch.equal(padded.agnostic[..., 12:-12], flat.agnostic) and (padded.agnostic[..., :12] == 1).all()
+    assert next(iter(square.train_dataloader())).person[..., :12].eq(1).all()
+    assert square.config.unpadded() == config("viton_hd", root)
+    for size, inner in (((128, 64), (85, 64)), ((64, 128), (64, 48)), ((1024, 1024), (1024, 768))):
+        assert config("viton_hd", root, size=size, pad=True).picture_size == inner

@@ -214,3 +214,21 @@ def test_masks_stay_binary_and_the_repaint_mask_covers(size):
     assert covering[int(50.5 / 96 * size[0]), int(30.5 / 72 * size[1])]
     assert (covering >= silhouette).all()
     assert abs(silhouette[: size[0] // 2].mean() - mask[:48].mean()) < 0.02
+
+
+def test_padding_keeps_pixels_joints_and_polarity(record):
+    """96x72 in 96x96: 12 columns on each side; every part, joints included, stays on its pixels."""
+    padded = transforms.pad(record, (96, 96))
+    middle = padded.person[..., 12:-12]
+    assert torch.equal(middle, record.person) and torch.equal(transforms.unpad_picture(padded.person, (96, 72)), middle)
+    assert (padded.person[..., :12] == 255).all() and (padded.garment[..., -12:] == 255).all()
+    for name in ("agnostic_mask", "garment_mask", "warped_mask", "parse", "densepose"):
+        assert not getattr(padded, name)[..., :12].any() and not getattr(padded, name)[..., -12:].any(), name
+    seen = record.joints[:, 2] > 0
+    pixels, before = padded.joints[:, :2] * 96, record.joints[:, :2] * (72, 96)
+    np.testing.assert_allclose(pixels[seen], before[seen] + (12, 0), atol=1e-4)
+    assert (padded.joints[~seen] == 0).all() and not seen.all() and padded.joints.dtype == np.float32
+    assert to_sample(padded).pose_map.shape == (3, 96, 96)
+    same(transforms.pad(transforms.flip(record), (96, 96)), transforms.flip(padded))
+    bright = transforms.pad(transforms.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96))
+    assert (bright.person[..., :12] == 1).all() and bright.person[..., 12:-12].max() < 1

@@ -33,7 +33,7 @@ def dataset_root(config: DataConfig) -> Path:
     root = configuration.data_root(config)
     if config.name != "synthetic":
         return root
-    rendered, (height, width) = config.synthetic, config.size
+    rendered, (height, width) = config.synthetic, config.picture_size
     return root / f"{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
 
 
@@ -56,6 +56,7 @@ class TryOnDataset(Dataset):
         self.folder = folder
         self.split = split
         self.order = order
+        self.size = config.picture_size
         pairs = folder.pairs(split, order)
         if split == "train" and config.limit_train > len(pairs):
             raise DataError(
@@ -81,10 +82,14 @@ class TryOnDataset(Dataset):
         return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
-        return transforms.to_sample(self.record(index), templates=self.templates)
+        return self.sample(self.record(index))
+
+    def sample(self, record: Record, position: int = -1) -> TryOnSample:
+        """A record of this data set, changed or not, as models see it: at data.size."""
+        return transforms.to_sample(transforms.pad(record, self.folder.config.size), position, self.templates)
 
     def record(self, index: int) -> Record:
-        """Pair `index`, decoded and brought to data.size."""
+        """Pair `index`, decoded and brought to its size, without padding."""
         if self._kept is None:
             return self._decode(index)
         if index not in self._kept:
@@ -92,7 +97,7 @@ class TryOnDataset(Dataset):
         return self._kept[index]
 
     def _decode(self, index: int) -> Record:
-        size, pair = self.folder.config.size, self.pairs[index]
+        size, pair = self.size, self.pairs[index]
         files = self.folder.files(self.split, self.order, pair)
         clothes = self.folder.files(self.split, self.order, self.garments[index])
         person, garment = files.photo("person"), clothes.photo("garment")
@@ -181,15 +186,13 @@ class TryOnDataset(Dataset):
     def _warped(
         self, files: PairFiles, garment: np.ndarray, silhouette: np.ndarray, joints: np.ndarray, repaint: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool, at data.size."""
+        """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool."""
         if self._warp is not None:
-            size = self.folder.config.size
-            return self._warp(garment, silhouette, _in_pixels(joints, size), repaint, files.pair.category)
+            return self._warp(garment, silhouette, _in_pixels(joints, self.size), repaint, files.pair.category)
         image = files.photo("warped_garment")
         has_mask = self.folder.place("warped_mask", self.split, self.order) is not None
         stored = files.mask("warped_mask", image.size) if has_mask else (np.asarray(image) < WHITE).any(axis=2)
-        size = self.folder.config.size
-        return transforms.resize_photo(image, size), transforms.resize_silhouette(stored, size)
+        return transforms.resize_photo(image, self.size), transforms.resize_silhouette(stored, self.size)
 
     def _truth(self, files: PairFiles) -> tuple[Image.Image | None, np.ndarray | None]:
         """The true picture of an unpaired pair, which rendered data has, and (H, W) bool where it shows the garment."""
@@ -199,14 +202,14 @@ class TryOnDataset(Dataset):
         parse = files.labels("truth_parse", truth.size)
         if parse is None:
             return truth, None
-        parse = transforms.resize_labels(parse, self.folder.config.size)
+        parse = transforms.resize_labels(parse, self.size)
         return truth, np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
 
     def _densepose(self, files: PairFiles) -> torch.Tensor | None:
         if not self.folder.config.densepose:
             return None
         parts = self.folder.read_densepose(files.path("densepose"), files.origin("densepose"))
-        return torch.from_numpy(transforms.resize_labels(parts, self.folder.config.size))
+        return torch.from_numpy(transforms.resize_labels(parts, self.size))
 
 
 class Draw(NamedTuple):
@@ -228,8 +231,7 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, draw: Draw) -> TryOnSample:
         changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
-        record = transforms.augment(self.pairs.record(draw.index), changes)
-        return transforms.to_sample(record, draw.position, self.pairs.templates)
+        return self.pairs.sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
 
 
 def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:

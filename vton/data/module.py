@@ -119,7 +119,7 @@ class TryOnDataModule(LightningDataModule):
 
         rendered = self.config.synthetic
         synthetic.ensure(
-            self.root, layout=rendered.layout, size=self.config.size, train=rendered.train, test=rendered.test,
+            self.root, layout=rendered.layout, size=self.config.picture_size, train=rendered.train, test=rendered.test,
             seed=rendered.seed, workers=rendered.workers,
         )  # fmt: skip
 

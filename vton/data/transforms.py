@@ -1,4 +1,4 @@
-"""Size, normalisation and training-time changes: the only place that does any of them.
+"""Size, padding, normalisation and training-time changes: the only place that does any of them.
 
 Photographs are resized by Pillow's bicubic filter, which antialiases; labels by nearest neighbour; masks stay binary.
 Augmentation acts on all parts of a record at once, before normalisation, and draws everything from one generator seeded
@@ -80,6 +80,43 @@ def to_sample(record: Record, position: int = -1, templates: Templates = Templat
         truth=person if paired else None if truth is None else normalise(truth),
         truth_garment_mask=None if truth_mask is None else truth_mask.float(),
     ).check()  # fmt: skip
+
+
+def pad(record: Record, size: Size) -> Record:
+    """The record in the middle of `size`: white around pictures, background around labels, nothing to paint.
+
+    Joints move with their pixels. Comes after augmentation, so that the margins are the same in every sample.
+    """
+    if size == record.size:
+        return record
+    pictures = [name for name in ("person", "garment", "warped_garment", "truth") if getattr(record, name) is not None]
+    padded = {name: pad_picture(getattr(record, name), size) for name in pictures}
+    (left, right, top, bottom), (height, width) = margins(record.size, size), size
+    for name, value in vars(record).items():
+        if isinstance(value, Tensor) and name not in padded:
+            padded[name] = functional.pad(value, (left, right, top, bottom))
+    joints = record.joints.copy()
+    joints[:, :2] = (joints[:, :2] * np.float32(record.size[::-1]) + (left, top)) / np.float32((width, height))
+    joints = np.where(record.joints[:, 2:] > 0, joints, 0)
+    return replace(record, **padded, joints=joints)
+
+
+def pad_picture(picture: Tensor, size: Size) -> Tensor:
+    """(..., h, w) uint8 or float in [0, 1] in the middle of white (..., H, W)."""
+    white = 255 if picture.dtype == torch.uint8 else 1.0
+    return functional.pad(picture, margins(tuple(picture.shape[-2:]), size), value=white)
+
+
+def unpad_picture(picture: Tensor, size: Size) -> Tensor:
+    """(..., H, W) -> (..., h, w): what `pad_picture` put in the middle."""
+    left, _, top, _ = margins(size, tuple(picture.shape[-2:]))
+    return picture[..., top : top + size[0], left : left + size[1]]
+
+
+def margins(inner: Size, outer: Size) -> tuple[int, int, int, int]:
+    """Pixels left, right, above and below a picture in the middle of another; an odd one goes right and below."""
+    down, right = outer[0] - inner[0], outer[1] - inner[1]
+    return right // 2, right - right // 2, down // 2, down - down // 2
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
 `training_condition`, `training_view`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
+The upper stages of a cascade (ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
@@ -9,7 +10,7 @@ Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from lightning import LightningModule
@@ -30,6 +31,9 @@ class TryOnModule(LightningModule):
     with the module but are none of these.
     """
 
+    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in [-1, 1], on the CPU.
+    former: Callable[[Sequence[str]], Tensor] | None = None
+
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
         self.config = config
@@ -48,7 +52,10 @@ class TryOnModule(LightningModule):
 
     @abstractmethod
     def condition(self, batch: TryOnBatch) -> Conditions:
-        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
+        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here.
+
+        A cascade's upper stages take the former one's pictures as `lowres`; without them the reduced truth stands in.
+        """
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).
@@ -154,16 +161,21 @@ class TryOnModule(LightningModule):
         return {name: choose(name, tensor) for name, tensor in conditions.items()}
 
     @torch.no_grad()
-    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch."""
+    def generate(self, batch: TryOnBatch, seed: int = 0, lowres: Tensor | None = None) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch.
+
+        lowres: the former stage's pictures, where this is an upper stage of a cascade.
+        """
         keys = zip(batch.order, batch.pair_id, strict=True)
         draws = [noise.generator(seed, "sample", order, pair) for order, pair in keys]
         draw = drawing(self.latent_shape(), draws, self.device)
-        z = sample(self, self.condition(batch), draw, self.config.sampler, self.objective)
+        conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
+        z = sample(self, conditions, draw, self.config.sampler, self.objective)
         return self.codec.decode(z).clamp(-1, 1)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
-        return self.generate(batch, self.config.eval.seed)
+        lowres = None if self.former is None else self.former(batch.pair_id).to(self.device)
+        return self.generate(batch, self.config.eval.seed, lowres)
 
     def configure_optimizers(self):
         train = self.config.train

@@ -1,7 +1,7 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
-Rows can stand in one table only where they were measured the same way: same data and split, same protocol and version,
-same pairs, same metric networks. Everything else is refused, not footnoted.
+Rows can stand in one table only where they were measured the same way: same data and split, same size, same protocol
+and version, same pairs, same metric networks. Everything else is refused, not footnoted.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def table_markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([*parts, note.replace("*", r"\*")] if note else parts) + "\n"
 
 
-def table_json(rows: Sequence[Row]) -> str:
-    """The rows of the tables, in the tables' order, as a JSON list."""
-    return json.dumps([asdict(row) for group in grouped(rows).values() for row in group], indent=1, allow_nan=False)
+def table_json(*tables: Sequence[Row]) -> str:
+    """The rows in the order of their tables, as a JSON list; rows that cannot share one are given separately."""
+    shown = [asdict(row) for rows in tables for group in grouped(rows).values() for row in group]
+    return json.dumps(shown, indent=1, allow_nan=False)
 
 
 def _measured(row: Row) -> dict:
@@ -102,6 +103,7 @@ def _measured(row: Row) -> dict:
         "split": row.split,
         "protocol": row.protocol,
         "protocol version": settings.get("protocol", {}).get("version"),
+        "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
         "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
     }

@@ -2,6 +2,8 @@
 
 config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
 tensorboard/  predictions/<order>/<pair>.png  results.json
+
+The upper stages of a cascade are run folders in that of its first: `runs/<name>/<stage>/`.
 """
 
 from __future__ import annotations
@@ -43,18 +45,23 @@ class RunFolder:
         self.results = self.path / "results.json"
 
     def grid(self, order: str) -> Path:
-        """The picture grid of one order."""
+        """The picture grid of one order, named like its folder of predictions."""
         return self.path / f"pictures_{order}.png"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, of an unfinished training too."""
+        return self.last.exists() or self.weights.exists()
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> RunFolder:
-        return cls(Path(config.runs) / config.name)
+        return cls(Path(config.runs) / config.name / config.model.upper_stage)
 
     @classmethod
     def newest(cls, runs: str | Path) -> RunFolder:
         """The run whose checkpoint is newest. Raises RunError when there is none."""
         found = [RunFolder(path.parent) for path in Path(runs).glob("**/config.yaml")]
-        trained = [run for run in found if run.last.exists() or run.weights.exists()]
+        trained = [run for run in found if run.has_checkpoint]
         if not trained:
             raise RunError(f"No trained run under {runs}/. Start one: make train MODEL=gardiff.")
         return max(trained, key=lambda run: max(p.stat().st_mtime for p in (run.last, run.weights) if p.exists()))

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from tests.batches import random_batch, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import DataError
+from vton.diffusion import noise
 from vton.diffusion.sampling import Step
 from vton.models.tryondiffusion.module import COCO_17, joints
+from vton.training.run import RunFolder
 
 TINY = (
     "model.base.widths=[8,16,16]", "model.base.blocks=[1,1,1]", "model.base.garment_blocks=[1,1,1]",
@@ -202,6 +204,31 @@ def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
     torch.testing.assert_close(sampled["lowres"], F.interpolate(reduced, SIZE, mode="bilinear"))
 
 
+def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarged(monkeypatch):
+    module, batch = tiny("model.stage=sr256", *SR, "model.augmentation.lowres=0.4"), random_batch(2, SIZE)
+    lowres = torch.rand(2, 3, *(side // 2 for side in SIZE)) * 2 - 1
+    draws = [noise.generator(0, "augmentation", "lowres", "paired", pair) for pair in batch.pair_id]
+    signal, sigma = module.objective.signal_and_noise(torch.tensor([400.0]), lowres)
+    noisy = signal * lowres + sigma * noise.normal(lowres.shape[1:], draws, lowres)
+    given = module.condition(batch, lowres)
+    torch.testing.assert_close(given["lowres"], F.interpolate(noisy, SIZE, mode="bilinear"))
+    assert torch.equal(given["agnostic"], module.condition(batch)["agnostic"])
+    shapes, noised = [], module.noised
+    monkeypatch.setattr(module, "noised", lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest))
+    module.generate(batch, lowres=lowres)
+    assert shapes == [SIZE, SIZE, lowres.shape[-2:]]  # five steps, guided: agnostic, garment, lowres
+
+
+def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch):
+    own = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=[0.2,0.3]")
+    module, batch, levels = tiny("model.stage=sr256", *SR, *own), random_batch(3, SIZE), []
+    monkeypatch.setattr(module, "noised", lambda image, level, draws: levels.append(level) or image)
+    module.training_condition(batch, torch.ones(3))
+    agnostic, garment, lowres = levels
+    assert not agnostic.any() and not garment.any() and lowres.min() >= 0.2 and lowres.max() <= 0.3
+    assert len(lowres.unique()) == 3
+
+
 def test_crops_are_parts_of_the_person_and_depend_on_position():
     module, batch = tiny("model.stage=sr1024", *SR), random_batch(2, SIZE)
     crop = module.training_view(batch).person
@@ -218,7 +245,9 @@ def test_each_stage_has_its_own_settings_and_folder():
     assert [c.data.size for c in (base, sr256, sr1024)] == [(128, 96), (256, 192), (1024, 768)]
     assert [c.sampler.steps for c in (base, sr256, sr1024)] == [256, 128, 32]
     assert sr1024.objective.schedule == "continuous_linear" and base.objective.schedule == "continuous_cosine"
-    assert [c.name for c in (base, sr256)] == ["tryondiffusion-synthetic-paper", "tryondiffusion-sr256-synthetic-paper"]
+    folders = [str(RunFolder.of(c).path) for c in (base, sr256, sr1024)]
+    assert folders == [f"runs/tryondiffusion-synthetic-paper{part}" for part in ("", "/sr256", "/sr1024")]
+    assert [c.model.label for c in (base, sr256)] == ["tryondiffusion", "tryondiffusion-sr256"]
     assert load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]").data.size == (64, 48)
 
 
@@ -231,6 +260,7 @@ def test_each_stage_has_its_own_settings_and_folder():
         ("model.base.heads=5", "heads=5"),
         ("model.base.garment_map=block", "garment_map=block"),
         ("model.augmentation.levels=[0.5,0.1]", "model.augmentation.levels"),
+        ("model.augmentation.lowres_levels=[0.5,2]", "model.augmentation.lowres_levels"),
         ("sampler.spacing=leading", "sampler.spacing"),
         ("objective.zero_terminal_snr=true", "objective.zero_terminal_snr"),
     ],

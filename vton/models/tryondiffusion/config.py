@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vton.config import ConfigError, ModelConfig
 
@@ -128,21 +128,29 @@ class NoiseAugmentationConfig:
 
     curve: Literal["schedule", "cosine", "linear"] = "schedule"  # D: the stage's own objective.schedule
     levels: tuple[float, float] = (0.0, 1.0)  # training draws uniformly from here, per image and sample; [0, 0] = off
+    lowres_levels: tuple[float, float] | None = None  # D: the range of the low-resolution picture alone; null = levels
     agnostic: float = 0.0  # levels at sampling; the paper found its by grid search and does not give them
     garment: float = 0.0
     lowres: float = 0.0
 
     def __post_init__(self):
-        low, high = self.levels
-        if not 0 <= low <= high <= 1:
-            raise ConfigError(f"model.augmentation.levels={[low, high]} must satisfy 0 <= low <= high <= 1.")
+        for name in ("levels", "lowres_levels"):
+            low, high = getattr(self, name) or (0, 1)
+            if not 0 <= low <= high <= 1:
+                raise ConfigError(f"model.augmentation.{name}={[low, high]} must satisfy 0 <= low <= high <= 1.")
         for name in ("agnostic", "garment", "lowres"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model.augmentation.{name}={getattr(self, name)} must be in [0, 1].")
 
+    def training_range(self, image: str) -> tuple[float, float]:
+        """What training draws the levels of agnostic, garment or lowres from."""
+        return self.lowres_levels if image == "lowres" and self.lowres_levels else self.levels
+
 
 @dataclass
 class TryOnDiffusionConfig(ModelConfig):
+    CASCADE: ClassVar[dict[str, int]] = {"base": 1, "sr256": 2, "sr1024": 4}  # P
+
     name: str = "tryondiffusion"
     stage: Literal["base", "sr256", "sr1024"] = "base"  # which network of the cascade this run is about
     base: ParallelUNetConfig = field(default_factory=ParallelUNetConfig)
@@ -188,7 +196,3 @@ class TryOnDiffusionConfig(ModelConfig):
                 f"model.crop_px={self.crop_px} must be a positive multiple of {2 ** len(self.sr1024.widths)}, by which "
                 "model.sr1024 reduces pictures."
             )
-
-    @property
-    def label(self) -> str:
-        return self.name if self.stage == "base" else f"{self.name}-{self.stage}"

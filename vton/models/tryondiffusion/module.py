@@ -29,7 +29,6 @@ from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
 from vton.registry import register
 
 IMAGES = {"base": ("agnostic", "garment"), "sr256": ("agnostic", "garment", "lowres"), "sr1024": ("lowres",)}
-ENLARGEMENT = {"sr256": 2, "sr1024": 4}
 MODULATING = re.compile(r"\.(embedding|time|level|film)\.")  # embeddings, and FiLM's layers, which read them
 # COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left first.
 COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
@@ -133,9 +132,10 @@ class TryOnDiffusion(TryOnModule):
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """Own noise levels for every image and sample; one coin per sample drops everything."""
-        seed, (low, high) = self.config.seed, self.config.model.augmentation.levels
+        seed, ranges = self.config.seed, [self.config.model.augmentation.training_range(n) for n in self.images]
         draws = {n: [noise.generator(seed, "augmentation", n, place) for place in batch.position] for n in self.images}
-        levels = torch.stack([low + (high - low) * noise.uniform(draws[name], batch.person) for name in self.images], 1)
+        uniform = [noise.uniform(draws[name], batch.person) for name in self.images]
+        levels = torch.stack([low + (high - low) * u for (low, high), u in zip(ranges, uniform, strict=True)], 1)
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
         warped = None if self.warp is None else worn_garment(batch, self.config.model.garment_fill)
         conditions = self.read(batch, lowres, warped, levels, draws)
@@ -147,7 +147,7 @@ class TryOnDiffusion(TryOnModule):
 
     def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
         stage, found = self.config.model.stage, list(lowres.shape[-2:])
-        expected = [side // ENLARGEMENT[stage] for side in batch.person.shape[-2:]] if stage in ENLARGEMENT else None
+        expected = [side // self.factor for side in batch.person.shape[-2:]] if "lowres" in self.images else None
         if found != expected:
             raise ValueError(f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}.")
 
@@ -158,6 +158,11 @@ class TryOnDiffusion(TryOnModule):
     def images(self) -> tuple[str, ...]:
         """The stage's conditional images, in the order of their noise levels."""
         return IMAGES[self.config.model.stage]
+
+    @property
+    def factor(self) -> int:
+        """How many times the stage enlarges the former one's pictures."""
+        return self.config.model.CASCADE[self.config.model.stage]
 
     def read(
         self, batch: TryOnBatch, lowres: Tensor | None, warped: Tensor | None, levels: Tensor,
@@ -174,7 +179,7 @@ class TryOnDiffusion(TryOnModule):
         rows = levels.expand(len(batch), -1).unbind(1)
         images = {n: self.noised(clean[n], level, draws[n]) for n, level in zip(self.images, rows, strict=True)}
         if lowres is not None:
-            images["lowres"] = enlarged(images["lowres"], ENLARGEMENT[model.stage])
+            images["lowres"] = enlarged(images["lowres"], self.factor)
         if model.stage == "sr1024":
             return self.stage.condition(images, levels)
         return self.stage.condition(images, levels, self.person_pose(batch), self.garment_pose(batch))
@@ -189,9 +194,8 @@ class TryOnDiffusion(TryOnModule):
 
     def reduced(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H / n, W / n), antialiased: the former stage's result as training knows it."""
-        factor, mode = ENLARGEMENT[self.config.model.stage], self.config.model.lowres_filter
-        size = [side // factor for side in picture.shape[-2:]]
-        if mode == "area":
+        size = [side // self.factor for side in picture.shape[-2:]]
+        if self.config.model.lowres_filter == "area":
             return F.interpolate(picture, size, mode="area")
         return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(-1, 1)  # bicubic overshoots
 
