@@ -150,7 +150,7 @@ class TryOnModule(LightningModule):
         return losses.mean() + sum(extra.values())
 
     def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
-        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on meta tensors none."""
+        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on meta, none."""
         if dropped.is_meta or not dropped.any():
             return conditions
         null = self.unconditional(conditions)
