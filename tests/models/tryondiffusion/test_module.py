@@ -201,7 +201,8 @@ def test_stages_above_the_base_train_and_sample(stage, factor):
 
 
 def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
-    module, batch = tiny("model.stage=sr256", *SR, "model.augmentation.levels=[0,0]"), random_batch(2, SIZE)
+    clean = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=[0,0]")
+    module, batch = tiny("model.stage=sr256", *SR, *clean), random_batch(2, SIZE)
     trained, sampled = module.training_condition(batch, torch.ones(2)), module.condition(batch)
     assert torch.equal(trained["lowres"], sampled["lowres"])
     assert torch.equal(module.unconditional(sampled)["lowres"], torch.zeros_like(sampled["lowres"]))
