@@ -18,3 +18,9 @@ def test_both_ways_agree_and_reuse_runs_the_networks_less(capsys):
     assert slow["pose_encoder"] == 2 and fast["pose_encoder"] == pytest.approx(2 / 3)
     assert found["gflop_per_step"]["reusing"] < found["gflop_per_step"]["recomputing"]
     assert len(drawn["seconds_per_step"]["reusing"]) == 2 and found["training"]["backward"] > 0
+
+
+def test_there_must_be_something_to_reuse(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*TINY, "preset=tiny", "data.size=[24,16]", "model.base.correspondence=concatenation"])
+    assert stopped.value.code == 2 and "no garment UNet" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 
 from tests.batches import random_batch
 from vton.data.sample import TryOnBatch
-from vton.models.baselines import BASELINES, fill_hole
+from vton.models.baselines import BASELINES, fill_hole, warped_garment
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_pasted_garment_fills_the_box_of_the_mask(batch):
     torch.testing.assert_close(pictures[:, :, 8:48, 6:30], batch.garment[:, :, 10:50, 12:36])
 
 
-def test_geometric_warp_shows_the_warped_garment_and_survives_its_absence(batch):
-    pictures = BASELINES["baseline/geometric_warp"](batch)
+def test_a_warp_shows_the_warped_garment_and_survives_its_absence(batch):
+    pictures = warped_garment(batch)
     inside = batch.warped_mask.expand_as(pictures) > 0
     assert torch.equal(pictures[inside], batch.warped_garment[inside])
     without = replace(batch, warped_mask=torch.zeros_like(batch.warped_mask))
-    assert torch.equal(BASELINES["baseline/geometric_warp"](without), fill_hole(batch.agnostic, batch.agnostic_mask))
+    assert torch.equal(warped_garment(without), fill_hole(batch.agnostic, batch.agnostic_mask))
 
 
 def test_a_hole_is_filled_smoothly_between_its_borders():

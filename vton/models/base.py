@@ -188,8 +188,8 @@ class TryOnModule(TrainedModule):
         return losses.mean() + sum(extra.values())
 
     def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
-        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form."""
-        if not dropped.any():
+        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on meta, none."""
+        if dropped.is_meta or not dropped.any():
             return conditions
         null = self.unconditional(conditions)
 

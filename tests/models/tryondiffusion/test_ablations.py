@@ -7,10 +7,10 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.batches import random_batch, randomised, tiny_module
-from tests.models.tryondiffusion.test_module import SIZE, SR, TINY, Calls, tiny
+from tests.models.tryondiffusion.test_module import SIZE, SR, TINY, Calls, float64, tiny
 from vton.config import CONFIGS, ConfigError, load
 from vton.data.sample import DataError
-from vton.info import describe
+from vton.info import describe, meta_batch
 from vton.models.tryondiffusion.config import ParallelUNetConfig
 from vton.models.tryondiffusion.module import worn_garment
 from vton.models.tryondiffusion.network import ParallelUNet
@@ -64,10 +64,9 @@ def test_it_learns_four_pairs_and_samples_them(overrides):
 
 @VARIANTS
 def test_reuse_changes_no_picture_and_calls_only_what_it_must(overrides):
-    """In float64: pure noise divided by its little signal magnifies rounding, and warping first does that twice."""
     fast = tiny("model.garment_steps=4", *overrides).double()
     slow = tiny("model.garment_steps=1", "model.null_table=false", *overrides).double()
-    batch = random_batch(2, SIZE).map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    batch = float64(random_batch(2, SIZE))
     networks = [module.network for module in (fast, fast.warp) if module is not None]
     people = [Calls(network.person_unet) for network in networks]
     garments = [Calls(network.garment_unet) for network in networks if network.garment_unet is not None]
@@ -78,7 +77,7 @@ def test_reuse_changes_no_picture_and_calls_only_what_it_must(overrides):
 
 
 def test_the_second_network_sees_of_the_garment_what_the_first_made_of_it():
-    module, batch = tiny("model.warp_first=true"), random_batch(2, SIZE)
+    module, batch = tiny("model.warp_first=true").double(), float64(random_batch(2, SIZE))
     clothes = {name: getattr(batch, name).flip(0) for name in ("garment", "garment_mask")}
     other, warped = replace(batch, **clothes), module.warp.warped(batch)
     first, given = module.condition(batch), module.condition(other, warped=warped)
@@ -109,10 +108,13 @@ def test_both_networks_learn_from_the_worn_garment_with_draws_of_their_own():
 
 
 def test_two_networks_are_counted_and_both_have_full_size():
-    names = {row["name"]: row["parameters"] for row in describe(load("ablation=tryondiffusion/warp_then_blend",
-                                                                     "model=tryondiffusion"))["networks"]}  # fmt: skip
+    rows = describe(load("model=tryondiffusion", "model.warp_first=true", "sampler.steps=3", "sampler.guidance=2"))
+    names, flops = {row["name"]: row["parameters"] for row in rows["networks"]}, rows["flops"]
     assert names["warp_garment_unet"] == names["garment_unet"] > 0
+    assert flops["condition"] == pytest.approx(3 * 2 * (flops["garment_features"] + flops["denoise"]), rel=0.02)
     with torch.device("meta"):
+        module = tiny_module("tryondiffusion", *TINY, "model.warp_first=true")
+        assert module.training_step(meta_batch(module.config.data.size), 0).is_meta  # counted, too
         first = ParallelUNet(ParallelUNetConfig(), images=("garment",))
     agnostic_and_its_level = 3 * 128 * 9 + (128 * 512 + 512) + (512 * 512 + 512)
     assert sum(p.numel() for p in first.parameters()) == 1_135_687_811 == 1_136_019_971 - agnostic_and_its_level

@@ -71,12 +71,17 @@ def test_what_sampling_computes_and_how_often():
     assert garment.rows == 40 + 15
 
 
+def float64(batch):
+    """For exact comparisons of pictures: at pure noise epsilon divides its rounding by a signal of 0.0006."""
+    return batch.map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.5)])
 def test_reuse_changes_no_picture(interval):
     interval = f"sampler.guidance_interval={list(interval)}"
-    fast = tiny("model.garment_steps=4", interval)
-    slow = tiny("model.garment_steps=1", "model.null_table=false", interval)
-    batch = random_batch(2, SIZE)
+    fast = tiny("model.garment_steps=4", interval).double()
+    slow = tiny("model.garment_steps=1", "model.null_table=false", interval).double()
+    batch = float64(random_batch(2, SIZE))
     torch.testing.assert_close(fast.generate(batch), slow.generate(batch), atol=1e-5, rtol=0)
     torch.testing.assert_close(fast.generate(batch), slow.generate(batch), atol=1e-5, rtol=0)
 
@@ -196,7 +201,7 @@ def test_stages_above_the_base_train_and_sample(stage, factor):
 
 
 def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
-    clean = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=null")
+    clean = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=[0,0]")
     module, batch = tiny("model.stage=sr256", *SR, *clean), random_batch(2, SIZE)
     trained, sampled = module.training_condition(batch, torch.ones(2)), module.condition(batch)
     assert torch.equal(trained["lowres"], sampled["lowres"])
@@ -279,6 +284,6 @@ def test_each_stage_has_its_own_settings_and_folder():
     ],
 )
 def test_bad_settings_are_one_clear_error(override, names):
-    broken = ("model.base.blocks=[1,1,1,1,3]",) if "block" in override else ()
+    broken = (*TINY, "model.base.blocks=[1,1,3]") if "block" in override else ()
     with pytest.raises(ConfigError, match=names.replace(".", r"\.")):
         tiny_module("tryondiffusion", *broken, override, size=(64, 48) if "size" not in override else (20, 20))

@@ -250,8 +250,17 @@ class WarpNetwork(TryOnDiffusion):
         return replace(batch, person=worn_garment(batch, self.config.model.garment_fill))
 
     def warped(self, batch: TryOnBatch) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed. On the meta device zeros: sampling needs values."""
-        return torch.zeros_like(batch.garment) if batch.garment.is_meta else self.generate(batch, self.config.eval.seed)
+        """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed.
+
+        On the meta device, where the loop has no values to go by, all passes of the run in one, for their arithmetic.
+        """
+        if not batch.garment.is_meta:
+            return self.generate(batch, self.config.eval.seed)
+        passes = self.config.sampler.steps * (1 if self.config.sampler.guidance == 1 else 2)
+        conditions = {name: torch.cat([tensor] * passes) for name, tensor in self.condition(batch).items()}
+        t = torch.zeros(passes * len(batch), device="meta")
+        z = torch.zeros(len(t), *self.latent_shape(), device="meta")
+        return self.denoise(z, t, conditions, self.garment_features(conditions, t))[: len(batch)]
 
 
 def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
