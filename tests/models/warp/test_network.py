@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from tests.batches import random_batch, randomised
 from vton.models.warp.config import RefinementConfig, TpsConfig, WarpConfig
 from vton.models.warp.losses import BENT, UNEVEN, order_loss
-from vton.models.warp.network import Refinement, TpsWarp, WarpNetwork, correlation, heat_maps
+from vton.models.warp.network import WHITE, Refinement, TpsWarp, WarpNetwork, correlation, heat_maps
 from vton.models.warp.tps import ThinPlateSpline, lattice
 
 
@@ -96,12 +96,17 @@ def test_the_answer_is_on_white_inside_the_agnostic_mask(correction):
     torch.testing.assert_close(alone.garment, worn.garment[1:], atol=1e-5, rtol=0)
 
 
-def test_a_fresh_correction_is_none():
+def test_a_fresh_correction_changes_cloth_at_its_rim_alone():
+    """There the white behind the garment has mixed in, and its own colours are continued instead."""
     network, batch = small(correction=True), random_batch(2)
+    batch.garment_mask = batch.warped_mask
+    batch.garment = torch.where(batch.garment_mask > 0, -0.5, WHITE).expand_as(batch.garment)
     before = wear(network, batch)
     network.refined.fill_(True)
     after = wear(network, batch)
-    assert torch.equal(after.garment, before.garment) and torch.equal(after.silhouette, before.silhouette)
+    assert torch.equal(after.silhouette, before.silhouette) and after.silhouette.any()
+    cloth = after.silhouette.expand_as(after.garment) > 0
+    assert before.garment[cloth].max() > -0.4 and after.garment[cloth].max() < -0.49
 
 
 def reference_order(points):

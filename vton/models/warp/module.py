@@ -77,23 +77,26 @@ class LearnedWarp(TrainedModule):
             losses["warp"] = F.l1_loss(coarse.garment, worn)
             losses["order"] = self.config.model.tps.order_weight * order_loss(points)
         if refinement_learns:
-            refined = network.refine(Warped(*(part.detach() for part in coarse)), person)
-            losses |= self.refinement_losses(refined, worn, batch.truth_garment_mask)
+            coarse = Warped(*(part.detach() for part in coarse))
+            losses |= self.refinement_losses(network.refine(coarse, person, batch.agnostic_mask), worn, batch)
             network.refined.fill_(True)
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         # DDP waits for a gradient of every parameter in every step.
         return sum(losses.values()) + 0 * sum(parameter.sum() for parameter in self.resting())
 
-    def refinement_losses(self, refined: Warped, worn: Tensor, silhouette: Tensor) -> dict[str, Tensor]:
-        """A correction has an outline of its own, so its picture answers for the garment alone, not for white paper."""
-        where = silhouette if self.network.corrects else torch.ones_like(silhouette)
-        off = (refined.garment - worn).abs().mean(1, keepdim=True)
-        losses = {"refined": (where * off).sum() / where.sum().clamp(min=1)}
+    def refinement_losses(self, refined: Warped, worn: Tensor, batch: TryOnBatch) -> dict[str, Tensor]:
+        """Of a new picture as LaDI-VTON has it; of a correction on cloth alone, as its silhouette cuts it out."""
+        silhouette, hole, losses = batch.truth_garment_mask, batch.agnostic_mask, {}
+        if self.network.corrects:
+            cross_entropy = F.binary_cross_entropy_with_logits(refined.silhouette, silhouette, hole, reduction="sum")
+            losses["silhouette"] = cross_entropy / hole.sum()
+            refined = Warped(torch.where(silhouette > 0, refined.garment, WHITE), silhouette)
+            losses["refined"] = (refined.garment - worn).abs().sum() / (3 * silhouette.sum()).clamp(min=1)
+        else:
+            losses["refined"] = F.l1_loss(refined.garment, worn)
         if "perceptual" in self.frozen:
             distance = self.frozen["perceptual"](refined.garment, worn)
             losses["perceptual"] = self.config.model.perceptual.weight * distance
-        if self.network.corrects:
-            losses["silhouette"] = F.binary_cross_entropy_with_logits(refined.silhouette, silhouette)
         return losses
 
     def start(self, batch: TryOnBatch) -> tuple[Tensor, Tensor]:

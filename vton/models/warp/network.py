@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.data.sample import JOINTS
+from vton.models.baselines import fill_hole
 from vton.models.warp.config import TpsConfig, WarpConfig
 from vton.models.warp.tps import ThinPlateSpline, lattice, warp
 
@@ -157,9 +158,9 @@ class WarpNetwork(nn.Module):
         super().__init__()
         self.heat_sigma = config.heat_sigma
         self.corrects = config.refinement.correction
-        channels = 4 if self.corrects else 3
+        read, painted = (5, 4) if self.corrects else (3, 3)
         self.tps = TpsWarp(config.tps)
-        self.refinement = Refinement(3 + JOINTS + channels, channels, config.refinement.widths)
+        self.refinement = Refinement(3 + JOINTS + read, painted, config.refinement.widths)
         if self.corrects:
             nn.init.zeros_(self.refinement.last.weight)
             nn.init.zeros_(self.refinement.last.bias)
@@ -175,13 +176,14 @@ class WarpNetwork(nn.Module):
         silhouette = F.grid_sample(garment_mask, grid, align_corners=False)
         return Warped(warp(garment, grid), silhouette)
 
-    def refine(self, coarse: Warped, person: Tensor) -> Warped:
+    def refine(self, coarse: Warped, person: Tensor, agnostic_mask: Tensor) -> Warped:
         """The repainted picture, not clamped, and the silhouette's logits where the refinement has a say in it."""
         if not self.corrects:
             return Warped(self.refinement(torch.cat([person, coarse.garment], dim=1)), coarse.silhouette)
-        correction = self.refinement(torch.cat([person, *coarse], dim=1))
+        cloth = without_end(coarse)
+        correction = self.refinement(torch.cat([person, agnostic_mask, cloth, coarse.silhouette], dim=1))
         logits = SURE * (2 * coarse.silhouette - 1)
-        return Warped(coarse.garment + correction[:, :3], logits + correction[:, 3:])
+        return Warped(cloth + correction[:, :3], logits + correction[:, 3:])
 
     def forward(
         self, garment: Tensor, garment_mask: Tensor, agnostic: Tensor, agnostic_mask: Tensor, keypoints: Tensor
@@ -194,10 +196,16 @@ class WarpNetwork(nn.Module):
         picture, silhouette = self.coarse(garment, garment_mask, self.tps(garment, person))
         covered = silhouette >= 0.5
         if self.refined.is_meta or self.refined:
-            picture, logits = self.refine(Warped(picture, silhouette), person)
+            picture, logits = self.refine(Warped(picture, silhouette), person, agnostic_mask)
             covered = logits > 0 if self.corrects else covered
         covered = covered & (agnostic_mask > 0)
         return Warped(torch.where(covered, picture.clamp(-1, 1), WHITE), covered.to(garment.dtype))
+
+
+def without_end(warped: Warped) -> Tensor:
+    """The garment (B, 3, H, W) with its colours continued beyond its silhouette, where cloth may be missing."""
+    cloth = (warped.silhouette > 0.9).to(warped.garment.dtype)  # further out the background has mixed in
+    return fill_hole(warped.garment, 1 - cloth)
 
 
 def heat_maps(keypoints: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
