@@ -10,6 +10,7 @@ import pytest
 
 from vton import registry
 from vton.cli import main, parse
+from vton.config import upper_stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +68,17 @@ def test_info_prints_json(capsys):
         main(["info", "model=gardiff", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert rows["model"] == "gardiff" and rows["networks"]
+
+
+def test_info_counts_all_stages_of_a_cascade(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "model=tryondiffusion", "preset=paper", "--json"])
+    base = json.loads(capsys.readouterr().out)
+    sr256, sr1024 = base["upper_stages"]
+    assert base["parameters"] == sum(row["parameters"] for row in base["networks"]) == 1_136_019_971
+    assert sr256["parameters"] == 1_065_994_755
+    assert [rows["stage"] for rows in (base, sr256, sr1024)] == ["base", "sr256", "sr1024"]
+    assert not upper_stages("model=tryondiffusion", "model.stage=base") and not upper_stages("model=gardiff")
 
 
 def test_eval_without_a_run_is_one_line(capsys, tmp_path):

@@ -66,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
-    info = command("info", run_info, "parameters, FLOPs and memory of each network, without allocating weights")
+    info = command(
+        "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
+        "stages all, unless dotted overrides or an ablation speak of one"
+    )  # fmt: skip
     info.add_argument("--json", action="store_true")
     verify = command(
         "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False
@@ -131,10 +134,12 @@ def run_predict(args) -> None:
 
 
 def run_info(args) -> None:
-    from vton.config import load
+    from vton.config import load, upper_stages
     from vton.info import describe, print_table
 
     rows = describe(load(*args.overrides))
+    if upper := upper_stages(*args.overrides):
+        rows["upper_stages"] = [describe(config) for config in upper]
     print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
 
 

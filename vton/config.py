@@ -379,6 +379,18 @@ def load(*overrides: str) -> ExperimentConfig:
     return config
 
 
+def upper_stages(*overrides: str) -> list[ExperimentConfig]:
+    """The other stages of the cascade that the overrides load the first of; none where dotted keys or an ablation do.
+
+    A size, a width or a row of an ablation is one stage's own, which `model.stage` chooses.
+    """
+    chosen, dotted = _split(overrides)
+    if dotted or chosen["ablation"]:
+        return []
+    first = load(*overrides).model
+    return [load(*overrides, f"model.stage={stage}") for stage in first.CASCADE if stage != first.stage]
+
+
 def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """A resolved config.yaml of a run folder, with dotted overrides on top. Raises ConfigError."""
     from vton import registry

@@ -26,7 +26,7 @@ from vton.models.codecs import build_codec
 
 
 def describe(config: ExperimentConfig) -> dict:
-    """Networks and phases of the configured model for one sample at data.size, batch 1."""
+    """Networks and phases of the configured model, of a cascade's configured stage, for one sample at data.size."""
     forget_pretrained(config)
     with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
@@ -39,7 +39,11 @@ def describe(config: ExperimentConfig) -> dict:
         "preset": config.preset,
         "size": list(config.data.size),
         "networks": rows,
+        "parameters": sum(row["parameters"] for row in rows),
+        "trained": sum(row["trained"] for row in rows),
     }
+    if config.model.CASCADE:
+        facts = {"stage": config.model.stage} | facts
     if config.model.kind == "warp":
         with torch.no_grad(), torch.device("meta"):
             _, flops = counted(lambda: module.put_on(batch))
@@ -113,11 +117,15 @@ def meta_batch(size: tuple[int, int]) -> TryOnBatch:
 def print_table(rows: dict) -> None:
     console = Console()
     height, width = rows["size"]
-    table = Table(title=f"{rows['model']}, {rows['preset']} preset, {height}x{width}")
+    stage = f", stage {rows['stage']}" if "stage" in rows else ""
+    table = Table(title=f"{rows['model']}{stage}, {rows['preset']} preset, {height}x{width}")
     for column in ("network", "class", "parameters", "trained"):
         table.add_column(column, justify="left" if column in ("network", "class") else "right")
     for row in rows["networks"]:
         table.add_row(row["name"], row["class"], f"{row['parameters']:,}", f"{row['trained']:,}")
+    if len(rows["networks"]) > 1:
+        table.add_section()
+        table.add_row("all", "", f"{rows['parameters']:,}", f"{rows['trained']:,}")
     console.print(table)
     calls = Table(title="FLOP for one sample (a multiply-add is 2)")
     for column, justify in (("call", "left"), ("when", "left"), ("GFLOP", "right")):
@@ -134,6 +142,8 @@ def print_table(rows: dict) -> None:
     console.print(calls)
     if "memory" in rows:
         console.print(memory_table(rows["memory"]))
+    for stage in rows.get("upper_stages", ()):
+        print_table(stage)
 
 
 def memory_table(memory: dict) -> Table:
