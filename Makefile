@@ -6,6 +6,7 @@ PRESET ?= tiny
 TRAINER ?= cpu
 ARGS ?=
 RUN ?=
+WORKERS ?= 2
 PYTHON ?= python3
 VTON = .venv/bin/vton
 READY = .venv/.ready
@@ -48,8 +49,8 @@ notebooks: $(READY) ## Run the notebooks on results/, write them as pages below 
 tensorboard: $(READY) ## Curves and pictures of every run
 	.venv/bin/tensorboard --logdir runs
 
-test: $(READY) ## The test suite, under 10 minutes on 2 cores
-	.venv/bin/python -m pytest $(ARGS)
+test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## The tests that take minutes each
 	.venv/bin/python -m pytest -m slow $(ARGS)
