@@ -36,7 +36,8 @@ LAYOUT = {
         "peak memory (GiB)": ["Multiline", ["perf/peak_memory_gib"]],
     },
 }
-SECTIONS = ("model", "objective", "train", "sampler")  # and these keys: what tells experiments apart
+# What tells experiments apart: these keys and sections, without the sizes of networks inside `model`.
+SECTIONS = ("model", "objective", "train", "sampler")
 KEYS = ("name", "preset", "ablation", "seed", "data.name", "data.size", "codec.name")
 
 
@@ -45,7 +46,7 @@ def hyper_parameters(config: ExperimentConfig) -> dict[str, bool | int | float |
     chosen = {
         key: value
         for key, value in flatten(asdict(config)).items()
-        if key in KEYS or (key.partition(".")[0] in SECTIONS and value is not None)
+        if value is not None and (key in KEYS or (key.partition(".")[0] in SECTIONS and key.count(".") == 1))
     }
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()}
 
