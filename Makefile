@@ -46,8 +46,9 @@ list: $(READY) ## Names of architectures, presets, data sets, trainers
 notebooks: $(READY) ## Run the notebooks on results/, write them as pages below build/notebooks
 	$(VTON) notebooks $(ARGS)
 
-tensorboard: $(READY) ## Curves and pictures of every run
-	.venv/bin/tensorboard --logdir runs
+tensorboard: $(READY) ## Curves, pictures, attention and results of every run under runs/
+	@echo "The dashboard's layout: http://localhost:6006/#custom_scalars"
+	.venv/bin/tensorboard --logdir runs $(ARGS)
 
 test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

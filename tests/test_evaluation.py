@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.training.test_train import train, vton
 from vton.data.sample import TryOnBatch
@@ -57,6 +59,15 @@ def test_json_rows_and_a_chosen_checkpoint(run):
     done = vton("eval", "--run", str(run), *FEW, "--json", "--checkpoint", "last", "eval.orders=[paired]")
     rows = json.loads(done.stdout[done.stdout.index("[") :])
     assert {row["order"] for row in rows} == {"paired"}
+    events = EventAccumulator(str(run / "tensorboard" / "eval"))  # of this evaluation, none before it
+    events.Reload()
+    assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {"paired"}
+    (row,) = (row for row in rows if (row["model"], row["region"]) == ("gardiff", "garment"))
+    (score,) = events.Scalars("paired/garment/psnr")
+    assert score.value == pytest.approx(row["metrics"]["psnr"])
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["train.steps"].number_value == 2 and settings["model.mode"].string_value == "paper"
 
 
 @pytest.mark.parametrize(

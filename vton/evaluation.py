@@ -39,6 +39,7 @@ from vton.models.codecs import build_codec, load_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
+from vton.training.dashboard import show_results
 from vton.training.run import RunError, RunFolder, git_commit
 from vton.training.train import data_module, make_trainer, quiet_libraries
 from vton.training.warp import RunWarp
@@ -72,6 +73,7 @@ def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool 
         for row in rows:
             row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
         write_results(results_file(link), rows)
+        show_results(link[-1].run, link[-1].config, rows)
         if not as_json:
             report(rows, link, time.perf_counter() - started)
         tables.append(rows)

@@ -94,7 +94,10 @@ def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
     assert {"train/loss", "train/lr", "train/grad_norm", "perf/images_per_second", "perf/data_wait_ms"} <= set(
         tags["scalars"]
     )
-    assert {"images/paired", "images/unpaired"} == set(tags["images"])
+    assert {f"{kind}/{order}" for kind in ("images", "attention") for order in ("paired", "unpaired")} == set(
+        tags["images"]
+    )
+    assert [event.step for event in events.Tensors("custom_scalars__config__")] == [0]
     assert any(tag.startswith("train/loss_by_t/") for tag in tags["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 

@@ -1,9 +1,16 @@
-"""Image-prompt cross-attention (IP-Adapter, arXiv 2308.06721, Eq. 5): text and picture tokens read by one query.
+"""Attention that architectures share: where the person reads the garment, and image prompts.
 
-Legend: B batch, N heads, d head width, Q queries, D = N d, L text tokens, n image tokens, C context width.
+Image-prompt cross-attention (IP-Adapter, arXiv 2308.06721, Eq. 5): text and picture tokens read by one query.
+
+Legend: B batch, N heads, d head width, Q queries, D = N d, L text tokens, n image tokens, C context width, M garment
+tokens.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -18,6 +25,55 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, N, L, d) -> (B, L, D)."""
     return x.transpose(1, 2).flatten(2)
+
+
+class Looks:
+    """Mean weights of garment tokens over heads and layers of one size: {(Q, M): (B, Q, M)}."""
+
+    LARGEST = 2**21  # Q M of layers that are left out: their weights would take more memory than sampling does
+
+    def __init__(self):
+        self.sums: dict[tuple[int, int], Tensor] = {}
+        self.layers: dict[tuple[int, int], int] = {}
+
+    def add(self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None) -> None:
+        size = q.shape[-2], tokens
+        if q.shape[-2] * k.shape[-2] > self.LARGEST:
+            return
+        logits = q.float() @ k.float().mT / q.shape[-1] ** 0.5
+        weights = (logits if mask is None else logits + mask).softmax(-1)[..., -tokens:].mean(1)
+        self.sums[size] = self.sums.get(size, 0) + weights
+        self.layers[size] = self.layers.get(size, 0) + 1
+
+    def means(self) -> dict[tuple[int, int], Tensor]:
+        return {size: total / self.layers[size] for size, total in self.sums.items()}
+
+
+_watching: list[Looks] = []
+
+
+@contextmanager
+def watched() -> Iterator[Looks]:
+    """What persons look at in garments while the context is open, by every `read_garment` in it."""
+    looks = Looks()
+    _watching.append(looks)
+    try:
+        yield looks
+    finally:
+        _watching.remove(looks)
+
+
+def read_garment(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), where the last `tokens` keys (None: all) are the garment's."""
+    for looks in _watching:
+        looks.add(q, k, tokens or k.shape[-2], attn_mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+
+def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the grid that so many tokens of pictures of this size fill; None where they fill none."""
+    height = round(math.sqrt(tokens * size[0] / size[1]))
+    return (height, tokens // height) if height and tokens % height == 0 and tokens > 1 else None
 
 
 def as_slice(rows: list[int]) -> list[int] | slice:

@@ -26,6 +26,7 @@ from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample
+from vton.models.attention import token_grid
 from vton.models.codecs import Codec
 
 
@@ -145,6 +146,13 @@ class TryOnModule(TrainedModule):
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         """What depends on t, or on the place in the sampling schedule (None in training), but not on z_t."""
         return {}
+
+    def garment_grid(self, tokens: int) -> tuple[int, int] | None:
+        """Height and width of the grid that the last of so many garment tokens fill, for pictures of attention.
+
+        None: these tokens have no places in the in-shop garment.
+        """
+        return token_grid(tokens, self.config.data.size)
 
     def known(self, conditions: Conditions) -> Known | None:
         """Latents that sampling keeps outside a mask; None = the network paints everything."""

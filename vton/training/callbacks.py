@@ -13,6 +13,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vton.data.sample import TryOnBatch
 from vton.errors import UserError
+from vton.models.base import TryOnModule
+from vton.report.attention import attention_grid
 from vton.report.grid import try_on_grid
 from vton.training.ema import EMA
 
@@ -95,7 +97,7 @@ class Telemetry(Callback):
 
 
 class HeldOut(Callback):
-    """Every `every` steps: the same held-out pairs through the sampler, as a grid and as a few scalars."""
+    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and a few scalars."""
 
     def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
         self.batches, self.every, self.pictures, self.ema = batches, every, pictures, ema
@@ -115,9 +117,13 @@ class HeldOut(Callback):
     def look(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
         batch = batch.to(module.device)
         output = module.generate(batch).float()
+        shown, drawn = batch[: self.pictures], output[: self.pictures]
+        attention = attention_grid(module, shown, drawn) if isinstance(module, TryOnModule) else None
         if trainer.is_global_zero:
-            grid = try_on_grid(batch[: self.pictures], output[: self.pictures])
-            trainer.logger.experiment.add_image(f"images/{order}", grid, step, dataformats="HWC")
+            writer = trainer.logger.experiment
+            writer.add_image(f"images/{order}", try_on_grid(shown, drawn), step, dataformats="HWC")
+            if attention is not None:
+                writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
         if batch.truth is None:
             return {}
         truth = batch.truth

@@ -21,6 +21,7 @@ from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
 from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.run import RunFolder, write_atomically
 from vton.training.warp import RunWarp
@@ -51,6 +52,8 @@ def train(config: ExperimentConfig) -> RunFolder:
         print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
         return run
     print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
+    if trainer.is_global_zero and not done:
+        trainer.logger.experiment.add_custom_scalars(LAYOUT)
     data.start(done * config.train.accumulate * config.train.batch_size * trainer.world_size)
     trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
     return run

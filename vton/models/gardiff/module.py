@@ -8,6 +8,7 @@ The other modes are in vton/models/gardiff/released.py. Here a batch becomes the
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -110,6 +111,12 @@ class GarDiff(TryOnModule):
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         return self.network.unconditional(conditions)
+
+    def garment_grid(self, tokens: int) -> tuple[int, int] | None:
+        """CLIP's patches behind its class token, where they show the whole garment; other tokens have no places."""
+        side = math.isqrt(tokens - 1)
+        whole = self.config.model.clip.fit == "squash" and side > 1 and side**2 == tokens - 1
+        return (side, side) if whole else None
 
     def known(self, conditions: Conditions) -> Known | None:
         return self.network.known(conditions)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import merge_heads, split_heads
+from vton.models.attention import merge_heads, read_garment, split_heads
 
 
 def focused_attention(
@@ -27,7 +27,7 @@ def focused_attention(
     Q, L), added to the logits. M has one value per query and multiplies after the softmax (a value constant along the
     keys would cancel inside it), so it can be applied to the output.
     """
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+    out = read_garment(q, k, v, attn_mask=key_mask)
     return out if query_mask is None else out * query_mask
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import ImagePromptProcessor, as_slice, merge_heads, split_heads
+from vton.models.attention import ImagePromptProcessor, as_slice, merge_heads, read_garment, split_heads
 from vton.models.resampler import Resampler
 from vton.models.unet import execution_order, garment_taps
 
@@ -96,7 +96,7 @@ class GarmentSelfAttention:
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, k_g: Tensor, v_g: Tensor) -> Tensor:
     """One softmax over person and garment tokens; all (B, heads, tokens, d)."""
-    return F.scaled_dot_product_attention(q, torch.cat([k, k_g], 2), torch.cat([v, v_g], 2))
+    return read_garment(q, torch.cat([k, k_g], 2), torch.cat([v, v_g], 2), tokens=k_g.shape[2])
 
 
 def attention_with_zeros(q: Tensor, k: Tensor, v: Tensor, zeros: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import as_slice, image_prompt_attention, merge_heads, split_heads
+from vton.models.attention import as_slice, image_prompt_attention, merge_heads, read_garment, split_heads
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
 from vton.models.resampler import Resampler
@@ -50,7 +50,7 @@ def hybrid_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None,
     if garments is None:
         return out
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
-    added = F.scaled_dot_product_attention(q[garments.chosen], k_garment, v_garment)
+    added = read_garment(q[garments.chosen], k_garment, v_garment)
     scale = garments.scale.view(-1, 1, 1, 1)
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.models.attention import merge_heads, split_heads
+from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
 from vton.models.unet import PositionCode
 
@@ -81,6 +81,8 @@ class Attention(nn.Module):
     token first reads its own place and what it reads arrives undiminished. aspect: height / width of the pictures.
     """
 
+    read = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, channels: int, heads: int, positions: float, aspect: float):
         super().__init__()
         self.heads = heads
@@ -96,7 +98,7 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """x + W_o softmax(q k^T / sqrt d) v: x (B, C, H, W), q (B, L, C), k and v (B, tokens, C)."""
-        out = F.scaled_dot_product_attention(*(split_heads(part, self.heads) for part in (q, k, v)))
+        out = self.read(*(split_heads(part, self.heads) for part in (q, k, v)))
         return x + self.to_out(merge_heads(out)).transpose(1, 2).reshape(x.shape)
 
 
@@ -118,6 +120,8 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     """Implicit warp: person tokens ask, garment tokens of the same level and side answer (Section 3.2)."""
+
+    read = staticmethod(read_garment)
 
     def __init__(self, channels: int, heads: int, positions: float, aspect: float):
         super().__init__(channels, heads, positions, aspect)

@@ -1,0 +1,59 @@
+"""Pictures of attention: the weights are those of the layers, every architecture has them, and they show the place."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.batches import random_batch, randomised, tiny_module
+from vton import registry
+from vton.models.attention import read_garment, token_grid, watched
+from vton.report.attention import ACROSS, attention_grid, chosen_pixels, garment_attention
+
+
+def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 9, 8), torch.eye(9).expand(2, 4, 9, 9)
+    mask = torch.zeros(1, 1, 1, 9).index_fill(3, torch.tensor([7]), -torch.inf)
+    silent = read_garment(q, k, v, tokens=6, attn_mask=mask)
+    with watched() as looks:
+        out = read_garment(q, k, v, tokens=6, attn_mask=mask)
+        read_garment(q, k, v, tokens=6, attn_mask=mask)  # another layer of the same size: a mean, not a sum
+    assert torch.equal(out, silent) and torch.equal(out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    (weights,) = looks.means().values()
+    torch.testing.assert_close(weights, out.mean(1)[..., -6:])  # with the identity as values the output is the weights
+    assert (weights[..., -2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "grid"),
+    [
+        (768, (128, 96), (32, 24)),
+        (4, (128, 96), (2, 2)),
+        (3072, (1024, 768), (64, 48)),
+        (77, (128, 96), None),
+        (1, (4, 3), None),
+    ],
+)
+def test_grids_of_tokens(tokens, size, grid):
+    assert token_grid(tokens, size) == grid
+
+
+@pytest.mark.parametrize("model", registry.names())
+def test_every_architecture_shows_where_it_looks(model):
+    module, batch = randomised(tiny_module(model)).eval(), random_batch(2)
+    pictures = module.generate(batch)
+    weights = garment_attention(module, batch, pictures)
+    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(weights.shape[:3]))
+    other = random_batch(2, first=7)
+    batch.garment = other.garment
+    assert (garment_attention(module, batch, pictures) - weights).abs().max() > 1e-4
+    shown = attention_grid(module, batch, pictures)
+    assert shown.ndim == 3 and shown.std() > 1
+
+
+def test_chosen_pixels_lie_inside_from_left_to_right():
+    region = torch.zeros(20, 30, dtype=torch.bool)
+    region[5:15, 8:25] = True
+    pixels = chosen_pixels(region)
+    assert len(pixels) == len(ACROSS) and pixels == sorted(pixels)
+    assert all(region[y, x] for x, y in pixels)
+    assert chosen_pixels(torch.zeros(20, 30, dtype=torch.bool)) == [(15, 10)] * len(ACROSS)
