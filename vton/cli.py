@@ -198,9 +198,8 @@ def run_notebooks(args) -> None:
 
     from vton.report.notebooks import NOTEBOOKS, write_pages
 
-    if args.results:
-        os.environ["VTON_RESULTS"] = args.results
-    for page, seconds in write_pages(args.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")), Path(args.out)):
+    paths = args.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
+    for page, seconds in write_pages(paths, Path(args.out), **({"VTON_RESULTS": args.results} if args.results else {})):
         print(f"{page} written in {seconds:.1f} s.")
 
 

@@ -1,46 +1,58 @@
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
 
-from vton.report.charts import Point, bars, scatter
+from vton.report.charts import COLOURS, WHISKER, Point, bars, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def shapes(svg, kind):
-    return ElementTree.fromstring(svg).findall(f"{SVG}{kind}")
+def drawn(svg, kind, colour):
+    return [shape for shape in ElementTree.fromstring(svg).iter(SVG + kind) if colour in shape.get("style", "")]
 
 
-def number(shape, name):
-    return float(shape.get(name))
+def spans(svg, colour, axis):
+    """(lowest, highest) coordinate of every path in this colour; axis 0 is x, to the right, and 1 is y, downwards."""
+    paths = [re.findall(r"-?[\d.]+", path.get("d", ""))[axis::2] for path in drawn(svg, "path", colour)]
+    return [(min(map(float, path)), max(map(float, path))) for path in paths if path]
+
+
+def texts(svg):
+    return {shape.text: float(shape.get("y")) for shape in ElementTree.fromstring(svg).iter(SVG + "text")}
 
 
 def test_bars_start_at_zero_and_whiskers_are_one_standard_deviation_each_way():
-    svg = bars({"psnr <dB>": [Point("a", 4.0, 1.0), Point("b", 2.0), Point("c", -1.0, kind="baseline")]})
-    paper, a, b, c = shapes(svg, "rect")
-    assert number(a, "width") / number(b, "width") == pytest.approx(2, rel=1e-3)
-    assert number(c, "x") + number(c, "width") == pytest.approx(number(a, "x"), abs=0.11)  # left of zero
-    (whisker,) = shapes(svg, "path")
-    start, end = (float(part) for part in whisker.get("d").replace("M", "").replace("H", " ").split()[::2])
-    assert end - start == pytest.approx(number(a, "width") / 2, abs=0.2)
-    told = [text.text for text in shapes(svg, "text")]
-    assert told == ["psnr <dB>", "a", "4 ± 1", "b", "2", "c", "-1"]
-    assert all(number(bar, "x") + number(bar, "width") <= number(paper, "width") for bar in (a, b, c))
+    points = [Point("a", 4.0, 1.0), Point("b", 2.0), Point("c", -1.0, kind="baseline")]
+    panels = {"psnr <dB>": points, "one": [Point("a", 1.0)], "two": [Point("b", 1.0)]}
+    svg = bars(panels)
+    (zero, a), (b_start, b), *_ = spans(svg, COLOURS["architecture"], 0)
+    assert b_start == zero and a - zero == pytest.approx(2 * (b - zero), rel=1e-4)
+    assert spans(svg, COLOURS["baseline"], 0) == [(pytest.approx(zero - (a - zero) / 4, rel=1e-4), zero)]
+    (whisker,) = spans(svg, WHISKER["ecolor"], 0)
+    assert whisker == pytest.approx((a - (a - zero) / 4, a + (a - zero) / 4), rel=1e-4)
+    assert texts(svg).keys() == {"psnr <dB>", "a", "4 ± 1", "b", "2", "c", "-1", "one", "1", "two"}
+    assert texts(svg)["a"] < texts(svg)["b"]  # the first on top
+    assert svg == bars(panels)
 
 
 def test_scatter_is_logarithmic_in_x_and_keeps_names_apart():
     points = [Point("slow", 0.5, 0.05, x=10.0), Point("mid", 0.50001, x=1.0), Point("fast", 0.4, x=0.1)]
     svg = scatter(points, "seconds", "ssim")
-    mid, slow, fast = shapes(svg, "circle")  # from above
-    steps = [number(one, "cx") - number(other, "cx") for one, other in ((slow, mid), (mid, fast))]
-    assert steps[0] == pytest.approx(steps[1], abs=0.2) and steps[0] > 0
-    assert number(fast, "cy") > number(mid, "cy")
-    names = {text.text: number(text, "y") for text in shapes(svg, "text")}
-    assert names["slow"] - names["mid"] >= 14
+    slow, mid, fast = ((float(dot.get("x")), float(dot.get("y"))) for dot in drawn(svg, "use", COLOURS["architecture"]))
+    assert slow[0] - mid[0] == pytest.approx(mid[0] - fast[0], rel=1e-4) and slow[0] > mid[0]
+    (whisker,) = spans(svg, WHISKER["ecolor"], 1)
+    assert sum(whisker) / 2 == pytest.approx(slow[1], abs=0.01)
+    assert whisker[1] - whisker[0] == pytest.approx(fast[1] - slow[1], rel=1e-4)  # both 0.1
+    names = texts(svg)
+    assert names["slow"] - names["mid"] >= 11 and names["fast"] > names["slow"]
     assert {"0.1", "1", "10", "seconds", "ssim"} <= names.keys()
 
 
-@pytest.mark.parametrize("points", [[Point("one", 0.0, x=1.0)], [Point("one", 3.0, math.nan, x=5.0)] * 2])
-def test_scatter_of_equal_points_is_drawn(points):
-    assert len(shapes(scatter(points, "x", "y"), "circle")) == len(points)
+@pytest.mark.parametrize("x", [(1.0,), (5.0, 5.0), (9.0, 10.0), (1e9, 3e11)])
+def test_scatter_has_ticks_however_near_its_points_are(x):
+    svg = scatter([Point(f"at {place}", 3.0, math.nan, x=place) for place in x], "x", "y")
+    ticks = [text for text, y in texts(svg).items() if y == max(y for text, y in texts(svg).items() if text != "x")]
+    assert len(ticks) >= 2 and all(float(tick) > 0 for tick in ticks)
+    assert len(drawn(svg, "use", COLOURS["architecture"])) == len(x)
