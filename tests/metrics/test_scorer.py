@@ -23,11 +23,6 @@ def scorer():
     return Scorer(EvalConfig(kid_subset_size=4, kid_subsets=3))
 
 
-@pytest.fixture(autouse=True)
-def without_weights(monkeypatch):
-    monkeypatch.delenv(weights.VARIABLE, raising=False)
-
-
 def rows_of(scorer, tally, people):
     return scorer.rows(tally, people, model="m", data="synthetic", split="test", provenance={"seed": 0})
 

@@ -17,8 +17,11 @@ from rich.table import Table
 from vton.errors import UserError
 from vton.metrics.results import Row
 
-HIGHER_IS_BETTER = ("ssim", "psnr", "iou")
-DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3}
+HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami", "image")
+# By the first word of a metric's name: cami_u and cami_s, mp_lpips, image_reward come last.
+DIGITS = {
+    "ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3, "cami": 3, "mp": 4, "image": 3
+}  # fmt: skip
 ORDER = tuple(DIGITS)  # of the columns
 KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
 PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe
@@ -103,9 +106,9 @@ def _measured(row: Row) -> dict:
         "split": row.split,
         "protocol": row.protocol,
         "protocol version": settings.get("protocol", {}).get("version"),
+        "protocol settings changed": settings.get("changes", []),
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
-        "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
     }
 
 
@@ -164,9 +167,16 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     order, region, category = key
     row = rows[0]
     what = "" if category == "all" else f", {category}"
-    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.protocol}"
+    changed = row.provenance.get("metrics", {}).get("changes", [])
+    protocol = f"{row.protocol} with {', '.join(changed)}" if changed else row.protocol
+    masks = sorted({row.provenance["mask"] for row in rows if row.provenance.get("mask")})
+    mask = f", mask {' and '.join(masks)}" if masks else ""
+    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {protocol}{mask}"
 
 
 def _note(rows: Sequence[Row]) -> str:
     names = sorted({_base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
-    return NOTE.format(names=", ".join(names)) if names else ""
+    notes = [NOTE.format(names=", ".join(names))] if names else []
+    absent = {metric: reason for row in rows for metric, reason in row.provenance.get("absent", {}).items()}
+    notes += [f"{metric} is absent: {reason}." for metric, reason in absent.items()]
+    return " ".join(notes)
