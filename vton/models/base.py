@@ -212,14 +212,13 @@ class TryOnModule(TrainedModule):
         return self.codec.decode(z).clamp(-1, 1)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
-        """Pictures of a batch, drawn among repeated rows where it is short of the loader's size.
+        """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.
 
         Networks may sum in another order for batches of another shape: without them a process's last pictures would
         differ by a rounding from those that another number of processes draws.
         """
-        seed, loader = self.config.eval.seed, self.trainer.predict_dataloaders
-        size = min(loader.batch_size, len(loader.dataset))
-        full = batch[[row % len(batch) for row in range(max(size, len(batch)))]]
+        seed, pairs = self.config.eval.seed, len(self.trainer.predict_dataloaders.dataset)
+        full = batch[[row % len(batch) for row in range(min(self.config.eval.batch_size, pairs))]]
         if self.former is None:
             pictures = self.generate(full, seed)
         else:
