@@ -12,9 +12,8 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
-from torch import Tensor
 
 from vton import registry
 from vton.cascade import Stage, handed_over, interpolated, require_same_pairs
@@ -30,13 +28,13 @@ from vton.config import ExperimentConfig, to_yaml
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.transforms import normalise, unpad_picture
-from vton.data.warp import rewarped, warp_source
-from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, to_uint8, write_pictures
+from vton.held_baselines import LEARNED, Wear, held_baselines, learned_warp, warps, with_baselines
+from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, write_pictures
 from vton.metrics.results import Row, provenance, write_results
 from vton.metrics.scorer import Pictures, Scorer
 from vton.metrics.tally import Features, Tally, merge, merge_features
 from vton.models.base import TrainedModule, Worn
-from vton.models.baselines import BASELINES, warped_garment
+from vton.models.baselines import warped_garment
 from vton.models.codecs import build_codec, load_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
 from vton.processes import gathered
@@ -49,7 +47,6 @@ from vton.training.warp import RunWarp
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
 FROM_TRUTH = "[from_truth]"  # suffix of a cascade's upper stage that enlarged the reduced truth, not the stage before
 UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation alone
-LEARNED = "baseline/learned_warp"
 
 
 def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
@@ -160,28 +157,6 @@ def sampling_facts(config: ExperimentConfig) -> dict[str, Any]:
     if config.model.kind != "architecture":
         return {}
     return {"solver": config.sampler.solver, "steps": config.sampler.steps, "guidance": config.sampler.guidance}
-
-
-def learned_warp(config: ExperimentConfig) -> RunWarp | None:
-    """The trained warp that gets a baseline row: eval.warp, else what the model itself reads, else none."""
-    path = config.eval.warp or config.data.warp_run
-    return RunWarp(path, config.data.picture_size) if path else None
-
-
-def warps(source: str, learned: RunWarp | None) -> dict[str, Callable[[TryOnBatch], TryOnBatch]]:
-    """Baselines that paste a warped garment, and what gives theirs to a batch whose own warp is of `source`."""
-    found = {"baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))}
-    if learned:
-        found[LEARNED] = learned.put_on
-    if source in ("geometric", "folder"):
-        found[f"baseline/{source}_warp"] = lambda batch: batch
-    return found
-
-
-def held_baselines(wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]], outlined: bool) -> dict[str, HeldPictures]:
-    """Every baseline by name. outlined: silhouettes of those that warp are measured, as beside a learned warp."""
-    held = {name: HeldPictures(paint) for name, paint in BASELINES.items()}
-    return held | {name: HeldPictures(warped_garment, wear, outlined) for name, wear in wearing.items()}
 
 
 def predict(chain: Sequence[Stage], order: Order, folder: Path) -> None:
@@ -321,46 +296,7 @@ class PictureWriter(BasePredictionWriter):
         write_pictures(module.prediction_folder, batch.pair_id, pictures)
 
 
-class HeldPictures:
-    """A baseline's pictures of the batch at hand, computed while scoring.
-
-    paint: the baseline; wear: gives the batch the warped garment it sees; outlined: whether silhouettes are held too.
-    """
-
-    def __init__(
-        self,
-        paint: Callable[[TryOnBatch], Tensor],
-        wear: Callable[[TryOnBatch], TryOnBatch] = lambda batch: batch,
-        outlined: bool = False,
-    ):
-        self.paint, self.wear = paint, wear
-        self.silhouettes = self._silhouettes if outlined else None
-        self.found: dict[str, Tensor] = {}
-        self.outlines: dict[str, Tensor] = {}
-
-    def hold(self, batch: TryOnBatch) -> None:
-        worn = self.wear(batch)
-        self.found = dict(zip(batch.pair_id, to_uint8(self.paint(worn)), strict=True))
-        if self.silhouettes:
-            self.outlines = dict(zip(batch.pair_id, to_uint8(as_pictures(worn.warped_mask)), strict=True))
-
-    def _silhouettes(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.outlines[pair_id] for pair_id in pair_ids])
-
-    def __call__(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.found[pair_id] for pair_id in pair_ids])
-
-
-def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures]) -> Iterator[TryOnBatch]:
-    for batch in batches:
-        for pictures in held.values():
-            pictures.hold(batch)
-        yield batch
-
-
-def save_grid(
-    link: Sequence[Stage], order: Order, batch: TryOnBatch, wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]]
-) -> None:
+def save_grid(link: Sequence[Stage], order: Order, batch: TryOnBatch, wearing: dict[str, Wear]) -> None:
     """A few pairs, spread over the test list."""
     run, name = link[-1].run, sampled_methods(link)[0]
     folder = prediction_folder(run, name, order)

@@ -111,8 +111,7 @@ def test_processes_and_batch_sizes_cannot_be_seen_in_any_number(pair, tmp_path):
     (tmp_path / "mask").mkdir()
     for name in ids():
         Image.fromarray(mask).save(tmp_path / "mask" / f"{name}.png")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vton.metrics.folders"])
+    context = multiprocessing.get_context("fork")  # as loaders start their workers: with one thread each it is safe
     workers = [
         context.Process(target=scored, args=(rank, world, tmp_path)) for world in (1, 2, 3) for rank in range(world)
     ]
@@ -153,8 +152,11 @@ def test_unpaired_pictures_are_compared_as_sets(capsys, tmp_path):
     pred, target = write(tmp_path / "mine", ["a", "b", "c"], seed=1), write(tmp_path / "truth", ids(4))
     (row,) = run(capsys, pred, target, "--order", "unpaired")
     assert (row["order"], row["n"], set(row["metrics"])) == ("unpaired", 3, {"fid_random", "kid_random"})
-    assert "unpaired pictures have no target" in refusal(
-        capsys, "--pred", pred, "--target", target, "--order", "unpaired", *CHEAP
+    unpaired = ("--target", target, "--order", "unpaired")
+    assert "unpaired pictures have no target" in refusal(capsys, "--pred", pred, *unpaired, *CHEAP)
+    alone = write(tmp_path / "alone", ["a"], seed=1)
+    assert f"FID and KID need two pictures on each side: 1 in {alone}, 4 in" in refusal(
+        capsys, "--pred", alone, *unpaired
     )
 
 

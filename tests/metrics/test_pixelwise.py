@@ -55,7 +55,8 @@ def test_ssim_is_the_one_of_torchmetrics_scikit_image_and_of_piq_without_downsam
     inner = torch.zeros(3, 1, 40, 32)
     inner[:, :, 5:-5, 5:-5] = 1  # scikit-image and piq leave out what the window cannot cover
     settings = {"data_range": 1, "gaussian_weights": True, "use_sample_covariance": False, "channel_axis": 0}
-    theirs = [structural_similarity(*pair, **settings) for pair in zip(x.double().numpy(), y.double().numpy(), strict=True)]
+    pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)
+    theirs = [structural_similarity(*pair, **settings) for pair in pairs]
     np.testing.assert_allclose(pixelwise.ssim(x, y, inner, EXACT), theirs, atol=1e-10)
     second_opinion = piq.ssim(
         x, y, kernel_sigma=1.5, kernel_size=11, data_range=1.0, downsample=False, reduction="none"

@@ -114,7 +114,11 @@ def score(
         "device": str(scorer.device),
         "processes": world,
     }
-    return scorer.rows(tally, people, model=model, data=data, split="folder", provenance=provenance(**facts))
+    rows = scorer.rows(tally, people, model=model, data=data, split="folder", provenance=provenance(**facts))
+    if not rows:
+        found = f"{len(pairs)} in {folders.pred}, {len(references)} in {folders.target}"
+        raise DataError(f"FID and KID need two pictures on each side: {found}.")
+    return rows
 
 
 def matched(folders: Folders, order: Order) -> tuple[list[Pair], list[Pair]]:

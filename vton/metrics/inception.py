@@ -18,14 +18,14 @@ def resize(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
     """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), as one of the tools that compute FID does it.
 
     torchmetrics:   bilinear, antialiased
-    clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded (Parmar et al. 2022, arXiv 2104.11222)
+    clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded, clipped (Parmar et al. 2022, arXiv 2104.11222)
     torch_fidelity: TensorFlow 1's bilinear: no antialiasing, and pixel i of the result is read at i * H / S
     """
     pictures = pictures.float()
     if style == "torch_fidelity":
         return _tensorflow_bilinear(_tensorflow_bilinear(pictures, side, 2), side, 3)
     mode = {"torchmetrics": "bilinear", "clean_fid": "bicubic"}[style]
-    return F.interpolate(pictures, (side, side), mode=mode, align_corners=False, antialias=True)
+    return F.interpolate(pictures, (side, side), mode=mode, align_corners=False, antialias=True).clamp(0, 255)
 
 
 def _tensorflow_bilinear(pictures: Tensor, side: int, axis: int) -> Tensor:

@@ -343,7 +343,8 @@ class Scorer:
     ) -> list[Row]:
         """One row per region and category ("all" first); metrics that cannot be computed are absent, never NaN.
 
-        FID and KID need two pictures on each side; KID's subsets are no larger than either set.
+        FID and KID need two pictures on each side; KID's subsets are no larger than either set. No row stands for
+        nothing, unless it says which metric lacks its network.
         """
         rows = []
         for region in REGIONS:
@@ -357,22 +358,14 @@ class Scorer:
                     if metric in tally.scores[region]:
                         metrics[self.name(metric)] = tally.mean(region, metric, ids)
                 metrics |= self._distances(tally.features.stack(region, category), people.stack(region, category))
+                if not metrics and not self.garment.absent:
+                    continue
                 details = {**provenance, "metrics": self.settings(), "pairs_sha256": digest_of_ids(ids)}
                 if self.garment.absent:
                     details["absent"] = self.garment.absent
+                protocol = self.protocol.name
                 rows.append(
-                    Row(
-                        model,
-                        data,
-                        split,
-                        tally.order,
-                        region,
-                        category,
-                        self.protocol.name,
-                        len(ids),
-                        metrics,
-                        details,
-                    )
+                    Row(model, data, split, tally.order, region, category, protocol, len(ids), metrics, details)
                 )
         return rows
 
@@ -383,23 +376,14 @@ class Scorer:
         if "fid" in self.config.metrics:
             distances[self.name("fid")] = frechet_distance(predicted_ND, people_MD)
         if "kid" in self.config.metrics:
-            distances[self.name("kid")] = kernel_distance(
-                predicted_ND,
-                people_MD,
-                self.protocol.kid_subsets,
-                self.protocol.kid_subset_size,
-                self.protocol.kid_degree,
-                self.protocol.kid_seed,
-            )
+            used = self.protocol
+            settings = used.kid_subsets, used.kid_subset_size, used.kid_degree, used.kid_seed
+            distances[self.name("kid")] = kernel_distance(predicted_ND, people_MD, *settings)
         return distances
 
     def settings(self) -> dict[str, Any]:
         """The protocol's numbers, what was changed in it, and each network's weights, for provenance."""
-        return {
-            "protocol": asdict(self.protocol),
-            "changes": changes(self.protocol),
-            "networks": self._networks,
-        }
+        return {"protocol": asdict(self.protocol), "changes": changes(self.protocol), "networks": self._networks}
 
     @cached_property
     def _networks(self) -> dict[str, str]:
