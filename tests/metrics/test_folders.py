@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as distributed
 from PIL import Image
-from torch import nn
 
+from tests.metrics.dressed import TinyExtractor
 from vton import cli
 from vton.config import EvalConfig
 from vton.metrics import folders, inception
@@ -73,17 +73,6 @@ def test_rows_hold_what_the_pictures_give(capsys, pair, tmp_path):
     assert row["metrics"]["ssim"] == pytest.approx(ssim(x, y, None, protocol("exact")).mean().item(), abs=1e-12)
     assert row["provenance"]["mask"] == "hull" and row["provenance"]["metrics"]["changes"] == []
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
-
-
-class TinyExtractor(nn.Module):
-    """In Inception's place: what is tested is how features are shared and merged."""
-
-    def __init__(self):
-        super().__init__()
-        self.filters = nn.Conv2d(3, 24, 7, stride=6)
-
-    def forward(self, x):
-        return self.filters((x - 128) / 128).relu().mean((2, 3))
 
 
 def scored(rank: int, world: int, root: Path) -> None:

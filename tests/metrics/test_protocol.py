@@ -5,12 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from cleanfid.resize import build_resizer
+from cleanfid import fid as clean_fid
+from cleanfid.resize import build_resizer, make_resizer
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from tests.metrics.dressed import Remembered, dressed_batches
+from tests.metrics.dressed import Remembered, TinyExtractor, dressed_batches
 from vton.config import EvalConfig
 from vton.metrics import inception, pixelwise, prepare
 from vton.metrics.protocol import PROTOCOLS, changes, configured, protocol
@@ -102,6 +103,32 @@ def test_inception_sees_what_clean_fid_and_torch_fidelity_make_of_a_picture(size
     np.testing.assert_allclose(inception.resize(source[None], 149, "torch_fidelity")[0, 0], expected, atol=1e-2)
     three = [inception.resize(source[None], 149, style) for style in ("torchmetrics", "clean_fid", "torch_fidelity")]
     assert min((three[i] - three[j]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.05
+
+
+def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypatch):
+    """Its resizer and distances on JPEGs of predictions and the stored truths, all through one extractor of 6 features.
+
+    1e-3 relative: pictures of 8 bits that differ by 0.01 at most, and nearly singular covariances.
+    """
+    monkeypatch.setattr(inception, "Inception", lambda: TinyExtractor(6))
+    scorer = Scorer(EvalConfig(protocol="ladi_compat", metrics=("fid", "kid"), size=(64, 48)))
+    batches = dressed_batches(16, size=8)
+    predicted = Remembered(batches, lambda p: p // 2 + 40)
+    tally = scorer.score(batches, {"m": predicted})["m"]
+    row = scorer.rows(tally, scorer.people(batches), model="m", data="d", split="test", provenance={})[0]
+
+    resize = make_resizer("PIL", False, "bicubic", (scorer.side, scorer.side))
+
+    @torch.inference_mode()
+    def features(images):
+        squares = np.stack([resize(np.asarray(image)) for image in images]).transpose(0, 3, 1, 2)
+        return scorer.inception(torch.from_numpy(squares)).numpy()
+
+    x = features(through_jpeg(pillow(p), 95) for p in predicted.pictures.values())
+    y = features(pillow(p) for p in Remembered(batches).pictures.values())
+    moments = [part for side in (x, y) for part in (side.mean(0), np.cov(side, rowvar=False))]
+    assert row.metrics["fid_random"] == pytest.approx(clean_fid.frechet_distance(*moments), rel=1e-3)
+    assert row.metrics["kid_random"] == pytest.approx(clean_fid.kernel_distance(x, y, num_subsets=1), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
