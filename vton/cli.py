@@ -165,11 +165,10 @@ def run_predict(args) -> None:
 def run_metrics(args) -> None:
     import re
     from pathlib import Path
-    from typing import get_args
 
     import torch
 
-    from vton.config import Metric, load, nearest
+    from vton.config import load, nearest
     from vton.metrics import folders
     from vton.metrics.results import write_results
     from vton.processes import joined
@@ -179,8 +178,8 @@ def run_metrics(args) -> None:
     if args.metrics:
         given["metrics"] = [name for words in args.metrics for name in words.replace(",", " ").split()]
         for name in given["metrics"]:
-            if name not in get_args(Metric):
-                raise ConfigError(f"--metrics {name}: no such metric. {nearest(name, get_args(Metric))}")
+            if name not in folders.METRICS:
+                raise ConfigError(f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}")
     if args.size:
         if not re.fullmatch(r"\d+x\d+", args.size):
             raise ConfigError(f"--size {args.size}: expected height x width in pixels, such as 512x384.")

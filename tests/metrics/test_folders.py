@@ -198,6 +198,7 @@ def test_every_bad_picture_is_named_with_its_path(capsys, pair):
     [
         (["--size", "64"], "--size 64"),
         (["--metrics", "ssim,fidd"], "fidd: no such metric. Did you mean: 'fid'?"),
+        (["--metrics", "iou"], "iou: no such metric. Known: ssim, "),
         (["--protocol", "lady_compat"], "ladi_compat"),
         (["--metrics", "cami_u"], "cami_u needs --garment"),
         (["--mask", "nowhere"], "nowhere: no such folder"),

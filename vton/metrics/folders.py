@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from vton.processes import gathered, process_share
 
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 PARTS = ("mask", "repaint_mask", "garment", "garment_mask")  # the optional folders
+METRICS = tuple(name for name in get_args(Metric) if name != "iou")  # which compares silhouettes that a model reports
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
 
 
@@ -225,7 +227,7 @@ def _size(paths: Sequence[Path], any_size: bool) -> tuple[int, int]:
 
 def _metrics(folders: Folders, order: Order, config: EvalConfig) -> tuple[Metric, ...]:
     """The metrics to compute. Raises UserError for those that lack a folder."""
-    metrics = config.metrics
+    metrics = tuple(metric for metric in config.metrics if metric in METRICS)
     if order == "unpaired":
         if folders.mask or folders.repaint_mask:
             raise UserError(
