@@ -132,7 +132,8 @@ def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypa
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_every_protocol_scores_and_signs_its_rows(name):
+def test_every_protocol_scores_and_signs_its_rows(name, monkeypatch):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
     scorer = Scorer(EvalConfig(protocol=name, metrics=FAST, size=(64, 48)))
     batches = dressed_batches(3, size=3)
     people = scorer.people(batches)
@@ -147,8 +148,9 @@ def test_every_protocol_scores_and_signs_its_rows(name):
         assert row.provenance["metrics"]["protocol"]["name"] == name
 
 
-def test_originals_are_what_protocols_with_their_own_resize_start_from():
+def test_originals_are_what_protocols_with_their_own_resize_start_from(monkeypatch):
     """A stored truth of four times the size: FID's reference is that picture, the comparison a filtered one."""
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
     batches, asked = dressed_batches(2, size=2), []
 
     def originals(index):
