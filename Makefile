@@ -12,7 +12,7 @@ VTON = .venv/bin/vton
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict data-check info list notebooks tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights data-check info list notebooks tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ predict: $(READY) ## Write pictures only: make predict OUT=folder
 
 data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS="data.root=DIR"
 	$(VTON) data check data=$(DATA) $(ARGS)
+
+metrics: $(READY) ## Score two folders of pictures: make metrics PRED=DIR TARGET=DIR ARGS="--order unpaired"
+	$(VTON) metrics --pred $(PRED) --target $(TARGET) $(ARGS)
+
+weights: $(READY) ## Fetch and check the pretrained metric networks (online, 0.9 GB)
+	$(VTON) weights $(ARGS)
 
 info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=paper
 	$(VTON) info model=$(MODEL) preset=$(PRESET) $(ARGS)

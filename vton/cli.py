@@ -66,6 +66,38 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
+    metrics = command("metrics", run_metrics, "score two folders of pictures, from anyone's model", overrides=False)
+    metrics.add_argument("--pred", required=True, metavar="DIR", help="predictions")
+    metrics.add_argument("--target", required=True, metavar="DIR", help="true pictures, of the same names")
+    metrics.add_argument("--order", choices=("paired", "unpaired"), default="paired",
+                         help="unpaired: only what compares sets, FID and KID")  # fmt: skip
+    metrics.add_argument(
+        "--protocol", default="exact", help="exact (default), ladi_compat, catvton_compat, hrviton_compat"
+    )
+    metrics.add_argument("--metrics", nargs="+", metavar="NAME", help="default: ssim psnr lpips dists fid kid")
+    metrics.add_argument("--size", metavar="HxW", help="compare at this size, whatever the pictures have")
+    metrics.add_argument("--mask", metavar="DIR", help="where the targets show the garment: rows for that region")
+    metrics.add_argument(
+        "--repaint-mask", metavar="DIR", help="where the method painted; elsewhere the target is pasted"
+    )
+    metrics.add_argument(
+        "--list", dest="listed", metavar="FILE", help="only these targets, the first word of each line: a pair list"
+    )
+    metrics.add_argument("--garment", metavar="DIR", help="in-shop pictures, for cami_u and mp_lpips")
+    metrics.add_argument("--garment-mask", metavar="DIR", help="their silhouettes, for mp_lpips")
+    metrics.add_argument("--prompts", metavar="FILE", help="JSON, name to prompt, for image_reward")
+    metrics.add_argument("--mask-rule", default="not stated", help="how the predictions' agnostic masks were made")
+    metrics.add_argument("--name", help="of the method; default: the folder's")
+    metrics.add_argument("--data", help="of the data set; default: the target folder's name")
+    metrics.add_argument("--weights", default="", metavar="DIR", help="pretrained metric networks")
+    metrics.add_argument("--batch-size", type=int, default=16, help="pictures read together; no number depends on it")
+    metrics.add_argument("--device", help="default: cuda where there is one, else cpu")
+    metrics.add_argument("--out", metavar="FILE", help="write the rows there too, as results.json has them")
+    metrics.add_argument("--json", action="store_true", help="print the rows as JSON")
+    weights = command("weights", run_weights, "fetch and check the pretrained networks of metrics", overrides=False)
+    weights.add_argument("names", nargs="*", metavar="NAME",
+                         help="inception alex vgg squeeze (default: these), clip, image_reward")  # fmt: skip
+    weights.add_argument("--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton")
     info = command(
         "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
         "stages all, unless dotted overrides or an ablation speak of one"
@@ -131,6 +163,55 @@ def run_predict(args) -> None:
     from vton.evaluation import predict
 
     predict(_chain(args), args.order, Path(args.out))
+
+
+def run_metrics(args) -> None:
+    import re
+    from pathlib import Path
+
+    import torch
+
+    from vton.config import load, nearest
+    from vton.metrics import folders
+    from vton.metrics.results import write_results
+    from vton.processes import joined
+    from vton.report.tables import print_table, table_json
+
+    given = {"protocol": args.protocol, "batch_size": args.batch_size, "weights": args.weights}
+    if args.metrics:
+        given["metrics"] = [name for words in args.metrics for name in words.replace(",", " ").split()]
+        for name in given["metrics"]:
+            if name not in folders.METRICS:
+                raise ConfigError(f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}")
+    if args.size:
+        if not re.fullmatch(r"\d+x\d+", args.size):
+            raise ConfigError(f"--size {args.size}: expected height x width in pixels, such as 512x384.")
+        given["size"] = [int(length) for length in args.size.split("x")]
+    config = load(*(f"eval.{key}={json.dumps(value)}" for key, value in given.items())).eval
+    paths = {name: getattr(args, name) for name in ("pred", "target", *folders.PARTS, "prompts", "listed")}
+    compared = folders.Folders(**{name: path and Path(path) for name, path in paths.items()})
+    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    names = {"model": args.name or Path(args.pred).name, "data": args.data or Path(args.target).name}
+    with joined():
+        rows = folders.score(compared, args.order, config, device, **names, mask_rule=args.mask_rule)
+    if rows is None:
+        return
+    size, stored = rows[0].provenance["size"], rows[0].provenance["targets"]["size"]
+    if size != stored:
+        print(f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.", file=sys.stderr)
+    if args.out:
+        write_results(Path(args.out), rows)
+    print(table_json(rows)) if args.json else print_table(rows)
+
+
+def run_weights(args) -> None:
+    from pathlib import Path
+
+    from vton.metrics.fetch import USUAL, fetch
+    from vton.metrics.weights import fetched_folder
+
+    for path, done in fetch(args.names or USUAL, Path(args.to) if args.to else fetched_folder()):
+        print(f"{path}: {done}", flush=True)
 
 
 def run_info(args) -> None:

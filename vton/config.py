@@ -34,6 +34,9 @@ ModelKind = Literal["architecture", "warp"]
 MaskRule = Literal[
     "safe", "viton_hd", "hr_viton", "cat_dm", "ladi", "dresscode_ref", "ootd", "hull", "box", "tryondiffusion"
 ]
+# iou: of silhouettes, in tables with a learned warp. The last four score garments for IMAGDressing's table and need
+# networks of their own: vton/metrics/garment_scores.py.
+Metric = Literal["ssim", "psnr", "lpips", "dists", "fid", "kid", "iou", "cami_u", "cami_s", "mp_lpips", "image_reward"]
 
 
 class ConfigError(UserError):
@@ -279,7 +282,7 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
-    protocol: Literal["exact"] = "exact"
+    protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
     batch_size: int = 16
     seed: int = 0
@@ -287,18 +290,25 @@ class EvalConfig:
     warp: str = ""  # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     shuffled: bool = True  # the control row: garments exchanged between samples
     chain: bool = True  # cascades: sample one stage after another; false: this one alone, on the reduced truth
-    metrics: tuple[Literal["ssim", "psnr", "lpips", "dists", "fid", "kid", "iou"], ...] = (
-        "ssim", "psnr", "lpips", "dists", "fid", "kid", "iou",  # iou: of silhouettes, in tables with a learned warp
-    )  # fmt: skip
-    lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    weights: str = ""  # folder with pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else fixed random weights
+    metrics: tuple[Metric, ...] = ("ssim", "psnr", "lpips", "dists", "fid", "kid", "iou")
+    # Null: as the protocol says (vton/metrics/protocol.py). Rows name what was changed, and tables refuse to mix.
+    size: tuple[int, int] | None = None  # height, width of the comparison
+    repaint: bool | None = None  # paste the person's own picture outside the agnostic mask
+    lpips_net: Literal["alex", "vgg", "squeeze"] | None = None
+    kid_subsets: int | None = None
+    kid_subset_size: int | None = None
+    weights: str = ""  # folder of pretrained metric networks; "": $VTON_METRIC_WEIGHTS, else `vton weights`' own
     pictures: int = 8  # rows of the grid
 
     def __post_init__(self):
         if not self.orders:
             raise ConfigError("eval.orders=[] names no order; use [paired], [unpaired] or both.")
+        for name in ("batch_size", "kid_subsets", "kid_subset_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"eval.{name}={value} must be at least 1.")
+        if self.size is not None and min(self.size) < 16:
+            raise ConfigError(f"eval.size={list(self.size)}: height and width in pixels, at least 16 each.")
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """`vton eval` and `vton predict`: sample held-out pairs, write PNGs, score them, report.
 
 Every process samples its share of the pairs; pictures are files named by pair, so a pair that came twice would
-overwrite itself. One process then scores the files, and the baselines beside them, in one pass over the truths. The
-stages of a cascade follow one another through these files (vton/cascade.py).
+overwrite itself. Then every process scores its share of the files, and the baselines beside them, in one pass over the
+truths; the first process merges what they measured, by pair, and reports. The stages of a cascade follow one another
+through these files (vton/cascade.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
-from torch import Tensor
 
 from vton import registry
 from vton.cascade import Stage, handed_over, interpolated, require_same_pairs
@@ -29,14 +28,16 @@ from vton.config import ExperimentConfig, to_yaml
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.transforms import normalise, unpad_picture
-from vton.data.warp import rewarped, warp_source
-from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, to_uint8, write_pictures
+from vton.held_baselines import LEARNED, Wear, held_baselines, learned_warp, warps, with_baselines
+from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, write_pictures
 from vton.metrics.results import Row, provenance, write_results
 from vton.metrics.scorer import Pictures, Scorer
+from vton.metrics.tally import Features, Tally, merge, merge_features
 from vton.models.base import TrainedModule, Worn
-from vton.models.baselines import BASELINES, warped_garment
+from vton.models.baselines import warped_garment
 from vton.models.codecs import build_codec, load_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
+from vton.processes import gathered
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
 from vton.training.dashboard import show_results
@@ -47,7 +48,6 @@ from vton.training.warp import RunWarp
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
 FROM_TRUTH = "[from_truth]"  # suffix of a cascade's upper stage that enlarged the reduced truth, not the stage before
 UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation alone
-LEARNED = "baseline/learned_warp"
 
 
 def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
@@ -64,12 +64,12 @@ def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool 
         trainer, module = ready(link[-1], checkpoint)
         orders = link[-1].config.eval.orders
         paces.append({order: sample_order(trainer, module, data, link, order) for order in orders})
-    if not trainer.is_global_zero:
-        return []
 
     tables = []
     for link, data, pace in zip(links, data_modules, paces, strict=True):
         rows = score(link, data, pace, checkpoint, trainer.strategy.root_device)
+        if rows is None:
+            continue
         for row in rows:
             row.provenance["wall_seconds"] = round(time.perf_counter() - started, 1)
         write_results(results_file(link), rows)
@@ -77,51 +77,81 @@ def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool 
         if not as_json:
             report(rows, link, time.perf_counter() - started)
         tables.append(rows)
-    if as_json:
+    if as_json and tables:
         print(table_json(*tables))
     return [row for rows in tables for row in rows]
 
 
 def score(
     link: Sequence[Stage], data: TryOnDataModule, seconds: dict[Order, dict[str, float]], checkpoint: str, device
-) -> list[Row]:
-    """Rows of the link's last stage and the baselines beside it, and its picture grids; padding is not measured."""
-    run, config = link[-1]
+) -> list[Row] | None:
+    """Rows of the link's last stage and the baselines beside it, and its picture grids; padding is not measured.
+
+    Every process measures its share; all but the first return None.
+    """
+    config = link[-1].config
     if config.data.pad:
         data = data_module(replace(config, data=config.data.unpadded()))
     learned = learned_warp(config)
     scorer = Scorer(config.eval, device)
-    people = scorer.people(data.eval_dataloader("paired"))
+    shares = gathered(lambda: score_share(scorer, link, data, learned))
+    if shares is None:
+        return None
+    people = merge_features(share.people for share in shares)
     facts = stage_facts(link[-1], checkpoint) | {
         "commit": git_commit(),
         "seed": config.eval.seed,
         "device": device_name(device),
+        "processes": len(shares),
     }
     if config.model.upper_stage:
         facts["enlarges"] = [stage_facts(stage, checkpoint) for stage in link[:-1]] or "reduced truth"
     rows = []
+    for order in config.eval.orders:
+        sources = data.eval_dataset(order).sources
+        wearing = warps(data.eval_dataset(order).warp_source, learned)
+        save_grid(link, order, data.val_batch(order, config.eval.pictures), wearing)
+        for name in shares[0].tallies[order]:
+            tally = merge(share.tallies[order][name] for share in shares)
+            details = provenance(**facts, **sources, seconds_per_picture=seconds[order].get(name))
+            if name == LEARNED:
+                details["learned_warp"] = str(learned)
+            rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
+    return rows
+
+
+@dataclass
+class Share:
+    """What one process measured: the reference of FID and KID, and every method in every order."""
+
+    people: Features
+    tallies: dict[Order, dict[str, Tally]]
+
+
+def score_share(scorer: Scorer, link: Sequence[Stage], data: TryOnDataModule, learned: RunWarp | None) -> Share:
+    """Measure this process's share of the pairs. Raises DataError naming pictures that are missing or broken."""
+    run, config = link[-1]
+    people = scorer.people(data.eval_dataloader("paired"), data.eval_dataset("paired").originals)
+    tallies = {}
     for order in config.eval.orders:
         dataset = data.eval_dataset(order)
         methods: dict[str, Pictures] = {}
         for name in sampled_methods(link):
             methods[name] = PictureFolder(prediction_folder(run, name, order))
             methods[name].check(dataset.pair_ids, config.data.picture_size)
-        former = prediction_folder(link[-2].run, "", order) if len(link) > 1 else None
-        upsampled = former and interpolated(former, config.data)
-        wearing = warps(dataset.warp_source, learned)
-        save_grid(link, order, data.val_batch(order, config.eval.pictures), upsampled, wearing)
-        if upsampled and config.eval.baselines:
-            methods[UPSAMPLED] = upsampled
+        if len(link) > 1 and config.eval.baselines:
+            methods[UPSAMPLED] = upsampled(link, order)
         compared = learned is not None or config.model.kind == "warp"
-        held = held_baselines(wearing, compared) if config.eval.baselines else {}
+        held = held_baselines(warps(dataset.warp_source, learned), compared) if config.eval.baselines else {}
         batches = with_baselines(data.eval_dataloader(order), held)
-        for name, tally in scorer.score(batches, methods | held).items():
-            seconds_per_picture = seconds[order].get(name)
-            details = provenance(**facts, **dataset.sources, seconds_per_picture=seconds_per_picture)
-            if name == LEARNED:
-                details["learned_warp"] = str(learned)
-            rows += scorer.rows(tally, people, model=name, data=config.data.name, split="test", provenance=details)
-    return rows
+        measured = scorer.score(batches, methods | held, dataset.originals)
+        tallies[order] = {name: measured.get(name, Tally(order)) for name in methods | held}
+    return Share(people, tallies)
+
+
+def upsampled(link: Sequence[Stage], order: Order) -> Pictures:
+    """The former stage's pictures by interpolation alone."""
+    return interpolated(prediction_folder(link[-2].run, "", order), link[-1].config.data)
 
 
 def sampling_facts(config: ExperimentConfig) -> dict[str, Any]:
@@ -129,28 +159,6 @@ def sampling_facts(config: ExperimentConfig) -> dict[str, Any]:
     if config.model.kind != "architecture":
         return {}
     return {"solver": config.sampler.solver, "steps": config.sampler.steps, "guidance": config.sampler.guidance}
-
-
-def learned_warp(config: ExperimentConfig) -> RunWarp | None:
-    """The trained warp that gets a baseline row: eval.warp, else what the model itself reads, else none."""
-    path = config.eval.warp or config.data.warp_run
-    return RunWarp(path, config.data.picture_size) if path else None
-
-
-def warps(source: str, learned: RunWarp | None) -> dict[str, Callable[[TryOnBatch], TryOnBatch]]:
-    """Baselines that paste a warped garment, and what gives theirs to a batch whose own warp is of `source`."""
-    found = {"baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))}
-    if learned:
-        found[LEARNED] = learned.put_on
-    if source in ("geometric", "folder"):
-        found[f"baseline/{source}_warp"] = lambda batch: batch
-    return found
-
-
-def held_baselines(wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]], outlined: bool) -> dict[str, HeldPictures]:
-    """Every baseline by name. outlined: silhouettes of those that warp are measured, as beside a learned warp."""
-    held = {name: HeldPictures(paint) for name, paint in BASELINES.items()}
-    return held | {name: HeldPictures(warped_garment, wear, outlined) for name, wear in wearing.items()}
 
 
 def predict(chain: Sequence[Stage], order: Order, folder: Path) -> None:
@@ -290,51 +298,11 @@ class PictureWriter(BasePredictionWriter):
         write_pictures(module.prediction_folder, batch.pair_id, pictures)
 
 
-class HeldPictures:
-    """A baseline's pictures of the batch at hand, computed while scoring.
-
-    paint: the baseline; wear: gives the batch the warped garment it sees; outlined: whether silhouettes are held too.
-    """
-
-    def __init__(
-        self,
-        paint: Callable[[TryOnBatch], Tensor],
-        wear: Callable[[TryOnBatch], TryOnBatch] = lambda batch: batch,
-        outlined: bool = False,
-    ):
-        self.paint, self.wear = paint, wear
-        self.silhouettes = self._silhouettes if outlined else None
-        self.found: dict[str, Tensor] = {}
-        self.outlines: dict[str, Tensor] = {}
-
-    def hold(self, batch: TryOnBatch) -> None:
-        worn = self.wear(batch)
-        self.found = dict(zip(batch.pair_id, to_uint8(self.paint(worn)), strict=True))
-        if self.silhouettes:
-            self.outlines = dict(zip(batch.pair_id, to_uint8(as_pictures(worn.warped_mask)), strict=True))
-
-    def _silhouettes(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.outlines[pair_id] for pair_id in pair_ids])
-
-    def __call__(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.found[pair_id] for pair_id in pair_ids])
-
-
-def with_baselines(batches: Iterable[TryOnBatch], held: dict[str, HeldPictures]) -> Iterator[TryOnBatch]:
-    for batch in batches:
-        for pictures in held.values():
-            pictures.hold(batch)
-        yield batch
-
-
-def save_grid(
-    link: Sequence[Stage], order: Order, batch: TryOnBatch, upsampled: Pictures | None,
-    wearing: dict[str, Callable[[TryOnBatch], TryOnBatch]],
-) -> None:  # fmt: skip
+def save_grid(link: Sequence[Stage], order: Order, batch: TryOnBatch, wearing: dict[str, Wear]) -> None:
     """A few pairs, spread over the test list."""
     run, name = link[-1].run, sampled_methods(link)[0]
     folder = prediction_folder(run, name, order)
-    columns = {"upsampled": upsampled(batch.pair_id)} if upsampled else {}
+    columns = {"upsampled": upsampled(link, order)(batch.pair_id)} if len(link) > 1 else {}
     columns["output"] = PictureFolder(folder)(batch.pair_id)
     outputs = [normalise(pictures) for pictures in columns.values()]
     outputs += [warped_garment(wear(batch)) for wear in wearing.values()]

@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from cleanfid import fid as clean_fid
 from scipy import linalg
 from torchmetrics.image.fid import _compute_fid
 
@@ -48,6 +49,17 @@ def test_kid_agrees_with_its_definition():
     x, y = features(9, 6, seed=0), features(9, 6, seed=1, shift=0.5)
     value = kernel_distance(x, y, subsets=5, size=100, degree=3, seed=0)
     assert value == pytest.approx(kid_by_definition(x.numpy(), y.numpy()), rel=1e-10)
+
+
+@pytest.mark.parametrize(("n", "m"), [(100, 80), (40, 40)])
+def test_both_are_those_of_clean_fid(n, m):
+    """1e-6 relative for FID: their matrix square root is iterative. 1e-9 for KID, whose subset is here everything."""
+    x, y = features(n, 12, seed=0), features(m, 12, seed=1, shift=0.3)
+    moments = [part for f in (x.numpy(), y.numpy()) for part in (f.mean(0), np.cov(f, rowvar=False))]
+    assert frechet_distance(x, y) == pytest.approx(clean_fid.frechet_distance(*moments), rel=1e-6)
+    x, y = x[: min(n, m)], y[: min(n, m)]
+    expected = clean_fid.kernel_distance(x.numpy(), y.numpy(), num_subsets=1)
+    assert kernel_distance(x, y, subsets=1, size=1000, degree=3, seed=0) == pytest.approx(expected, rel=1e-9)
 
 
 def test_kid_subsets_are_drawn_from_a_seed_of_their_own():

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.feature import local_binary_pattern
+from skimage.metrics import structural_similarity
 
 from vton.metrics import garment_driven as metric
 from vton.models.pretrained import read_safetensors
@@ -39,6 +41,18 @@ def test_scores_equal_the_references():
         "text": EXPECTED["clip_similarity"].item(),
     }
     assert scores == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (61, 45)])
+def test_ssim_and_binary_patterns_are_scikit_images(size):
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(2))
+    y = y // 2 + x // 2
+    expected = structural_similarity(x, y, channel_axis=-1)
+    assert metric.structural_similarity(x, y) == pytest.approx(expected, abs=1e-12)
+    flat = metric.grey(x)
+    flat[2:6, 3:7] = 77  # equal neighbours, which interpolation does not always find equal
+    np.testing.assert_array_equal(metric.binary_patterns(flat), local_binary_pattern(flat, 8, 1))
 
 
 @pytest.mark.parametrize("chunk", [1, 32])

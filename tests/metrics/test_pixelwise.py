@@ -4,6 +4,7 @@ import numpy as np
 import piq
 import torch
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vton.metrics import pixelwise
@@ -44,7 +45,7 @@ def test_ssim_agrees_with_scipy_over_picture_and_mask():
     np.testing.assert_allclose(pixelwise.ssim(x, y, mask, EXACT), inside, atol=1e-10)
 
 
-def test_ssim_is_the_one_of_torchmetrics_and_of_piq_without_downsampling():
+def test_ssim_is_the_one_of_torchmetrics_scikit_image_and_of_piq_without_downsampling():
     x, y = two_pictures()
     ours = pixelwise.ssim(x, y, None, EXACT)
     theirs = structural_similarity_index_measure(x.double(), y.double(), data_range=1.0, reduction="none")
@@ -52,7 +53,11 @@ def test_ssim_is_the_one_of_torchmetrics_and_of_piq_without_downsampling():
     in_single_precision = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
     torch.testing.assert_close(ours.float(), in_single_precision, rtol=0, atol=2e-4)
     inner = torch.zeros(3, 1, 40, 32)
-    inner[:, :, 5:-5, 5:-5] = 1  # piq leaves out what its window cannot cover
+    inner[:, :, 5:-5, 5:-5] = 1  # scikit-image and piq leave out what the window cannot cover
+    settings = {"data_range": 1, "gaussian_weights": True, "use_sample_covariance": False, "channel_axis": 0}
+    pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)
+    theirs = [structural_similarity(*pair, **settings) for pair in pairs]
+    np.testing.assert_allclose(pixelwise.ssim(x, y, inner, EXACT), theirs, atol=1e-10)
     second_opinion = piq.ssim(
         x, y, kernel_sigma=1.5, kernel_size=11, data_range=1.0, downsample=False, reduction="none"
     )

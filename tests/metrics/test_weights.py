@@ -46,7 +46,8 @@ def test_random_layers_keep_the_scale_of_their_input():
 
 
 def test_no_folder_means_random_and_a_missing_folder_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    monkeypatch.delenv(weights.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert weights.find("alex", "") is None
     assert weights.find("alex", str(tmp_path)) is None
     with pytest.raises(ConfigError, match=r"eval.weights=.*nowhere.*alexnet-owt"):

@@ -44,7 +44,9 @@ def test_columns_are_ordered_scaled_and_random_names_explained():
 
 
 def test_title_says_data_order_region_n_and_protocol():
-    assert "synthetic test, paired, garment: n = 8, protocol exact" in printed([row("gardiff")])
+    assert "synthetic test, paired, garment: n = 8, protocol exact v1\n" in printed([row("gardiff")])
+    changed = row("gardiff", provenance=details(changes=["size=(64, 48)", "repaint=True"]) | {"mask": "hull"})
+    assert "protocol exact v1 with size=(64, 48), repaint=True, mask hull" in table_markdown([changed])
 
 
 def test_groups_are_separate_and_a_lone_category_is_not_repeated():
@@ -78,6 +80,7 @@ def details(**metrics):
         ({"split": "train"}, "split"),
         ({"protocol": "ladi_compat"}, "protocol is exact and ladi_compat"),
         ({"provenance": details(protocol={"version": 2})}, "protocol version is 1 and 2"),
+        ({"provenance": details(changes=["repaint=True"])}, "protocol settings changed"),
         ({"provenance": details(networks={"inception": "other"})}, "metric networks"),
         ({"provenance": details() | {"pairs_sha256": "q"}}, "pairs is p and q"),
         ({"n": 7}, "n is 8 and 7"),

@@ -14,6 +14,8 @@ from vton.report.measured import RESULTS, read_measured
 from vton.report.published import read_published
 from vton.report.views import Ablation, Architectures
 
+MEASURED = {"protocol": {"version": 1}, "networks": {"lpips": "random"}}
+
 
 @pytest.fixture(scope="module")
 def published():
@@ -23,8 +25,8 @@ def published():
 def row(model, seed=0, ssim=0.5, lpips=0.2, comparison="compare-mine", steps=60, **details):
     """A row as `vton compare` and `vton ablate` write it; the latter names models after rows."""
     known = {
-        "pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"lpips": "random"}}, "seed": 7,
-        "size": [128, 96], "checkpoint_sha256": f"{comparison}{model}{seed}",
+        "pairs_sha256": "p", "metrics": MEASURED, "seed": 7, "size": [128, 96],
+        "checkpoint_sha256": f"{comparison}{model}{seed}",
     }  # fmt: skip
     if not model.startswith("baseline/"):
         known |= {"training": {"seed": seed, "steps": steps, "seconds": 30.0}, "cost": {"step_flops": 2e9}}
@@ -81,6 +83,7 @@ def test_rows_are_found_in_any_folder_and_a_baseline_stands_once(results):
         {"provenance": row("idm_vton", size=[256, 192]).provenance},
         {"provenance": row("idm_vton", pairs_sha256="q").provenance},
         {"provenance": row("idm_vton", metrics={"networks": {"lpips": "pretrained"}}).provenance},
+        {"provenance": row("idm_vton", metrics=MEASURED | {"changes": ["repaint=True"]}).provenance},
     ],
 )
 def test_rows_measured_or_trained_otherwise_are_another_setting(tmp_path, published, change):

@@ -99,6 +99,17 @@ class TryOnDataset(Dataset):
             self._kept[index] = self._decode(index)
         return self._kept[index]
 
+    def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Person and truth of pair `index` as stored, uint8 (3, h, w); no truth for real unpaired pairs.
+
+        Evaluation protocols that resize in their own way start from these.
+        """
+        files = self.folder.files(self.split, self.order, self.pairs[index])
+        person = records.picture(np.array(files.photo("person")))
+        if self.order == "paired":
+            return person, person
+        return person, records.picture(np.array(files.photo("truth"))) if self._exists("truth") else None
+
     def _decode(self, index: int) -> Record:
         size, pair = self.size, self.pairs[index]
         files = self.folder.files(self.split, self.order, pair)

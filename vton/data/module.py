@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -25,16 +24,10 @@ from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, 
 from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
 from vton.data.warp import WarpSource
+from vton.processes import process_share
 
 log = logging.getLogger(__name__)
 _spoken_of: set[tuple[Path, Split]] = set()  # splits whose captions this process has looked at
-
-
-def process_share() -> tuple[int, int]:
-    """Rank of this process and how many there are; (0, 1) outside distributed runs."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class EndlessBatches(Sampler[list[Draw]]):

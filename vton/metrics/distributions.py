@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 
 def frechet_distance(x_ND: Tensor, y_MD: Tensor) -> float:
@@ -38,15 +38,18 @@ def kernel_distance(x_ND: Tensor, y_MD: Tensor, subsets: int, size: int, degree:
 
     Rows must be in an order that does not depend on batches or processes: subsets are drawn by position. Where a subset
     would hold every sample of both sets, all subsets are the same one, and it is computed once. Needs N, M, size >= 2.
+    The three kernel matrices are computed once (N = M = 5,400: 0.7 GB); every subset is a part of them.
     """
     x, y = x_ND.double(), y_MD.double()
+    within_x, within_y, between = (poly_kernel(a, b, degree=degree) for a, b in ((x, x), (y, y), (x, y)))
     size = min(size, len(x), len(y))
     if size == len(x) == len(y):
-        return float(poly_mmd(x, y, degree=degree))
+        return float(maximum_mean_discrepancy(within_x, between, within_y))
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
         rows = torch.randperm(len(x), generator=generator)[:size]
         columns = torch.randperm(len(y), generator=generator)[:size]
-        values.append(poly_mmd(x[rows], y[columns], degree=degree))
+        parts = within_x[rows][:, rows], between[rows][:, columns], within_y[columns][:, columns]
+        values.append(maximum_mean_discrepancy(*parts))
     return float(torch.stack(values).mean())

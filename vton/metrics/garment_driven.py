@@ -1,7 +1,8 @@
-"""CAMI-U and CAMI-S, IMAGDressing's scores of a generated garment (arXiv 2407.12705), and MP-LPIPS' point matching.
+"""CAMI-U and CAMI-S, IMAGDressing's scores of a generated garment (arXiv 2407.12705), and MagicClothing's MP-LPIPS.
 
-    CAMI-U = SSIM(R', G) + (1 - D) + texture(R', G)
-    CAMI-S = CAMI-U + pose overlap + face similarity + text similarity
+    CAMI-U   = SSIM(R', G) + (1 - D) + texture(R', G)
+    CAMI-S   = CAMI-U + pose overlap + face similarity + text similarity
+    MP-LPIPS = mean over matched points of LPIPS between the patches around them
 
 R is the reference garment, G the garment cut out of the generated picture, R' is R resized to G. The published numbers
 come from OpenCV and scikit-image; their arithmetic (fixed-point resizing and grey, float32 corners, interpolated binary
@@ -13,9 +14,12 @@ Pictures are uint8 RGB (H, W, 3); G is garment on a plain ground.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -27,6 +31,10 @@ SSIM_WINDOW = 7
 MOST_CORNERS = 5000
 FARTHEST = 0.99  # D of a picture without corners, or with more than MOST_CORNERS
 DIAGONAL = 512 * 2**0.5  # distances are divided by it, whatever the size of the pictures
+MATCHED_SIDE = 512  # px of the square that MP-LPIPS brings pictures to
+POINT_GRID = 40  # px between its points
+PATCH = 33  # px, side of its patches
+NEAR = 17  # px, side of the square by which a match may miss the garment
 PATTERN_BINS = 64  # of 256 codes: the published code counts 8^2 bins where 2^8 was meant, so codes above 64 are lost
 
 
@@ -137,6 +145,51 @@ def cosine(a: Tensor | NDArray, b: Tensor | NDArray) -> float:
     """Cosine of two feature vectors of any shape, precision and device."""
     a, b = (torch.as_tensor(features).double().flatten().cpu() for features in (a, b))
     return (a @ b / (a.norm() * b.norm())).item()
+
+
+def mp_lpips(
+    garment: NDArray,
+    garment_mask: NDArray,
+    generated: NDArray,
+    generated_mask: NDArray,
+    features: Callable[[NDArray], Tensor],
+    lpips: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """Distance of the generated garment's details from the in-shop ones, smaller is better.
+
+    garment, generated: uint8 RGB of any size, with masks (h, w) bool of their garments
+    features: uint8 (512, 512, 3) to (1, C, h, w) on which points are matched
+    lpips:    two batches (N, 3, 33, 33) in [0, 1] to distances (N,)
+
+    Everything is resized to a square and black outside its mask. A point whose match lies off the generated garment
+    costs as much as white against black. Raises MetricError when no point lies on the garment.
+    """
+    (source, source_mask), (target, target_mask) = (
+        _masked_square(*pair) for pair in ((garment, garment_mask), (generated, generated_mask))
+    )
+    points = torch.from_numpy(np.argwhere(source_mask[::POINT_GRID, ::POINT_GRID])[:, ::-1] * POINT_GRID)  # (N, 2), x y
+    if not len(points):
+        raise MetricError("MP-LPIPS: no point of its grid lies on the garment; its mask is empty or thin.")
+    matches = match_points(features(source), features(target), points).cpu()
+    near = ndimage.maximum_filter(target_mask, NEAR, mode="nearest")
+    hits = torch.from_numpy(near[matches[:, 1], matches[:, 0]])
+    white = torch.ones(1, 3, PATCH, PATCH)
+    penalty = lpips(white, 0 * white).item()
+    found = lpips(_patches(source, points[hits]), _patches(target, matches[hits])) if hits.any() else torch.zeros(0)
+    return (found.sum().item() + penalty * int((~hits).sum())) / len(points)
+
+
+def _masked_square(picture: NDArray, mask: NDArray) -> tuple[NDArray, NDArray]:
+    """Both at MATCHED_SIDE by Pillow's bicubic filter, the picture black outside the mask."""
+    size = (MATCHED_SIDE, MATCHED_SIDE)
+    mask = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)) > 127
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)) * mask[..., None], mask
+
+
+def _patches(picture: NDArray, points_xy: Tensor) -> Tensor:
+    """(N, 3, 33, 33) in [0, 1] around points (N, 2), black beyond the picture."""
+    padded = F.pad(torch.from_numpy(picture).permute(2, 0, 1) / 255, [PATCH // 2] * 4)
+    return torch.stack([padded[:, y : y + PATCH, x : x + PATCH] for x, y in points_xy.tolist()])
 
 
 @torch.no_grad()

@@ -14,24 +14,42 @@ from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
 
-def resize(pictures: Tensor, side: int) -> Tensor:
-    """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), bilinear and antialiased as in torchmetrics."""
-    return F.interpolate(pictures.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
+def resize(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
+    """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), as one of the tools that compute FID does it.
+
+    torchmetrics:   bilinear, antialiased
+    clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded, clipped (Parmar et al. 2022, arXiv 2104.11222)
+    torch_fidelity: TensorFlow 1's bilinear: no antialiasing, and pixel i of the result is read at i * H / S
+    """
+    pictures = pictures.float()
+    if style == "torch_fidelity":
+        return _tensorflow_bilinear(_tensorflow_bilinear(pictures, side, 2), side, 3)
+    mode = {"torchmetrics": "bilinear", "clean_fid": "bicubic"}[style]
+    return F.interpolate(pictures, (side, side), mode=mode, align_corners=False, antialias=True).clamp(0, 255)
 
 
-def cut_out(pictures: Tensor, mask: Tensor, side: int) -> Tensor:
+def _tensorflow_bilinear(pictures: Tensor, side: int, axis: int) -> Tensor:
+    length = pictures.shape[axis]
+    place = torch.arange(side, device=pictures.device) * (length / side)
+    first = place.long()
+    share = (place - first).view([-1, 1] if axis == 2 else [1, -1])
+    before, after = (pictures.index_select(axis, index) for index in (first, (first + 1).clamp(max=length - 1)))
+    return before + (after - before) * share
+
+
+def cut_out(pictures: Tensor, mask: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
     """The garments alone: grey (128, which the network sees as 0) outside the mask, cropped to the mask's bounding box.
 
     pictures: uint8 (B, 3, H, W)
     mask:     (B, 1, H, W), nowhere empty
-    returns   float (B, 3, S, S) in [0, 255]
+    returns   float (B, 3, S, S) in [0, 255], resized as `resize` does
     """
     grey = torch.where(mask > 0, pictures, 128)
     crops = []
     for picture, inside in zip(grey, mask[:, 0] > 0, strict=True):
         rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
         crop = picture[None, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        crops.append(resize(crop, side))
+        crops.append(resize(crop, side, style))
     return torch.cat(crops)
 
 

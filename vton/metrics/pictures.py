@@ -41,6 +41,14 @@ def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> N
         Image.fromarray(picture).save(folder / f"{pair_id}.png", compress_level=1)
 
 
+def refuse(problems: Sequence[str], where: str) -> None:
+    """Raise one DataError that names the first of them, unless there are none."""
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listed = "\n  ".join(problems[:SHOWN])
+        raise DataError(f"{len(problems)} problem(s) with {where}:\n  {listed}{more}")
+
+
 class PictureFolder:
     """The pictures of one method: `folder(pair_ids)` loads them as uint8 (B, 3, H, W)."""
 
@@ -71,13 +79,7 @@ class PictureFolder:
                 problem = f"not readable: {error}"
             if problem:
                 problems.append(f"{found[name]}: {problem}")
-        if problems:
-            more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-            raise DataError(
-                f"{len(problems)} problem(s) with the predicted pictures in {self.folder}; write them again:\n  "
-                + "\n  ".join(problems[:SHOWN])
-                + more
-            )
+        refuse(problems, f"the predicted pictures in {self.folder}; write them again")
 
         if self.silhouettes:
             self.silhouettes.check(pair_ids, size)

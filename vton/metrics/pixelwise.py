@@ -17,13 +17,18 @@ def masked_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def ssim(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Protocol) -> Tensor:
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, Eq. 13), averaged over RGB and the mask: (B,).
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, Eq. 13), mean over channels and mask: (B,).
 
     torchmetrics' definition: Gaussian window out to 3.5 sigma, borders reflected, mean over the whole picture. In
     float32 a variance, a difference of squares, is off by up to 1e-4 of the score on flat backgrounds, and identical
     pictures do not reach 1; this is computed in float64, which torchmetrics' two-dimensional window makes 20 times
     slower than two passes of one dimension.
+
+    protocol.ssim_grey: scikit-image's with gaussian_weights and without use_sample_covariance, on luminance. It differs
+    in leaving out the border that the window does not fit in; over a mask, which no script has, borders count.
     """
+    if protocol.ssim_grey:
+        prediction, truth = luminance(prediction), luminance(truth)
     x, y = (picture.to(_precise(picture)) for picture in (prediction, truth))
     maps = torch.cat([x, y, x * x, y * y, x * y], 1)
     mean_x, mean_y, square_x, square_y, product = _blur(maps, protocol.ssim_sigma).chunk(5, 1)
@@ -32,7 +37,16 @@ def ssim(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Pro
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    if protocol.ssim_grey and weight is None:
+        border = _radius(protocol.ssim_sigma)
+        similarity = similarity[:, :, border:-border, border:-border]
     return masked_mean(similarity, weight).mean(1)
+
+
+def luminance(picture: Tensor) -> Tensor:
+    """Grey (B, 1, H, W) of RGB (B, 3, H, W), both in [0, 1] and whole levels of 255: Pillow's mode L, to the bit."""
+    red, green, blue = (picture * 255).round().long().unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)[:, None] / 255
 
 
 def psnr(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Protocol) -> Tensor:
@@ -52,7 +66,7 @@ def iou(prediction: Tensor, truth: Tensor) -> Tensor:
 
 def _blur(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, C, H, W): along rows, then along columns."""
-    radius = int(3.5 * sigma + 0.5)
+    radius = _radius(sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     window = torch.exp(-((offsets / sigma) ** 2) / 2)
     window = (window / window.sum()).tolist()
@@ -63,6 +77,10 @@ def _blur(maps: Tensor, sigma: float) -> Tensor:
         for shift, share in enumerate(window):
             maps.add_(padded.narrow(axis, shift, length), alpha=share)
     return maps
+
+
+def _radius(sigma: float) -> int:
+    return int(3.5 * sigma + 0.5)
 
 
 def _precise(picture: Tensor) -> torch.dtype:

@@ -41,6 +41,14 @@ class Row:
     metrics: dict[str, float]
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def rules(self) -> str:
+        """The protocol with its version and what was changed in it: "exact v1 with repaint=True"."""
+        settings = self.provenance.get("metrics", {})
+        changes = settings.get("changes", [])
+        version = settings.get("protocol", {}).get("version", "?")
+        return f"{self.protocol} v{version}{' with ' if changes else ''}{', '.join(changes)}"
+
 
 def digest_of_ids(ids: Iterable[str]) -> str:
     """SHA-256 of the sorted ids, one a line: two rows with the same digest measured the same pairs."""

@@ -12,12 +12,15 @@ the mask's bounding box; the reference are the garments that the people of the t
 not show the garment count for `image` only, which `n` shows.
 
 Real unpaired pairs have no truth: they get FID and KID of `image` and nothing else.
+
+Before anything is measured, the protocol prepares truth and prediction (prepare.py). For regions it says nothing: masks
+are brought to the size of the picture at hand by nearest neighbour.
 """
-# Shapes: B batch, H W height and width of the pictures, D width of an Inception feature
+# Shapes: B batch, H W height and width of the comparison, D width of an Inception feature
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,45 +31,67 @@ import torch
 from torch import Tensor
 
 from vton.config import EvalConfig
-from vton.data.sample import DataError, TryOnBatch
-from vton.metrics import inception, pixelwise, weights
+from vton.data.sample import DataError, Order, TryOnBatch
+from vton.metrics import inception, pixelwise, prepare, weights
 from vton.metrics.distributions import frechet_distance, kernel_distance
+from vton.metrics.garment_scores import NEEDS, GarmentNetworks, GarmentScores, with_stored
 from vton.metrics.perceptual import DISTS, LPIPS, Statistics
 from vton.metrics.pictures import to_uint8
-from vton.metrics.protocol import protocol
+from vton.metrics.protocol import changes, configured
 from vton.metrics.results import Row, digest_of_ids
 from vton.metrics.tally import REGIONS, Features, Region, Tally
 
 # Pair ids -> uint8 (B, 3, H, W), e.g. a PictureFolder. Methods that warp have an attribute `silhouettes`, of the same
 # kind: white where the garment lies. Then `iou` is measured too.
 Pictures = Callable[[Sequence[str]], Tensor]
-PIXELS_AT_ONCE = {"cpu": 8 * 128 * 96, "cuda": 32 * 512 * 384}  # bounds the memory of the networks' feature maps
+Originals = Callable[[int], tuple[Tensor, Tensor | None]]  # pair's index -> person, truth as stored, uint8 (3, h, w)
+PIXELS_AT_ONCE_ON_GPU = 32 * 512 * 384  # bounds the memory of the networks' feature maps
 
 
 @dataclass
-class Truth:
+class Target:
+    """What one prediction is compared with. Pictures are uint8 (3, h, w) of any size, masks bool (1, h, w)."""
+
+    pair_id: str
+    person_id: str
+    category: str
+    order: Order
+    size: tuple[int, int]  # height, width of the prediction
+    person: Tensor | None = None  # as photographed: the reference of FID and KID, and what is pasted back
+    truth: Tensor | None = None  # absent for real unpaired pairs
+    garment_mask: Tensor | None = None  # where the truth shows the garment
+    repaint_mask: Tensor | None = None  # where the method painted
+    garment: Tensor | None = None  # in-shop picture; this and what follows for the garment-driven metrics
+    silhouette: Tensor | None = None  # of the garment in it
+    pose_map: Tensor | None = None  # the person's, drawn
+    prompt: str = ""
+
+
+@dataclass
+class Part:
     """What all methods are compared with, for one region of one chunk of pairs."""
 
     region: Region
     rows: Tensor  # indices of the chunk's pairs that count in this region
-    picture: Tensor  # uint8 (B, 3, H, W), these rows only
-    mask: Tensor | None  # (B, 1, H, W); None for the whole picture
-    lpips: list[Tensor] | None
-    dists: list[Statistics] | None
+    mask: Tensor | None  # float (B, 1, H, W), these rows only; None for the whole picture
+    truth: Tensor | None = None  # uint8 (B, 3, H, W), these rows only
+    lpips: list[Tensor] | None = None
+    dists: list[Statistics] | None = None
 
 
 class Scorer:
     """Measures pictures as `eval` of the configuration says. Networks are built once and never downloaded."""
 
-    def __init__(self, config: EvalConfig, device: str | torch.device = "cpu"):
+    def __init__(self, config: EvalConfig, device: str | torch.device = "cpu", networks: GarmentNetworks | None = None):
+        """networks: those of the garment-driven metrics that no file brings."""
         self.config = config
-        self.protocol = protocol(config.protocol)
+        self.protocol = configured(config)
         self.device = torch.device(device)
         self.files: dict[str, Path | None] = {}  # lpips, dists, inception -> file of its weights; None = random
         self.lpips = self.dists = self.inception = None
-        seed = self.protocol.weights_seed
+        net, seed = self.protocol.lpips_net, self.protocol.weights_seed
         if "lpips" in config.metrics:
-            self.lpips = LPIPS(config.lpips_net, self._find("lpips", config.lpips_net), seed)
+            self.lpips = LPIPS(net, self._find("lpips", net), seed)
         if "dists" in config.metrics:
             self.dists = DISTS(self._find("dists", "vgg"), seed, self.protocol.dists_side)
         if {"fid", "kid"} & set(config.metrics):
@@ -74,6 +99,9 @@ class Scorer:
         for network in (self.lpips, self.dists, self.inception):
             if network is not None:
                 network.to(self.device, memory_format=torch.channels_last).eval()
+        asked = [metric for metric in config.metrics if metric in NEEDS]
+        folder = weights.folder(config.weights) if asked else None
+        self.garment = GarmentScores(asked, with_stored(networks or GarmentNetworks(), asked, folder, self.device))
         pretrained = self.files.get("inception") is not None
         self.side = self.protocol.inception_side if pretrained else self.protocol.random_inception_side
 
@@ -83,140 +111,230 @@ class Scorer:
 
     def name(self, metric: str) -> str:
         """How a metric is called in rows: other weights or another backbone than LPIPS' AlexNet, another name."""
+        if metric in NEEDS:
+            return self.garment.name(metric)
         user = "inception" if metric in ("fid", "kid") else metric
-        if metric == "lpips" and self.config.lpips_net != "alex":
-            metric = f"lpips_{self.config.lpips_net}"
+        if metric == "lpips" and self.protocol.lpips_net != "alex":
+            metric = f"lpips_{self.protocol.lpips_net}"
         return f"{metric}_random" if user in self.files and self.files[user] is None else metric
 
     # ---- measuring ----
 
-    def people(self, batches: Iterable[TryOnBatch]) -> Features:
+    def people(self, batches: Iterable[TryOnBatch], originals: Originals | None = None) -> Features:
         """Features of the test split's person pictures, by person id: the reference of FID and KID in both orders.
 
         Takes batches in paired order, where the truth is the person and its garment mask the worn garment's.
+        originals: as in `score`.
         """
+        return self.reference(self._targets(batch, originals) for batch in batches)
+
+    def score(
+        self, batches: Iterable[TryOnBatch], methods: Mapping[str, Pictures], originals: Originals | None = None
+    ) -> dict[str, Tally]:
+        """Measure the pictures of every method against the batches of one order.
+
+        originals: the stored pictures of a pair, which protocols with a filter of their own start from; without it
+        they start from the batch's. Raises as `compare`.
+        """
+        return self.compare((self._targets(batch, originals) for batch in batches), methods)
+
+    def reference(self, groups: Iterable[Sequence[Target]]) -> Features:
+        """Features of the persons of paired targets, by person id. A person who comes twice counts once."""
         people = Features()
         if self.inception is None:
             return people
         with _exact(self.device):
-            for batch in self._chunks(batches, lambda batch: batch.person_id):
-                if set(batch.order) != {"paired"}:
-                    raise ValueError("the reference of FID and KID is built from batches in paired order")
-                people.category.update(zip(batch.person_id, batch.category, strict=True))
-                for region, rows, mask in self._regions(batch):
-                    ids = [batch.person_id[row] for row in rows.tolist()]
-                    people.add(region, ids, self._inception(to_uint8(batch.person[rows]), mask))
+            for chunk in self._chunks(_unseen(group, "person_id", people.category) for group in groups):
+                if any(target.order != "paired" for target in chunk):
+                    raise ValueError("the reference of FID and KID is built from pairs in paired order")
+                people.category.update((target.person_id, target.category) for target in chunk)
+                pictures = [target.person for target in chunk]
+                if self.protocol.reference == "resized":
+                    pictures = [prepare.truth(t.person, self._size(t), self.protocol) for t in chunk]
+                for region, rows in _regions(chunk):
+                    masks = None
+                    if region == "garment":
+                        masks = [prepare.resize_mask(chunk[r].garment_mask, pictures[r].shape[-2:]) for r in rows]
+                    features = self._inception([pictures[row] for row in rows], masks)
+                    people.add(region, [chunk[row].person_id for row in rows], features)
         return people
 
-    def score(self, batches: Iterable[TryOnBatch], methods: Mapping[str, Pictures]) -> dict[str, Tally]:
-        """Measure the pictures of every method against the batches of one order.
+    def compare(self, groups: Iterable[Sequence[Target]], methods: Mapping[str, Pictures]) -> dict[str, Tally]:
+        """Measure every method's pictures of the targets, which come in groups of one size and are of one order.
 
-        Pairs that come twice (padding of a distributed sampler) are measured once. Raises DataError naming a picture
-        that is missing, broken or not of the truth's size.
+        A method is asked for a whole group before the next one is drawn. Pairs that come twice (padding of a
+        distributed sampler) are measured once. Raises DataError naming a picture that is missing, broken or not of the
+        target's size.
         """
         tallies: dict[str, Tally] = {}
+        seen: set[str] = set()
         with _exact(self.device):
-            for batch in self._chunks(batches, lambda batch: batch.pair_id):
-                truths = self._truths(batch)
-                for name, pictures in methods.items():
-                    tally = tallies.setdefault(name, Tally(batch.order[0]))
-                    if set(batch.order) != {tally.order}:
-                        raise ValueError(f"one call measures one order, got {tally.order} and {batch.order}")
-                    self._measure(tally, batch, self._pictures(name, pictures, batch), truths)
-                    if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None):
-                        self._overlap(tally, batch, self._pictures(name, pictures.silhouettes, batch)[:, :1] > 127)
+            for group in groups:
+                group = _unseen(group, "pair_id", seen)
+                if not group:
+                    continue
+                seen.update(target.pair_id for target in group)
+                found = {name: self._pictures(name, pictures, group) for name, pictures in methods.items()}
+                silhouettes = {
+                    name: self._pictures(name, pictures.silhouettes, group)[:, :1] > 127
+                    for name, pictures in methods.items()
+                    if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None)
+                }
+                first = 0
+                for chunk in self._chunks([group]):
+                    parts = self._parts(chunk)
+                    these = slice(first, first + len(chunk))
+                    for name, pictures in found.items():
+                        tally = tallies.setdefault(name, Tally(chunk[0].order))
+                        if any(target.order != tally.order for target in chunk):
+                            raise ValueError(f"one call measures one order, got {tally.order} and another")
+                        self._measure(tally, chunk, pictures[these], parts)
+                        if name in silhouettes:
+                            self._overlap(tally, chunk, silhouettes[name][these], parts)
+                    first = these.stop
         return tallies
 
-    def _measure(self, tally: Tally, batch: TryOnBatch, predictions: Tensor, truths: list[Truth]) -> None:
-        tally.category.update(zip(batch.pair_id, batch.category, strict=True))
-        for truth in truths:
-            ids = [batch.pair_id[row] for row in truth.rows.tolist()]
-            for metric, values in self._compare(predictions[truth.rows], truth).items():
-                tally.add(truth.region, metric, ids, values)
-        if self.inception is not None:
-            for region, rows, mask in self._regions(batch):
-                ids = [batch.pair_id[row] for row in rows.tolist()]
-                tally.features.add(region, ids, self._inception(predictions[rows], mask))
+    def _measure(self, tally: Tally, chunk: Sequence[Target], pictures: Tensor, parts: Sequence[Part]) -> None:
+        tally.category.update((target.pair_id, target.category) for target in chunk)
+        prepared = []
+        for target, picture in zip(chunk, pictures, strict=True):
+            mask = target.repaint_mask if self.protocol.repaint else None
+            prepared.append(prepare.prediction(picture, self._size(target), self.protocol, target.person, mask))
+            for (region, metric), value in self.garment.measure(target, prepared[-1]).items():
+                tally.add(region, metric, [target.pair_id], torch.tensor([value], dtype=torch.float64))
+        predictions = torch.stack(prepared).to(self.device)
+        for part in parts:
+            ids = [chunk[row].pair_id for row in part.rows.tolist()]
+            if part.truth is not None:
+                for metric, values in self._compare(predictions[part.rows], part).items():
+                    tally.add(part.region, metric, ids, values)
+            if self.inception is not None:
+                masks = None if part.mask is None else list(part.mask)
+                tally.features.add(part.region, ids, self._inception(list(predictions[part.rows]), masks))
 
-    def _overlap(self, tally: Tally, batch: TryOnBatch, silhouettes: Tensor) -> None:
-        """IoU of (B, 1, H, W) bool with where the truth shows the garment, for pairs whose truth does."""
-        if batch.truth is None:
-            return
-        for region, rows, mask in self._regions(batch):
-            if mask is not None:
-                ids = [batch.pair_id[row] for row in rows.tolist()]
-                tally.add(region, "iou", ids, pixelwise.iou(silhouettes[rows], mask > 0))
+    def _overlap(self, tally: Tally, chunk: Sequence[Target], silhouettes: Tensor, parts: Sequence[Part]) -> None:
+        """IoU of (B, 1, h, w) bool with where the truth shows the garment, for pairs whose truth does."""
+        for part in parts:
+            if part.mask is not None and part.truth is not None:
+                rows = part.rows.tolist()
+                warped = [prepare.resize_mask(silhouettes[row], part.mask.shape[-2:]) for row in rows]
+                values = pixelwise.iou(torch.stack(warped).to(self.device), part.mask > 0)
+                tally.add(part.region, "iou", [chunk[row].pair_id for row in rows], values)
 
-    def _compare(self, prediction: Tensor, truth: Truth) -> dict[str, Tensor]:
+    def _compare(self, prediction: Tensor, part: Part) -> dict[str, Tensor]:
         """Scores (B,) of uint8 predictions for the metrics that need a truth."""
-        if truth.mask is not None:
-            prediction = torch.where(truth.mask > 0, prediction, truth.picture)
-        x, y = prediction / 255, truth.picture / 255
+        if part.mask is not None:
+            prediction = torch.where(part.mask > 0, prediction, part.truth)
+        x, y = prediction / 255, part.truth / 255
         scores = {}
         for metric, function in (("ssim", pixelwise.ssim), ("psnr", pixelwise.psnr)):
             if metric in self.config.metrics:
-                scores[metric] = function(x, y, truth.mask, self.protocol)
-        x = x.contiguous(memory_format=torch.channels_last)
+                scores[metric] = function(x, y, part.mask, self.protocol)
         if self.lpips is not None:
-            scores["lpips"] = self.lpips.distance(self.lpips.features(x), truth.lpips, truth.mask)
+            scores["lpips"] = self.lpips.distance(self._lpips(prediction), part.lpips, part.mask)
         if self.dists is not None:
-            scores["dists"] = self.dists.distance(
-                self.dists.statistics(self.dists.features(x), truth.mask), truth.dists
-            )
+            scores["dists"] = self.dists.distance(self.dists.statistics(self._dists(prediction), part.mask), part.dists)
         return scores
 
-    def _truths(self, batch: TryOnBatch) -> list[Truth]:
-        """Truths of each region, with the features that all methods share."""
-        if batch.truth is None:
-            return []
-        truths = []
-        pictures = to_uint8(batch.truth)
-        y = (pictures / 255).contiguous(memory_format=torch.channels_last)
-        lpips = self.lpips.features(y) if self.lpips is not None else None
-        dists = self.dists.features(y) if self.dists is not None else None
-        for region, rows, mask in self._regions(batch):
-            truth = Truth(region, rows, pictures[rows], mask, None, None)
+    def _parts(self, chunk: Sequence[Target]) -> list[Part]:
+        """The regions of a chunk, with the features of the truth that all methods share."""
+        truths = lpips = dists = None
+        if chunk[0].truth is not None:
+            truths = torch.stack([prepare.truth(t.truth, self._size(t), self.protocol) for t in chunk]).to(self.device)
+            lpips = self._lpips(truths) if self.lpips is not None else None
+            dists = self._dists(truths) if self.dists is not None else None
+        parts = []
+        for region, rows in _regions(chunk):
+            mask = None
+            if region == "garment":
+                masks = [prepare.resize_mask(chunk[row].garment_mask, self._size(chunk[row])) for row in rows]
+                mask = torch.stack(masks).float().to(self.device)
+            part = Part(region, torch.tensor(rows, device=self.device), mask)
+            if truths is not None:
+                part.truth = truths[part.rows]
             if lpips is not None:
-                truth.lpips = [layer[rows] for layer in lpips]
+                part.lpips = [layer[part.rows] for layer in lpips]
             if dists is not None:
-                truth.dists = self.dists.statistics([layer[rows] for layer in dists], mask)
-            truths.append(truth)
-        return truths
+                part.dists = self.dists.statistics([layer[part.rows] for layer in dists], mask)
+            parts.append(part)
+        return parts
 
-    def _regions(self, batch: TryOnBatch) -> Iterator[tuple[Region, Tensor, Tensor | None]]:
-        """Each region with the rows that count in it and their masks."""
-        yield "image", torch.arange(len(batch), device=self.device), None
-        if batch.truth_garment_mask is not None:
-            rows = batch.truth_garment_mask.flatten(1).any(1).nonzero()[:, 0]
-            if len(rows):
-                yield "garment", rows, batch.truth_garment_mask[rows].float()
+    # ---- networks on uint8 pictures ----
 
-    def _inception(self, pictures: Tensor, mask: Tensor | None) -> Tensor:
-        """Features (B, D) of uint8 pictures, of the whole ones or of the garments in them."""
-        resize, cut_out = inception.resize, inception.cut_out
-        x = resize(pictures, self.side) if mask is None else cut_out(pictures, mask, self.side)
-        return self.inception(x.contiguous(memory_format=torch.channels_last))
+    def _lpips(self, pictures: Tensor) -> list[Tensor]:
+        side = self.protocol.lpips_side
+        if side:
+            small = [prepare.resize(picture.cpu(), (side, side), "bilinear") for picture in pictures]
+            pictures = torch.stack(small).to(self.device)
+        return self.lpips.features((pictures / 255).contiguous(memory_format=torch.channels_last))
 
-    def _pictures(self, method: str, pictures: Pictures, batch: TryOnBatch) -> Tensor:
-        found = pictures(batch.pair_id)
-        expected = tuple(batch.person.shape)
+    def _dists(self, pictures: Tensor) -> list[Tensor]:
+        return self.dists.features((pictures / 255).contiguous(memory_format=torch.channels_last))
+
+    def _inception(self, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None) -> Tensor:
+        """Features (B, D) of pictures (3, h, w) of any sizes, of the whole ones or of the garments in them."""
+        side, style = self.side, self.protocol.inception_resize
+        pictures = [picture[None].to(self.device) for picture in pictures]
+        if masks is None:
+            squares = [inception.resize(picture, side, style) for picture in pictures]
+        else:
+            masks = [mask[None].to(self.device) for mask in masks]
+            squares = [inception.cut_out(p, mask, side, style) for p, mask in zip(pictures, masks, strict=True)]
+        return self.inception(torch.cat(squares).contiguous(memory_format=torch.channels_last))
+
+    # ---- targets ----
+
+    def _targets(self, batch: TryOnBatch, originals: Originals | None) -> list[Target]:
+        size = tuple(batch.person.shape[-2:])
+        people = to_uint8(batch.person.cpu())
+        truths = [None] * len(batch) if batch.truth is None else to_uint8(batch.truth.cpu())
+        worn, painted = (
+            None if mask is None else mask.cpu() > 0 for mask in (batch.truth_garment_mask, batch.agnostic_mask)
+        )
+        targets = []
+        for row, pair_id in enumerate(batch.pair_id):
+            person, truth = people[row], truths[row]
+            if originals is not None and self.protocol.from_originals:
+                person, truth = originals(batch.index[row])
+            target = Target(
+                pair_id, batch.person_id[row], batch.category[row], batch.order[row], size, person, truth,
+                None if worn is None else worn[row], painted[row],
+            )  # fmt: skip
+            if self.garment.metrics:
+                target.garment, target.pose_map = (to_uint8(p[row].cpu()) for p in (batch.garment, batch.pose_map))
+                target.silhouette, target.prompt = batch.garment_mask[row].cpu() > 0, batch.person_caption[row]
+            targets.append(target)
+        return targets
+
+    def _size(self, target: Target) -> tuple[int, int]:
+        """Height and width of the comparison."""
+        return self.protocol.size or target.size
+
+    def _pictures(self, method: str, pictures: Pictures, group: Sequence[Target]) -> Tensor:
+        ids = [target.pair_id for target in group]
+        found = pictures(ids)
+        expected = (len(group), 3, *group[0].size)
         if found.dtype != torch.uint8 or tuple(found.shape) != expected:
             where = getattr(pictures, "folder", "memory")
             raise DataError(
-                f"{method}: pictures {batch.pair_id[0]} to {batch.pair_id[-1]} ({where}) are {found.dtype} "
+                f"{method}: pictures {ids[0]} to {ids[-1]} ({where}) are {found.dtype} "
                 f"{tuple(found.shape)}, expected uint8 {expected}; write them again at the data's size."
             )
-        return found.to(self.device)
+        return found.cpu()
 
-    def _chunks(self, batches: Iterable[TryOnBatch], ids: Callable[[TryOnBatch], list[str]]) -> Iterator[TryOnBatch]:
-        """Small batches on the device, without what was seen before."""
-        seen: set[str] = set()
-        for batch in batches:
-            new = [row for row, name in enumerate(ids(batch)) if not (name in seen or seen.add(name))]
-            height, width = batch.person.shape[-2:]
-            size = max(1, PIXELS_AT_ONCE.get(self.device.type, PIXELS_AT_ONCE["cpu"]) // (height * width))
-            for start in range(0, len(new), size):
-                yield batch[new[start : start + size]].to(self.device)
+    def _chunks(self, groups: Iterable[Sequence[Target]]) -> Iterator[Sequence[Target]]:
+        """What passes through the networks together: within a group, as much as a GPU's memory bears; 1 on a CPU.
+
+        One is as fast there, and a convolution of one picture may sum in another order than of several: with chunks of
+        one, batches and processes cannot show in any number.
+        """
+        for group in groups:
+            size = 1
+            if group and self.device.type != "cpu":
+                height, width = self._size(group[0])
+                size = max(1, PIXELS_AT_ONCE_ON_GPU // (height * width))
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
 
     # ---- reporting ----
 
@@ -225,11 +343,12 @@ class Scorer:
     ) -> list[Row]:
         """One row per region and category ("all" first); metrics that cannot be computed are absent, never NaN.
 
-        FID and KID need two pictures on each side; KID's subsets are no larger than either set.
+        FID and KID need two pictures on each side; KID's subsets are no larger than either set. No row stands for
+        nothing, unless it says which metric lacks its network.
         """
         rows = []
         for region in REGIONS:
-            categories = sorted({tally.category[name] for name in tally.pair_ids(region)})
+            categories = sorted({tally.category[name] for name in tally.pair_ids(region)} - {"all"})
             for category in ("all", *categories):
                 ids = tally.pair_ids(region, category)
                 if not ids:
@@ -239,20 +358,14 @@ class Scorer:
                     if metric in tally.scores[region]:
                         metrics[self.name(metric)] = tally.mean(region, metric, ids)
                 metrics |= self._distances(tally.features.stack(region, category), people.stack(region, category))
+                if not metrics and not self.garment.absent:
+                    continue
                 details = {**provenance, "metrics": self.settings(), "pairs_sha256": digest_of_ids(ids)}
+                if self.garment.absent:
+                    details["absent"] = self.garment.absent
+                protocol = self.protocol.name
                 rows.append(
-                    Row(
-                        model,
-                        data,
-                        split,
-                        tally.order,
-                        region,
-                        category,
-                        self.protocol.name,
-                        len(ids),
-                        metrics,
-                        details,
-                    )
+                    Row(model, data, split, tally.order, region, category, protocol, len(ids), metrics, details)
                 )
         return rows
 
@@ -263,24 +376,14 @@ class Scorer:
         if "fid" in self.config.metrics:
             distances[self.name("fid")] = frechet_distance(predicted_ND, people_MD)
         if "kid" in self.config.metrics:
-            distances[self.name("kid")] = kernel_distance(
-                predicted_ND,
-                people_MD,
-                self.config.kid_subsets,
-                self.config.kid_subset_size,
-                self.protocol.kid_degree,
-                self.protocol.kid_seed,
-            )
+            used = self.protocol
+            settings = used.kid_subsets, used.kid_subset_size, used.kid_degree, used.kid_seed
+            distances[self.name("kid")] = kernel_distance(predicted_ND, people_MD, *settings)
         return distances
 
     def settings(self) -> dict[str, Any]:
-        """The protocol's numbers and each network's weights, for provenance."""
-        return {
-            "protocol": asdict(self.protocol),
-            "networks": self._networks,
-            "kid_subsets": self.config.kid_subsets,
-            "kid_subset_size": self.config.kid_subset_size,
-        }
+        """The protocol's numbers, what was changed in it, and each network's weights, for provenance."""
+        return {"protocol": asdict(self.protocol), "changes": changes(self.protocol), "networks": self._networks}
 
     @cached_property
     def _networks(self) -> dict[str, str]:
@@ -289,6 +392,19 @@ class Scorer:
             user: f"{path.name if path else 'random'}, sha256 {weights.digest(getattr(self, user))[:16]}"
             for user, path in self.files.items()
         }
+
+
+def _unseen(group: Sequence[Target], key: str, seen: Container[str]) -> list[Target]:
+    """The targets whose `key` is not in `seen`, each once."""
+    return list({getattr(target, key): target for target in group if getattr(target, key) not in seen}.values())
+
+
+def _regions(chunk: Sequence[Target]) -> Iterator[tuple[Region, list[int]]]:
+    """Each region with the places of the targets that count in it."""
+    yield "image", list(range(len(chunk)))
+    rows = [row for row, t in enumerate(chunk) if t.garment_mask is not None and t.garment_mask.any()]
+    if rows:
+        yield "garment", rows
 
 
 @contextmanager

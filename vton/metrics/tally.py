@@ -55,6 +55,8 @@ class Tally:
     def pair_ids(self, region: Region, category: str = "all") -> list[str]:
         """Sorted ids of the pairs that count in a region: all of them, or those whose truth shows the garment."""
         measured = set(self.features.regions[region]).union(*self.scores[region].values())
+        if region == "image":
+            measured = set(self.category)  # also where no metric could be computed
         return [name for name in sorted(measured) if category in ("all", self.category[name])]
 
     def mean(self, region: Region, metric: str, pair_ids: Sequence[str]) -> float:

@@ -1,14 +1,16 @@
-"""Weights of the metric networks: verified files from a folder, or fixed random ones. Never downloaded.
+"""Weights of the metric networks: verified files from a folder, or fixed random ones. Nothing is downloaded here.
 
-The folder (eval.weights, else $VTON_METRIC_WEIGHTS) holds the files under the names their authors publish them with;
-each name ends in the first eight digits of the file's SHA-256, which is checked:
+The folder is eval.weights, else $VTON_METRIC_WEIGHTS (set but empty: none), else where `vton weights` put them. It
+holds the files under the names their authors publish them with; each name ends in the first eight digits of the file's
+SHA-256, which is checked:
 
     pt_inception-2015-12-05-6726825d.pth       FID, KID (pytorch-fid; torch-fidelity calls it weights-inception-...)
     alexnet-owt-7be5be79.pth                   LPIPS with AlexNet      (torchvision)
     vgg16-397923af.pth                         DISTS, LPIPS with VGG   (torchvision)
     squeezenet1_1-b8a52dc0.pth                 LPIPS with SqueezeNet   (torchvision)
 
-A metric whose file is absent runs with random weights and is named `<metric>_random`.
+A metric whose file is absent runs with random weights and is named `<metric>_random`. The garment-driven metrics have
+no such form: they are absent themselves where one of their networks is (garment_scores.py).
 """
 
 from __future__ import annotations
@@ -30,16 +32,34 @@ FILES = {
     "vgg": ("vgg16-397923af.pth",),
     "squeeze": ("squeezenet1_1-b8a52dc0.pth",),
 }
+# Folders with the networks of the garment-driven metrics.
+CLIP, IMAGE_REWARD, DIFT = "clip-vit-base-patch32", "image_reward", "stable-diffusion-2-1"
 
 
-def find(network: str, folder: str) -> Path | None:
-    """The file with the network's pretrained weights, or None. Raises ConfigError when the folder does not exist."""
-    key, folder = ("eval.weights", folder) if folder else (f"${VARIABLE}", os.environ.get(VARIABLE, ""))
-    if not folder:
-        return None
-    if not Path(folder).expanduser().is_dir():
-        raise ConfigError(f"{key}={folder}: no such folder; it should hold {FILES[network][0]}.")
-    paths = [Path(folder).expanduser() / name for name in FILES[network]]
+def fetched_folder() -> Path:
+    """Where `vton weights` puts files: $VTON_METRIC_WEIGHTS, else the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get(VARIABLE) or f"{cache}/vton/metric_weights").expanduser()
+
+
+def folder(given: str) -> Path | None:
+    """The folder of pretrained metric networks; None where none is given and none was fetched.
+
+    given: eval.weights. Raises ConfigError when a given folder does not exist.
+    """
+    key, name = ("eval.weights", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE))
+    if name is None:
+        return fetched_folder() if fetched_folder().is_dir() else None
+    if name and not Path(name).expanduser().is_dir():
+        names = ", ".join(names[0] for names in FILES.values())
+        raise ConfigError(f"{key}={name}: no such folder; it should hold some of {names}.")
+    return Path(name).expanduser() if name else None
+
+
+def find(network: str, given: str) -> Path | None:
+    """The file with the network's pretrained weights, or None. Raises ConfigError as `folder` does."""
+    place = folder(given)
+    paths = [place / name for name in FILES[network]] if place else []
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -220,10 +220,18 @@ class TryOnModule(TrainedModule):
         return self.codec.decode(z).clamp(-1, 1)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
-        seed = self.config.eval.seed
+        """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.
+
+        Networks may sum in another order for batches of another shape: without them a process's last pictures would
+        differ by a rounding from those that another number of processes draws.
+        """
+        seed, pairs = self.config.eval.seed, len(self.trainer.predict_dataloaders.dataset)
+        full = batch[[row % len(batch) for row in range(min(self.config.eval.batch_size, pairs))]]
         if self.former is None:
-            return self.generate(batch, seed)
-        return self.generate(batch, seed, lowres=self.former(batch.pair_id).to(self.device))
+            pictures = self.generate(full, seed)
+        else:
+            pictures = self.generate(full, seed, lowres=self.former(full.pair_id).to(self.device))
+        return pictures[: len(batch)]
 
 
 def lr_factor(step: int, train) -> float:

@@ -127,8 +127,7 @@ def _setting(row: Row, pairs: Sequence[tuple[str, str, str]], budget: str) -> di
     known = row.provenance
     metrics = known.get("metrics", {})
     size = "x".join(str(side) for side in known.get("size", ())) or f"size {NOT_RECORDED}"
-    held = [f"protocol {row.protocol} v{metrics.get('protocol', {}).get('version', '?')}"]
-    held += [f"mask {known.get('mask', NOT_RECORDED)}"]
+    held = [f"protocol {row.rules}", f"mask {known.get('mask', NOT_RECORDED)}"]
     held += [f"{order} pairs {digest}" for order, category, digest in pairs if category == "all"]
     held += [f"{name} network: {weights}" for name, weights in metrics.get("networks", {}).items()]
     held = "; ".join(held)

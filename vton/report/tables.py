@@ -17,8 +17,11 @@ from rich.table import Table
 from vton.errors import UserError
 from vton.metrics.results import Row
 
-HIGHER_IS_BETTER = ("ssim", "psnr", "iou")
-DIGITS = {"ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3}
+HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami_u", "cami_s", "image_reward")
+DIGITS = {
+    "ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3,
+    "cami_u": 3, "cami_s": 3, "mp_lpips": 4, "image_reward": 3,
+}  # fmt: skip
 ORDER = tuple(DIGITS)  # of the columns
 KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
 PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe
@@ -96,6 +99,11 @@ def table_json(*tables: Sequence[Row]) -> str:
     return json.dumps(shown, indent=1, allow_nan=False)
 
 
+def base(metric: str) -> str:
+    """The metric that another backbone, weights or masks stand behind: lpips of lpips_squeeze_random; else itself."""
+    return next((name for name in DIGITS if f"{metric}_".startswith(f"{name}_")), metric)
+
+
 def _measured(row: Row) -> dict:
     settings = row.provenance.get("metrics", {})
     return {
@@ -103,9 +111,9 @@ def _measured(row: Row) -> dict:
         "split": row.split,
         "protocol": row.protocol,
         "protocol version": settings.get("protocol", {}).get("version"),
+        "protocol settings changed": settings.get("changes", []),
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
-        "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
     }
 
 
@@ -128,26 +136,22 @@ def _place(key: tuple[str, str, str]) -> tuple:
     return order != "paired", region != "garment", category != "all", category
 
 
-def _base(metric: str) -> str:
-    return metric.split("_")[0]
-
-
 def _columns(rows: Sequence[Row]) -> list[str]:
     return sorted(
-        {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(_base(metric)), metric)
+        {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(base(metric)), metric)
     )
 
 
 def _heading(metric: str) -> str:
-    scale = f" x{KID_SCALE}" if _base(metric) == "kid" else ""
-    return f"{metric}{scale} {'↑' if _base(metric) in HIGHER_IS_BETTER else '↓'}"
+    scale = f" x{KID_SCALE}" if base(metric) == "kid" else ""
+    return f"{metric}{scale} {'↑' if base(metric) in HIGHER_IS_BETTER else '↓'}"
 
 
 def _cell(row: Row, metric: str) -> str:
     if metric not in row.metrics:
         return "-"
-    scale = KID_SCALE if _base(metric) == "kid" else 1
-    return f"{row.metrics[metric] * scale:.{DIGITS[_base(metric)]}f}"
+    scale = KID_SCALE if base(metric) == "kid" else 1
+    return f"{row.metrics[metric] * scale:.{DIGITS[base(metric)]}f}"
 
 
 def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
@@ -155,7 +159,7 @@ def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
     best = {}
     for metric in metrics:
         values = {row.model: row.metrics[metric] for row in rows if metric in row.metrics and _rank(row) != 1}
-        choose = max if _base(metric) in HIGHER_IS_BETTER else min
+        choose = max if base(metric) in HIGHER_IS_BETTER else min
         best[metric] = {model for model, value in values.items() if value == choose(values.values())}
     return best
 
@@ -164,9 +168,14 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     order, region, category = key
     row = rows[0]
     what = "" if category == "all" else f", {category}"
-    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.protocol}"
+    masks = sorted({row.provenance["mask"] for row in rows if row.provenance.get("mask")})
+    mask = f", mask {' and '.join(masks)}" if masks else ""
+    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.rules}{mask}"
 
 
 def _note(rows: Sequence[Row]) -> str:
-    names = sorted({_base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
-    return NOTE.format(names=", ".join(names)) if names else ""
+    names = sorted({base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
+    notes = [NOTE.format(names=", ".join(names))] if names else []
+    absent = {metric: reason for row in rows for metric, reason in row.provenance.get("absent", {}).items()}
+    notes += [f"{metric} is absent: {reason}." for metric, reason in absent.items()]
+    return " ".join(notes)

@@ -16,7 +16,7 @@ from vton.report.charts import COLOURS, Point, bars, scatter
 from vton.report.measured import COSTS, NOT_RECORDED, ORIGIN, Measured, read_measured
 from vton.report.page import Page, bullets, folded, heading, picture, sentences, table
 from vton.report.published import MARKS, Published, read_published
-from vton.report.tables import DIGITS, KID_SCALE, ORDER
+from vton.report.tables import DIGITS, KID_SCALE, ORDER, base
 
 ORDERS, REGIONS = ("paired", "unpaired"), ("garment", "image")
 PLACES = [(order, region) for order in ORDERS for region in REGIONS]
@@ -445,12 +445,11 @@ def _scale(metric: str) -> int:
 
 
 def _rank(metric: str) -> tuple[int, str]:
-    base = metric.split("_")[0]
-    return ORDER.index(base) if base in ORDER else len(ORDER), metric
+    return ORDER.index(base(metric)) if base(metric) in ORDER else len(ORDER), metric
 
 
 def _shown(metric: str, value: float) -> str:
-    return f"{value * _scale(metric):.{DIGITS.get(metric.split('_')[0], 4)}f}"
+    return f"{value * _scale(metric):.{DIGITS.get(base(metric), 4)}f}"
 
 
 def _value(line) -> str:

@@ -1,0 +1,45 @@
+"""Results of real processes come together on the first, errors too."""
+
+import json
+import multiprocessing
+import os
+import socket
+
+from vton.errors import UserError
+from vton.processes import gathered, joined, process_share
+
+
+def joins(rank: int, world: int, port: int, folder) -> None:
+    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+
+    def breaks_on_two_of_three() -> int:
+        if rank:
+            raise UserError(f"broken on {rank}")
+        return rank
+
+    with joined():
+        share, everyone, said = process_share(), gathered(lambda: 10 * rank), ""
+        try:
+            gathered(breaks_on_two_of_three)
+        except UserError as error:
+            said = str(error)
+    (folder / f"{rank}").write_text(json.dumps([share, everyone, said]))
+
+
+def test_three_processes_meet_and_none_waits_for_one_that_failed(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=joins, args=(rank, 3, port, tmp_path)) for rank in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    found = [json.loads((tmp_path / f"{rank}").read_text()) for rank in range(3)]
+    assert found == [[[0, 3], [0, 10, 20], "broken on 1"], [[1, 3], None, ""], [[2, 3], None, ""]]
+
+
+def test_one_process_is_alone():
+    with joined():
+        assert process_share() == (0, 1) and gathered(lambda: 1) == [1]
