@@ -62,10 +62,23 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", choices=("weights", "last", "best"), default="weights",
                           help="averaged weights at the end (default), or a checkpoint")  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="print the rows as JSON")
+    evaluate.add_argument("--baselines", action="store_true",
+                          help="the baselines alone, which need no run; key=value pairs choose their data")  # fmt: skip
     predict = command("predict", run_predict, "write a run's pictures for held-out pairs, without scoring")
     predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
+    contests = (
+        ("compare", run_compare, "architectures and baselines under one budget, in one table; or go on with it"),
+        ("ablate", run_ablate, "the rows of model=NAME's published ablation table under one budget; or go on with it"),
+    )
+    for name, run, text in contests:
+        contest = command(name, run, text)
+        contest.add_argument("--dry-run", action="store_true", help="print members, costs and commands, and stop")
+        contest.add_argument("--json", action="store_true", help="print the rows as JSON; progress goes to stderr")
+    table = command("table", run_table, "draw a comparison's tables again, from its rows alone", overrides=False)
+    table.add_argument("folder", nargs="?", help="default: every comparison below results/")
+    table.add_argument("--json", action="store_true", help="print the rows as JSON")
     info = command("info", run_info, "parameters, FLOPs and memory of each network, without allocating weights")
     info.add_argument("--json", action="store_true")
     verify = command(
@@ -117,8 +130,17 @@ def run_train(args) -> None:
 
 
 def run_eval(args) -> None:
-    from vton.evaluation import evaluate
+    from vton.evaluation import evaluate, evaluate_baselines
 
+    if args.baselines:
+        from vton.config import load
+        from vton.training.run import RunFolder
+
+        if args.folder:
+            raise ConfigError(f"--run {args.folder}: baselines belong to no run; leave out --run or --baselines.")
+        config = load(*args.overrides)
+        evaluate_baselines(RunFolder.of(config), config, as_json=args.json)
+        return
     evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
 
 
@@ -128,6 +150,54 @@ def run_predict(args) -> None:
     from vton.evaluation import predict
 
     predict(_chain(args), args.order, Path(args.out))
+
+
+def run_compare(args) -> int:
+    from vton.comparison import compare
+
+    return run_comparison(compare(*args.overrides), args)
+
+
+def run_ablate(args) -> int:
+    from vton.comparison import ablate
+
+    return run_comparison(ablate(*args.overrides), args)
+
+
+def run_comparison(comparison, args) -> int:
+    from vton.comparison import carry_out, described
+
+    if args.dry_run:
+        print(described(comparison))
+        return 0
+    failed = carry_out(comparison)
+    if (comparison.folder / "table.md").exists():
+        draw_table(comparison.folder, args.json)
+    if failed:
+        print(f"vton: failed: {'; '.join(failed)}. The same command tries again.", file=sys.stderr)
+    return int(bool(failed))
+
+
+def run_table(args) -> None:
+    from pathlib import Path
+
+    folders = [Path(args.folder)] if args.folder else sorted(path.parent for path in Path("results").glob("*/table.md"))
+    if not folders:
+        raise UserError("No comparison below results/. Make one: make compare.")
+    for folder in folders:
+        draw_table(folder, args.json)
+
+
+def draw_table(folder, as_json: bool) -> None:
+    from vton.report.summary import write_tables
+    from vton.report.tables import print_table, table_json
+
+    rows = write_tables(folder)
+    if as_json:
+        print(table_json(rows))
+        return
+    print_table(rows)
+    print(f"{folder}/table.md, table.csv and table.tex written.")
 
 
 def run_info(args) -> None:
@@ -227,8 +297,7 @@ def _groups_as_files(overrides: list[str]) -> list[str]:
     """`data=dresscode` beside a run folder means that group's file on top of the run's own settings."""
     from omegaconf import OmegaConf
 
-    from vton.config import CONFIGS, nearest
-    from vton.training.run import flatten
+    from vton.config import CONFIGS, flatten, nearest
 
     expanded: list[str] = []
     for override in overrides:

@@ -1,7 +1,8 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
-Rows can stand in one table only where they were measured the same way: same data and split, same size, same protocol
-and version, same pairs, same metric networks. Everything else is refused, not footnoted.
+Rows can stand in one table only where they were measured the same way: same data, split, size and masks, same protocol
+and version, same pairs, same metric networks, and in a comparison the same budget. Everything else is refused, not
+footnoted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
     Raises UserError when rows that were measured differently would share a table.
     """
-    _require_same([_measured(row) for row in rows], rows, "measured differently")
+    require_comparable(rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.order, row.region, row.category), []).append(row)
@@ -53,21 +54,21 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
     for key, group in grouped(rows).items():
-        metrics = _columns(group)
+        metrics = metric_columns(group)
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("model", no_wrap=True)
         for metric in metrics:
-            table.add_column(_heading(metric), justify="right")
-        best = _best(group, metrics)
+            table.add_column(metric_heading(metric), justify="right")
+        best = winners(group, metrics)
         for row in group:
-            cells = [_cell(row, metric) for metric in metrics]
+            cells = [metric_cell(row, metric) for metric in metrics]
             marked = [
                 f"[bold]{cell}[/]" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)
             ]
             table.add_row(row.model.replace("[", r"\["), *marked)
         console.print(_title(key, group), style="bold", markup=False, highlight=False)
         console.print(table)
-    note = _note(rows)
+    note = weights_note(rows)
     if note:
         console.print(note, style="dim", markup=False)
 
@@ -76,17 +77,17 @@ def table_markdown(rows: Sequence[Row]) -> str:
     """The same tables in Markdown."""
     parts = []
     for key, group in grouped(rows).items():
-        metrics = _columns(group)
-        best = _best(group, metrics)
+        metrics = metric_columns(group)
+        best = winners(group, metrics)
         lines = [f"**{_title(key, group)}**", ""]
-        lines.append("| model | " + " | ".join(_heading(metric) for metric in metrics) + " |")
+        lines.append("| model | " + " | ".join(metric_heading(metric) for metric in metrics) + " |")
         lines.append("| --- |" + " ---: |" * len(metrics))
         for row in group:
-            cells = [_cell(row, metric) for metric in metrics]
+            cells = [metric_cell(row, metric) for metric in metrics]
             marked = [f"**{cell}**" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)]
             lines.append(f"| {row.model} | " + " | ".join(marked) + " |")
         parts.append("\n".join(lines))
-    note = _note(rows)
+    note = weights_note(rows)
     return "\n\n".join([*parts, note.replace("*", r"\*")] if note else parts) + "\n"
 
 
@@ -98,6 +99,7 @@ def table_json(*tables: Sequence[Row]) -> str:
 
 def _measured(row: Row) -> dict:
     settings = row.provenance.get("metrics", {})
+    budget = row.provenance.get("comparison", {}).get("budget")
     return {
         "data": row.data,
         "split": row.split,
@@ -106,16 +108,24 @@ def _measured(row: Row) -> dict:
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
         "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
-    }
+        "masks": row.provenance.get("mask"),
+    } | ({} if _rank(row) == 2 else {"budget": budget})  # baselines learn nothing
+
+
+def require_comparable(rows: Sequence[Row]) -> None:
+    """Raises UserError when rows were measured differently."""
+    _require_same([_measured(row) for row in rows], rows, "measured differently")
 
 
 def _require_same(keys: Sequence[dict], rows: Sequence[Row], problem: str) -> None:
+    first: dict[str, tuple[Row, object]] = {}
     for key, row in zip(keys, rows, strict=True):
         for name, value in key.items():
-            if value != keys[0][name]:
+            other, expected = first.setdefault(name, (row, value))
+            if value != expected:
                 raise UserError(
-                    f"{rows[0].model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
-                    f"table, {problem}: {name} is {keys[0][name]} and {value}. Evaluate both the same way."
+                    f"{other.model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
+                    f"table, {problem}: {name} is {expected} and {value}. Evaluate both the same way."
                 )
 
 
@@ -132,25 +142,30 @@ def _base(metric: str) -> str:
     return metric.split("_")[0]
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def metric_columns(rows: Sequence[Row]) -> list[str]:
+    """Names of all metrics, in the order of DIGITS."""
     return sorted(
         {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(_base(metric)), metric)
     )
 
 
-def _heading(metric: str) -> str:
+def metric_heading(metric: str) -> str:
+    """A metric's name with its scale and an arrow towards better."""
     scale = f" x{KID_SCALE}" if _base(metric) == "kid" else ""
     return f"{metric}{scale} {'↑' if _base(metric) in HIGHER_IS_BETTER else '↓'}"
 
 
-def _cell(row: Row, metric: str) -> str:
+def metric_cell(row: Row, metric: str) -> str:
+    """A metric as printed; of rows that stand for several seeds with its spread. '-' where there is none."""
     if metric not in row.metrics:
         return "-"
-    scale = KID_SCALE if _base(metric) == "kid" else 1
-    return f"{row.metrics[metric] * scale:.{DIGITS[_base(metric)]}f}"
+    scale, digits = KID_SCALE if _base(metric) == "kid" else 1, DIGITS[_base(metric)]
+    spread = row.provenance.get("spread", {}).get(metric)
+    around = "" if spread is None else f" ± {spread * scale:.{digits}f}"
+    return f"{row.metrics[metric] * scale:.{digits}f}{around}"
 
 
-def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
+def winners(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
     """Models with the best value of each metric; controls do not compete."""
     best = {}
     for metric in metrics:
@@ -167,6 +182,7 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.protocol}"
 
 
-def _note(rows: Sequence[Row]) -> str:
+def weights_note(rows: Sequence[Row]) -> str:
+    """What has to be said of metrics whose networks are random; "" without any."""
     names = sorted({_base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
     return NOTE.format(names=", ".join(names)) if names else ""
