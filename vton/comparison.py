@@ -91,6 +91,7 @@ class Comparison:
     """Members in the order they run: baselines, then every method with the first seed, then with the next."""
 
     name: str
+    ablated: str  # the architecture of an ablation, "" for a comparison of architectures
     shared: ExperimentConfig
     members: tuple[Member, ...]
     costs: dict[str, dict[str, int]]  # by method, see vton.info.cost
@@ -111,7 +112,7 @@ def compare(*overrides: str) -> Comparison:
     """All architectures, or those of compare.models. Raises ConfigError."""
     refuse(overrides, SET_HERE | {"model": "compare.models"})
     models = load_shared(*overrides).compare.models or registry.names()
-    return plan("compare", {model: (f"model={model}",) for model in models}, overrides)
+    return plan("", {model: (f"model={model}",) for model in models}, overrides)
 
 
 def ablate(*overrides: str) -> Comparison:
@@ -121,7 +122,7 @@ def ablate(*overrides: str) -> Comparison:
     registry.config_class(model)
     overrides = tuple(override for override in overrides if not override.startswith("model="))
     rows = {row: (f"model={model}", f"ablation={model}/{row}") for row in ablation(model).rows}
-    return plan(f"ablate-{model}", rows, overrides)
+    return plan(model, rows, overrides)
 
 
 def refuse(overrides: Sequence[str], instead: dict[str, str]) -> None:
@@ -131,7 +132,7 @@ def refuse(overrides: Sequence[str], instead: dict[str, str]) -> None:
             raise ConfigError(f"{override}: a comparison decides this itself; see {instead[key]}.")
 
 
-def plan(kind: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str]) -> Comparison:
+def plan(ablated: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str]) -> Comparison:
     """methods: the table's name of each -> what chooses it; overrides: of all."""
     from vton.info import cost
 
@@ -139,7 +140,7 @@ def plan(kind: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str
     shared = load_shared(*equal, *overrides)
     layout = shared.data.synthetic.layout if shared.data.name == "synthetic" else "viton_hd"
     data = shared.data.name + ("_dresscode" if layout == "dresscode" else "")
-    name = shared.name or f"{kind}-{data}-{shared.preset}"
+    name = shared.name or f"{f'ablate-{ablated}' if ablated else 'compare'}-{data}-{shared.preset}"
     own = [o for o in overrides if o.partition("=")[0] not in ("name", "runs") and not o.startswith("compare.")]
     common = (*equal, *own)
     place = f"runs={Path(shared.runs) / name}"
@@ -156,7 +157,7 @@ def plan(kind: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str
             run = (f"seed={seed}", place, f"name={method}-seed{seed}")
             changes = tuple(ablation_changes(choice))
             members.append(Member(method, seed, (*chosen[method], *run), changes))
-    return Comparison(name, shared, tuple(members), costs)
+    return Comparison(name, ablated, shared, tuple(members), costs)
 
 
 def held_equal(shared: ExperimentConfig, choice: Sequence[str], common: Sequence[str]) -> tuple[str, ...]:
@@ -294,7 +295,8 @@ def rows_of(member: Member, comparison: Comparison) -> list[Row]:
     rows = read_results(RunFolder.of(config).results)
     if member.seed is None:
         return rows
-    known = {"name": comparison.name, "budget": comparison.budget, "changes": list(member.changes)}
+    known = {"name": comparison.name, "ablation": comparison.ablated, "budget": comparison.budget}
+    known["changes"] = list(member.changes)
     for row in rows:
         row.model = row.model.replace(config.model.label, member.method, 1)
         row.provenance |= {"comparison": known, "cost": comparison.costs[member.method]}

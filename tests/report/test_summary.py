@@ -26,7 +26,7 @@ def row(model="gardiff", seed=0, psnr=18.0, order="paired", **facts):
                 "seed": seed, "batch_size": 8, "accumulate": 1, "lr": 1e-3, "warmup_steps": 100, "schedule": "cosine",
                 "precision": "fp32", "timestep_power": 16.0, "steps": 900, "seconds": 300.0, "peak_memory_gib": 1.5,
             },
-            "comparison": {"name": "c", "budget": {"kind": "steps", "amount": 900}, "changes": []},
+            "comparison": {"name": "c", "ablation": "", "budget": {"kind": "steps", "amount": 900}, "changes": []},
             "cost": {"parameters": 6_000_000, "picture_flops": 2e9, "step_flops": 5e10, "sampling_bytes": 2**24},
         }  # fmt: skip
     metrics = {"psnr": psnr, "fid_random": 100 / psnr}
@@ -98,12 +98,11 @@ def test_csv_holds_plain_numbers():
     assert next(line for line in lines if line["model"].startswith("baseline/"))["parameters"] == ""
 
 
-def test_other_budgets_sizes_masks_and_protocols_do_not_mix():
+def test_other_budgets_sizes_and_protocols_do_not_mix():
     other = {"name": "c", "budget": {"kind": "flops", "amount": 40.0}, "changes": []}
     for changed, word in (
         (row("idm_vton", comparison=other), "budget is {'kind': 'steps', 'amount': 900} and {'kind': 'flops'"),
         (row("idm_vton", size=[256, 192]), "size"),
-        (row("baseline/mean_colour", mask="derive:safe"), "masks"),
         (replace(row("idm_vton"), protocol="ladi_compat"), "protocol is exact and ladi_compat"),
         (replace(row("idm_vton"), data="viton_hd"), "data is synthetic and viton_hd"),
     ):

@@ -1,6 +1,6 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
-Rows can stand in one table only where they were measured the same way: same data, split, size and masks, same protocol
+Rows can stand in one table only where they were measured the same way: same data and split, same size, same protocol
 and version, same pairs, same metric networks, and in a comparison the same budget. Everything else is refused, not
 footnoted.
 """
@@ -108,7 +108,6 @@ def _measured(row: Row) -> dict:
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
         "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
-        "masks": row.provenance.get("mask"),
     } | ({} if _rank(row) == 2 else {"budget": budget})  # baselines learn nothing
 
 
