@@ -62,8 +62,6 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", choices=("weights", "last", "best"), default="weights",
                           help="averaged weights at the end (default), or a checkpoint")  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="print the rows as JSON")
-    evaluate.add_argument("--baselines", action="store_true",
-                          help="the baselines alone, which need no run; key=value pairs choose their data")  # fmt: skip
     predict = command("predict", run_predict, "write a run's pictures for held-out pairs, without scoring")
     predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
@@ -130,17 +128,8 @@ def run_train(args) -> None:
 
 
 def run_eval(args) -> None:
-    from vton.evaluation import evaluate, evaluate_baselines
+    from vton.evaluation import evaluate
 
-    if args.baselines:
-        from vton.config import load
-        from vton.training.run import RunFolder
-
-        if args.folder:
-            raise ConfigError(f"--run {args.folder}: baselines belong to no run; leave out --run or --baselines.")
-        config = load(*args.overrides)
-        evaluate_baselines(RunFolder.of(config), config, as_json=args.json)
-        return
     evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
 
 

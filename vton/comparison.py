@@ -2,8 +2,8 @@
 
 Every member is an ordinary run, `<runs>/<comparison>/<method>-seed<n>/`, trained and scored by the ordinary commands in
 processes of their own. There is no state but the run folders: a member is done when its results.json is there, which
-is written last, and one that was killed goes on from its last checkpoint. Baselines are scored once, for no
-architecture changes them.
+is written last, and one that was killed goes on from its last checkpoint. Baselines are scored beside the first
+member, for no architecture changes them. The same command, started several times, shares the members out.
 
 What is equal and what is the method's own:
 
@@ -13,6 +13,7 @@ What is equal and what is the method's own:
 - the method's: networks, codec, noise schedule, prediction, losses, dropout of conditions, learning rate, optimizer;
   and (OWN) what follows from these: DensePose pictures as input, and how the solver treats the schedule's end and the
   range of clean samples.
+- a cascade is compared by its first stage, at everyone's resolution.
 - budget=steps: optimizer steps. budget=flops: forward and backward of all steps, see vton.info.step_flops.
 """
 
@@ -44,14 +45,15 @@ from vton.config import (
 from vton.errors import UserError
 from vton.metrics.results import Row, read_results, write_results
 from vton.report.summary import ROWS, write_tables
+from vton.report.tables import is_baseline
 from vton.training.run import UNSEEN, RunFolder, differences
 
 EQUAL = ("data", "eval", "sampler", "train.batch_size", "train.accumulate", "train.schedule", "train.warmup_steps",
          "train.precision", "objective.timestep_power")  # fmt: skip
 OWN = ("data.densepose", "sampler.zero_terminal_snr", "sampler.spacing", "sampler.clip_sample",
        "sampler.dynamic_threshold")  # fmt: skip
-SET_HERE = {"seed": "compare.seeds", "train.steps": "compare.steps", "ablation": "vton ablate model=..."}
-BASELINES = "baselines"
+SET_HERE = {"seed": "compare.seeds", "train.steps": "compare.steps", "ablation": "vton ablate model=...",
+            "eval.baselines": "the first member has them", "model.stage": "the first stage of a cascade"}  # fmt: skip
 
 Execute = Callable[[Sequence[str]], int]  # arguments of `vton` -> its exit code
 
@@ -65,36 +67,48 @@ class Member:
     """One run of one method."""
 
     method: str  # its name in the table
-    seed: int | None  # None: the baselines
+    seed: int
     overrides: tuple[str, ...]  # of its `vton train`
-    changes: tuple[str, ...] = ()  # of an ablation row
+    changes: tuple[str, ...]  # of an ablation row
+
+    @property
+    def title(self) -> str:
+        return f"{self.method}, seed {self.seed}"
 
     @functools.cached_property
     def config(self) -> ExperimentConfig:
         return load(*self.overrides)
 
+    @functools.cached_property
+    def run(self) -> RunFolder:
+        return RunFolder.of(self.config)
+
     @property
     def done(self) -> bool:
-        config = self.config
-        run = RunFolder.of(config)
-        return run.results.exists() and (self.seed is None or run.trained().get("steps") == config.train.steps)
+        """Whether every row that this member owes the table is there."""
+        if self.run.trained().get("steps") != self.config.train.steps or not self.run.results.exists():
+            return False
+        return not self.config.eval.baselines or any(is_baseline(row) for row in read_results(self.run.results))
 
     def commands(self) -> list[list[str]]:
         """What is left to do, as arguments of `vton`; each continues where it was interrupted."""
-        if self.seed is None:
-            return [["eval", "--baselines", *self.overrides]]
-        return [["train", *self.overrides], ["eval", "--run", str(RunFolder.of(self.config).path)]]
+        return [["train", *self.overrides], ["eval", "--run", str(self.run.path)]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Members in the order they run: baselines, then every method with the first seed, then with the next."""
+    """Members in the order they run: every method with the first seed, then with the next."""
 
     name: str
     ablated: str  # the architecture of an ablation, "" for a comparison of architectures
     shared: ExperimentConfig
     members: tuple[Member, ...]
     costs: dict[str, dict[str, int]]  # by method, see vton.info.cost
+
+    @property
+    def place(self) -> Path:
+        """Where the members' run folders lie."""
+        return Path(self.shared.runs) / self.name
 
     @property
     def folder(self) -> Path:
@@ -129,7 +143,7 @@ def refuse(overrides: Sequence[str], instead: dict[str, str]) -> None:
     for override in overrides:
         key = override.partition("=")[0]
         if key in instead:
-            raise ConfigError(f"{override}: a comparison decides this itself; see {instead[key]}.")
+            raise ConfigError(f"{override}: a comparison decides this itself: {instead[key]}.")
 
 
 def plan(ablated: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str]) -> Comparison:
@@ -150,13 +164,13 @@ def plan(ablated: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[
         fixed = held_equal(shared, choice, common)
         costs[method] = cost(load(*choice, *common, *fixed))
         steps = budget_steps(shared, costs[method], method)
-        chosen[method] = (*choice, *common, *fixed, as_override("train.steps", steps), "eval.baselines=false")
-    members = [Member(BASELINES, None, (*common, *held_equal(shared, (), common), place, f"name={BASELINES}"))]
+        chosen[method] = (*choice, *common, *fixed, as_override("train.steps", steps))
+    members = []
     for seed in shared.compare.seeds:
         for method, choice in methods.items():
+            first = as_override("eval.baselines", not members)
             run = (f"seed={seed}", place, f"name={method}-seed{seed}")
-            changes = tuple(ablation_changes(choice))
-            members.append(Member(method, seed, (*chosen[method], *run), changes))
+            members.append(Member(method, seed, (*chosen[method], first, *run), tuple(ablation_changes(choice))))
     return Comparison(name, ablated, shared, tuple(members), costs)
 
 
@@ -204,40 +218,35 @@ def budget_steps(shared: ExperimentConfig, cost: dict[str, int], method: str) ->
 def carry_out(comparison: Comparison, execute: Execute | None = None) -> list[str]:
     """Run what is not done yet, and draw table and pictures whenever a member is done; returns members that failed.
 
-    execute: runs `vton` with these arguments and returns its exit code; by default in a process of its own. Raises
-    ComparisonError when a run folder belongs to another experiment, or when another process works on this comparison.
+    Members that another process works on are left for the end and then waited for. execute: runs `vton` with these
+    arguments and returns its exit code; by default in a process of its own. Raises ComparisonError when a run folder
+    belongs to another experiment.
     """
-    place = Path(comparison.shared.runs) / comparison.name
     for member in comparison.members:
         require_same_experiment(member)
-    failed = []
-    with alone(place) as lock:
-        if execute is None:
-            execute = functools.partial(in_own_process, lock=lock)
-        draw(comparison)
-        for number, member in enumerate(comparison.members, start=1):
-            if member.done:
-                continue
-            title = member.method if member.seed is None else f"{member.method}, seed {member.seed}"
-            say(f"[{number}/{len(comparison.members)}] {title}")
-            if any(execute(arguments) for arguments in member.commands()):
-                failed.append(title)
-                continue
-            draw(comparison)
+    failed, busy = [], []
+    draw(comparison)
+    for wait in (False, True):
+        for member in busy if wait else comparison.members:
+            with claimed(member, wait) as lock:
+                if lock is None:
+                    busy.append(member)
+                elif not member.done:
+                    say(f"[{comparison.members.index(member) + 1}/{len(comparison.members)}] {member.title}")
+                    run = execute or functools.partial(in_own_process, lock=lock)
+                    failed += [member.title] if any(run(arguments) for arguments in member.commands()) else []
+                    draw(comparison)
+        if busy and not wait:
+            say(f"In work elsewhere: {'; '.join(member.title for member in busy)}. Waiting.")
     return failed
 
 
 def require_same_experiment(member: Member) -> None:
-    """Raises ComparisonError where the member's folder holds a run of other settings, finished or not.
-
-    Baselines know no settings but those of data and evaluation.
-    """
-    config = member.config
-    run = RunFolder.of(config)
+    """Raises ComparisonError where the member's folder holds a run of other settings, finished or not."""
+    run = member.run
     if not run.config.exists():
         return
-    matters = ("data.", "eval.") if member.seed is None else ""
-    differing = [d for d in differences(load_file(run.config), config, free=UNSEEN) if d.startswith(matters)]
+    differing = differences(load_file(run.config), member.config, free=(*UNSEEN, "eval.baselines"))
     if differing:
         raise ComparisonError(
             f"{run.path} was run with other settings ({'; '.join(differing[:5])}). Give this comparison a name "
@@ -246,20 +255,26 @@ def require_same_experiment(member: Member) -> None:
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[int]:
-    """Hold the comparison's lock, given as its descriptor: processes that inherit it hold it beyond our own death.
+def claimed(member: Member, wait: bool = False) -> Iterator[int | None]:
+    """Hold the member's lock, given as its descriptor, or None where somebody else does and we don't wait.
 
-    Raises ComparisonError when somebody else does.
+    Processes that inherit the descriptor hold the lock beyond our own death.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / ".lock", "w") as file:
+    member.run.path.mkdir(parents=True, exist_ok=True)
+    with locked(member.run.path / ".lock", wait) as lock:
+        yield lock
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
+    """Hold an exclusive lock on a file, which need not exist; None where it is taken and we don't wait."""
+    with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise ComparisonError(
-                f"Another process works on {place}, perhaps a run that outlived its `vton compare`. Wait or end it."
-            ) from None
-        yield file.fileno()
+            yield None
+        else:
+            yield file.fileno()
 
 
 def in_own_process(arguments: Sequence[str], lock: int) -> int:
@@ -278,29 +293,29 @@ def say(line: str) -> None:
 
 def draw(comparison: Comparison) -> None:
     """Rows, tables and the picture grid of the members that are done."""
-    done = [member for member in comparison.members if member.done]
-    rows = [row for member in done for row in rows_of(member, comparison)]
-    if not rows:
-        return
-    write_results(comparison.folder / ROWS, rows)
-    write_tables(comparison.folder)
-    sampled = [member for member in done if member.seed == comparison.shared.compare.seeds[0]]
-    if sampled:
-        save_grid(comparison, sampled)
+    with locked(comparison.place / ".table.lock"):
+        done = [member for member in comparison.members if member.done]
+        if not done:
+            return
+        write_results(comparison.folder / ROWS, [row for member in done for row in rows_of(member, comparison)])
+        write_tables(comparison.folder)
+        sampled = [member for member in done if member.seed == comparison.shared.compare.seeds[0]]
+        if sampled:
+            save_grid(comparison, sampled)
 
 
 def rows_of(member: Member, comparison: Comparison) -> list[Row]:
-    """The member's rows under its method's name, with what the comparison knows."""
-    config = member.config
-    rows = read_results(RunFolder.of(config).results)
-    if member.seed is None:
-        return rows
+    """The member's rows under its method's name, with what the comparison knows; baselines learned nothing from it."""
     known = {"name": comparison.name, "ablation": comparison.ablated, "budget": comparison.budget}
     known["changes"] = list(member.changes)
+    rows = read_results(member.run.results)
     for row in rows:
-        row.model = row.model.replace(config.model.label, member.method, 1)
-        row.provenance |= {"comparison": known, "cost": comparison.costs[member.method]}
-    return rows
+        if is_baseline(row):
+            del row.provenance["training"]
+        else:
+            row.model = row.model.replace(member.config.model.label, member.method, 1)
+            row.provenance |= {"comparison": known, "cost": comparison.costs[member.method]}
+    return rows if member.config.eval.baselines else [row for row in rows if not is_baseline(row)]
 
 
 def save_grid(comparison: Comparison, members: Sequence[Member]) -> None:
@@ -321,7 +336,7 @@ def save_grid(comparison: Comparison, members: Sequence[Member]) -> None:
     outputs = []
     for member in members:
         own = member.config
-        pictures = PictureFolder(prediction_folder(RunFolder.of(own), own.model.label, order))(batch.pair_id)
+        pictures = PictureFolder(prediction_folder(member.run, own.model.label, order))(batch.pair_id)
         outputs.append(normalise(pictures))
     grid = try_on_grid(batch, *outputs, titles=[member.method for member in members])
     Image.fromarray(grid).save(comparison.folder / "grid.jpg", quality=90)
@@ -338,8 +353,8 @@ def described(comparison: Comparison) -> str:
                 {
                     "method": member.method,
                     "seed": member.seed,
-                    "steps": None if member.seed is None else member.config.train.steps,
-                    "cost": comparison.costs.get(member.method),
+                    "steps": member.config.train.steps,
+                    "cost": comparison.costs[member.method],
                     "done": member.done,
                     "commands": [shlex.join(["vton", *arguments]) for arguments in member.commands()],
                 }

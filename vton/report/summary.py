@@ -17,6 +17,7 @@ from typing import Any
 from vton.errors import UserError
 from vton.metrics.results import Row, read_results
 from vton.report.tables import (
+    best_models,
     grouped,
     metric_cell,
     metric_columns,
@@ -24,16 +25,15 @@ from vton.report.tables import (
     require_comparable,
     table_markdown,
     weights_note,
-    winners,
 )
 
 ROWS = "results.json"
 QUALITY = ("ssim", "psnr", "lpips", "fid")  # in the table itself; all others stand below it
-COSTS: dict[str, tuple[str, float, int]] = {  # name in `costs`: heading, divisor, digits
+COSTS: dict[str, tuple[str, float, int]] = {  # name in `costs`: heading, unit, digits
     "parameters": ("M parameters", 1e6, 2),
     "picture_flops": ("GFLOP / image", 1e9, 2),
     "seconds_per_picture": ("s / image", 1, 3),
-    "sampling_bytes": ("sampling MiB", 2**20, 1),
+    "sampling_gib": ("sampling MiB", 2**-10, 1),
     "steps": ("train steps", 1, 0),
     "training_flops": ("train TFLOP", 1e12, 1),
     "training_seconds": ("train min", 60, 1),
@@ -105,14 +105,14 @@ def _averaged(rows: Sequence[Row]) -> Row:
 def costs(row: Row) -> dict[str, float | None]:
     """What a method is and took, in plain units; None where a row does not know."""
     training, counted = _training(row), row.provenance.get("cost", {})
-    flops = [counted.get("step_flops"), training.get("steps")]
+    step, steps, sampling = counted.get("step_flops"), training.get("steps"), counted.get("sampling_bytes")
     return {
         "parameters": counted.get("parameters"),
         "picture_flops": counted.get("picture_flops"),
         "seconds_per_picture": row.provenance.get("seconds_per_picture"),
-        "sampling_bytes": counted.get("sampling_bytes"),
-        "steps": training.get("steps"),
-        "training_flops": None if None in flops else flops[0] * flops[1],
+        "sampling_gib": None if sampling is None else sampling / 2**30,
+        "steps": steps,
+        "training_flops": None if None in (step, steps) else step * steps,
         "training_seconds": training.get("seconds"),
         "training_peak_gib": training.get("peak_memory_gib"),
     }
@@ -132,16 +132,16 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[Column]]:
     columns = []
     for title, group in chosen.items():
         metrics = [m for m in metric_columns(group) if m.split("_")[0] in QUALITY] or metric_columns(group)
-        best = winners(group, metrics)
+        best = best_models(group, metrics)
         for metric in metrics:
             cells = {row.model: metric_cell(row, metric) for row in group}
             columns.append(Column(title, metric_heading(metric), cells, frozenset(best[metric])))
     methods = list(dict.fromkeys(row.model for group in chosen.values() for row in group))
-    for name, (title, divisor, digits) in COSTS.items():
+    for name, (title, unit, digits) in COSTS.items():
         cells = {}
         for method in (method for method in methods if not method.endswith("]")):  # a control is its model again
             found = _mean(r.provenance["costs"][name] for group in chosen.values() for r in group if r.model == method)
-            cells |= {} if found is None else {method: f"{found / divisor:.{digits}f}"}
+            cells |= {} if found is None else {method: f"{found / unit:.{digits}f}"}
         if cells:
             columns.append(Column("cost", title, cells))
     return methods, columns

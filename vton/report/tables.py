@@ -59,7 +59,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
         table.add_column("model", no_wrap=True)
         for metric in metrics:
             table.add_column(metric_heading(metric), justify="right")
-        best = winners(group, metrics)
+        best = best_models(group, metrics)
         for row in group:
             cells = [metric_cell(row, metric) for metric in metrics]
             marked = [
@@ -78,7 +78,7 @@ def table_markdown(rows: Sequence[Row]) -> str:
     parts = []
     for key, group in grouped(rows).items():
         metrics = metric_columns(group)
-        best = winners(group, metrics)
+        best = best_models(group, metrics)
         lines = [f"**{_title(key, group)}**", ""]
         lines.append("| model | " + " | ".join(metric_heading(metric) for metric in metrics) + " |")
         lines.append("| --- |" + " ---: |" * len(metrics))
@@ -99,8 +99,8 @@ def table_json(*tables: Sequence[Row]) -> str:
 
 def _measured(row: Row) -> dict:
     settings = row.provenance.get("metrics", {})
-    budget = row.provenance.get("comparison", {}).get("budget")
-    return {
+    budget = {"budget": row.provenance.get("comparison", {}).get("budget")}
+    return ({} if is_baseline(row) else budget) | {  # baselines learn nothing
         "data": row.data,
         "split": row.split,
         "protocol": row.protocol,
@@ -108,7 +108,7 @@ def _measured(row: Row) -> dict:
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
         "KID subsets": (settings.get("kid_subsets"), settings.get("kid_subset_size")),
-    } | ({} if _rank(row) == 2 else {"budget": budget})  # baselines learn nothing
+    }
 
 
 def require_comparable(rows: Sequence[Row]) -> None:
@@ -128,8 +128,13 @@ def _require_same(keys: Sequence[dict], rows: Sequence[Row], problem: str) -> No
                 )
 
 
+def is_baseline(row: Row) -> bool:
+    """Whether the row's pictures need no learning, or at most a warp's."""
+    return row.model.startswith("baseline/")
+
+
 def _rank(row: Row) -> int:
-    return 2 if row.model.startswith("baseline/") else 1 if row.model.endswith("]") else 0
+    return 2 if is_baseline(row) else 1 if row.model.endswith("]") else 0
 
 
 def _place(key: tuple[str, str, str]) -> tuple:
@@ -164,7 +169,7 @@ def metric_cell(row: Row, metric: str) -> str:
     return f"{row.metrics[metric] * scale:.{digits}f}{around}"
 
 
-def winners(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
+def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
     """Models with the best value of each metric; controls do not compete."""
     best = {}
     for metric in metrics:
