@@ -233,7 +233,7 @@ def carry_out(comparison: Comparison, execute: Execute | None = None) -> list[st
                     busy.append(member)
                 elif not member.done:
                     say(f"[{comparison.members.index(member) + 1}/{len(comparison.members)}] {member.title}")
-                    run = execute or functools.partial(in_own_process, lock=lock)
+                    run = functools.partial(in_own_process, lock=lock) if execute is None else execute
                     failed += [member.title] if any(run(arguments) for arguments in member.commands()) else []
                     draw(comparison)
         if busy and not wait:
@@ -260,7 +260,6 @@ def claimed(member: Member, wait: bool = False) -> Iterator[int | None]:
 
     Processes that inherit the descriptor hold the lock beyond our own death.
     """
-    member.run.path.mkdir(parents=True, exist_ok=True)
     with locked(member.run.path / ".lock", wait) as lock:
         yield lock
 
@@ -268,6 +267,7 @@ def claimed(member: Member, wait: bool = False) -> Iterator[int | None]:
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
     """Hold an exclusive lock on a file, which need not exist; None where it is taken and we don't wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -311,7 +311,7 @@ def rows_of(member: Member, comparison: Comparison) -> list[Row]:
     rows = read_results(member.run.results)
     for row in rows:
         if is_baseline(row):
-            del row.provenance["training"]
+            row.provenance.pop("training", None)
         else:
             row.model = row.model.replace(member.config.model.label, member.method, 1)
             row.provenance |= {"comparison": known, "cost": comparison.costs[member.method]}
