@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.training.test_train import SMALL
-from vton import comparison, info, registry
+from vton import info, registry
 from vton.cli import main
 from vton.comparison import OWN, ComparisonError, ablate, carry_out, claimed, compare, described, in_own_process
 from vton.config import ConfigError, ablation, choices, flatten, load
@@ -117,7 +117,10 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
     assert own["tryondiffusion"].objective.schedule == "continuous_cosine"
     assert [config.eval.baselines for config in configs] == [True, *[False] * 7]
-    assert compare("preset=small", "compare.models=[tryondiffusion]").members[-1].config.data.size == (256, 192)  # TryOnDiffusion's base stage, too
+    assert compare("preset=small", "compare.models=[tryondiffusion]").members[-1].config.data.size == (
+        256,
+        192,
+    )  # TryOnDiffusion's base stage, too
 
 
 def test_equal_flops_are_unequal_steps():
@@ -134,7 +137,9 @@ def test_equal_flops_are_unequal_steps():
         compare(models, "preset=small", "compare.budget=flops")
 
 
-@pytest.mark.parametrize("setting", ["model=gardiff", "seed=1", "train.steps=5", "ablation=gardiff/base", "model.stage=sr256"])
+@pytest.mark.parametrize(
+    "setting", ["model=gardiff", "seed=1", "train.steps=5", "ablation=gardiff/base", "model.stage=sr256"]
+)
 def test_what_a_comparison_decides_is_refused(setting):
     with pytest.raises(ConfigError, match="decides this itself"):
         compare(setting)
@@ -201,11 +206,18 @@ def test_rows_may_choose_a_mode(tmp_path, monkeypatch):
     assert load("ablation=gardiff/paper", "preset=paper").model.clip.width == 1280
 
 
-def test_processes_share_the_members_out(tmp_path, monkeypatch, capfd):
+@pytest.fixture(scope="module")
+def unread(tmp_path_factory):
+    """Two members and where they would run, for executions that run nothing."""
+    place = tmp_path_factory.mktemp("unread")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vton.info.cost", lambda config: COST)
+        return compare(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
+
+
+def test_processes_share_the_members_out(unread, capfd):
     """One that another process works on is left for the end, and looked at again when it is free."""
-    found = compare(*TWO, f"runs={tmp_path}/runs", f"compare.results={tmp_path}/out")
-    monkeypatch.setattr(comparison, "draw", lambda comparison: None)
-    first, elsewhere, asked = found.members[0], claimed(found.members[0]), []
+    first, elsewhere, asked = unread.members[0], claimed(unread.members[0]), []
     assert in_own_process(["list"], elsewhere.__enter__()) == 0
     shown = capfd.readouterr()
     assert "gardiff" in shown.err and not shown.out
@@ -216,15 +228,12 @@ def test_processes_share_the_members_out(tmp_path, monkeypatch, capfd):
             elsewhere.__exit__(None, None, None)
         return 0
 
-    assert carry_out(found, execute) == []
-    assert [command for command, _ in asked] == ["train", "eval", "train", "eval"]
-    assert [of_first for _, of_first in asked] == [False, False, True, False]
+    assert carry_out(unread, execute) == []
+    # the other member, then, after a line on waiting for the first, this one
+    assert asked == [("train", False), ("eval", False), ("train", True), ("eval", False)]
 
 
-def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
-    found, asked = compare(*TWO, f"runs={tmp_path}/runs", f"compare.results={tmp_path}/out"), []
-    monkeypatch.setattr(comparison, "draw", lambda comparison: None)
-    assert carry_out(found, lambda arguments: asked.append(arguments) or int("model=gardiff" in arguments)) == [
-        "gardiff, seed 0"
-    ]
-    assert len(asked) == 3
+def test_a_member_that_fails_does_not_stop_the_others(unread):
+    asked = []
+    failed = carry_out(unread, lambda arguments: asked.append(arguments) or int("model=gardiff" in arguments))
+    assert failed == ["gardiff, seed 0"] and len(asked) == 3

@@ -15,6 +15,7 @@ nor lightning: `vton list` and `vton --help` stay fast.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -539,11 +540,16 @@ def _read(path: Path) -> DictConfig:
     return content
 
 
-def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
+@functools.cache  # half of the time of a load; merging copies it
+def _schema(model_class: type[TrainedConfig]) -> DictConfig:
     schema = OmegaConf.structured(ExperimentConfig)
     schema.model = OmegaConf.structured(model_class)
+    return schema
+
+
+def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
+        return OmegaConf.to_object(OmegaConf.merge(_schema(model_class), *layers))
     except ConfigKeyError as error:
         known = [field.name for field in fields(error.object_type)] if is_dataclass(error.object_type) else []
         *_, group, key = ["", *str(error.full_key).split(".")]
