@@ -142,6 +142,15 @@ def test_flops_are_those_of_a_real_step_and_a_real_picture(model):
     )
 
 
+def test_rows_of_an_ablation_cost_what_they_consist_of():
+    """Two networks in sequence take twice of one, and no garment network takes less."""
+    rows = [load("model=tryondiffusion", f"ablation=tryondiffusion/{row}") for row in ("concatenation", "full")]
+    both = load("model=tryondiffusion", "ablation=tryondiffusion/warp_then_blend")
+    less, full, twice = ((step_flops(config), picture_flops(config)) for config in (*rows, both))
+    assert less[0] < 0.8 * full[0] and less[1] < 0.8 * full[1]
+    assert twice == pytest.approx((2 * full[0], 2 * full[1]), rel=0.01)
+
+
 def test_full_size_memory_without_allocating():
     with RealAllocations() as real:
         rows = describe(load("model=gardiff", "preset=paper"))

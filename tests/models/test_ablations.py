@@ -9,6 +9,7 @@ from vton.config import ablation, choices
 ROWS = [
     (name, row)
     for name in choices("ablation")
+    if name != "tryondiffusion"  # its rows have a file of their own
     for row, changes in ablation(name).rows.items()
     if any(change.startswith("model.") for change in changes)
 ]
