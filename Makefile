@@ -7,12 +7,13 @@ TRAINER ?= cpu
 ARGS ?=
 RUN ?=
 WORKERS ?= 2
+DIR ?=
 PYTHON ?= python3
 VTON = .venv/bin/vton
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights data-check info list notebooks tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +34,15 @@ eval: $(READY) ## Score the newest run, or RUN=runs/...: table, results.json, pi
 
 predict: $(READY) ## Write pictures only: make predict OUT=folder
 	$(VTON) predict $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
+
+compare: $(READY) ## All architectures and baselines, one budget, one table: make compare ARGS="compare.seeds=[0,1]"
+	$(VTON) compare data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
+
+ablate: $(READY) ## The rows of a published ablation table: make ablate MODEL=gardiff
+	$(VTON) ablate model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
+
+table: $(READY) ## Draw the tables of comparisons again: make table, or make table DIR=results/NAME
+	$(VTON) table $(DIR)
 
 data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS="data.root=DIR"
 	$(VTON) data check data=$(DATA) $(ARGS)

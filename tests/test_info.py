@@ -1,15 +1,19 @@
 """What `vton info` says about memory: exact where it can be worked out by hand, equal to PyTorch's own count, free."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.config import load
-from vton.info import describe
+from vton.info import counted, describe, picture_flops, step_flops
 from vton.memory import FusedAttention, LiveMemory, phase, weight_bytes
 
 
@@ -116,6 +120,35 @@ class RealAllocations(TorchDispatchMode):
         real = (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and not leaf.is_meta)
         self.bytes += sum(leaf.nbytes for leaf in real)
         return result
+
+
+@pytest.mark.parametrize(
+    "model", ["gardiff", "idm_vton"]
+)  # one decodes for its loss, one reads a null garment for free
+def test_flops_are_those_of_a_real_step_and_a_real_picture(model):
+    module = tiny_module(
+        model, "model.condition_dropout=0", "train.batch_size=2", "sampler.guidance=2", "sampler.steps=3"
+    )
+    batch = random_batch(2)
+    batch.person_caption, batch.garment_caption = ["a", "b"], ["c", "d"]
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
+        _, step = counted(lambda: module.train().training_step(batch, 0).backward())
+        module.eval().requires_grad_(False)
+        _, picture = counted(lambda: module.generate(batch[:1]))
+    assert step_flops(module.config) == pytest.approx(step, rel=1e-3)
+    assert picture_flops(module.config) == picture
+    assert step_flops(replace(module.config, train=replace(module.config.train, accumulate=3))) == 3 * step_flops(
+        module.config
+    )
+
+
+def test_rows_of_an_ablation_cost_what_they_consist_of():
+    """Two networks in sequence take twice of one, and no garment network takes less."""
+    rows = [load("model=tryondiffusion", f"ablation=tryondiffusion/{row}") for row in ("concatenation", "full")]
+    both = load("model=tryondiffusion", "ablation=tryondiffusion/warp_then_blend")
+    less, full, twice = ((step_flops(config), picture_flops(config)) for config in (*rows, both))
+    assert less[0] < 0.8 * full[0] and less[1] < 0.8 * full[1]
+    assert twice == pytest.approx((2 * full[0], 2 * full[1]), rel=0.01)
 
 
 def test_full_size_memory_without_allocating():

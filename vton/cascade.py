@@ -20,12 +20,12 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from vton.config import DataConfig, ExperimentConfig
+from vton.config import DataConfig, ExperimentConfig, flatten
 from vton.data import transforms
 from vton.data.module import TryOnDataModule
 from vton.data.sample import DataError, Order
 from vton.metrics.pictures import PictureFolder, to_uint8
-from vton.training.run import RunError, RunFolder, flatten
+from vton.training.run import RunError, RunFolder
 
 ALONE = "eval.chain=false evaluates a stage alone, the upper ones on the reduced truth."
 # What stages must agree on: the pairs, and which pictures of them there are.

@@ -98,6 +98,17 @@ def parser() -> argparse.ArgumentParser:
     weights.add_argument("names", nargs="*", metavar="NAME",
                          help="inception alex vgg squeeze (default: these), clip, image_reward")  # fmt: skip
     weights.add_argument("--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton")
+    contests = (
+        ("compare", run_compare, "architectures and baselines under one budget, in one table; or go on with it"),
+        ("ablate", run_ablate, "the rows of model=NAME's published ablation table under one budget; or go on with it"),
+    )
+    for name, run, text in contests:
+        contest = command(name, run, text)
+        contest.add_argument("--dry-run", action="store_true", help="print members, costs and commands, and stop")
+        contest.add_argument("--json", action="store_true", help="print the rows as JSON; progress goes to stderr")
+    table = command("table", run_table, "draw a comparison's tables again, from its rows alone", overrides=False)
+    table.add_argument("folder", nargs="?", help="default: every comparison below results/")
+    table.add_argument("--json", action="store_true", help="print the rows as JSON")
     info = command(
         "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
         "stages all, unless dotted overrides or an ablation speak of one"
@@ -214,6 +225,54 @@ def run_weights(args) -> None:
         print(f"{path}: {done}", flush=True)
 
 
+def run_compare(args) -> int:
+    from vton.comparison import compare
+
+    return run_comparison(compare(*args.overrides), args)
+
+
+def run_ablate(args) -> int:
+    from vton.comparison import ablate
+
+    return run_comparison(ablate(*args.overrides), args)
+
+
+def run_comparison(comparison, args) -> int:
+    from vton.comparison import carry_out, described
+
+    if args.dry_run:
+        print(described(comparison))
+        return 0
+    failed = carry_out(comparison)
+    if (comparison.folder / "table.md").exists():
+        draw_table(comparison.folder, args.json)
+    if failed:
+        print(f"vton: failed: {'; '.join(failed)}. The same command tries again.", file=sys.stderr)
+    return int(bool(failed))
+
+
+def run_table(args) -> None:
+    from pathlib import Path
+
+    folders = [Path(args.folder)] if args.folder else sorted(path.parent for path in Path("results").glob("*/table.md"))
+    if not folders:
+        raise UserError("No comparison below results/. Make one: make compare.")
+    for folder in folders:
+        draw_table(folder, args.json)
+
+
+def draw_table(folder, as_json: bool) -> None:
+    from vton.report.summary import write_tables
+    from vton.report.tables import print_table, table_json
+
+    rows = write_tables(folder)
+    if as_json:
+        print(table_json(rows))
+        return
+    print_table(rows)
+    print(f"{folder}/table.md, table.csv and table.tex written.")
+
+
 def run_info(args) -> None:
     from vton.config import load, upper_stages
     from vton.info import describe, print_table
@@ -312,8 +371,7 @@ def _groups_as_files(overrides: list[str]) -> list[str]:
     """`data=dresscode` beside a run folder means that group's file on top of the run's own settings."""
     from omegaconf import OmegaConf
 
-    from vton.config import CONFIGS, nearest
-    from vton.training.run import flatten
+    from vton.config import CONFIGS, flatten, nearest
 
     expanded: list[str] = []
     for override in overrides:

@@ -3,7 +3,7 @@
 `load("model=gardiff", "preset=tiny", "train.lr=1e-4")` joins, in this order,
 
     configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own `presets.<preset>`
-    <- data/<name>.yaml <- trainer/<name>.yaml <- ablation row <- overrides
+    <- data/<name>.yaml <- trainer/<name>.yaml <- row of ablation/<name>.yaml <- overrides
 
 and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with `modes`, chosen by
 `model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own `presets.<preset>` after the file's;
@@ -15,7 +15,10 @@ nor lightning: `vton list` and `vton --help` stay fast.
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -208,6 +211,7 @@ class DataConfig:
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
     garment_caption: str = "a photo of {}"
     caption_fallback: str = "shirts"  # annotation of a garment that has none
+    caption_source: Literal["folder", "fallback"] = "folder"  # fallback: caption_fallback for every garment
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
@@ -312,6 +316,29 @@ class EvalConfig:
 
 
 @dataclass
+class CompareConfig:
+    """What `vton compare` and `vton ablate` hold equal between their runs; see vton/comparison.py."""
+
+    budget: Literal["steps", "flops"] = "steps"  # of each run: optimizer steps, or training FLOPs
+    steps: int = 0  # budget=steps; 0 = train.steps of the preset
+    tflop: float = 0.0  # budget=flops: forward and backward of all steps, on each device
+    seeds: tuple[int, ...] = (0,)  # of training: as many runs of each method
+    models: tuple[str, ...] = ()  # vton compare: these architectures; () = every registered one
+    equal: tuple[str, ...] = ()  # further settings of all runs, as overrides
+    results: str = "results"  # folder that holds one folder with rows, table and pictures per comparison
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"compare.seeds={list(self.seeds)} must name at least one seed, each once.")
+        if len(set(self.models)) < len(self.models):
+            raise ConfigError(f"compare.models={list(self.models)} must name each architecture once.")
+        if self.steps < 0 or self.tflop < 0:
+            raise ConfigError(f"compare.steps={self.steps} and compare.tflop={self.tflop} must not be negative.")
+        if self.budget == "flops" and not self.tflop:
+            raise ConfigError("compare.budget=flops needs compare.tflop, the training TFLOP of each run.")
+
+
+@dataclass
 class ExperimentConfig:
     model: Any = field(default_factory=ModelConfig)  # the registered model's own dataclass
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -321,6 +348,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     preset: str = "tiny"
     ablation: str = ""  # <file>/<row> of configs/ablation
     seed: int = 0
@@ -356,22 +384,20 @@ def load(*overrides: str) -> ExperimentConfig:
     from vton import registry
 
     chosen, dotted = _split(overrides)
+    if chosen["ablation"]:
+        dotted = [*_ablation_row(chosen["ablation"]), *dotted]
     layers = [_read(CONFIGS / "default.yaml")]
     model = _read(_file("model", chosen["model"]))
     presets, modes, stages = (model.pop(part, {}) for part in ("presets", "modes", "stages"))
-    mode = modes.get(dict(override.partition("=")[::2] for override in dotted).get("model.mode", ""), {})
+    given = _dotted(dotted)
+    mode = modes.get(OmegaConf.select(given, "model.mode") or "", {})
     mode_presets = mode.pop("presets", {})
     layers += [model, mode, _read(_file("preset", chosen["preset"]))]
     own_presets = len(layers)
     layers += [of.get(chosen["preset"], {}) for of in (presets, mode_presets)]
     past_presets = len(layers)
     layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
-    if chosen["ablation"]:
-        layers.append(_ablation_row(chosen["ablation"]))
-    try:
-        layers.append(OmegaConf.from_dotlist(dotted))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"Cannot read the overrides {' '.join(dotted)}: {_first_line(error)}") from None
+    layers.append(given)
     layers.append({"preset": chosen["preset"], "ablation": chosen["ablation"]})
     layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
     model_class = registry.config_class(chosen["model"])
@@ -401,6 +427,63 @@ def upper_stages(*overrides: str) -> list[ExperimentConfig]:
     return [load(*overrides, f"model.stage={stage}") for stage in first.CASCADE if stage != first.stage]
 
 
+def load_shared(*overrides: str) -> ExperimentConfig:
+    """What experiments of all architectures start from: `load` without anything that is the model's own.
+
+    Its `model` and `name` are empty; overrides below `model.` are left out. Raises ConfigError as `load` does.
+    """
+    chosen, dotted = _split(overrides)
+    layers = [_read(CONFIGS / "default.yaml")]
+    layers += [_read(_file(group, chosen[group])) for group in ("preset", "data", "trainer")]
+    layers.append(_dotted([override for override in dotted if not override.startswith("model.")]))
+    layers.append({"preset": chosen["preset"], "trainer": {"name": chosen["trainer"]}})
+    return _checked(ModelConfig, layers)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The rows of one published table, configs/ablation/<model>.yaml:
+
+    source: paper and table
+    rows: name of the row -> settings in which it differs from the model's own, {} for none
+    """
+
+    source: str
+    rows: dict[str, list[str]]  # name -> overrides
+
+
+def ablation(name: str) -> Ablation:
+    """The table of that name. Raises ConfigError naming file and row."""
+    path = _file("ablation", name)
+    content = OmegaConf.to_container(_read(path))
+    if set(content) != {"source", "rows"} or not isinstance(content["source"], str) or not content["rows"]:
+        raise ConfigError(f"{path}: expected `source`, a line on where the table stands, and `rows`, name: settings.")
+    for row, settings in content["rows"].items():
+        if not re.fullmatch(r"[\w+.-]+", str(row)):
+            raise ConfigError(f"{path}: row '{row}' becomes a folder; use letters, digits and _ + . - only.")
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: row '{row}' must hold settings, {{}} for none, not {settings!r}.")
+    rows = {str(row): [as_override(*item) for item in flatten(settings).items()] for row, settings in
+            content["rows"].items()}  # fmt: skip
+    return Ablation(content["source"], rows)
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` as the command line takes it; JSON is YAML."""
+    return f"{key}={json.dumps(value)}"
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to tuples."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
 def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """A resolved config.yaml of a run folder, with dotted overrides on top. Raises ConfigError."""
     from vton import registry
@@ -413,11 +496,7 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"'{override}' is not of the form key=value.")
-    try:
-        dotted = OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from None
-    return _checked(registry.config_class(stored.model.name), [stored, dotted])
+    return _checked(registry.config_class(stored.model.name), [stored, _dotted(overrides)])
 
 
 def to_yaml(config: ExperimentConfig) -> str:
@@ -458,9 +537,16 @@ def _file(group: str, name: str) -> Path:
     return CONFIGS / group / f"{name}.yaml"
 
 
-def _ablation_row(choice: str) -> DictConfig:
+def _dotted(overrides: Sequence[str]) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from None
+
+
+def _ablation_row(choice: str) -> list[str]:
     name, _, row = choice.partition("/")
-    rows = _read(_file("ablation", name)).rows
+    rows = ablation(name).rows
     if row not in rows:
         raise ConfigError(f"ablation={choice}: no row '{row}'. {nearest(row, list(rows))}")
     return rows[row]
@@ -476,11 +562,16 @@ def _read(path: Path) -> DictConfig:
     return content
 
 
-def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
+@functools.cache  # half of the time of a load; merging copies it
+def _schema(model_class: type[TrainedConfig]) -> DictConfig:
     schema = OmegaConf.structured(ExperimentConfig)
     schema.model = OmegaConf.structured(model_class)
+    return schema
+
+
+def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
+        return OmegaConf.to_object(OmegaConf.merge(_schema(model_class), *layers))
     except ConfigKeyError as error:
         known = [field.name for field in fields(error.object_type)] if is_dataclass(error.object_type) else []
         *_, group, key = ["", *str(error.full_key).split(".")]

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +201,21 @@ def stage_facts(stage: Stage, checkpoint: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
         "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+        "training": training_facts(run, config),
         **sampling_facts(config),
         "size": list(config.data.picture_size),
     }
     return facts | ({"padded_to": list(config.data.size)} if config.data.pad else {})
+
+
+def training_facts(run: RunFolder, config: ExperimentConfig) -> dict[str, Any] | None:
+    """How the weights were trained, and what it took; None where they are not this run's own, or not done."""
+    done = run.trained()
+    if not done:
+        return None
+    names = ("batch_size", "accumulate", "lr", "warmup_steps", "schedule", "precision")
+    settings = {name: value for name, value in asdict(config.train).items() if name in names}
+    return {"seed": config.seed, **settings, "timestep_power": config.objective.timestep_power, **done}
 
 
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:

@@ -1,10 +1,12 @@
 """`vton info`: parameters, FLOPs and memory of the configured model, on the meta device, so nothing is allocated.
 
-A multiply-add counts as 2 FLOP; attention products are included.
+A multiply-add counts as 2 FLOP; attention products are included. `cost` sums up what one picture and one training step
+take, for comparisons.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from vton import registry
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
-from vton.diffusion.sampling import Conditions
-from vton.memory import sampling_memory
+from vton.diffusion.sampling import Conditions, double, sampling_times
+from vton.memory import LiveMemory, sampling_memory, with_values
 from vton.models.base import TryOnModule
 from vton.models.codecs import build_codec
 
 
 def describe(config: ExperimentConfig) -> dict:
     """Networks and phases of the configured model, of a cascade's configured stage, for one sample at data.size."""
-    forget_pretrained(config)
-    with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
-        module = registry.module_class(config.model.name)(config, build_codec(config.codec))
-        batch = meta_batch(config.data.size)
+    module, batch = on_meta(config), meta_batch(config.data.size)
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     module.eval().requires_grad_(False)  # torch's counter refuses views of parameters that want gradients
     rows = [network_row(name, network, trained) for name, network in module.networks().items()]
@@ -52,6 +51,82 @@ def describe(config: ExperimentConfig) -> dict:
         conditions, condition = counted(lambda: module.condition(batch))
         flops = {"condition": condition} | phase_flops(module, conditions)
     return facts | {"flops": flops, "memory": sampling_memory(module, conditions)}
+
+
+def cost(config: ExperimentConfig) -> dict[str, int]:
+    """What the configured model is and takes, as numbers that stand in a row of a comparison:
+
+    parameters, trained_parameters
+    picture_flops    of one picture, as the configured sampler draws it
+    step_flops       of one training step, see `step_flops`
+    sampling_bytes   at most, networks in half precision and all of them loaded
+    """
+    found = describe(config)
+    return {
+        "parameters": sum(row["parameters"] for row in found["networks"]),
+        "trained_parameters": sum(row["trained"] for row in found["networks"]),
+        "picture_flops": picture_flops(config),
+        "step_flops": step_flops(config),
+        "sampling_bytes": found["memory"]["peak"],
+    }
+
+
+@torch.no_grad()
+def picture_flops(config: ExperimentConfig) -> int:
+    """FLOPs of drawing one picture: conditions, every step of the sampler with its guidance, decoding.
+
+    Without what a model keeps from one picture to the next.
+    """
+    module = on_meta(config).eval().requires_grad_(False)
+    sampler, batch = config.sampler, meta_batch(config.data.size)
+    times = sampling_times(sampler, module.objective)
+    low, high = (bound * module.objective.config.train_timesteps for bound in sampler.guidance_interval)
+    guided = sum(low <= t <= high for t in times.tolist()) if sampler.guidance != 1 else 0
+    with LiveMemory():
+        found, total = counted(lambda: module.condition(batch))
+        found = {name: with_values(tensor, torch.float32) for name, tensor in found.items()}
+        z = torch.zeros(1, *module.latent_shape(), device="meta")
+
+        def step(conditions: Conditions, rows: int) -> int:
+            t, z_in = times[:1].expand(rows), torch.cat([z] * rows)
+            return counted(lambda: module.denoise(z_in, t, conditions, module.garment_features(conditions, t)))[1]
+
+        if guided:
+            null, flops = counted(lambda: module.unconditional(found))
+            total += flops + guided * step(double(null, found), 2)
+        if guided < len(times):
+            total += (len(times) - guided) * step(found, 1)
+        return total + counted(lambda: module.codec.decode(z))[1]
+
+
+def step_flops(config: ExperimentConfig) -> int:
+    """FLOPs of one training step on one device, forward and backward: `train.accumulate` batches of `train.batch_size`.
+
+    All garments and captions of a batch count as different ones, and no condition is dropped.
+    """
+    count = config.train.batch_size
+    module, batch = on_meta(config).train(), meta_batch(config.data.size, count)
+    spread = (torch.arange(count) + 0.5) / count
+    t = module.objective.timesteps(spread)
+
+    def step() -> None:
+        view = module.training_view(batch)
+        with torch.no_grad():
+            z = module.codec.encode(view.person)
+        conditions = module.training_condition(view, torch.ones(count))
+        prediction = module.denoise(z, t, conditions, module.garment_features(conditions, t))
+        (prediction.mean() + sum(module.extra_losses(view, z, t, prediction).values())).backward()
+
+    with LiveMemory():
+        return config.train.accumulate * counted(step)[1]
+
+
+def on_meta(config: ExperimentConfig) -> TryOnModule:
+    """The configured model without any weights."""
+    config = copy.deepcopy(config)
+    forget_pretrained(config)
+    with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
+        return registry.module_class(config.model.name)(config, build_codec(config.codec))
 
 
 @contextmanager
@@ -101,17 +176,19 @@ def counted(call) -> tuple[object, int]:
     return result, counter.get_total_flops()
 
 
-def meta_batch(size: tuple[int, int]) -> TryOnBatch:
-    """A batch of one without values, every optional part present."""
-    image, mask = torch.zeros(1, 3, *size), torch.zeros(1, 1, *size)
-    text = {"index": 0, "dataset": "", "person_id": "", "garment_id": "", "order": "paired", "category": "upper_body",
-            "person_caption": "", "garment_caption": "", "position": 0}  # fmt: skip
+def meta_batch(size: tuple[int, int], count: int = 1) -> TryOnBatch:
+    """A batch without values, every optional part present, every caption another."""
+    image, mask = (torch.zeros(count, channels, *size, device="meta") for channels in (3, 1))
+    numbers = range(count)
+    text = {"index": 0, "dataset": "", "person_id": "", "garment_id": "", "order": "paired", "category": "upper_body"}
+    texts = {name: [value] * count for name, value in text.items()} | {"position": list(numbers)}
+    texts |= {name: [f"{name} {number}" for number in numbers] for name in ("person_caption", "garment_caption")}
     tensors = {
         name: image for name in ("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth")
     } | {name: mask for name in ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")}
-    joints = torch.zeros(1, JOINTS, 3)
-    tensors |= {"keypoints": joints, "garment_keypoints": joints, "parse": torch.zeros(1, *size, dtype=torch.int64)}
-    return TryOnBatch(**{name: [value] for name, value in text.items()}, **tensors)
+    joints = torch.zeros(count, JOINTS, 3, device="meta")
+    parse = torch.zeros(count, *size, dtype=torch.int64, device="meta")
+    return TryOnBatch(**texts, **tensors, keypoints=joints, garment_keypoints=joints, parse=parse)
 
 
 def print_table(rows: dict) -> None:

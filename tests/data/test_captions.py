@@ -80,6 +80,9 @@ def test_samples_carry_the_caption_of_their_garment(tmp_path):
     assert unpaired.person_caption == "model is wearing long blouse"
     assert unpaired.garment_caption == "a photo of long blouse"
     assert TryOnDataset(folder, "test", "paired")[0].garment_caption == "a photo of tops"
+    generic = open_folder(config("viton_hd", tmp_path, caption_fallback="clothes", caption_source="fallback"))
+    assert TryOnDataset(generic, "test", "unpaired")[0].garment_caption == "a photo of clothes"
+    assert TryOnDataset(generic, "test", "unpaired").without_caption(where_absent=True) == ""
 
 
 def test_templates_stand_around_the_annotation(tmp_path):

@@ -30,7 +30,8 @@ def row(model, seed=0, ssim=0.5, lpips=0.2, comparison="compare-mine", steps=60,
     }  # fmt: skip
     if not model.startswith("baseline/"):
         known |= {"training": {"seed": seed, "steps": steps, "seconds": 30.0}, "cost": {"step_flops": 2e9}}
-        known |= {"comparison": {"name": comparison, "budget": {"kind": "steps", "amount": steps}, "changes": []}}
+        budget, ablated = {"kind": "steps", "amount": steps}, re.match(r"(?:ablate-(\w+))?", comparison)[1] or ""
+        known |= {"comparison": {"name": comparison, "ablation": ablated, "budget": budget, "changes": []}}
     metrics = {"ssim": ssim, "lpips_random": lpips}
     return Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, known | details)
 

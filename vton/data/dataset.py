@@ -155,6 +155,8 @@ class TryOnDataset(Dataset):
         where_absent: also those of caption files that do not exist, for a data set needs none.
         """
         folder, split = self.folder, self.split
+        if folder.config.caption_source == "fallback":  # no garment is asked for one
+            return ""
         garments = dict.fromkeys(Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs)
         files = {garment: folder.caption_file(split, garment.category) for garment in garments}
         counted = [garment for garment, file in files.items() if where_absent or file.is_file()]

@@ -234,7 +234,9 @@ class PairFiles:
         return self.folder.read_joints(self.path("keypoints"), self.origin("keypoints"))
 
     def annotation(self) -> str:
-        return self.folder.annotation(self.split, self.pair) or self.folder.config.caption_fallback
+        config = self.folder.config
+        own = None if config.caption_source == "fallback" else self.folder.annotation(self.split, self.pair)
+        return own or config.caption_fallback
 
 
 def read_pair_list(path: Path, dataset: str) -> list[tuple[str, ...]]:

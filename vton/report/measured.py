@@ -13,22 +13,22 @@ import pandas as pd
 
 from vton.errors import UserError
 from vton.metrics.results import Row, read_results
+from vton.report.summary import costs
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 PICTURES = (".jpg", ".png")
 NOT_RECORDED = "not recorded"
 UNITS = {"steps": "optimizer steps", "flops": "training TFLOP"}  # of a comparison's budget
-# `vton ablate` names a comparison ablate-<architecture>-<data>-<preset>, and its models after the ablation's rows.
-ABLATION = "ablate-"
 ROW = (
     "folder", "model", "kind", "row", "data", "split", "order", "region", "category", "n", "seed", "run", "budget",
     "setting", "held",
 )  # fmt: skip
 ORIGIN = ("commit", "solver", "steps", "guidance", "device", "mask", "warp")  # recorded by the evaluation
-COSTS = (
-    "parameters", "FLOP a picture", "seconds a picture", "training steps", "training FLOP", "training seconds",
-    "training memory, GiB", "sampling memory, GiB",
-)  # fmt: skip
+COSTS = {  # column: name in vton.report.summary.costs
+    "parameters": "parameters", "FLOP a picture": "picture_flops", "seconds a picture": "seconds_per_picture",
+    "training steps": "steps", "training FLOP": "training_flops", "training seconds": "training_seconds",
+    "training memory, GiB": "training_peak_gib", "sampling memory, GiB": "sampling_gib",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ def _lines(rows: Sequence[Row], folder: str) -> list[dict[str, Any]]:
     """The lines of one file, whose rows belong to one run or to one comparison."""
     lines = []
     comparison = next((row.provenance["comparison"] for row in rows if "comparison" in row.provenance), {})
-    ablated = comparison.get("name", "").startswith(ABLATION)
-    architecture = comparison["name"].removeprefix(ABLATION).split("-")[0] if ablated else ""
+    ablated = comparison.get("ablation", "")  # an architecture, whose rows are this file's models
     pairs = sorted({(row.order, row.category, row.provenance.get("pairs_sha256", "")[:6]) for row in rows})
     for row in rows:
         known, training = row.provenance, row.provenance.get("training") or {}
         kind = _kind(row.model)
         learned = kind != "baseline"  # a baseline has no seed: what is measured twice is the same
         line = {
-            "folder": folder, "model": architecture or row.model, "kind": kind, "row": row.model if ablated else "",
+            "folder": folder, "model": ablated or row.model, "kind": kind, "row": row.model if ablated else "",
             "data": row.data, "split": row.split, "order": row.order, "region": row.region, "category": row.category,
             "n": row.n, "seed": training.get("seed", known.get("seed")) if learned else None,
             "run": known.get("checkpoint_sha256", folder) if learned else "",
         }  # fmt: skip
-        line |= _setting(row, pairs, _budget(comparison)) | _costs(known, training)
+        spent = costs(row)
+        line |= _setting(row, pairs, _budget(comparison)) | {column: spent[name] for column, name in COSTS.items()}
         line |= {key: known.get(key) for key in ORIGIN}
         lines += [line | {"metric": metric, "value": value} for metric, value in row.metrics.items()]
     return lines
@@ -108,18 +108,6 @@ def _kind(model: str) -> str:
 def _budget(comparison: Mapping[str, Any]) -> str:
     budget = comparison.get("budget")
     return f"{budget['amount']:,.10g} {UNITS[budget['kind']]}" if budget else NOT_RECORDED
-
-
-def _costs(known: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | None]:
-    """COSTS of a row; None where it does not know."""
-    counted = known.get("cost") or {}
-    step, steps, sampling = counted.get("step_flops"), training.get("steps"), counted.get("sampling_bytes")
-    values = (
-        counted.get("parameters"), counted.get("picture_flops"), known.get("seconds_per_picture"), steps,
-        step * steps if step and steps else None, training.get("seconds"), training.get("peak_memory_gib"),
-        sampling / 2**30 if sampling else None,
-    )  # fmt: skip
-    return dict(zip(COSTS, values, strict=True))
 
 
 def _setting(row: Row, pairs: Sequence[tuple[str, str, str]], budget: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
 Rows can stand in one table only where they were measured the same way: same data and split, same size, same protocol
-and version, same pairs, same metric networks. Everything else is refused, not footnoted.
+and version, same pairs, same metric networks, and in a comparison the same budget. Everything else is refused, not
+footnoted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
     Raises UserError when rows that were measured differently would share a table.
     """
-    _require_same([_measured(row) for row in rows], rows, "measured differently")
+    require_comparable(rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.order, row.region, row.category), []).append(row)
@@ -56,21 +57,21 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
     for key, group in grouped(rows).items():
-        metrics = _columns(group)
+        metrics = metric_columns(group)
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("model", no_wrap=True)
         for metric in metrics:
-            table.add_column(_heading(metric), justify="right")
-        best = _best(group, metrics)
+            table.add_column(metric_heading(metric), justify="right")
+        best = best_models(group, metrics)
         for row in group:
-            cells = [_cell(row, metric) for metric in metrics]
+            cells = [metric_cell(row, metric) for metric in metrics]
             marked = [
                 f"[bold]{cell}[/]" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)
             ]
             table.add_row(row.model.replace("[", r"\["), *marked)
         console.print(_title(key, group), style="bold", markup=False, highlight=False)
         console.print(table)
-    note = _note(rows)
+    note = metric_notes(rows)
     if note:
         console.print(note, style="dim", markup=False)
 
@@ -79,17 +80,17 @@ def table_markdown(rows: Sequence[Row]) -> str:
     """The same tables in Markdown."""
     parts = []
     for key, group in grouped(rows).items():
-        metrics = _columns(group)
-        best = _best(group, metrics)
+        metrics = metric_columns(group)
+        best = best_models(group, metrics)
         lines = [f"**{_title(key, group)}**", ""]
-        lines.append("| model | " + " | ".join(_heading(metric) for metric in metrics) + " |")
+        lines.append("| model | " + " | ".join(metric_heading(metric) for metric in metrics) + " |")
         lines.append("| --- |" + " ---: |" * len(metrics))
         for row in group:
-            cells = [_cell(row, metric) for metric in metrics]
+            cells = [metric_cell(row, metric) for metric in metrics]
             marked = [f"**{cell}**" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)]
             lines.append(f"| {row.model} | " + " | ".join(marked) + " |")
         parts.append("\n".join(lines))
-    note = _note(rows)
+    note = metric_notes(rows)
     return "\n\n".join([*parts, note.replace("*", r"\*")] if note else parts) + "\n"
 
 
@@ -106,7 +107,8 @@ def base(metric: str) -> str:
 
 def _measured(row: Row) -> dict:
     settings = row.provenance.get("metrics", {})
-    return {
+    budget = {"budget": row.provenance.get("comparison", {}).get("budget")}
+    return ({} if is_baseline(row) else budget) | {  # baselines learn nothing
         "data": row.data,
         "split": row.split,
         "protocol": row.protocol,
@@ -117,18 +119,30 @@ def _measured(row: Row) -> dict:
     }
 
 
+def require_comparable(rows: Sequence[Row]) -> None:
+    """Raises UserError when rows were measured differently."""
+    _require_same([_measured(row) for row in rows], rows, "measured differently")
+
+
 def _require_same(keys: Sequence[dict], rows: Sequence[Row], problem: str) -> None:
+    first: dict[str, tuple[Row, object]] = {}
     for key, row in zip(keys, rows, strict=True):
         for name, value in key.items():
-            if value != keys[0][name]:
+            other, expected = first.setdefault(name, (row, value))
+            if value != expected:
                 raise UserError(
-                    f"{rows[0].model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
-                    f"table, {problem}: {name} is {keys[0][name]} and {value}. Evaluate both the same way."
+                    f"{other.model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
+                    f"table, {problem}: {name} is {expected} and {value}. Evaluate both the same way."
                 )
 
 
+def is_baseline(row: Row) -> bool:
+    """Whether the row's pictures need no learning, or at most a warp's."""
+    return row.model.startswith("baseline/")
+
+
 def _rank(row: Row) -> int:
-    return 2 if row.model.startswith("baseline/") else 1 if row.model.endswith("]") else 0
+    return 2 if is_baseline(row) else 1 if row.model.endswith("]") else 0
 
 
 def _place(key: tuple[str, str, str]) -> tuple:
@@ -136,25 +150,30 @@ def _place(key: tuple[str, str, str]) -> tuple:
     return order != "paired", region != "garment", category != "all", category
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def metric_columns(rows: Sequence[Row]) -> list[str]:
+    """Names of all metrics, in the order of DIGITS."""
     return sorted(
         {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(base(metric)), metric)
     )
 
 
-def _heading(metric: str) -> str:
+def metric_heading(metric: str) -> str:
+    """A metric's name with its scale and an arrow towards better."""
     scale = f" x{KID_SCALE}" if base(metric) == "kid" else ""
     return f"{metric}{scale} {'↑' if base(metric) in HIGHER_IS_BETTER else '↓'}"
 
 
-def _cell(row: Row, metric: str) -> str:
+def metric_cell(row: Row, metric: str) -> str:
+    """A metric as printed; of rows that stand for several seeds with its spread. '-' where there is none."""
     if metric not in row.metrics:
         return "-"
-    scale = KID_SCALE if base(metric) == "kid" else 1
-    return f"{row.metrics[metric] * scale:.{DIGITS[base(metric)]}f}"
+    scale, digits = KID_SCALE if base(metric) == "kid" else 1, DIGITS[base(metric)]
+    spread = row.provenance.get("spread", {}).get(metric)
+    around = "" if spread is None else f" ± {spread * scale:.{digits}f}"
+    return f"{row.metrics[metric] * scale:.{digits}f}{around}"
 
 
-def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
+def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
     """Models with the best value of each metric; controls do not compete."""
     best = {}
     for metric in metrics:
@@ -173,7 +192,8 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.rules}{mask}"
 
 
-def _note(rows: Sequence[Row]) -> str:
+def metric_notes(rows: Sequence[Row]) -> str:
+    """What has to be said of metrics: those whose networks are random, those that are absent; "" for neither."""
     names = sorted({base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
     notes = [NOTE.format(names=", ".join(names))] if names else []
     absent = {metric: reason for row in rows for metric, reason in row.provenance.get("absent", {}).items()}

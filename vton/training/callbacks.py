@@ -35,11 +35,25 @@ class StopOnBadNumbers(Callback):
 
 
 class Telemetry(Callback):
-    """Scalars for TensorBoard, averaged over `log_every` steps; x-axis is optimizer steps."""
+    """Scalars for TensorBoard, averaged over `log_every` steps; x-axis is optimizer steps.
+
+    Its state is what the whole run has cost so far, restarts included.
+    """
 
     def __init__(self, log_every: int, batch_size: int):
         self.log_every, self.batch_size = log_every, batch_size
+        self.spent, self.peak = 0.0, 0.0
+        self.began = time.perf_counter()
         self.reset()
+
+    def state_dict(self) -> dict[str, float]:
+        return {
+            "seconds": round(self.spent + time.perf_counter() - self.began, 1),
+            "peak_memory_gib": round(max(self.peak, peak_memory_gib()), 3),
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.spent, self.peak = state["seconds"], state["peak_memory_gib"]
 
     def reset(self) -> None:
         self.losses: list[float] = []
@@ -49,6 +63,7 @@ class Telemetry(Callback):
         self.started = self.batch_ended = time.perf_counter()
 
     def on_train_start(self, trainer, module) -> None:
+        self.began = time.perf_counter()
         self.reset()
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:

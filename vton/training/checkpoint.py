@@ -9,6 +9,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vton.models.pretrained import read_checkpoint
 from vton.training.ema import EMA
@@ -57,7 +58,7 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer, module) -> None:
         if trainer.is_global_zero:
-            export_weights(self.run, module, self.ema)
+            export_weights(self.run, module.state_dict(), self.ema.average if self.ema else {})
 
     def state_dict(self) -> dict:
         return {"best": self.best}
@@ -66,11 +67,17 @@ class Checkpoints(Callback):
         self.best = state["best"]
 
 
-def export_weights(run: RunFolder, module, ema: EMA | None) -> None:
+def finish_from_checkpoint(run: RunFolder) -> None:
+    """What follows the last checkpoint of a run that was killed in between: its weights and training.json."""
+    checkpoint = read_checkpoint(run.last)
+    callbacks = checkpoint["callbacks"]
+    export_weights(run, checkpoint["state_dict"], callbacks.get("EMA", {}).get("average", {}))
+    run.finish(checkpoint["global_step"], callbacks.get("Telemetry", {}))
+
+
+def export_weights(run: RunFolder, state: dict[str, Tensor], average: dict[str, Tensor]) -> None:
     """The trained weights, averaged where there is an average, as safetensors."""
-    state = dict(module.state_dict())
-    if ema:
-        state |= ema.average
+    state = state | average
     temporary = run.weights.with_name(f".{run.weights.name}.{os.getpid()}")
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
     os.replace(temporary, run.weights)

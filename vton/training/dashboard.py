@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from vton.config import ExperimentConfig
+from vton.config import ExperimentConfig, flatten
 from vton.metrics.results import Row
-from vton.training.run import RunFolder, flatten
+from vton.training.run import RunFolder
 
 LAYOUT = {
     "Training health": {

@@ -1,9 +1,10 @@
 """The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
 
 config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
-tensorboard/  predictions/<order>/<pair>.png  results.json
+training.json  tensorboard/  predictions/<order>/<pair>.png  results.json
 
-The upper stages of a cascade are run folders in that of its first: `runs/<name>/<stage>/`.
+training.json is written when training is done: its steps, its wall time over all restarts, its peak memory. The upper
+stages of a cascade are run folders in that of its first: `runs/<name>/<stage>/`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from vton.config import ExperimentConfig, load_file, to_yaml
+from vton.config import ExperimentConfig, flatten, load_file, to_yaml
 from vton.errors import UserError
 from vton.metrics.results import versions
 
+# What changes no number at all.
+UNSEEN = ("runs", "name", "compare", "trainer.threads", "data.workers", "data.pin_memory", "data.check", "data.cache",
+          "data.root", "data.synthetic.workers", "train.log_every", "train.checkpoint_every", "train.picture_every",
+          "train.pictures", "train.val_pairs", "eval.batch_size", "eval.pictures")  # fmt: skip
 # What may differ between a run's start and its continuation, because it doesn't change what is learned.
-FREE = ("trainer", "eval", "sampler", "runs", "name", "data.workers", "data.pin_memory", "data.check", "data.cache",
-        "data.root", "data.limit_test", "data.synthetic.workers", "train.steps", "train.log_every",
-        "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs")  # fmt: skip
+FREE = (*UNSEEN, "trainer", "eval", "sampler", "data.limit_test", "train.steps")
 
 
 class RunError(UserError):
@@ -40,6 +44,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.weights = self.checkpoints / "weights.safetensors"
+        self.training = self.path / "training.json"
         self.tensorboard = self.path / "tensorboard"
         self.predictions = self.path / "predictions"
         self.results = self.path / "results.json"
@@ -82,31 +87,28 @@ class RunFolder:
         write_atomically(self.config, to_yaml(config))
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2))
 
+    def finish(self, steps: int, telemetry: dict) -> None:
+        """Write training.json: the last thing that training does."""
+        write_atomically(self.training, json.dumps({"steps": steps, **telemetry}, indent=1))
+
+    def trained(self) -> dict:
+        """training.json: steps, seconds, peak_memory_gib; {} before training is done, and for imported weights."""
+        return json.loads(self.training.read_text()) if self.weights.exists() and self.training.exists() else {}
+
     def load_config(self, *overrides: str) -> ExperimentConfig:
         if not self.config.exists():
             raise RunError(f"{self.path} is not a run folder (no config.yaml). Known runs: {known_runs(self.path)}.")
         return load_file(self.config, *overrides)
 
 
-def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """`key: old -> new` of every setting that decides what is learned."""
+def differences(old: ExperimentConfig, new: ExperimentConfig, free: Sequence[str] = FREE) -> list[str]:
+    """`key: old -> new` of every setting that is not free; by default those that decide what is learned."""
     before, after = flatten(asdict(old)), flatten(asdict(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE)
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in free)
     ]
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to tuples."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat
 
 
 def environment() -> dict:

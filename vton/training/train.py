@@ -20,7 +20,7 @@ from vton.data.module import TryOnDataModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
-from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, finish_from_checkpoint
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.run import RunFolder, write_atomically
@@ -45,10 +45,13 @@ def train(config: ExperimentConfig) -> RunFolder:
     module = registry.module_class(config.model.name)(config, codec)
 
     ema = EMA(config.train.ema) if config.train.ema else None
-    trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, ema), logger=None)
+    telemetry = Telemetry(config.train.log_every, config.train.batch_size)
+    trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, telemetry, ema), logger=None)
     done = steps_done(run)
     trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
     if done >= config.train.steps:
+        if run.trained().get("steps") != done:
+            finish_from_checkpoint(run)
         print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
         return run
     print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
@@ -56,6 +59,8 @@ def train(config: ExperimentConfig) -> RunFolder:
         trainer.logger.experiment.add_custom_scalars(LAYOUT)
     data.start(done * config.train.accumulate * config.train.batch_size * trainer.world_size)
     trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
+    if trainer.is_global_zero:
+        run.finish(trainer.global_step, telemetry.state_dict())
     return run
 
 
@@ -103,9 +108,11 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
         )
 
 
-def callbacks(config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, ema: EMA | None) -> list:
+def callbacks(
+    config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, telemetry: Telemetry, ema: EMA | None
+) -> list:
     """In the order they act after a step: average, look, save."""
-    found = [StopOnBadNumbers(), Telemetry(config.train.log_every, config.train.batch_size)]
+    found = [StopOnBadNumbers(), telemetry]
     found += [ema] if ema else []
     if config.train.picture_every:
         held_out = {order: data.val_batch(order, config.train.val_pairs) for order in ("paired", "unpaired")}

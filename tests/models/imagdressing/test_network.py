@@ -12,9 +12,11 @@ from tests.models.imagdressing.small import (
     dresser,
     inputs,
     stock,
+    unet,
 )
 from vton.diffusion.sampling import Step, double
 from vton.models.imagdressing.control import Control, inpaint_picture, latent_mask
+from vton.models.imagdressing.network import Dresser
 
 EVERYTHING = ("pose", "inpaint", "face")
 Z, T = torch.randn(3, 4, *LATENT, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
@@ -85,6 +87,28 @@ def test_each_layer_is_the_formula():
         root = q.shape[-1] ** 0.5
         z = (q @ k.mT / root).softmax(-1) @ v + 0.4 * (q @ kg.mT / root).softmax(-1) @ vg
         close(layer(x, garments=garments), layer.to_out[0](z.transpose(1, 2).flatten(2)))
+
+
+def test_joint_attention_is_one_softmax_by_the_layers_own_weights():
+    """The ablation's base: no projector, no W'k and W'v; garment tokens count lambda times."""
+    model = Dresser(unet(1), unet(2), None, None)
+    tokens = torch.randn(3, 7, CONTEXT)  # text in place of projected CLIP tokens
+    arguments = inputs([0, 1, 2]) | {"clip": tokens}
+    conditions = model.condition(**arguments, garment_scale=torch.tensor([0.4, 0.0, 1.0]))
+    garments = model.garments(conditions, model.garment_features(conditions, T))
+    taps = model.garment_taps(arguments["garment_latents"], tokens)
+    for block in model.adapter.blocks.values():
+        layer = model.unet.get_submodule(f"{block}.attn1")
+        x, f = torch.randn(3, 11, layer.query_dim), taps[block]
+        both = torch.cat([x, f], 1)
+        q, k, v = (
+            part.unflatten(-1, (2, -1)).transpose(1, 2) for part in (layer.to_q(x), layer.to_k(both), layer.to_v(both))
+        )
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
+        weights[..., 11:] *= torch.tensor([0.4, 0.0, 1.0]).view(3, 1, 1, 1)
+        z = weights / weights.sum(-1, keepdim=True) @ v
+        close(layer(x, garments=garments), layer.to_out[0](z.transpose(1, 2).flatten(2)))
+    close(predict(model, model.unconditional(conditions)), stock(model.unet)(Z, T, conditions["negative_text"]).sample)
 
 
 @pytest.mark.parametrize("guidance", [0.5, 1.0, 3.0])

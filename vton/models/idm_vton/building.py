@@ -33,16 +33,7 @@ def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int, aspect: f
     aspect: height / width of the pictures, for `unet.positions`.
     """
     inputs = 3 * channels + 1
-    resampler = Resampler(
-        width=config.resampler.width,
-        depth=config.resampler.depth,
-        heads=config.resampler.heads,
-        head_width=config.resampler.head_width,
-        queries=config.resampler.queries,
-        input_width=clip_width,
-        output_width=config.unet.context,
-        factor=config.resampler.feed_forward,
-    )
+    resampler = build_resampler(config, clip_width) if config.image_prompt.enabled else None
     source = config.unet.pretrained
     if not source:
         unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
@@ -52,9 +43,23 @@ def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int, aspect: f
         unet = unet_from(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
         tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
         load_base(tryon, read_weights_folder(folder), channels, folder)
-    if config.image_prompt.pretrained:
+    if config.image_prompt.enabled and config.image_prompt.pretrained:
         load_image_prompt(tryon, image_prompt_file(config))
     return tryon
+
+
+def build_resampler(config: IdmVtonConfig, clip_width: int) -> Resampler:
+    """CLIP states of `clip_width` to image tokens, freshly."""
+    return Resampler(
+        width=config.resampler.width,
+        depth=config.resampler.depth,
+        heads=config.resampler.heads,
+        head_width=config.resampler.head_width,
+        queries=config.resampler.queries,
+        input_width=clip_width,
+        output_width=config.unet.context,
+        factor=config.resampler.feed_forward,
+    )
 
 
 def build_garment_net(config: UNetConfig, channels: int, aspect: float = 1.0) -> UNet2DConditionModel:

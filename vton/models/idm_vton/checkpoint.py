@@ -240,8 +240,14 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
     """The same kind of folder from a run's weights; complete or not there at all.
 
     Networks that the run trained are written from `state`, the others copied from where the configuration finds them.
-    Raises WeightsError for a codec that the format has no place for.
+    Raises WeightsError for a codec that the format has no place for, and for a run without one of its networks.
     """
+    model: IdmVtonConfig = config.model
+    if not (model.garment_net and model.image_prompt.enabled):
+        raise WeightsError(
+            f"model.garment_net={model.garment_net} and model.image_prompt.enabled={model.image_prompt.enabled}: "
+            "IDM-VTON's format has no place for a run without these networks."
+        )
     if config.codec.name != "kl":
         raise WeightsError(
             f"codec.name={config.codec.name} has no place in IDM-VTON's format, which holds an AutoencoderKL "

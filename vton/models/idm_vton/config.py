@@ -13,6 +13,7 @@ from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetCo
 class ImagePromptConfig:
     """Keys and values of the image tokens in cross-attention; the Resampler that makes the tokens is `resampler`."""
 
+    enabled: bool = True  # False: no CLIP, Resampler and image keys/values; cross-attention reads the caption alone
     pretrained: str = ""  # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
     file: str = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
     scale: float = 1.0  # weight of the image attention against the text attention
@@ -51,6 +52,7 @@ class IdmVtonConfig(ModelConfig):
     condition_dropout: float = 0.1  # the released script drops nothing, so its guidance branch is never trained
     unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=1280))
     trained_part: Literal["all", "up_attention"] = "all"  # of unet; up_attention: customisation to one pair
+    garment_net: bool = True  # False: no GarmentNet; TryonNet's self-attention reads the person alone
     garment_unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=0))
     resampler: ResamplerConfig = field(default_factory=lambda: ResamplerConfig(width=1280, heads=20))
     image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
@@ -68,6 +70,10 @@ class IdmVtonConfig(ModelConfig):
             raise ConfigError(
                 f"model.unet.context={sums[0]}, model.garment_unet.context={sums[1]} and model.text.width + "
                 f"model.text_2.width={sums[2]} must be equal: both UNets read both text encoders' tokens side by side."
+            )
+        if self.garment_timestep is not None and not self.garment_net:
+            raise ConfigError(
+                f"model.garment_timestep={self.garment_timestep} needs model.garment_net=true: it is GarmentNet's."
             )
         if self.unet.pooled != self.text_2.projection:
             raise ConfigError(

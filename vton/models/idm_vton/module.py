@@ -30,21 +30,24 @@ class IdmVtonModule(TryOnModule):
         model: IdmVtonConfig = self.config.model
         channels, (height, width) = self.codec.channels, self.config.data.size
         aspect = height / width
-        clip = clip_image_encoder(model.clip)
-        self.tryon = build_tryon(model, channels, clip.width, aspect)
-        self.add("garment_net", build_garment_net(model.garment_unet, channels, aspect), model.garment_unet.trained)
-        self.add("clip", clip, model.clip.trained)
+        clip = clip_image_encoder(model.clip) if model.image_prompt.enabled else None
+        self.tryon = build_tryon(model, channels, clip.width if clip else 0, aspect)
+        garment_net = build_garment_net(model.garment_unet, channels, aspect) if model.garment_net else None
+        if garment_net:
+            self.add("garment_net", garment_net, model.garment_unet.trained)
+        if clip:
+            self.add("clip", clip, model.clip.trained)
         self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
         self.add("text_2", text_encoder(model.text_2, "model.text_2"), model.text_2.trained)
-        self.model = IdmVton(self.tryon, self.part("garment_net"), self.null_prompt, model.garment_timestep)
+        self.model = IdmVton(self.tryon, garment_net, self.null_prompt, model.garment_timestep)
 
     def trained_parameters(self) -> list[dict]:
         """TryonNet with Resampler and image keys/values; of the others what their result depends on."""
         model: IdmVtonConfig = self.config.model
         parameters = [p for name, p in self.tryon.unet.named_parameters() if trained_in_tryon(name, model)]
-        if model.garment_unet.trained:
+        if model.garment_net and model.garment_unet.trained:
             parameters += read_by_taps(self.garment_net)
-        if model.clip.trained:
+        if model.image_prompt.enabled and model.clip.trained:
             parameters += self.clip.read_by("penultimate")
         for text in (self.text if model.text.trained else None, self.text_2 if model.text_2.trained else None):
             parameters += text.read_parameters() if text else []
@@ -54,15 +57,21 @@ class IdmVtonModule(TryOnModule):
         """VAE posteriors enter by their modes, so that a picture depends on its seed alone (published: samples)."""
         if batch.densepose is None:
             raise DataError(f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true.")
+        model: IdmVtonConfig = self.config.model
         first, garment = distinct(same_garment(batch.garment, batch.garment_caption))
-        garments, captions = batch.garment[first], [batch.garment_caption[row] for row in first]
+        garments = batch.garment[first]
+        captions = [batch.garment_caption[row] for row in first] if model.garment_net else []
         text, pooled = self.read_captions([*batch.person_caption, *captions])
+        count, read = len(batch), {}
         with torch.no_grad():
             masked, pose = self.codec.encode(batch.agnostic), self.codec.encode(batch.densepose)
-            garment_latents = self.codec.encode(garments)
-        with self.gradients_if(self.config.model.clip.trained):
-            clip = self.part("clip").penultimate(garments)
-        count = len(batch)
+            if model.garment_net:
+                latents = self.codec.encode(garments)
+                read = {"garment": garment, "garment_latents": latents[garment], "garment_text": text[count:][garment]}
+        if model.image_prompt.enabled:
+            with self.gradients_if(model.clip.trained):
+                clip = self.part("clip").penultimate(garments)
+            read["image_tokens"] = self.tryon.image_tokens(clip)[garment]
         return self.model.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
@@ -70,10 +79,7 @@ class IdmVtonModule(TryOnModule):
             text=text[:count],
             pooled=pooled[:count],
             size_ids=size_ids(batch.person),
-            image_tokens=self.tryon.image_tokens(clip)[garment],
-            garment=garment,
-            garment_latents=garment_latents[garment],
-            garment_text=text[count:][garment],
+            **read,
         )
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
@@ -94,10 +100,13 @@ class IdmVtonModule(TryOnModule):
 
     def null_prompt(self) -> NullPrompt:
         """The negative prompt, and CLIP's states of an all-zero pixel tensor: a picture of its mean colour."""
+        prompt = self.read_captions([self.config.model.negative_prompt])
+        if not self.config.model.image_prompt.enabled:
+            return NullPrompt(*prompt, None)
         clip = self.part("clip")
         with self.gradients_if(self.config.model.clip.trained):
             empty = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
-        return NullPrompt(*self.read_captions([self.config.model.negative_prompt]), empty)
+        return NullPrompt(*prompt, empty)
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         return self.model.garment_features(conditions, t, step)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,7 +69,9 @@ class GarmentSelfAttention:
     ):  # fmt: skip
         """hidden_states (B, N, D) -> (B, N, D)."""
         q, k, v = (self.project(linear, attn, hidden_states) for linear in (attn.to_q, attn.to_k, attn.to_v))
-        if garment.closed_form:
+        if garment is None:
+            out = F.scaled_dot_product_attention(q, k, v)
+        elif garment.closed_form:
             out = self.per_branch(attn, q, k, v, garment)
         else:
             g = garment.rows(self.index)
@@ -92,6 +94,13 @@ class GarmentSelfAttention:
     @staticmethod
     def project(linear: nn.Linear, attn: Attention, tokens: Tensor) -> Tensor:
         return split_heads(linear(tokens), attn.heads)
+
+
+class TextCrossAttention(AttnProcessor2_0):
+    """Cross-attention without image tokens. garment is for self-attention layers."""
+
+    def __call__(self, attn: Attention, hidden_states, *args, garment: Garments | None = None, **kwargs):
+        return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, k_g: Tensor, v_g: Tensor) -> Tensor:
@@ -133,20 +142,24 @@ class TryonNet(nn.Module):
     """A stock UNet over [x_t, mask, masked person, pose] whose attention layers read the garment.
 
     `unet` holds the parameters under the published names: the Resampler is its `encoder_hid_proj`, and each attn2 has
-    `processor.to_k_ip` and `processor.to_v_ip`.
+    `processor.to_k_ip` and `processor.to_v_ip`. Without a Resampler cross-attention reads text alone.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, resampler: Resampler, image_scale: float = 1.0,
+        self, unet: UNet2DConditionModel, resampler: Resampler | None, image_scale: float = 1.0,
         null_features: str = "closed_form",
     ):  # fmt: skip
         super().__init__()
         self.unet, self.closed_form = unet, null_features == "closed_form"
-        unet.encoder_hid_proj = resampler  # the UNet itself never calls it
+        if resampler is not None:
+            unet.encoder_hid_proj = resampler  # the UNet itself never calls it
         for index, name in enumerate(execution_order(unet)):
             block = unet.get_submodule(name)
             block.attn1.set_processor(GarmentSelfAttention(index))
-            block.attn2.set_processor(ImagePromptProcessor(block.attn2, resampler.latents.shape[1], image_scale))
+            cross = TextCrossAttention()
+            if resampler is not None:
+                cross = ImagePromptProcessor(block.attn2, resampler.latents.shape[1], image_scale)
+            block.attn2.set_processor(cross)
 
     def image_tokens(self, clip: Tensor) -> Tensor:
         """CLIP's hidden states (B, S, width) -> (B, n, C)."""
@@ -155,8 +168,11 @@ class TryonNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, size_ids: Tensor, features: Features
     ) -> Tensor:
-        """x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6) -> (B, c, h, w)."""
-        attention = {"garment": Garments(features, self.closed_form)}
+        """x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6) -> (B, c, h, w).
+
+        Without features self-attention reads the person alone.
+        """
+        attention = {"garment": Garments(features, self.closed_form) if features else None}
         added = {"text_embeds": pooled, "time_ids": size_ids}
         x = x.to(self.unet.dtype)  # solvers keep latents in float32
         return self.unet(x, t, context, cross_attention_kwargs=attention, added_cond_kwargs=added).sample
@@ -167,18 +183,19 @@ class NullPrompt(NamedTuple):
 
     text: Tensor  # (1, L, C) negative prompt
     pooled: Tensor  # (1, P)
-    clip: Tensor  # (1, S, width) CLIP's hidden states of an all-zero pixel tensor
+    clip: Tensor | None  # (1, S, width) CLIP's hidden states of an all-zero pixel tensor; None without image prompt
 
 
 class IdmVton:
     """Both UNets behind the sampler's contract, from tensors to predictions.
 
+    garment_net: None = without; then `condition` takes no garment.
     null: makes the unconditional prompt when guidance or dropout asks for it.
     garment_timestep: GarmentNet's features at this one t serve every t. An approximation, as GarmentNet reads t.
     """
 
     def __init__(
-        self, tryon: TryonNet, garment_net: UNet2DConditionModel, null: Callable[[], NullPrompt],
+        self, tryon: TryonNet, garment_net: UNet2DConditionModel | None, null: Callable[[], NullPrompt],
         garment_timestep: int | None = None,
     ):  # fmt: skip
         self.tryon, self.garment_net, self.null, self.garment_timestep = tryon, garment_net, null, garment_timestep
@@ -186,7 +203,8 @@ class IdmVton:
 
     def condition(
         self, *, mask: Tensor, masked: Tensor, pose: Tensor, text: Tensor, pooled: Tensor, size_ids: Tensor,
-        image_tokens: Tensor, garment: Tensor, garment_latents: Tensor, garment_text: Tensor,
+        image_tokens: Tensor | None = None, garment: Tensor | None = None, garment_latents: Tensor | None = None,
+        garment_text: Tensor | None = None,
     ) -> Conditions:  # fmt: skip
         """What depends on neither z_t nor t.
 
@@ -199,6 +217,7 @@ class IdmVton:
             "image_tokens": image_tokens,
             "garment": garment, "garment_latents": garment_latents, "garment_text": garment_text,
         }  # fmt: skip
+        conditions = {name: tensor for name, tensor in conditions.items() if tensor is not None}
         if self.garment_timestep is not None:
             t = torch.full_like(garment, self.garment_timestep)
             features = self.run_garment_net(conditions, t)
@@ -207,6 +226,8 @@ class IdmVton:
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         """Features of each distinct garment and timestep, (G, M, D) per block, and each row's place among them."""
+        if self.garment_net is None:
+            return {}
         if self.garment_timestep is None:
             return self.run_garment_net(conditions, t)
         first, row = distinct(conditions["garment"])
@@ -228,19 +249,19 @@ class IdmVton:
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         c = conditions
-        context = torch.cat([c["text"], c["image_tokens"]], 1)
+        context = torch.cat([c[name] for name in ("text", "image_tokens") if name in c], 1)
         return self.tryon(self.tryon_input(z_t, c), t, context, c["pooled"], c["size_ids"], features)
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         """Negative prompt, tokens of an empty picture, no garment; mask, masked person, pose and size stay."""
         null = self.null()
-        replaced = {
-            "text": null.text,
-            "pooled": null.pooled,
-            "image_tokens": self.tryon.image_tokens(null.clip),
-        }
+        replaced = {"text": null.text, "pooled": null.pooled}
+        if null.clip is not None:
+            replaced["image_tokens"] = self.tryon.image_tokens(null.clip)
         replaced = {name: tensor.expand_as(conditions[name]) for name, tensor in replaced.items()}
-        return conditions | replaced | {"garment": torch.full_like(conditions["garment"], -1)}
+        if "garment" in conditions:
+            replaced["garment"] = torch.full_like(conditions["garment"], -1)
+        return conditions | replaced
 
     def known(self, conditions: Conditions) -> Known | None:
         """Nothing: the whole picture is painted, as in the published sampler."""

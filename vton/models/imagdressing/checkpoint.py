@@ -50,9 +50,14 @@ def read_published(path: Path) -> Published:
 def write_published(target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]) -> None:
     """The released layout again, with `extra` where it was; a .safetensors target gets the bare mapping.
 
-    Networks that the released file has no place for (a trained base UNet, ControlNet or encoder) raise WeightsError.
+    Networks that the released file has no place for (a trained base UNet, ControlNet or encoder) raise WeightsError,
+    and so does a run without one of the file's own.
     """
     theirs = {ours: prefix for prefix, ours in PARTS.items()}
+    absent = theirs.keys() - {name.partition(".")[0] for name in state}
+    if absent:
+        raise WeightsError(f"{target}: IMAGDressing's published format needs {', '.join(sorted(absent))}; "
+                           "this run was trained without (model.image_branch, model.attention).")  # fmt: skip
     module = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")

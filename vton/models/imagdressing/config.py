@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vton.config import ConfigError, ModelConfig
 from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetConfig
@@ -89,6 +90,9 @@ class ImagDressingConfig(ModelConfig):
     inpaint: ControlConfig = field(default_factory=lambda: ControlConfig(enabled=True))
     pose: ControlConfig = field(default_factory=ControlConfig)
     face: FaceConfig = field(default_factory=FaceConfig)
+    image_branch: bool = True  # False: the garment UNet reads the prompt instead of projected CLIP tokens
+    # joint: no W'k and W'v; one softmax over the person's and the garment's tokens, by the layer's own Wk and Wv
+    attention: Literal["hybrid", "joint"] = "hybrid"
     garment_scale: float = 1.0  # lambda at sampling; 1 in training
     prompt_suffix: str = (
         ""  # joined to the prompt by a comma; the text-to-image scripts use "best quality, high quality"
@@ -102,6 +106,13 @@ class ImagDressingConfig(ModelConfig):
                 f"model.unet.context={widths[0]} and model.text.width={widths[1]} must be equal: the dressing UNet's "
                 "cross-attention reads the text encoder's tokens."
             )
+        if not self.image_branch and self.garment_unet.context != self.text.width:
+            raise ConfigError(
+                f"model.image_branch=false lets the garment UNet read text: model.garment_unet.context="
+                f"{self.garment_unet.context} must equal model.text.width={self.text.width}."
+            )
+        if not self.image_branch and self.face.weights:
+            raise ConfigError("model.image_branch=false runs without CLIP, which model.face.weights needs.")
         for name in ("widths", "attention", "depth", "layers"):
             own, garment = getattr(self.unet, name), getattr(self.garment_unet, name)
             if own != garment:

@@ -37,7 +37,7 @@ class ImagDressing(TryOnModule):
         model: ImagDressingConfig = self.config.model
         channels, (height, width) = self.codec.channels, self.config.data.size
         aspect = height / width
-        clip = clip_image_encoder(model.clip)
+        clip = clip_image_encoder(model.clip) if model.image_branch else None
         unet = build_dressing_unet(model.unet, channels, aspect)
         garment_unet = build_unet(model.garment_unet, channels, channels, "model.garment_unet", aspect)
         controls = {
@@ -50,14 +50,15 @@ class ImagDressing(TryOnModule):
         networks = {
             "unet": unet,
             "garment_unet": garment_unet,
-            "projector": build_projector(model.projector, clip.width, model.garment_unet.context),
-            "adapter": GarmentAdapter(unet),
+            "projector": build_projector(model.projector, clip.width, model.garment_unet.context) if clip else None,
+            "adapter": GarmentAdapter(unet) if model.attention == "hybrid" else None,
             "clip": clip,
             "text": text_encoder(model.text),
             **controls,
         }
         for name, network in networks.items():
-            self.add(name, network, getattr(model, name).trained)
+            if network is not None:
+                self.add(name, network, getattr(model, name).trained)
         face = build_face(model.face, unet)
         if face is not None:
             self.frozen["face"] = face
@@ -104,10 +105,11 @@ class ImagDressing(TryOnModule):
     ) -> Conditions:  # fmt: skip
         """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
         model: ImagDressingConfig = self.config.model
-        first, worn = distinct_garments(batch.garment, no_image)
         prompts = [
             "" if empty else self.prompt(c) for c, empty in zip(batch.person_caption, values(no_text), strict=True)
         ]
+        beside = [str(dropped) for dropped in values(no_image)] if model.image_branch else prompts
+        first, worn = distinct_garments(batch.garment, beside)
         controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
         text = self.read_text([*prompts, model.negative_prompt])
         with torch.no_grad():
@@ -117,7 +119,7 @@ class ImagDressing(TryOnModule):
             text=text[:-1],
             negative_text=text[-1:],
             garment_latents=garment_latents,
-            clip=self.read_garments(batch.garment[first], no_image[first]),
+            clip=self.read_garments(batch.garment[first], no_image[first]) if model.image_branch else text[first],
             worn=worn,
             garment_scale=garment_scale,
             control={name: control_picture(name, batch) for name in controls},
@@ -175,9 +177,9 @@ def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
     return load_faceid(Path(config.weights), unet, **scales)
 
 
-def distinct_garments(garments: Tensor, no_image: Tensor) -> tuple[list[int], Tensor]:
-    """Rows of the G distinct (picture, dropped) pairs, and which of the G each row wears (B,)."""
-    same = same_garment(garments, [str(dropped) for dropped in values(no_image)])
+def distinct_garments(garments: Tensor, beside: Sequence[str]) -> tuple[list[int], Tensor]:
+    """Rows of the G distinct pairs of a picture and what is read beside it, and which of the G each row wears (B,)."""
+    same = same_garment(garments, beside)
     if same.is_meta:
         return list(range(len(same))), same
     first, worn = same.unique(return_inverse=True)

@@ -6,7 +6,10 @@ the person's tokens and f the garment UNet's,
     q = Wq x,  k = Wk x,  v = Wv x,  k' = W'k f,  v' = W'v f
     Z = softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v',   out = Wo Z + b
 
-Only W'k and W'v are new. lambda = 0, as in the guidance branch, is the base UNet.
+Only W'k and W'v are new. lambda = 0, as in the guidance branch, is the base UNet. For comparison, `joint` attention is
+one softmax over both pictures' tokens by the layer's own weights:
+
+    Z = softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v'],  k' = Wk f,  v' = Wv f
 
 Legend: B batch, G garments, N attention heads, L person tokens, M garment tokens, C width of a layer, d head width,
 T text tokens, D context width, S CLIP tokens, h w latent size.
@@ -55,14 +58,35 @@ def hybrid_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None,
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 
 
-class HybridSelfAttention:
+def joint_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int) -> Tensor:
+    """softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v']: garment tokens count lambda times, 0 = not at all.
+
+    Shapes as in `hybrid_attention`.
+    """
+    if garments is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
+    rows, (tokens, added) = garments.chosen, (k.shape[2], k_garment.shape[2])
+    weights = garments.scale.to(q.dtype).log().view(-1, 1, 1, 1)
+    bias = torch.cat([torch.zeros_like(weights).expand(-1, 1, 1, tokens), weights.expand(-1, 1, 1, added)], 3)
+    joined = (torch.cat(both, 2) for both in ((k[rows], k_garment), (v[rows], v_garment)))
+    out = F.scaled_dot_product_attention(q[rows], *joined, attn_mask=bias)
+    if len(garments.rows) == len(q):
+        return out
+    return F.scaled_dot_product_attention(q, k, v).index_copy(0, garments.rows, out)
+
+
+ATTENTIONS = {"hybrid": hybrid_attention, "joint": joint_attention}
+
+
+class GarmentSelfAttention:
     """A self-attention layer of the dressing UNet; without garment and identity it computes what the layer does.
 
     Keys and values of the garment are arguments, not parameters: they are the same at every step.
     """
 
-    def __init__(self, number: int):
-        self.number = number
+    def __init__(self, number: int, attention: str = "hybrid"):
+        self.number, self.attention = number, ATTENTIONS[attention]
 
     def __call__(
         self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None,
@@ -72,7 +96,7 @@ class HybridSelfAttention:
         lora = identity.in_self_attention(self.number) if identity else None
         parts = (project(attn, part, hidden_states, lora) for part in ("to_q", "to_k", "to_v"))
         q, k, v = (split_heads(x, attn.heads) for x in parts)
-        out = hybrid_attention(q, k, v, garments, self.number)
+        out = self.attention(q, k, v, garments, self.number)
         return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
 
 
@@ -106,12 +130,12 @@ def self_attentions(unet: UNet2DConditionModel) -> dict[int, str]:
     return {numbers[f"{block}.attn1"]: block for block in execution_order(unet)}
 
 
-def make_hybrid(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def make_hybrid(unet: UNet2DConditionModel, attention: str = "hybrid") -> UNet2DConditionModel:
     """Let a stock UNet take garments and identities as attention arguments; without them it computes what it did."""
     numbers = {name: number for number, name in enumerate(attention_names(unet))}
     for block in execution_order(unet):
         layer = unet.get_submodule(block)
-        layer.attn1.set_processor(HybridSelfAttention(numbers[f"{block}.attn1"]))
+        layer.attn1.set_processor(GarmentSelfAttention(numbers[f"{block}.attn1"], attention))
         layer.attn2.set_processor(TextCrossAttention(numbers[f"{block}.attn2"]))
     return unet
 
@@ -143,6 +167,19 @@ class GarmentAdapter(nn.ModuleDict):
             yield number, projection.to_k_ref(taps[block]), projection.to_v_ref(taps[block])
 
 
+class SharedProjection:
+    """In place of a GarmentAdapter: each layer's own Wk and Wv, which `joint` attention applies to the garment too."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.unet, self.blocks = unet, self_attentions(unet)
+
+    def __call__(self, taps: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Garment features by transformer block (G, M, C) -> layer number, k' and v' (G, M, C)."""
+        for number, block in self.blocks.items():
+            layer = self.unet.get_submodule(f"{block}.attn1")
+            yield number, layer.to_k(taps[block]), layer.to_v(taps[block])
+
+
 class Face(NamedTuple):
     """Faces of a batch; the leading dimension may be 1."""
 
@@ -154,16 +191,18 @@ class Face(NamedTuple):
 class Dresser:
     """The networks behind the sampler's contract, from tensors to predictions. Any batch size, any guidance scale.
 
-    unet, garment_unet: stock UNets of the same attention layers; `unet` gets new attention processors. controls: by a
-    name of your choice. face: a FaceID-Plus file. All plug-ins may be exchanged between samples.
+    unet, garment_unet: stock UNets of the same attention layers; `unet` gets new attention processors. projector: None
+    = the garment UNet reads text. adapter: None = joint instead of hybrid attention. controls: by a name of your
+    choice. face: a FaceID-Plus file. All plug-ins may be exchanged between samples.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, garment_unet: UNet2DConditionModel, projector: Resampler,
-        adapter: GarmentAdapter, controls: Mapping[str, Control] | None = None, face: FaceID | None = None,
+        self, unet: UNet2DConditionModel, garment_unet: UNet2DConditionModel, projector: Resampler | None,
+        adapter: GarmentAdapter | None, controls: Mapping[str, Control] | None = None, face: FaceID | None = None,
     ):  # fmt: skip
-        self.unet = make_hybrid(unet)
-        self.garment_unet, self.projector, self.adapter = garment_unet, projector, adapter
+        self.unet = make_hybrid(unet, "joint" if adapter is None else "hybrid")
+        self.garment_unet, self.projector = garment_unet, projector
+        self.adapter = SharedProjection(unet) if adapter is None else adapter
         self.controls, self.face = dict(controls or {}), face
 
     def condition(
@@ -174,10 +213,10 @@ class Dresser:
         """What depends on neither z_t nor t; one garment pass for the G garments.
 
         text (B, T, D); negative_text (B or 1, T, D); garment_latents (G, c, ., .) without noise; clip (G, S, width):
-        CLIP's penultimate states of the garment picture; worn (B,) int64: which of the G garments a row wears, by
-        default its own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; control: pictures
-        by the name of their ControlNet, see Control.embed; known: what inpainting keeps. Where a leading dimension is
-        1, all rows share it.
+        CLIP's penultimate states of the garment picture, or without a projector text tokens (G, T, D); worn (B,) int64:
+        which of the G garments a row wears, by default its own or the only one; garment_scale: lambda, one for all or
+        (B,), 0 = no garment; control: pictures by the name of their ControlNet, see Control.embed; known: what
+        inpainting keeps. Where a leading dimension is 1, all rows share it.
 
         The result may be changed by row before sampling: garment_scale, identity_scale, self_lora, cross_lora (B,).
         Raises ValueError for a picture without a ControlNet, a face without FaceID, and where `worn` has to be said.
@@ -213,7 +252,8 @@ class Dresser:
     def garment_taps(self, garment_latents: Tensor, clip: Tensor) -> dict[str, Tensor]:
         """The garment UNet's features (G, M, C) by transformer block: t = 0, projected CLIP tokens for text."""
         t = torch.zeros(len(garment_latents), dtype=torch.int64, device=garment_latents.device)
-        return garment_taps(self.garment_unet, garment_latents, t, self.projector(clip))
+        tokens = clip if self.projector is None else self.projector(clip)
+        return garment_taps(self.garment_unet, garment_latents, t, tokens)
 
     def face_conditions(self, face: Face) -> Conditions:
         """Identity tokens; those of nobody, for the guidance branch; and the scales."""
