@@ -43,12 +43,15 @@ def run_notebook(path: Path, **environment: str) -> str:
         from nbclient.exceptions import CellExecutionError, DeadKernelError
         from nbconvert import HTMLExporter
     except ImportError as error:
-        raise NotebookError(f"Running notebooks needs {error.name}: pip install 'vton[notebooks]'.") from error
+        raise NotebookError(
+            f"Running notebooks needs {error.name}: make setup, or pip install -e '.[notebooks]'."
+        ) from error
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
     except Exception as error:  # nbformat has no common class for what it meets in a broken file
-        raise NotebookError(f"{path}: not readable as a notebook: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise NotebookError(f"{path}: not readable as a notebook: {said}") from error
     with TemporaryDirectory() as folder:  # for sockets instead of ports, and instead of the user's IPython profile
         kernel = AsyncKernelManager(
             kernel_name="python3",  # ipykernel under sys.executable where no folder of installed kernels is searched
@@ -62,7 +65,8 @@ def run_notebook(path: Path, **environment: str) -> str:
                 try:
                     client.execute_cell(cell, index)
                 except CellExecutionError as error:
-                    raise NotebookError(f"{path}, cell {index + 1}: {error.ename}: {error.evalue}") from error
+                    said = f"{error.ename}: {error.evalue}".partition("\n")[0]
+                    raise NotebookError(f"{path}, cell {index + 1}: {said}") from error
                 except DeadKernelError as error:
                     raise NotebookError(f"{path}, cell {index + 1}: {error}") from error
     page, _ = HTMLExporter(mathjax_url="", require_js_url="").from_notebook_node(

@@ -201,8 +201,8 @@ class View:
         return {}
 
     def _costs(self, values: pd.DataFrame) -> pd.DataFrame:
-        learned = values[values["kind"] == "architecture"].groupby(self.by)[list(COSTS)]
-        means = learned.agg(lambda column: column.astype(float).mean())
+        learned = values[values["kind"] == "architecture"].set_index(self.by)
+        means = learned[list(COSTS)].astype(float).groupby(level=0).mean()
         return means.reindex([row for row in self._rows(values) if row in means.index])
 
     def _agreement(self, found: pd.DataFrame) -> list[str]:
@@ -311,13 +311,8 @@ class Architectures(View):
 
     def shared_tables(self) -> Page:
         """The published tables that hold two of the architectures, as printed."""
-        values = self.published.values[self.published.values["name"].isin(self.claims["name"])]
-        parts = [
-            part
-            for _, group in values.groupby("name", sort=False)
-            for part in (heading(_title(group)), *_printed(group))
-        ]
-        return Page(*parts)
+        shared = self.published.values["name"].isin(self.claims["name"])
+        return Page(*_headed(self.published.values[shared]))
 
     def _best(self, values: pd.DataFrame) -> dict[tuple[str, str, str], str]:
         return {(w.order, w.region, w.metric): w.best for w in winners(values, self.published).itertuples()}
@@ -359,9 +354,7 @@ class Ablation(View):
 
     def published_table(self) -> Page:
         """The table as the paper prints it, with source and protocol; where no number is at hand, what is said."""
-        parts = []
-        for _, values in self.printed.groupby("name", sort=False):
-            parts += [heading(_title(values)), *_printed(values)]
+        parts = _headed(self.printed)
         if len(self.said):
             parts.append(heading(_source(next(self.said.itertuples()))))
             parts.append(
@@ -416,6 +409,12 @@ def _printed(values: pd.DataFrame) -> list[str]:
     frame = values.pivot(index="label", columns="column", values="cell").fillna("-")
     frame = frame.loc[values["label"].unique(), values.sort_values("place")["column"].unique()]
     return [table(frame), sentences(values["protocol"].iloc[0]), _legend(values)]
+
+
+def _headed(values: pd.DataFrame) -> list[str]:
+    """Every table among these values as printed, below its title."""
+    tables = values.groupby("name", sort=False)
+    return [part for _, table in tables for part in (heading(_title(table)), *_printed(table))]
 
 
 def _legend(values: pd.DataFrame) -> str:
