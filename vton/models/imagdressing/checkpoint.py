@@ -54,10 +54,6 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
     and so does a run without one of the file's own.
     """
     theirs = {ours: prefix for prefix, ours in PARTS.items()}
-    absent = theirs.keys() - {name.partition(".")[0] for name in state}
-    if absent:
-        raise WeightsError(f"{target}: IMAGDressing's published format needs {', '.join(sorted(absent))}; "
-                           "this run was trained without (model.image_branch, model.attention).")  # fmt: skip
     module = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
@@ -67,6 +63,10 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
                 f"(model.{part}.trained); use the run folder's weights.safetensors."
             )
         module[theirs[part] + rest] = tensor
+    absent = theirs.keys() - {name.partition(".")[0] for name in state}
+    if absent:
+        raise WeightsError(f"{target}: IMAGDressing's published format needs {', '.join(sorted(absent))}; "
+                           "this run was trained without (model.image_branch, model.attention).")  # fmt: skip
     module |= extra
     if target.suffix == ".safetensors":
         save_file({name: tensor.contiguous().clone() for name, tensor in module.items()}, target)
