@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,19 +21,21 @@ from vton.data.folder import Folder, Pair, PairFiles, Split
 from vton.data.images import WHITE
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.shards import Source, open_source
 from vton.data.viton_hd import VitonHD
 from vton.data.warp import WarpSource, warp_source
 
 LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 
 
-def dataset_root(config: DataConfig) -> Path:
-    """The folder to read. Rendered data has one per setting below data.root, so that settings never mix."""
+def dataset_root(config: DataConfig) -> Source:
+    """What to read: a folder, or shards. Rendered data has one per setting below data.root, so that settings never mix.
+    """
     root = configuration.data_root(config)
-    if config.name != "synthetic":
-        return root
-    rendered, (height, width) = config.synthetic, config.picture_size
-    return root / f"{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+    if config.name == "synthetic":
+        rendered, (height, width) = config.synthetic, config.picture_size
+        root += f"/{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+    return open_source(root, config.shards_kept)
 
 
 def open_folder(config: DataConfig) -> Folder:

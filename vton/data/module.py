@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,10 +23,11 @@ from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
 from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
+from vton.data.shards import ShardPath, Source
 from vton.data.warp import WarpSource
 
 log = logging.getLogger(__name__)
-_spoken_of: set[tuple[Path, Split]] = set()  # splits whose captions this process has looked at
+_spoken_of: set[tuple[Source, Split]] = set()  # splits whose captions this process has looked at
 
 
 def process_share() -> tuple[int, int]:
@@ -114,13 +114,13 @@ class TryOnDataModule(LightningDataModule):
         self._predicted: tuple[Order, bool] = ("unpaired", False)
 
     @property
-    def root(self) -> Path:
-        """The folder the data is read from."""
+    def root(self) -> Source:
+        """The folder, or the shards, that the data is read from."""
         return dataset_root(self.config)
 
     def prepare_data(self) -> None:
         """Render synthetic data where it is absent."""
-        if self.config.name != "synthetic":
+        if self.config.name != "synthetic" or isinstance(self.root, ShardPath):
             return
         from vton.data import synthetic  # the renderer, which real data does not need
 
