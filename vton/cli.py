@@ -85,10 +85,11 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", run_export, "a run's weights in the architecture's published format", overrides=False)
     export.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     export.add_argument("--out", required=True, help="folder or file to write; must not exist")
-    data = command("data", run_data, "check, make or shard a data folder", overrides=False)
+    data = command("data", run_data, "check, make, shard or cache a data folder", overrides=False)
     data.add_argument(
-        "action", choices=("check", "make", "shard"),
-        help="check: name every bad file; make: render synthetic data; shard: write the folder's files into tar shards",
+        "action", choices=("check", "make", "shard", "cache"),
+        help="check: name every bad file; make: render synthetic data; shard: write the folder's files into shards; "
+        "cache: compute latents and embeddings of frozen encoders into data.encoded",
     )  # fmt: skip
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--out", help="shard: new folder, which data.root then names")
@@ -181,6 +182,14 @@ def run_data(args) -> int:
         return 0
     if args.action == "shard":
         return shard_data(config, args.out, args.shard_mb)
+    if args.action == "cache":
+        from vton.training.encoding import encode
+        from vton.training.train import prepare
+
+        _, module, network = prepare(config)
+        computed, kept = encode(network, module)
+        print(f"{config.data.encoded}: {computed:,} pairs computed, {kept:,} kept.")
+        return 0
     from vton.data.check import check_folder, format_problems
 
     problems = check_folder(config.data, workers=config.data.workers)

@@ -187,8 +187,9 @@ class SyntheticConfig:
 @dataclass
 class DataConfig:
     name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
-    # data set folder, plain or in shards, or the URL of shards; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
-    root: str = ""
+    root: str = (
+        ""  # folder, plain or of shards, or URL of shards; "" = $VTON_DATA/<name>, data/<name> without VTON_DATA
+    )
     shards_kept: str = ""  # folder that keeps what is fetched from a URL; "" = ~/.cache/vton/shards
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
     pad: bool = False  # keep the pictures at 4:3 in a size of another shape, on white; false: stretch them to it
@@ -210,6 +211,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    encoded: str = ""  # folder of latents and embeddings computed ahead (vton data cache); "" = compute them every time
     workers: int = 4  # loader processes
     pin_memory: bool = True
     check: bool = True  # walk the folder for broken required files before training

@@ -1,4 +1,4 @@
-"""Shards: the same batches as the folder, bit for bit, in the same order; what is broken is named; nothing unpickles."""
+"""Shards: the same batches as the folder, bit for bit, in the same order; what breaks is named; nothing unpickles."""
 
 import itertools
 import json
@@ -145,8 +145,16 @@ def test_a_broken_shard_is_one_line_that_names_it(harm, problem, sharded, tmp_pa
     assert f"shard {broken}/shard-00001.tar" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("index", ["", "[]", '{"format": "other"}', '{"format": "vton-shards-1"}',
-                                   '{"format": "vton-shards-1", "shards": [["../evil", 1]], "folders": [], "files": {}}'])
+@pytest.mark.parametrize(
+    "index",
+    [
+        "",
+        "[]",
+        '{"format": "other"}',
+        '{"format": "vton-shards-1"}',
+        '{"format": "vton-shards-1", "shards": [["../evil", 1]], "folders": [], "files": {}}',
+    ],
+)
 def test_a_broken_index_is_one_line(index, tmp_path):
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(ShardError, match=r"shards\.json is no index of shards") as caught:

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from vton.data.sample import DataError
@@ -164,6 +164,10 @@ def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
         raise origin.error(f"{what} is missing", path, "Restore it or take its pairs out of the list.") from None
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise origin.error(
+            f"{what} cannot be decoded: no picture format", path, "Restore it from the archive."
+        ) from None
     except BROKEN as error:
         raise origin.error(f"{what} cannot be decoded: {error}", path, "Restore it from the archive.") from None
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from vton.config import DataConfig
 from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
+from vton.data.encoded import Encodings
 from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
 from vton.data.shards import ShardPath, Source
@@ -108,6 +109,7 @@ class TryOnDataModule(LightningDataModule):
         self.seed = seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.encodings: Encodings | None = None  # what training samples bring along
         self._start = 0
         self._stream: TrainingStream | None = None
         self._evaluated: dict[tuple[Order, bool], TryOnDataset] = {}
@@ -148,7 +150,12 @@ class TryOnDataModule(LightningDataModule):
             pairs = TryOnDataset(open_folder(self.config), "train", "paired", warp=self.warp)
             warn_without_caption(pairs)
             self._stream = TrainingStream(pairs, self.seed)
+        self._stream.encodings = self.encodings
         return self._stream
+
+    def listed_dataloader(self) -> DataLoader:
+        """The training pairs once, un-augmented, in list order, in batches of the training's size."""
+        return self._loader(self.train_dataset().pairs, batch_size=self.batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """The endless stream of batches, from `start` on. It has no length; the trainer's step count ends it."""

@@ -120,7 +120,9 @@ class Shards:
             return {name: index[name] for name in ("shards", "folders", "files")}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ShardError(f"{self.where}/{INDEX} is no index of shards: {problem}. Write the shards again.") from None
+            raise ShardError(
+                f"{self.where}/{INDEX} is no index of shards: {problem}. Write the shards again."
+            ) from None
 
     def read(self, path: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed shard."""
@@ -176,7 +178,7 @@ class ShardPath:
     """A file or folder in shards, with as much of pathlib.Path as the readers of data sets use."""
 
     shards: Shards
-    inside: PurePosixPath = PurePosixPath()
+    inside: PurePosixPath
 
     def __truediv__(self, name: str) -> ShardPath:
         return ShardPath(self.shards, self.inside / name)
@@ -233,7 +235,7 @@ Source = Path | ShardPath  # where a data set lies
 def open_source(where: str, keep: str = "") -> Source:
     """The folder, or its shards where `where` is a URL or a folder with an index. Reads nothing yet."""
     if "://" in where or (Path(where) / INDEX).is_file():
-        return ShardPath(Shards(where, keep))
+        return ShardPath(Shards(where, keep), PurePosixPath())
     return Path(where)
 
 

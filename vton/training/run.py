@@ -21,8 +21,9 @@ from vton.metrics.results import versions
 
 # What may differ between a run's start and its continuation, because it doesn't change what is learned.
 FREE = ("trainer", "eval", "sampler", "runs", "name", "data.workers", "data.pin_memory", "data.check", "data.cache",
-        "data.root", "data.shards_kept", "data.limit_test", "data.synthetic.workers", "train.steps", "train.log_every",
-        "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs")  # fmt: skip
+        "data.root", "data.limit_test", "data.synthetic.workers", "train.steps", "train.log_every",
+        "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs",
+        "data.shards_kept", "data.encoded")  # fmt: skip
 
 
 class RunError(UserError):

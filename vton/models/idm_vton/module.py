@@ -7,13 +7,14 @@ tokens (cross-attention) and captions. Here a batch becomes the tensors that vto
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.base import TryOnModule
+from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
@@ -55,26 +56,50 @@ class IdmVtonModule(TryOnModule):
         if batch.densepose is None:
             raise DataError(f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true.")
         first, garment = distinct(same_garment(batch.garment, batch.garment_caption))
-        garments, captions = batch.garment[first], [batch.garment_caption[row] for row in first]
-        text, pooled = self.read_captions([*batch.person_caption, *captions])
-        with torch.no_grad():
-            masked, pose = self.codec.encode(batch.agnostic), self.codec.encode(batch.densepose)
-            garment_latents = self.codec.encode(garments)
-        with self.gradients_if(self.config.model.clip.trained):
-            clip = self.part("clip").penultimate(garments)
-        count = len(batch)
+        text, pooled, garment_text = self.read_both_captions(batch, first)
+        masked = self.read("agnostic", batch)
         return self.model.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
-            pose=pose,
-            text=text[:count],
-            pooled=pooled[:count],
+            pose=self.read("densepose", batch),
+            text=text,
+            pooled=pooled,
             size_ids=size_ids(batch.person),
-            image_tokens=self.tryon.image_tokens(clip)[garment],
+            image_tokens=self.tryon.image_tokens(self.read("clip", batch, first))[garment],
             garment=garment,
-            garment_latents=garment_latents[garment],
-            garment_text=text[count:][garment],
+            garment_latents=self.read("garment", batch, first)[garment],
+            garment_text=garment_text[garment],
         )
+
+    def readings(self) -> dict[str, Reading]:
+        model: IdmVtonConfig = self.config.model
+        found = super().readings() | {name: self.latents(name) for name in ("agnostic", "densepose", "garment")}
+        found["clip"] = Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,))
+        encoders, settings = ("text", "text_2"), (model.text.penultimate, model.text_2.penultimate)
+        asked = {"text": ("person_caption", 0), "pooled": ("person_caption", 1), "garment_text": ("garment_caption", 0)}
+        for name, (caption, part) in asked.items():
+            found[name] = Reading(encoders, (caption,), partial(self.read_caption, caption, part), settings)
+        return found
+
+    def read_clip(self, batch: TryOnBatch) -> Tensor:
+        """CLIP states (B, 1 + patches, width) of the garments."""
+        with self.gradients_if(self.config.model.clip.trained):
+            return self.part("clip").penultimate(batch.garment)
+
+    def read_caption(self, field: str, part: int, batch: TryOnBatch) -> Tensor:
+        """Tokens (part 0) or pooled vectors (1) of the captions in a field of the batch."""
+        return self.read_captions(getattr(batch, field))[part]
+
+    def read_both_captions(self, batch: TryOnBatch, first: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The persons' tokens and pooled vectors (B, ...), and the tokens of the garments in rows `first`.
+
+        One pass of the encoders for all captions, unless these were computed ahead.
+        """
+        if batch.encoded is not None and "text" in batch.encoded:
+            garment_text = self.read("garment_text", batch, first)
+            return self.read("text", batch), self.read("pooled", batch), garment_text
+        text, pooled = self.read_captions([*batch.person_caption, *(batch.garment_caption[row] for row in first)])
+        return text[: len(batch)], pooled[: len(batch)], text[len(batch) :]
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         conditions = self.condition(batch)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.base import TryOnModule
+from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control, build_dressing_unet, build_projector
 from vton.models.imagdressing.checkpoint import load_faceid, read_face
@@ -110,8 +110,8 @@ class ImagDressing(TryOnModule):
         ]
         controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
         text = self.read_text([*prompts, model.negative_prompt])
+        garment_latents = self.read("garment", batch, first)
         with torch.no_grad():
-            garment_latents = self.codec.encode(batch.garment[first])
             known = None if training or not model.inpaint.enabled else self.surroundings(batch)
         return self.dresser.condition(
             text=text[:-1],
@@ -124,6 +124,10 @@ class ImagDressing(TryOnModule):
             face=self.read_faces(batch.person_id) if self.dresser.face and not training else None,
             known=known,
         )
+
+    def readings(self) -> dict[str, Reading]:
+        """CLIP and text are not among them: training drops a share of both at their inputs."""
+        return super().readings() | {"garment": self.latents("garment")}
 
     def surroundings(self, batch: TryOnBatch) -> Known:
         """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to be replaced."""
