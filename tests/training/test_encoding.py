@@ -12,13 +12,12 @@ from tests.data.folders import write_viton_hd
 from tests.training.test_train import SMALL, assert_equal
 from vton import registry
 from vton.config import ConfigError, load
-from vton.data.encoded import EncodingError, Encodings
+from vton.data.encoded import EncodingError
 from vton.data.shards import SHARD_MB, ShardWriter
 from vton.models.codecs import LinearCodec
 from vton.models.pretrained import read_checkpoint
-from vton.training import encoding
 from vton.training.encoding import encode, frozen_readings, use_encodings
-from vton.training.train import data_module, train
+from vton.training.train import data_module, prepare, train
 
 PLAIN = ("data.augment.flip=0", "data.augment.colour=0")  # tiny's other changes are off already
 FROZEN = {
@@ -143,7 +142,7 @@ def test_a_run_goes_on_with_encodings_in_the_middle_of_an_epoch(tmp_path):
     folder, where = tmp_path / "rendered", tmp_path / "encoded"
     common = ("model=gardiff", f"runs={tmp_path}", f"data.root={folder}", *SMALL, *PLAIN, "train.picture_every=0")
     config = load(*common, "name=whole", "train.steps=4", f"data.encoded={where}")
-    _, data, module = encoding_prepare(config)
+    _, data, module = prepare(config)
     assert encode(module, data) == (6, 0)
     whole = train(config)
     train(load(*common, "name=parts", "train.steps=2", f"data.encoded={where}"))

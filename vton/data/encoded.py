@@ -22,6 +22,9 @@ from vton.data.sample import DataError, TryOnBatch, TryOnSample
 from vton.data.shards import INDEX, Shards, ShardWriter
 
 
+KEYS = "keys"  # of the metadata in a file
+
+
 class EncodingError(DataError):
     """Encodings that are absent, stale or broken."""
 
@@ -63,7 +66,7 @@ class Encodings:
             return {}
         content = self.shards.read(name)
         try:
-            tensors, stored = load(content), _metadata(content)
+            tensors, stored = load(content), _stored_keys(content)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise EncodingError(f"{self.where}: {name} is no safetensors file ({error}). Remove the folder.") from None
         return {name: tensors[name] for name, key in keys.items() if name in tensors and stored.get(name) == key}
@@ -83,7 +86,8 @@ def write_encodings(writer: ShardWriter, index: int, tensors: Mapping[str, Tenso
     """One pair's readings and their keys."""
     name = _file(index)
     stored = {reading: tensor.cpu().contiguous() for reading, tensor in sorted(tensors.items())}
-    content = save(stored, metadata={reading: keys[reading] for reading in stored})
+    # One string, for the library writes several in no order.
+    content = save(stored, metadata={KEYS: json.dumps({reading: keys[reading] for reading in stored})})
     writer.add(name.removesuffix(".safetensors"), {name: ("safetensors", content)})
 
 
@@ -105,7 +109,7 @@ def _content(value: Tensor | str) -> str:
     return digest.hexdigest()
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """The strings in a safetensors file's header, which safetensors.torch.load leaves out."""
+def _stored_keys(content: bytes) -> dict[str, str]:
+    """The keys in a safetensors file's header, which safetensors.torch.load leaves out."""
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][KEYS])

@@ -173,7 +173,7 @@ class TryOnModule(TrainedModule):
         return {}
 
     def readings(self) -> dict[str, Reading]:
-        """What its encoders say of the parts of a sample, by name; ask for one with `read`."""
+        """What its encoders say of the parts of a sample, by name; `reading` gives one."""
         return {"person": self.latents("person")}
 
     # ---- shared by all ----
@@ -187,7 +187,7 @@ class TryOnModule(TrainedModule):
 
         return Reading(("codec",), (field,), compute, (self.codec.scaling,))
 
-    def read(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
+    def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
         """A reading of a batch, or of some of its rows: what was computed ahead where the batch brings it."""
         if batch.encoded is not None and name in batch.encoded:
             return batch.encoded[name] if rows is None else batch.encoded[name][rows]
@@ -201,7 +201,7 @@ class TryOnModule(TrainedModule):
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
         draws = [noise.generator(self.config.seed, "train", position) for position in batch.position]
-        x0 = self.read("person", batch)
+        x0 = self.reading("person", batch)
         t = self.objective.timesteps(noise.uniform(draws, x0))
         eps = noise.normal(x0.shape[1:], draws, x0)
         u = noise.uniform(draws, x0)

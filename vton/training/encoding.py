@@ -114,5 +114,5 @@ def _compute(module: TryOnModule, batch: TryOnBatch, picked: list[int], asked: d
     if not picked:
         return []
     batch = batch[picked].to(module.device)
-    columns = {name: module.read(name, batch).float().cpu() for name in asked}
+    columns = {name: module.reading(name, batch).float().cpu() for name in asked}
     return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(picked))]

@@ -95,18 +95,18 @@ class GarDiff(TryOnModule):
     def condition(self, batch: TryOnBatch) -> Conditions:
         """What each mode's network asks for; latents are posterior modes, where the scripts draw some."""
         mode, network = self.config.model.mode, self.network
-        clip = self.read("clip", batch) if self.reads_clip else None
+        clip = self.reading("clip", batch) if self.reads_clip else None
         if mode == "paper":
-            x_w, x_a = self.read("warped_garment", batch), self.read("agnostic", batch)
+            x_w, x_a = self.reading("warped_garment", batch), self.reading("agnostic", batch)
             return network.condition(x_w=x_w, x_a=x_a, mask=batch.warped_mask, clip=clip)
         if mode == "legacy12":
-            garment, agnostic = self.read("warped_garment", batch), self.read("agnostic", batch)
+            garment, agnostic = self.reading("warped_garment", batch), self.reading("agnostic", batch)
             x_a, x_w = agnostic / self.codec.scaling, garment / self.codec.scaling
             begin, mask = self.begin(), batch.warped_mask
             return network.condition(begin=begin, clip=clip, garment=garment, x_a=x_a, x_w=x_w, mask=mask)
-        z_comp = self.read("composite", batch)
+        z_comp = self.reading("composite", batch)
         if mode == "release":
-            garment = self.read("warped_garment", batch)
+            garment = self.reading("warped_garment", batch)
             return network.condition(begin=self.begin(), clip=clip, garment=garment, z_comp=z_comp)
         with self.gradients_if(self.config.model.text.trained):
             text, _ = self.part("text")([*batch.person_caption, ""])

@@ -57,17 +57,17 @@ class IdmVtonModule(TryOnModule):
             raise DataError(f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true.")
         first, garment = distinct(same_garment(batch.garment, batch.garment_caption))
         text, pooled, garment_text = self.read_both_captions(batch, first)
-        masked = self.read("agnostic", batch)
+        masked = self.reading("agnostic", batch)
         return self.model.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
-            pose=self.read("densepose", batch),
+            pose=self.reading("densepose", batch),
             text=text,
             pooled=pooled,
             size_ids=size_ids(batch.person),
-            image_tokens=self.tryon.image_tokens(self.read("clip", batch, first))[garment],
+            image_tokens=self.tryon.image_tokens(self.reading("clip", batch, first))[garment],
             garment=garment,
-            garment_latents=self.read("garment", batch, first)[garment],
+            garment_latents=self.reading("garment", batch, first)[garment],
             garment_text=garment_text[garment],
         )
 
@@ -96,8 +96,8 @@ class IdmVtonModule(TryOnModule):
         One pass of the encoders for all captions, unless these were computed ahead.
         """
         if batch.encoded is not None and "text" in batch.encoded:
-            garment_text = self.read("garment_text", batch, first)
-            return self.read("text", batch), self.read("pooled", batch), garment_text
+            garment_text = self.reading("garment_text", batch, first)
+            return self.reading("text", batch), self.reading("pooled", batch), garment_text
         text, pooled = self.read_captions([*batch.person_caption, *(batch.garment_caption[row] for row in first)])
         return text[: len(batch)], pooled[: len(batch)], text[len(batch) :]
 

@@ -110,7 +110,7 @@ class ImagDressing(TryOnModule):
         ]
         controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
         text = self.read_text([*prompts, model.negative_prompt])
-        garment_latents = self.read("garment", batch, first)
+        garment_latents = self.reading("garment", batch, first)
         with torch.no_grad():
             known = None if training or not model.inpaint.enabled else self.surroundings(batch)
         return self.dresser.condition(
