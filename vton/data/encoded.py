@@ -21,7 +21,6 @@ from torch import Tensor
 from vton.data.sample import DataError, TryOnBatch, TryOnSample
 from vton.data.shards import INDEX, Shards, ShardWriter
 
-
 KEYS = "keys"  # of the metadata in a file
 
 

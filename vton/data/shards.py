@@ -115,8 +115,10 @@ class Shards:
                 raise ValueError(f"format is {index['format']!r}, expected {FORMAT!r}")
             if any(Path(name).name != name for name, _ in index["shards"]):
                 raise ValueError("it names shards outside its own folder")
-            if not all(len(entry) == 4 and 0 <= entry[0] < len(index["shards"]) for entry in index["files"].values()):
-                raise ValueError("it lists files without shard, offset, size and digest")
+            sizes = [size for _, size in index["shards"]]
+            for shard, offset, size, _ in index["files"].values():
+                if not (0 <= shard < len(sizes) and 0 <= offset <= offset + size <= sizes[shard]):
+                    raise ValueError("it lists files outside its shards")
             return {name: index[name] for name in ("shards", "folders", "files")}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)

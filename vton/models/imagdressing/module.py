@@ -105,11 +105,8 @@ class ImagDressing(TryOnModule):
         """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
         model: ImagDressingConfig = self.config.model
         first, worn = distinct_garments(batch.garment, no_image)
-        prompts = [
-            "" if empty else self.prompt(c) for c, empty in zip(batch.person_caption, values(no_text), strict=True)
-        ]
         controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
-        text = self.read_text([*prompts, model.negative_prompt])
+        text = self.read_prompts(batch, no_text)
         garment_latents = self.reading("garment", batch, first)
         with torch.no_grad():
             known = None if training or not model.inpaint.enabled else self.surroundings(batch)
@@ -117,7 +114,7 @@ class ImagDressing(TryOnModule):
             text=text[:-1],
             negative_text=text[-1:],
             garment_latents=garment_latents,
-            clip=self.read_garments(batch.garment[first], no_image[first]),
+            clip=self.read_garments(batch, first, no_image[first]),
             worn=worn,
             garment_scale=garment_scale,
             control={name: control_picture(name, batch) for name in controls},
@@ -126,8 +123,33 @@ class ImagDressing(TryOnModule):
         )
 
     def readings(self) -> dict[str, Reading]:
-        """CLIP and text are not among them: training drops a share of both at their inputs."""
-        return super().readings() | {"garment": self.latents("garment")}
+        """CLIP's and the text encoder's are those of what is not dropped."""
+        model: ImagDressingConfig = self.config.model
+        text_settings = (model.prompt_suffix, model.text.penultimate)
+        return super().readings() | {
+            "garment": self.latents("garment"),
+            "clip": Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,)),
+            "text": Reading(("text",), ("person_caption",), self.read_captions, text_settings),
+        }
+
+    def read_clip(self, batch: TryOnBatch) -> Tensor:
+        """CLIP states (B, S, width) of the garments."""
+        clip = self.part("clip")
+        with self.gradients_if(self.config.model.clip.trained):
+            return clip.penultimate(batch.garment)
+
+    def read_captions(self, batch: TryOnBatch) -> Tensor:
+        """(B, T, D) of the persons' prompts."""
+        return self.read_text([self.prompt(caption) for caption in batch.person_caption])
+
+    def read_prompts(self, batch: TryOnBatch, dropped: Tensor) -> Tensor:
+        """(B + 1, T, D): prompts, empty where `dropped` (B,) says so, and the negative prompt."""
+        negative = self.config.model.negative_prompt
+        if batch.encoded is not None and "text" in batch.encoded:
+            empty, negative = self.read_text(["", negative]).split(1)
+            return torch.cat([torch.where(dropped[:, None, None], empty, self.reading("text", batch)), negative])
+        pairs = zip(batch.person_caption, values(dropped), strict=True)
+        return self.read_text([*("" if drop else self.prompt(caption) for caption, drop in pairs), negative])
 
     def surroundings(self, batch: TryOnBatch) -> Known:
         """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to be replaced."""
@@ -145,11 +167,15 @@ class ImagDressing(TryOnModule):
             tokens, _ = self.part("text")(known)
         return tokens[[known.index(prompt) for prompt in prompts]]
 
-    def read_garments(self, garments: Tensor, dropped: Tensor) -> Tensor:
-        """CLIP states (G, S, width); dropped (G,): of zeros, a picture of CLIP's mean colour."""
+    def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
+        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's mean colour."""
         clip = self.part("clip")
+        if batch.encoded is not None and "clip" in batch.encoded:
+            with torch.no_grad():
+                nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
+            return torch.where(dropped[:, None, None], nothing, self.reading("clip", batch, first))
         with self.gradients_if(self.config.model.clip.trained):
-            return clip.read(clip.pixels(garments) * ~dropped.view(-1, 1, 1, 1))
+            return clip.read(clip.pixels(batch.garment[first]) * ~dropped.view(-1, 1, 1, 1))
 
     def read_faces(self, person_ids: Sequence[str]) -> Face:
         folder, clip = Path(self.config.model.face.embeddings), self.part("clip")
