@@ -20,7 +20,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +50,44 @@ class Entry(NamedTuple):
     size: int  # bytes
     sha256: str
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+class Contents(NamedTuple):
+    """An index as the attributes of Shards give it."""
+
+    names: list[tuple[str, int]]
+    files: dict[str, Entry]
+    folders: dict[str, list[str]]
+    digest: str
+
+
+@lru_cache(maxsize=2)
+def _parsed(index: bytes) -> Contents:
+    """An index, kept because a run opens its data several times and DressCode's has 50 MB.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for anything else.
+    """
+    content = json.loads(index)
+    if content["format"] != FORMAT:
+        raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
+    names = [(str(name), int(size)) for name, size in content["shards"]]
+    if any(Path(name).name != name for name, _ in names):
+        raise ValueError("it names shards outside its own folder")
+    files = {path: Entry(*entry) for path, entry in content["files"].items()}
+    folders: dict[str, list[str]] = {"": []}
+    for folder in content["folders"]:
+        for parent in (folder, *map(str, PurePosixPath(folder).parents)):
+            folders.setdefault("" if parent == "." else parent, [])
+    for path, entry in files.items():
+        if not (0 <= entry.shard < len(names) and 0 <= entry.offset <= entry.end <= names[entry.shard][1]):
+            raise ValueError(f"{path} lies outside its shards")
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    return Contents(names, files, folders, hashlib.sha256(index).hexdigest())
+
 
 class Shards:
     """The files of one sharded folder. Opened lazily; goes along to loader processes.
@@ -63,7 +101,7 @@ class Shards:
         self._handles: dict[int, io.FileIO] = {}
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"_handles": {}}
+        return {"where": self.where, "keep": self.keep, "remote": self.remote, "_handles": {}}  # spawned ones read anew
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Shards) and self.where == other.where
@@ -72,59 +110,38 @@ class Shards:
         return hash(self.where)
 
     @cached_property
-    def _index_bytes(self) -> bytes:
+    def _contents(self) -> Contents:
         path = f"{self.where}/{INDEX}"
         try:
             with fsspec.open(path, "rb") as file:
-                return file.read()
+                index = file.read()
         except (OSError, ValueError, ImportError) as error:  # ImportError: fsspec's word for a protocol to install
             raise ShardError(f"no shards at {self.where}: {path} cannot be read ({_line(error)}).") from None
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the index, and so of everything stored."""
-        return hashlib.sha256(self._index_bytes).hexdigest()
-
-    @cached_property
-    def names(self) -> list[tuple[str, int]]:
-        """File name and size in bytes of each shard."""
-        return [(str(name), int(size)) for name, size in self._index["shards"]]
-
-    @cached_property
-    def files(self) -> dict[str, Entry]:
-        """Every file by its path inside the folder."""
-        return {path: Entry(*entry) for path, entry in self._index["files"].items()}
-
-    @cached_property
-    def folders(self) -> dict[str, list[str]]:
-        """Names of the files in every folder, "" for the root."""
-        found: dict[str, list[str]] = {"": []}
-        for folder in self._index["folders"]:
-            for parent in (folder, *map(str, PurePosixPath(folder).parents)):
-                found.setdefault("" if parent == "." else parent, [])
-        for path in self.files:
-            folder, _, name = path.rpartition("/")
-            found.setdefault(folder, []).append(name)
-        return found
-
-    @cached_property
-    def _index(self) -> dict:
         try:
-            index = json.loads(self._index_bytes)
-            if index["format"] != FORMAT:
-                raise ValueError(f"format is {index['format']!r}, expected {FORMAT!r}")
-            if any(Path(name).name != name for name, _ in index["shards"]):
-                raise ValueError("it names shards outside its own folder")
-            sizes = [size for _, size in index["shards"]]
-            for shard, offset, size, _ in index["files"].values():
-                if not (0 <= shard < len(sizes) and 0 <= offset <= offset + size <= sizes[shard]):
-                    raise ValueError("it lists files outside its shards")
-            return {name: index[name] for name in ("shards", "folders", "files")}
+            return _parsed(index)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ShardError(
-                f"{self.where}/{INDEX} is no index of shards: {problem}. Write the shards again."
-            ) from None
+            raise ShardError(f"{path} is no index of shards: {problem}. Write the shards again.") from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the index, and so of everything stored."""
+        return self._contents.digest
+
+    @property
+    def names(self) -> list[tuple[str, int]]:
+        """File name and size in bytes of each shard."""
+        return self._contents.names
+
+    @property
+    def files(self) -> dict[str, Entry]:
+        """Every file by its path inside the folder."""
+        return self._contents.files
+
+    @property
+    def folders(self) -> dict[str, list[str]]:
+        """Names of the files in every folder, "" for the root."""
+        return self._contents.folders
 
     def read(self, path: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed shard."""
