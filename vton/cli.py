@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--out", help="shard: new folder, which data.root then names")
-    data.add_argument("--shard-mb", type=float, default=128, help="shard: MB of a shard (default: %(default)s)")
+    data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     data.add_argument("--json", action="store_true")
     pages = command(
         "notebooks", run_notebooks, "run notebooks from start to end and write each as a page", overrides=False
@@ -186,8 +186,8 @@ def run_data(args) -> int:
         from vton.training.encoding import encode
         from vton.training.train import prepare
 
-        _, module, network = prepare(config)
-        computed, kept = encode(network, module)
+        _, folder, module = prepare(config)
+        computed, kept = encode(module, folder)
         print(f"{config.data.encoded}: {computed:,} pairs computed, {kept:,} kept.")
         return 0
     from vton.data.check import check_folder, format_problems
@@ -202,18 +202,18 @@ def run_data(args) -> int:
     return int(any(problem.severity == "required" for problem in problems))
 
 
-def shard_data(config, out: str | None, shard_mb: float) -> int:
+def shard_data(config, out: str | None, shard_mb: float | None) -> int:
     from pathlib import Path
 
     from vton.data.dataset import open_folder
-    from vton.data.shards import write_folder
+    from vton.data.shards import SHARD_MB, write_folder
 
     if not out:
         raise ConfigError("vton data shard needs --out FOLDER, which data.root then names.")
     folder = open_folder(config.data)
     # Rendered data lies one level below data.root.
     place = Path(out) / folder.root.name if config.data.name == "synthetic" else Path(out)
-    shards = write_folder(folder, place, shard_mb)
+    shards = write_folder(folder, place, shard_mb or SHARD_MB)
     size = sum(size for _, size in shards.names)
     print(f"{len(shards.files):,} files in {len(shards.names)} shards, {size / 1e6:,.1f} MB. Use it: data.root={out}")
     return 0
