@@ -53,9 +53,12 @@ def batches(data, count: int = 2) -> list:
     return list(itertools.islice(data.train_dataloader(), count))
 
 
-@pytest.mark.parametrize("model", list(FROZEN))
-def test_stored_and_live_loss_are_equal(model, root, tmp_path):
-    module, data = build(model, root, tmp_path / "encoded")
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [*((model, ()) for model in FROZEN), ("gardiff", ("model.mode=decoupled", "model.text.trained=false"))],
+)
+def test_stored_and_live_loss_are_equal(model, more, root, tmp_path):
+    module, data = build(model, root, tmp_path / "encoded", *more)
     live = [module.training_step(batch, 0).item() for batch in batches(data)]
     assert encode(module, data) == (5, 0)
     use_encodings(module, data)

@@ -326,13 +326,13 @@ class ShardWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         try:
+            self._close()
             if kind is None:
                 self._finish()
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _finish(self) -> None:
-        self._close()
         folders = sorted({*self.folders, *(path.rpartition("/")[0] for path in self.files)})
         index = {"format": FORMAT, "shards": self.shards, "folders": folders, "files": self.files}
         (self.partial / INDEX).write_text(json.dumps(index, separators=(",", ":")))

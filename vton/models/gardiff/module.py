@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -85,7 +86,15 @@ class GarDiff(TryOnModule):
         if self.reads_clip:
             settings = (model.mode, model.clip_tokens, model.clip_rescale, model.clip.fit)
             found["clip"] = Reading(("clip",), ("garment",), lambda b: self.read_garment(b.garment), settings)
+        if model.mode == "decoupled":
+            captions, settings = ("person_caption",), (model.text.penultimate,)
+            found["text"] = Reading(("text",), captions, lambda b: self.read_text(b.person_caption), settings)
         return found
+
+    def read_text(self, captions: Sequence[str]) -> Tensor:
+        """Text tokens (B, T, D)."""
+        with self.gradients_if(self.config.model.text.trained):
+            return self.part("text")(captions)[0]
 
     @torch.no_grad()
     def encode_composite(self, batch: TryOnBatch) -> Tensor:
@@ -108,9 +117,8 @@ class GarDiff(TryOnModule):
         if mode == "release":
             garment = self.reading("warped_garment", batch)
             return network.condition(begin=self.begin(), clip=clip, garment=garment, z_comp=z_comp)
-        with self.gradients_if(self.config.model.text.trained):
-            text, _ = self.part("text")([*batch.person_caption, ""])
-        return network.condition(text=text[:-1], negative_text=text[-1:], clip=clip[:, 0], z_comp=z_comp)
+        text, negative_text = self.reading("text", batch), self.read_text([""])
+        return network.condition(text=text, negative_text=negative_text, clip=clip[:, 0], z_comp=z_comp)
 
     def begin(self) -> Tensor | None:
         """The text encoder's begin token (1, 1, D); None where it is learned."""
