@@ -131,11 +131,15 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", run_export, "a run's weights in the architecture's published format", overrides=False)
     export.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
     export.add_argument("--out", required=True, help="folder or file to write; must not exist")
-    data = command("data", run_data, "check or make a data folder", overrides=False)
+    data = command("data", run_data, "check, make, shard or cache a data folder", overrides=False)
     data.add_argument(
-        "action", choices=("check", "make"), help="check: name every bad file; make: render synthetic data"
-    )
+        "action", choices=("check", "make", "shard", "cache"),
+        help="check: name every bad file; make: render synthetic data; shard: write the folder's files into shards; "
+        "cache: compute latents and embeddings of frozen encoders into data.encoded",
+    )  # fmt: skip
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    data.add_argument("--out", help="shard: new folder, which data.root then names")
+    data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     data.add_argument("--json", action="store_true")
     pages = command(
         "notebooks", run_notebooks, "run notebooks from start to end and write each as a page", overrides=False
@@ -321,6 +325,16 @@ def run_data(args) -> int:
         module.prepare_data()
         print(module.root)
         return 0
+    if args.action == "shard":
+        return shard_data(config, args.out, args.shard_mb)
+    if args.action == "cache":
+        from vton.training.encoding import encode
+        from vton.training.train import prepare
+
+        _, folder, module = prepare(config)
+        computed, kept = encode(module, folder)
+        print(f"{config.data.encoded}: {computed:,} pairs computed, {kept:,} kept.")
+        return 0
     from vton.data.check import check_folder, format_problems
 
     problems = check_folder(config.data, workers=config.data.workers)
@@ -331,6 +345,23 @@ def run_data(args) -> int:
     else:
         print(format_problems(problems))
     return int(any(problem.severity == "required" for problem in problems))
+
+
+def shard_data(config, out: str | None, shard_mb: float | None) -> int:
+    from pathlib import Path
+
+    from vton.data.dataset import open_folder
+    from vton.data.shards import SHARD_MB, write_folder
+
+    if not out:
+        raise ConfigError("vton data shard needs --out FOLDER, which data.root then names.")
+    folder = open_folder(config.data)
+    # Rendered data lies one level below data.root.
+    place = Path(out) / folder.root.name if config.data.name == "synthetic" else Path(out)
+    shards = write_folder(folder, place, shard_mb or SHARD_MB)
+    size = sum(size for _, size in shards.names)
+    print(f"{len(shards.files):,} files in {len(shards.names)} shards, {size / 1e6:,.1f} MB. Use it: data.root={out}")
+    return 0
 
 
 def run_notebooks(args) -> None:

@@ -193,7 +193,10 @@ class SyntheticConfig:
 @dataclass
 class DataConfig:
     name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
-    root: str = ""  # data set folder; "" = $VTON_DATA/<name>, or data/<name> without VTON_DATA
+    root: str = (
+        ""  # folder, plain or of shards, or URL of shards; "" = $VTON_DATA/<name>, data/<name> without VTON_DATA
+    )
+    shards_kept: str = ""  # folder that keeps what is fetched from a URL; "" = ~/.cache/vton/shards
     size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
     pad: bool = False  # keep the pictures at 4:3 in a size of another shape, on white; false: stretch them to it
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
@@ -215,6 +218,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    encoded: str = ""  # folder of latents and embeddings computed ahead (vton data cache); "" = compute them every time
     workers: int = 4  # loader processes
     pin_memory: bool = True
     check: bool = True  # walk the folder for broken required files before training
@@ -504,11 +508,11 @@ def to_yaml(config: ExperimentConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def data_root(data: DataConfig) -> Path:
-    """The data set's folder: data.root, else $VTON_DATA/<name>, else data/<name>."""
+def data_root(data: DataConfig) -> str:
+    """The data set's folder or URL: data.root, else $VTON_DATA/<name>, else data/<name>."""
     if data.root:
-        return Path(data.root).expanduser()
-    return Path(os.environ.get("VTON_DATA", "data")) / data.name
+        return os.path.expanduser(data.root).rstrip("/")
+    return f"{os.environ.get('VTON_DATA', 'data').rstrip('/')}/{data.name}"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -8,10 +8,11 @@ VITON-HD's 2,032 test garments have none.
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from vton.data.sample import DataError
+from vton.data.shards import ShardError, Source
 
 TAGS = ("sleeveLength", "neckLine", "item")
 
@@ -28,13 +29,15 @@ class Templates(NamedTuple):
         return dict(zip(("person_caption", "garment_caption"), filled, strict=True))
 
 
-def read_tags(path: Path) -> dict[str, str]:
+def read_tags(path: Source) -> dict[str, str]:
     """Annotation by file stem from a tag file of VITON-HD. Raises DataError that names file and entry."""
     advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
         if not isinstance(entries, list):
             raise TypeError("`data` is not a list")
+    except ShardError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. Expected an object "
@@ -55,7 +58,7 @@ def read_tags(path: Path) -> dict[str, str]:
     return found
 
 
-def read_lines(path: Path) -> dict[str, str]:
+def read_lines(path: Source) -> dict[str, str]:
     """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each line.
 
     Blank lines do not count. Raises DataError that names file and line.
@@ -63,6 +66,8 @@ def read_lines(path: Path) -> dict[str, str]:
     advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except ShardError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"dresscode: captions are not readable ({path}): {error}. {advice}") from None
     found = {}

@@ -28,6 +28,7 @@ from vton.data.folder import REQUIRED, Folder, Pair, PairFiles, Split
 from vton.data.images import FileError, Origin
 from vton.data.labels import GARMENT_LABELS
 from vton.data.sample import DataError, Order
+from vton.data.shards import ShardError, fingerprint
 
 Severity = Literal["required", "optional", "note"]
 
@@ -240,6 +241,9 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
         except FileError as error:
             path, message = str(error.path), error.problem
             problems.append(Problem(folder.dataset, task.split, error.origin.id, path, severity, message))
+        except ShardError as error:
+            id_ = files.origin(part).id
+            problems.append(Problem(folder.dataset, task.split, id_, str(files.path(part)), "required", str(error)))
     return problems
 
 
@@ -282,13 +286,10 @@ def _nobody(files: PairFiles) -> bool:
 def _marker(config: DataConfig) -> Path:
     """The file whose existence says that this very folder was found clean."""
     root = dataset_root(config)
-    digest = hashlib.sha256(json.dumps([str(root.resolve()), *(getattr(config, name) for name in SETTINGS)]).encode())
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    where = str(root.resolve()) if isinstance(root, Path) else str(root)
+    digest = hashlib.sha256(json.dumps([where, *(getattr(config, name) for name in SETTINGS)]).encode())
+    for line in fingerprint(root):
+        digest.update(line.encode())
     return _cache() / digest.hexdigest()
 
 

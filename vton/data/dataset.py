@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,23 +17,25 @@ from vton.data import record as records
 from vton.data.agnostic import agnostic_mask
 from vton.data.captions import Templates
 from vton.data.dresscode import DressCode
+from vton.data.encoded import Encodings
 from vton.data.folder import Folder, Pair, PairFiles, Split
 from vton.data.images import WHITE
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.shards import Source, open_source
 from vton.data.viton_hd import VitonHD
 from vton.data.warp import WarpSource, warp_source
 
 LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 
 
-def dataset_root(config: DataConfig) -> Path:
-    """The folder to read. Rendered data has one per setting below data.root, so that settings never mix."""
+def dataset_root(config: DataConfig) -> Source:
+    """The folder or shards to read. Rendered data has one per setting below data.root, so that settings never mix."""
     root = configuration.data_root(config)
-    if config.name != "synthetic":
-        return root
-    rendered, (height, width) = config.synthetic, config.picture_size
-    return root / f"{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+    if config.name == "synthetic":
+        rendered, (height, width) = config.synthetic, config.picture_size
+        root += f"/{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+    return open_source(root, config.shards_kept)
 
 
 def open_folder(config: DataConfig) -> Folder:
@@ -248,18 +249,22 @@ class Draw(NamedTuple):
 
 
 class TrainingStream(Dataset):
-    """Augmented training samples, addressed by Draw."""
+    """Augmented training samples, addressed by Draw, with what is stored of frozen encoders' readings."""
 
-    def __init__(self, pairs: TryOnDataset, seed: int):
+    def __init__(self, pairs: TryOnDataset, seed: int, encodings: Encodings | None = None):
         self.pairs = pairs
         self.seed = seed
+        self.encodings = encodings
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, draw: Draw) -> TryOnSample:
         changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
-        return self.pairs.sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
+        sample = self.pairs.sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
+        if self.encodings is not None:
+            sample.encoded = self.encodings.of(sample)
+        return sample
 
 
 def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:

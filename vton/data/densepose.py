@@ -7,13 +7,13 @@ Both become ids 0..24, which can be mirrored, and are drawn in the same colours 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from scipy.spatial import KDTree
 
 from vton.data import images
 from vton.data.images import Origin
+from vton.data.shards import Source
 
 # Colour of part id 0..24: the Parula map at floor(id * 255 / 24), id 0 (background) black.
 COLOURS = np.array([
@@ -31,7 +31,7 @@ FAR = 60  # RGB distance from every part colour beyond which a pixel is no part 
 FAR_SHARE = 0.1  # share of far pixels from which a picture is no DensePose picture; real ones have below 0.01
 
 
-def read_colours(path: Path, origin: Origin) -> np.ndarray:
+def read_colours(path: Source, origin: Origin) -> np.ndarray:
     """Part ids (H, W) uint8 of a colour picture, each pixel by its nearest part colour.
 
     Raises DataError when the picture is not in these colours.
@@ -49,7 +49,7 @@ def read_colours(path: Path, origin: Origin) -> np.ndarray:
     return part[cell]
 
 
-def read_ids(path: Path, origin: Origin) -> np.ndarray:
+def read_ids(path: Source, origin: Origin) -> np.ndarray:
     """Part ids (H, W) uint8 of a picture that stores them as grey values."""
     return images.read_labels(path, "DensePose map", origin, None, COUNT)
 

@@ -7,7 +7,6 @@ the unpaired list have different orders.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from vton.data import captions, densepose, images, labels, pose
 from vton.data.folder import Folder, Pair, PairFiles, Part, Place, Split, chosen, read_pair_list
 from vton.data.images import Origin
 from vton.data.sample import CATEGORIES, Category, DataError, Order
+from vton.data.shards import Source
 
 LISTS = {
     ("train", "paired"): "train_pairs.txt",
@@ -65,7 +65,7 @@ class DressCode(Folder):
         ("test", "upper_body"): 1_800, ("test", "lower_body"): 1_800, ("test", "dresses"): 1_800,
     }  # fmt: skip
 
-    def __init__(self, root: Path, config: DataConfig, dataset: str = "dresscode"):
+    def __init__(self, root: Source, config: DataConfig, dataset: str = "dresscode"):
         super().__init__(root, config, dataset)
         self.categories = chosen(CATEGORIES, config.category, dataset)
         self._captions: dict[Category, dict[str, str]] = {}
@@ -89,7 +89,7 @@ class DressCode(Folder):
         return [pair for path, category in zip(lists, self.categories, strict=True)
                 for pair in self._read_list(path, order, category)]  # fmt: skip
 
-    def base(self, split: Split, category: Category) -> Path:
+    def base(self, split: Split, category: Category) -> Source:
         return self.root / category
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
@@ -97,14 +97,14 @@ class DressCode(Folder):
         atr = images.read_labels(files.path(part), self.parts[part].what, files.origin(part), size, count)
         return labels.FROM_DRESSCODE[atr]
 
-    def read_joints(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_coco_18(path, origin)
 
-    def read_densepose(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
         reader = densepose.read_ids if path.parent.name == "dense" else densepose.read_colours
         return reader(path, origin)
 
-    def caption_file(self, split: Split, category: Category) -> Path:
+    def caption_file(self, split: Split, category: Category) -> Source:
         return self.root / category / "dc_caption.txt"
 
     def annotation(self, split: Split, pair: Pair) -> str | None:
@@ -113,7 +113,7 @@ class DressCode(Folder):
             self._captions[pair.category] = captions.read_lines(path) if path.is_file() else {}
         return self._captions[pair.category].get(f"{pair.garment}_1")
 
-    def _read_list(self, path: Path, order: Order, category: Category | None) -> list[Pair]:
+    def _read_list(self, path: Source, order: Order, category: Category | None) -> list[Pair]:
         """Pairs of one list; `category` is None for a root list, which names it in its third column."""
         pairs = []
         for person, garment, *third in read_pair_list(path, self.dataset):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from vton.config import DataConfig, nearest
 from vton.data import images
 from vton.data.images import ADVICE, SUFFIXES, Origin
 from vton.data.sample import Category, DataError, Order
+from vton.data.shards import ShardError, Source
 
 Split = Literal["train", "test"]
 
@@ -66,11 +66,11 @@ class Folder(ABC):
     expected: ClassVar[dict[tuple[Split, Category], int]]  # pairs of the official archive
     categories: tuple[Category, ...]
 
-    def __init__(self, root: Path, config: DataConfig, dataset: str):
+    def __init__(self, root: Source, config: DataConfig, dataset: str):
         self.root = root
         self.config = config
         self.dataset = dataset
-        self._listings: dict[tuple[Path, tuple[str, ...]], dict[str, str]] = {}
+        self._listings: dict[tuple[Source, tuple[str, ...]], dict[str, str]] = {}
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
         if not root.is_dir():
             raise DataError(
@@ -82,7 +82,7 @@ class Folder(ABC):
         """All pairs of a split in the order of its list. Training pairs are always paired. Raises DataError."""
 
     @abstractmethod
-    def base(self, split: Split, category: Category) -> Path:
+    def base(self, split: Split, category: Category) -> Source:
         """The folder that holds the part folders."""
 
     @abstractmethod
@@ -90,15 +90,15 @@ class Folder(ABC):
         """(H, W) uint8 parse map in the labels of vton.data.labels."""
 
     @abstractmethod
-    def read_joints(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         """(18, 3) COCO-18 joints in [0, 1] with validity."""
 
     @abstractmethod
-    def read_densepose(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
         """(H, W) uint8 DensePose part ids."""
 
     @abstractmethod
-    def caption_file(self, split: Split, category: Category) -> Path:
+    def caption_file(self, split: Split, category: Category) -> Source:
         """Where the annotations of garments lie, in data sets that have them."""
 
     @abstractmethod
@@ -123,12 +123,14 @@ class Folder(ABC):
         """Where a part may lie, the preferred place first."""
         if part == "warped_garment":
             return tuple(garment for garment, _ in self._warp_places(order))
+        if part == "warped_mask":
+            return tuple(mask for _, mask in self._warp_places(order))
         return self.parts[part].places
 
-    def bases(self, split: Split) -> list[Path]:
+    def bases(self, split: Split) -> list[Source]:
         return [self.base(split, category) for category in self.categories]
 
-    def locate(self, part: str, split: Split, order: Order, pair: Pair, origin: Origin) -> Path | None:
+    def locate(self, part: str, split: Split, order: Order, pair: Pair, origin: Origin) -> Source | None:
         """The file of a part; None when the whole folder is absent from the data set.
 
         Raises DataError when the folder is there and the file is not, or when a required part has no folder.
@@ -168,7 +170,7 @@ class Folder(ABC):
         stems = self._stems(self.base(split, pair.category) / place.folder, self.parts[part].suffixes)
         return place.stem.format(person=pair.person, garment=pair.garment) in stems
 
-    def _stems(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    def _stems(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
         """File name by stem, listed once per folder. Where a stem has several suffixes, the one named first wins."""
         key = (folder, suffixes)
         if key not in self._listings:
@@ -201,7 +203,7 @@ class PairFiles:
         of_garment = self.folder.parts[part].of_garment
         return Origin(self.folder.dataset, self.split, self.pair.garment if of_garment else self.pair.person)
 
-    def path(self, part: str) -> Path | None:
+    def path(self, part: str) -> Source | None:
         """The part's file; None when the data set has no folder for this optional part."""
         return self.folder.locate(part, self.split, self.order, self.pair, self.origin(part))
 
@@ -239,7 +241,7 @@ class PairFiles:
         return own or config.caption_fallback
 
 
-def read_pair_list(path: Path, dataset: str) -> list[tuple[str, ...]]:
+def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
     """The columns of a pair list, two or three per line. Any run of blanks or tabs separates; blank lines do not count.
 
     Picture suffixes are dropped: some lists name .png where the photograph is .jpg. Raises DataError on a missing or
@@ -250,6 +252,8 @@ def read_pair_list(path: Path, dataset: str) -> list[tuple[str, ...]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
+    except ShardError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"{dataset}: pair list is not readable ({path}): {error}. {advice}") from None
     rows = []
@@ -277,7 +281,7 @@ def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]
     return (category,)
 
 
-def _id(name: str, line: int, path: Path, dataset: str) -> str:
+def _id(name: str, line: int, path: Source, dataset: str) -> str:
     stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
     if not stem or stem in (".", "..") or any(bad in stem for bad in ("/", "\\", "\0", ":")):
         raise DataError(

@@ -6,16 +6,17 @@ indices. Whatever cannot be read as its kind is a DataError that names data set,
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from vton.data.sample import DataError
+from vton.data.shards import Source
 
 SUFFIXES = (".jpg", ".png", ".jpeg")  # preferred first
 ADVICE = "Run `make data-check` for the full list."
@@ -39,7 +40,7 @@ class Origin:
     split: str
     id: str
 
-    def error(self, problem: str, path: Path, advice: str = "") -> FileError:
+    def error(self, problem: str, path: Source, advice: str = "") -> FileError:
         problem = f"{problem} ({path}). {advice}".strip()
         error = FileError(f"{self.dataset} {self.split} {self.id}: {problem} {ADVICE}")
         error.origin, error.path, error.problem = self, path, problem
@@ -50,11 +51,11 @@ class FileError(DataError):
     """A DataError about one file. Its parts serve the data check; `problem` says what is wrong and what to do."""
 
     origin: Origin
-    path: Path
+    path: Source
     problem: str
 
 
-def read_photo(path: Path, what: str, origin: Origin) -> Image.Image:
+def read_photo(path: Source, what: str, origin: Origin) -> Image.Image:
     """An RGB picture as a viewer shows it. Raises DataError when it is missing, empty, truncated or no picture."""
     image = _decode(path, what, origin)
     if image.mode == "F":
@@ -71,17 +72,17 @@ def read_photo(path: Path, what: str, origin: Origin) -> Image.Image:
     return image.convert("RGB")
 
 
-def photo_size(path: Path) -> tuple[int, int] | None:
+def photo_size(path: Source) -> tuple[int, int] | None:
     """(width, height) of an upright photograph from its header alone; None when even that cannot be read."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (width, height)
     except BROKEN:
         return None
 
 
-def read_mask(path: Path, what: str, origin: Origin, size: tuple[int, int] | None, silhouette: bool) -> np.ndarray:
+def read_mask(path: Source, what: str, origin: Origin, size: tuple[int, int] | None, silhouette: bool) -> np.ndarray:
     """A mask file as (H, W) bool, thresholded at 128 because many are JPEG.
 
     size: (width, height) of the picture it belongs to, None to skip that comparison. `silhouette`: the mask outlines an
@@ -105,7 +106,7 @@ def read_mask(path: Path, what: str, origin: Origin, size: tuple[int, int] | Non
     return mask
 
 
-def read_labels(path: Path, what: str, origin: Origin, size: tuple[int, int] | None, count: int) -> np.ndarray:
+def read_labels(path: Source, what: str, origin: Origin, size: tuple[int, int] | None, count: int) -> np.ndarray:
     """A label map as (H, W) uint8 indices below `count`. Palette pictures give their indices, grey ones their values.
 
     Raises DataError for colour pictures: ids cannot be read back from colours that a converter may have changed.
@@ -124,7 +125,7 @@ def read_labels(path: Path, what: str, origin: Origin, size: tuple[int, int] | N
     return label_map
 
 
-def silhouette_on_white(image: Image.Image, path: Path, origin: Origin) -> np.ndarray:
+def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.ndarray:
     """(H, W) bool: where an in-shop garment lies, from its white background. Raises DataError when it cannot be told.
 
     For data sets without garment masks (the original DressCode). What the garment encloses, such as the white of a
@@ -151,22 +152,27 @@ def silhouette_on_white(image: Image.Image, path: Path, origin: Origin) -> np.nd
     return mask
 
 
-def _decode(path: Path, what: str, origin: Origin) -> Image.Image:
+def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
     try:
-        if path.stat().st_size == 0:
+        content = path.read_bytes()
+        if not content:
             raise origin.error(f"{what} is an empty file (0 bytes)", path, "Restore it from the archive.")
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
             return image
     except FileNotFoundError:
         raise origin.error(f"{what} is missing", path, "Restore it or take its pairs out of the list.") from None
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise origin.error(
+            f"{what} cannot be decoded: no picture format", path, "Restore it from the archive."
+        ) from None
     except BROKEN as error:
         raise origin.error(f"{what} cannot be decoded: {error}", path, "Restore it from the archive.") from None
 
 
-def _same_size(image: Image.Image, size: tuple[int, int] | None, what: str, path: Path, origin: Origin) -> None:
+def _same_size(image: Image.Image, size: tuple[int, int] | None, what: str, path: Source, origin: Origin) -> None:
     if size is not None and image.size != size:
         (width, height), (picture_width, picture_height) = image.size, size
         raise origin.error(f"{what} is {width}x{height}, image is {picture_width}x{picture_height}", path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,13 +20,15 @@ from torch.utils.data import DataLoader, Sampler
 from vton.config import DataConfig
 from vton.data import check, transforms
 from vton.data.dataset import Draw, TrainingStream, TryOnDataset, dataset_root, open_folder
+from vton.data.encoded import Encodings
 from vton.data.folder import Split
 from vton.data.sample import Order, TryOnBatch
+from vton.data.shards import ShardPath, Source
 from vton.data.warp import WarpSource
 from vton.processes import process_share
 
 log = logging.getLogger(__name__)
-_spoken_of: set[tuple[Path, Split]] = set()  # splits whose captions this process has looked at
+_spoken_of: set[tuple[Source, Split]] = set()  # splits whose captions this process has looked at
 
 
 class EndlessBatches(Sampler[list[Draw]]):
@@ -101,19 +102,20 @@ class TryOnDataModule(LightningDataModule):
         self.seed = seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.encodings: Encodings | None = None  # what training samples bring along
         self._start = 0
         self._stream: TrainingStream | None = None
         self._evaluated: dict[tuple[Order, bool], TryOnDataset] = {}
         self._predicted: tuple[Order, bool] = ("unpaired", False)
 
     @property
-    def root(self) -> Path:
-        """The folder the data is read from."""
+    def root(self) -> Source:
+        """The folder, or the shards, that the data is read from."""
         return dataset_root(self.config)
 
     def prepare_data(self) -> None:
         """Render synthetic data where it is absent."""
-        if self.config.name != "synthetic":
+        if self.config.name != "synthetic" or isinstance(self.root, ShardPath):
             return
         from vton.data import synthetic  # the renderer, which real data does not need
 
@@ -141,7 +143,12 @@ class TryOnDataModule(LightningDataModule):
             pairs = TryOnDataset(open_folder(self.config), "train", "paired", warp=self.warp)
             warn_without_caption(pairs)
             self._stream = TrainingStream(pairs, self.seed)
+        self._stream.encodings = self.encodings
         return self._stream
+
+    def listed_dataloader(self) -> DataLoader:
+        """The training pairs once, un-augmented, in list order, in batches of the training's size."""
+        return self._loader(self.train_dataset().pairs, batch_size=self.batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """The endless stream of batches, from `start` on. It has no length; the trainer's step count ends it."""

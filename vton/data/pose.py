@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import colorsys
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vton.data.images import Origin
 from vton.data.sample import JOINTS
+from vton.data.shards import ShardError, Source
 
 NAMES = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
@@ -36,7 +36,7 @@ COLOURS = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / JOINTS, 1, 1)) 
 LIMB_SHADE = 0.6  # limbs are darker than joints, as in OpenPose
 
 
-def read_body_25(path: Path, origin: Origin) -> np.ndarray:
+def read_body_25(path: Source, origin: Origin) -> np.ndarray:
     """(18, 3) float32 joints of a VITON-HD file: x and y in [0, 1], validity 0 or 1. Raises DataError.
 
     Nobody found (an empty `people` list, true of a few official files) gives 18 invalid joints. Of several people the
@@ -51,7 +51,7 @@ def read_body_25(path: Path, origin: Origin) -> np.ndarray:
     return _normalised(body[FROM_BODY_25], VITON_HD_CANVAS)
 
 
-def read_coco_18(path: Path, origin: Origin) -> np.ndarray:
+def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
     """(18, 3) float32 joints of a DressCode file, as `read_body_25`. The fourth number of a joint is not a joint id."""
     rows = _read(path, origin, "keypoints")
     if len(rows) != JOINTS or not all(isinstance(row, list) and len(row) >= 3 for row in rows):
@@ -99,12 +99,14 @@ def _normalised(joints: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     return drop_outside(np.column_stack([joints[:, :2] / canvas, joints[:, 2] > 0]))
 
 
-def _read(path: Path, origin: Origin, key: str) -> list:
+def _read(path: Source, origin: Origin, key: str) -> list:
     advice = "Restore it from the archive."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise origin.error("keypoints are missing", path, "Restore it or take its pairs out of the list.") from None
+    except ShardError:
+        raise
     except (OSError, ValueError) as error:
         raise origin.error(f"keypoints cannot be read: {error}", path, advice) from None
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -112,7 +114,7 @@ def _read(path: Path, origin: Origin, key: str) -> list:
     return content[key]
 
 
-def _table(numbers, path: Path, origin: Origin) -> np.ndarray:
+def _table(numbers, path: Source, origin: Origin) -> np.ndarray:
     if not isinstance(numbers, list) or len(numbers) != 75:
         found = f"{len(numbers)} numbers" if isinstance(numbers, list) else "no list"
         raise origin.error(
@@ -121,7 +123,7 @@ def _table(numbers, path: Path, origin: Origin) -> np.ndarray:
     return _numbers(numbers, path, origin).reshape(25, 3)
 
 
-def _numbers(values: list, path: Path, origin: Origin) -> np.ndarray:
+def _numbers(values: list, path: Source, origin: Origin) -> np.ndarray:
     try:
         table = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):

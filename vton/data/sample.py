@@ -63,6 +63,7 @@ class TryOnSample:
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
     garment_keypoints: Tensor | None = None  # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
     position: int = -1  # place in the endless training stream, which seeds this sample's noise; -1 outside training
+    encoded: dict[str, Tensor] | None = None  # readings of frozen encoders by name, where data.encoded holds them
 
     @property
     def pair_id(self) -> str:
@@ -141,6 +142,7 @@ class TryOnBatch:
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
     garment_keypoints: Tensor | None = None  # (B, J, 3)
     position: list[int] = field(default_factory=list)  # filled with -1 where not given
+    encoded: dict[str, Tensor] | None = None  # each (B, ...)
 
     def __post_init__(self):
         self.position = self.position or [-1] * len(self.index)
@@ -160,6 +162,8 @@ class TryOnBatch:
                 )
             if absent[0]:
                 columns[column.name] = None
+            elif isinstance(values[0], dict):
+                columns[column.name] = {name: torch.stack([value[name] for value in values]) for name in values[0]}
             else:
                 columns[column.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
         return cls(**columns)
@@ -174,7 +178,10 @@ class TryOnBatch:
     def map_tensors(self, function) -> TryOnBatch:
         """The batch with `function` applied to every tensor."""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return TryOnBatch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+        values = {name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        if self.encoded is not None:
+            values["encoded"] = {name: function(tensor) for name, tensor in self.encoded.items()}
+        return TryOnBatch(**values)
 
     def to(self, *args, **kwargs) -> TryOnBatch:
         """Move tensors between devices (Lightning calls this); dtype changes would hit labels, so pass devices only."""
@@ -192,4 +199,6 @@ class TryOnBatch:
             values[column.name] = [value[i] for i in picked] if isinstance(value, list) else value
             if isinstance(value, Tensor):
                 values[column.name] = value[picked]
+        if self.encoded is not None:
+            values["encoded"] = {name: tensor[picked] for name, tensor in self.encoded.items()}
         return TryOnBatch(**values)

@@ -7,6 +7,7 @@ by (seed, position in the training stream), so that a resumed or re-sharded run 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -167,6 +168,25 @@ class Changes:
             dilate_px=int(dilate_px),
             box=bool(box < config.box_mask),
         )
+
+
+CANVAS = (
+    "person", "agnostic", "agnostic_mask", "warped_garment", "warped_mask", "pose_map", "keypoints", "parse",
+    "densepose", "truth", "truth_garment_mask",
+)  # fmt: skip
+CHANGED = {  # fields of a sample that each setting of AugmentConfig may change
+    "flip": (*CANVAS, "garment", "garment_mask"),
+    "affine": CANVAS,
+    "garment_affine": ("garment", "garment_mask"),
+    "colour": ("person", "agnostic", "garment", "warped_garment", "truth"),
+    "mask_dilate_px": ("agnostic", "agnostic_mask"),
+    "box_mask": ("agnostic", "agnostic_mask"),
+}
+
+
+def changed_by(config: AugmentConfig, fields: Sequence[str]) -> list[str]:
+    """The settings in use that may change one of these fields of a sample."""
+    return [name for name, changed in CHANGED.items() if getattr(config, name) and not set(changed).isdisjoint(fields)]
 
 
 def augment(record: Record, changes: Changes) -> Record:

@@ -6,7 +6,6 @@ training list too: the garment a person wears has the person's own name.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from vton.data import captions, densepose, images, pose
 from vton.data.folder import Folder, Pair, PairFiles, Part, Place, Split, chosen, read_pair_list
 from vton.data.images import Origin
 from vton.data.sample import Category, Order
+from vton.data.shards import Source
 
 CATEGORY: Category = "upper_body"  # the official set holds tops only
 LABELS = 20
@@ -63,7 +63,7 @@ class VitonHD(Folder):
     }
     expected: ClassVar = {("train", CATEGORY): 11_647, ("test", CATEGORY): 2_032}
 
-    def __init__(self, root: Path, config: DataConfig, dataset: str = "viton_hd"):
+    def __init__(self, root: Source, config: DataConfig, dataset: str = "viton_hd"):
         super().__init__(root, config, dataset)
         self.categories = chosen((CATEGORY,), config.category, dataset)
         self._tags: dict[Split, dict[str, str]] = {}
@@ -72,19 +72,19 @@ class VitonHD(Folder):
         rows = read_pair_list(self.root / f"{split}_pairs.txt", self.dataset)
         return [Pair(row[0], row[order == "unpaired"], CATEGORY) for row in rows]
 
-    def base(self, split: Split, category: Category) -> Path:
+    def base(self, split: Split, category: Category) -> Source:
         return self.root / split
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
         return images.read_labels(files.path(part), self.parts[part].what, files.origin(part), size, LABELS)
 
-    def read_joints(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_body_25(path, origin)
 
-    def read_densepose(self, path: Path, origin: Origin) -> np.ndarray:
+    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
         return densepose.read_colours(path, origin)
 
-    def caption_file(self, split: Split, category: Category) -> Path:
+    def caption_file(self, split: Split, category: Category) -> Source:
         return self.root / split / TAG_FILES[split]
 
     def annotation(self, split: Split, pair: Pair) -> str | None:

@@ -4,7 +4,8 @@ What is no architecture but is trained and scored by the same commands (a learne
 that has nothing to do with diffusion.
 
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
-`training_condition`, `training_view`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and `networks`.
+`training_condition`, `training_view`, `readings`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and
+`networks`.
 The upper stages of a cascade (ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
@@ -28,6 +29,15 @@ from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample
 from vton.models.attention import token_grid
 from vton.models.codecs import Codec
+
+
+class Reading(NamedTuple):
+    """What encoders say of single samples. Where all of them are frozen, `vton data cache` computes it ahead."""
+
+    encoders: tuple[str, ...]  # their names in the module
+    of: tuple[str, ...]  # fields of the batch that it reads
+    compute: Callable[[TryOnBatch], Tensor]  # (B, ...), each row from its own sample alone
+    settings: tuple = ()  # what decides the result besides weights and fields
 
 
 class Worn(NamedTuple):
@@ -170,7 +180,27 @@ class TryOnModule(TrainedModule):
         """Further scalar losses, already weighted, by name."""
         return {}
 
+    def readings(self) -> dict[str, Reading]:
+        """What its encoders say of the parts of a sample, by name; `reading` gives one."""
+        return {"person": self.latents("person")}
+
     # ---- shared by all ----
+
+    def latents(self, field: str) -> Reading:
+        """The codec's latents of one of the batch's pictures."""
+
+        def compute(batch: TryOnBatch) -> Tensor:
+            with torch.no_grad():
+                return self.codec.encode(getattr(batch, field))
+
+        return Reading(("codec",), (field,), compute, (self.codec.scaling,))
+
+    def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
+        """A reading of a batch, or of some of its rows: what was computed ahead where the batch brings it."""
+        if batch.encoded is not None and name in batch.encoded:
+            return batch.encoded[name] if rows is None else batch.encoded[name][rows]
+        some = rows is not None and len(rows) < len(batch)
+        return self.readings()[name].compute(batch[rows] if some else batch)
 
     def latent_shape(self) -> tuple[int, int, int]:
         return (self.codec.channels, *self.codec.latent_size(self.config.data.size))
@@ -179,8 +209,7 @@ class TryOnModule(TrainedModule):
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
         draws = [noise.generator(self.config.seed, "train", position) for position in batch.position]
-        with torch.no_grad():
-            x0 = self.codec.encode(batch.person)
+        x0 = self.reading("person", batch)
         t = self.objective.timesteps(noise.uniform(draws, x0))
         eps = noise.normal(x0.shape[1:], draws, x0)
         u = noise.uniform(draws, x0)

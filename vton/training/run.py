@@ -23,8 +23,9 @@ from vton.metrics.results import versions
 
 # What changes no number at all.
 UNSEEN = ("runs", "name", "compare", "trainer.threads", "data.workers", "data.pin_memory", "data.check", "data.cache",
-          "data.root", "data.synthetic.workers", "train.log_every", "train.checkpoint_every", "train.picture_every",
-          "train.pictures", "train.val_pairs", "eval.batch_size", "eval.pictures")  # fmt: skip
+          "data.root", "data.shards_kept", "data.encoded", "data.synthetic.workers", "train.log_every",
+          "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs", "eval.batch_size",
+          "eval.pictures")  # fmt: skip
 # What may differ between a run's start and its continuation, because it doesn't change what is learned.
 FREE = (*UNSEEN, "trainer", "eval", "sampler", "data.limit_test", "train.steps")
 

@@ -17,12 +17,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vton import registry
 from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
+from vton.models.base import TrainedModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
 from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, finish_from_checkpoint
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
+from vton.training.encoding import use_encodings
 from vton.training.run import RunFolder, write_atomically
 from vton.training.warp import RunWarp
 
@@ -31,19 +33,9 @@ PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 def train(config: ExperimentConfig) -> RunFolder:
     """Train, or continue where the run folder stands. Raises UserError subclasses for what the user must solve."""
-    run = RunFolder.of(config)
-    run.start(config)
-    quiet_libraries()
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    seed_everything(config.seed, verbose=False)
-
-    data = data_module(config)
-    data.prepare_data()
-    data.setup("fit")
-    codec = prepare_codec(run, config, data)
-    module = registry.module_class(config.model.name)(config, codec)
-
+    run, data, module = prepare(config)
+    if config.data.encoded:
+        use_encodings(module, data)
     ema = EMA(config.train.ema) if config.train.ema else None
     telemetry = Telemetry(config.train.log_every, config.train.batch_size)
     trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, telemetry, ema), logger=None)
@@ -62,6 +54,23 @@ def train(config: ExperimentConfig) -> RunFolder:
     if trainer.is_global_zero:
         run.finish(trainer.global_step, telemetry.state_dict())
     return run
+
+
+def prepare(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
+    """The run folder, started, its data, and its module as training finds it."""
+    run = RunFolder.of(config)
+    run.start(config)
+    quiet_libraries()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+
+    data = data_module(config)
+    data.prepare_data()
+    data.setup("fit")
+    codec = prepare_codec(run, config, data)
+    seed_everything(config.seed, verbose=False)  # fitting a codec draws numbers, loading it does not
+    return run, data, registry.module_class(config.model.name)(config, codec)
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:

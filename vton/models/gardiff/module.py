@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known
-from vton.models.base import TryOnModule
+from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import ClipImageEncoder, clip_image_encoder, text_encoder
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
@@ -75,29 +76,50 @@ class GarDiff(TryOnModule):
                 return encoder.tower(clip_pixels(encoder, garment, model.clip_rescale)).image_embeds[:, None]
             return encoder.pooled(garment) if self.pooled else encoder(garment)
 
+    def readings(self) -> dict[str, Reading]:
+        model: GarDiffConfig = self.config.model
+        pictures = {"paper": ("warped_garment", "agnostic"), "legacy12": ("warped_garment", "agnostic"),
+                    "release": ("warped_garment",), "decoupled": ()}[model.mode]  # fmt: skip
+        found = super().readings() | {name: self.latents(name) for name in pictures}
+        if model.mode in ("release", "decoupled"):
+            fields = ("person", "warped_garment", "agnostic_mask")
+            found["composite"] = Reading(("codec",), fields, self.encode_composite, (self.codec.scaling,))
+        if self.reads_clip:
+            settings = (model.mode, model.clip_tokens, model.clip_rescale, model.clip.fit)
+            found["clip"] = Reading(("clip",), ("garment",), lambda b: self.read_garment(b.garment), settings)
+        if model.mode == "decoupled":
+            captions, settings = ("person_caption",), (model.text.penultimate,)
+            found["text"] = Reading(("text",), captions, lambda b: self.read_text(b.person_caption), settings)
+        return found
+
+    def read_text(self, captions: Sequence[str]) -> Tensor:
+        """Text tokens (B, T, D)."""
+        with self.gradients_if(self.config.model.text.trained):
+            return self.part("text")(captions)[0]
+
+    @torch.no_grad()
+    def encode_composite(self, batch: TryOnBatch) -> Tensor:
+        """Latents of the person with the warped garment laid over the agnostic region."""
+        return self.codec.encode(composite(batch.person, batch.warped_garment, batch.agnostic_mask))
+
     def condition(self, batch: TryOnBatch) -> Conditions:
         """What each mode's network asks for; latents are posterior modes, where the scripts draw some."""
-        mode, encode, network = self.config.model.mode, self.codec.encode, self.network
-        clip = self.read_garment(batch.garment) if self.reads_clip else None
+        mode, network = self.config.model.mode, self.network
+        clip = self.reading("clip", batch) if self.reads_clip else None
         if mode == "paper":
-            with torch.no_grad():
-                x_w, x_a = encode(batch.warped_garment), encode(batch.agnostic)
+            x_w, x_a = self.reading("warped_garment", batch), self.reading("agnostic", batch)
             return network.condition(x_w=x_w, x_a=x_a, mask=batch.warped_mask, clip=clip)
         if mode == "legacy12":
-            with torch.no_grad():
-                garment, agnostic = encode(batch.warped_garment), encode(batch.agnostic)
+            garment, agnostic = self.reading("warped_garment", batch), self.reading("agnostic", batch)
             x_a, x_w = agnostic / self.codec.scaling, garment / self.codec.scaling
             begin, mask = self.begin(), batch.warped_mask
             return network.condition(begin=begin, clip=clip, garment=garment, x_a=x_a, x_w=x_w, mask=mask)
-        with torch.no_grad():
-            z_comp = encode(composite(batch.person, batch.warped_garment, batch.agnostic_mask))
+        z_comp = self.reading("composite", batch)
         if mode == "release":
-            with torch.no_grad():
-                garment = encode(batch.warped_garment)
+            garment = self.reading("warped_garment", batch)
             return network.condition(begin=self.begin(), clip=clip, garment=garment, z_comp=z_comp)
-        with self.gradients_if(self.config.model.text.trained):
-            text, _ = self.part("text")([*batch.person_caption, ""])
-        return network.condition(text=text[:-1], negative_text=text[-1:], clip=clip[:, 0], z_comp=z_comp)
+        text, negative_text = self.reading("text", batch), self.read_text([""])
+        return network.condition(text=text, negative_text=negative_text, clip=clip[:, 0], z_comp=z_comp)
 
     def begin(self) -> Tensor | None:
         """The text encoder's begin token (1, 1, D); None where it is learned."""

@@ -7,13 +7,14 @@ tokens (cross-attention) and captions. Here a batch becomes the tensors that vto
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.base import TryOnModule
+from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
@@ -59,28 +60,59 @@ class IdmVtonModule(TryOnModule):
             raise DataError(f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true.")
         model: IdmVtonConfig = self.config.model
         first, garment = distinct(same_garment(batch.garment, batch.garment_caption))
-        garments = batch.garment[first]
-        captions = [batch.garment_caption[row] for row in first] if model.garment_net else []
-        text, pooled = self.read_captions([*batch.person_caption, *captions])
-        count, read = len(batch), {}
-        with torch.no_grad():
-            masked, pose = self.codec.encode(batch.agnostic), self.codec.encode(batch.densepose)
-            if model.garment_net:
-                latents = self.codec.encode(garments)
-                read = {"garment": garment, "garment_latents": latents[garment], "garment_text": text[count:][garment]}
+        text, pooled, garment_text = self.read_both_captions(batch, first)
+        masked, read = self.reading("agnostic", batch), {}
+        if model.garment_net:
+            latents = self.reading("garment", batch, first)
+            read = {"garment": garment, "garment_latents": latents[garment], "garment_text": garment_text[garment]}
         if model.image_prompt.enabled:
-            with self.gradients_if(model.clip.trained):
-                clip = self.part("clip").penultimate(garments)
-            read["image_tokens"] = self.tryon.image_tokens(clip)[garment]
+            read["image_tokens"] = self.tryon.image_tokens(self.reading("clip", batch, first))[garment]
         return self.model.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
-            pose=pose,
-            text=text[:count],
-            pooled=pooled[:count],
+            pose=self.reading("densepose", batch),
+            text=text,
+            pooled=pooled,
             size_ids=size_ids(batch.person),
             **read,
         )
+
+    def readings(self) -> dict[str, Reading]:
+        model: IdmVtonConfig = self.config.model
+        found = super().readings() | {name: self.latents(name) for name in ("agnostic", "densepose")}
+        encoders, settings = ("text", "text_2"), (model.text.penultimate, model.text_2.penultimate)
+        asked = {"text": ("person_caption", 0), "pooled": ("person_caption", 1)}
+        if model.garment_net:
+            found["garment"] = self.latents("garment")
+            asked["garment_text"] = ("garment_caption", 0)
+        if model.image_prompt.enabled:
+            found["clip"] = Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,))
+        for name, (caption, part) in asked.items():
+            found[name] = Reading(encoders, (caption,), partial(self.read_caption, caption, part), settings)
+        return found
+
+    def read_clip(self, batch: TryOnBatch) -> Tensor:
+        """CLIP states (B, 1 + patches, width) of the garments."""
+        with self.gradients_if(self.config.model.clip.trained):
+            return self.part("clip").penultimate(batch.garment)
+
+    def read_caption(self, field: str, part: int, batch: TryOnBatch) -> Tensor:
+        """Tokens (part 0) or pooled vectors (1) of the captions in a field of the batch."""
+        return self.read_captions(getattr(batch, field))[part]
+
+    def read_both_captions(self, batch: TryOnBatch, first: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The persons' tokens and pooled vectors (B, ...), and the tokens of the garments in rows `first`; none of them
+        without GarmentNet.
+
+        One pass of the encoders for all captions, unless these were computed ahead.
+        """
+        first = first if self.config.model.garment_net else []
+        if batch.encoded is not None and "text" in batch.encoded:
+            text = self.reading("text", batch)
+            garment_text = self.reading("garment_text", batch, first) if first else text[:0]
+            return text, self.reading("pooled", batch), garment_text
+        text, pooled = self.read_captions([*batch.person_caption, *(batch.garment_caption[row] for row in first)])
+        return text[: len(batch)], pooled[: len(batch)], text[len(batch) :]
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         conditions = self.condition(batch)

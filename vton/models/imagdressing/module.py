@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.base import TryOnModule
+from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control, build_dressing_unet, build_projector
 from vton.models.imagdressing.checkpoint import load_faceid, read_face
@@ -105,27 +105,57 @@ class ImagDressing(TryOnModule):
     ) -> Conditions:  # fmt: skip
         """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
         model: ImagDressingConfig = self.config.model
-        prompts = [
-            "" if empty else self.prompt(c) for c, empty in zip(batch.person_caption, values(no_text), strict=True)
-        ]
-        beside = [str(dropped) for dropped in values(no_image)] if model.image_branch else prompts
+        if model.image_branch:
+            beside = [str(dropped) for dropped in values(no_image)]
+        else:
+            pairs = zip(batch.person_caption, values(no_text), strict=True)
+            beside = ["" if empty else self.prompt(caption) for caption, empty in pairs]
         first, worn = distinct_garments(batch.garment, beside)
         controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
-        text = self.read_text([*prompts, model.negative_prompt])
+        text = self.read_prompts(batch, no_text)
+        garment_latents = self.reading("garment", batch, first)
         with torch.no_grad():
-            garment_latents = self.codec.encode(batch.garment[first])
             known = None if training or not model.inpaint.enabled else self.surroundings(batch)
         return self.dresser.condition(
             text=text[:-1],
             negative_text=text[-1:],
             garment_latents=garment_latents,
-            clip=self.read_garments(batch.garment[first], no_image[first]) if model.image_branch else text[first],
+            clip=self.read_garments(batch, first, no_image[first]) if model.image_branch else text[first],
             worn=worn,
             garment_scale=garment_scale,
             control={name: control_picture(name, batch) for name in controls},
             face=self.read_faces(batch.person_id) if self.dresser.face and not training else None,
             known=known,
         )
+
+    def readings(self) -> dict[str, Reading]:
+        """CLIP's and the text encoder's are those of what is not dropped."""
+        model: ImagDressingConfig = self.config.model
+        text_settings = (model.prompt_suffix, model.text.penultimate)
+        return super().readings() | {
+            "garment": self.latents("garment"),
+            "clip": Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,)),
+            "text": Reading(("text",), ("person_caption",), self.read_captions, text_settings),
+        }
+
+    def read_clip(self, batch: TryOnBatch) -> Tensor:
+        """CLIP states (B, S, width) of the garments."""
+        clip = self.part("clip")
+        with self.gradients_if(self.config.model.clip.trained):
+            return clip.penultimate(batch.garment)
+
+    def read_captions(self, batch: TryOnBatch) -> Tensor:
+        """(B, T, D) of the persons' prompts."""
+        return self.read_text([self.prompt(caption) for caption in batch.person_caption])
+
+    def read_prompts(self, batch: TryOnBatch, dropped: Tensor) -> Tensor:
+        """(B + 1, T, D): prompts, empty where `dropped` (B,) says so, and the negative prompt."""
+        negative = self.config.model.negative_prompt
+        if batch.encoded is not None and "text" in batch.encoded:
+            empty, negative = self.read_text(["", negative]).split(1)
+            return torch.cat([torch.where(dropped[:, None, None], empty, self.reading("text", batch)), negative])
+        pairs = zip(batch.person_caption, values(dropped), strict=True)
+        return self.read_text([*("" if drop else self.prompt(caption) for caption, drop in pairs), negative])
 
     def surroundings(self, batch: TryOnBatch) -> Known:
         """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to be replaced."""
@@ -143,11 +173,15 @@ class ImagDressing(TryOnModule):
             tokens, _ = self.part("text")(known)
         return tokens[[known.index(prompt) for prompt in prompts]]
 
-    def read_garments(self, garments: Tensor, dropped: Tensor) -> Tensor:
-        """CLIP states (G, S, width); dropped (G,): of zeros, a picture of CLIP's mean colour."""
+    def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
+        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's mean colour."""
         clip = self.part("clip")
+        if batch.encoded is not None and "clip" in batch.encoded:
+            with torch.no_grad():
+                nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
+            return torch.where(dropped[:, None, None], nothing, self.reading("clip", batch, first))
         with self.gradients_if(self.config.model.clip.trained):
-            return clip.read(clip.pixels(garments) * ~dropped.view(-1, 1, 1, 1))
+            return clip.read(clip.pixels(batch.garment[first]) * ~dropped.view(-1, 1, 1, 1))
 
     def read_faces(self, person_ids: Sequence[str]) -> Face:
         folder, clip = Path(self.config.model.face.embeddings), self.part("clip")

@@ -1,0 +1,195 @@
+"""Shards: the same batches as the folder, bit for bit, in the same order; what breaks is named; nothing unpickles."""
+
+import itertools
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+import webdataset
+
+from tests.data.folders import config, save, write_dresscode, write_viton_hd
+from vton.cli import main
+from vton.data.check import check_folder
+from vton.data.dataset import open_folder
+from vton.data.module import TryOnDataModule
+from vton.data.shards import INDEX, ShardError, ShardPath, write_folder
+
+SHARD_MB = 0.02  # several shards
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = write_viton_hd(tmp_path_factory.mktemp("data") / "plain", train=5, test=3)
+    tags = [{"file_name": "00000_00.jpg", "tag_info": [{"tag_name": "item", "tag_category": "shirt"}]}]
+    (root / "train/vitonhd_train_tagged.json").write_text(json.dumps({"data": tags}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def sharded(root) -> Path:
+    write_folder(open_folder(config("viton_hd", root)), root.parent / "sharded", SHARD_MB)
+    return root.parent / "sharded"
+
+
+def module(root, name="viton_hd", **settings) -> TryOnDataModule:
+    return TryOnDataModule(config(name, root, **settings), seed=3, batch_size=2, eval_batch_size=2)
+
+
+def assert_equal(one, other) -> None:
+    for name, value in vars(one).items():
+        found = getattr(other, name)
+        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
+
+
+def take(module, count: int) -> list:
+    return list(itertools.islice(module.train_dataloader(), count))
+
+
+@pytest.mark.parametrize("name", ["viton_hd", "dresscode"])
+def test_batches_equal_those_of_the_folder_bit_for_bit(name, root, sharded, tmp_path):
+    """Augmented training over an epoch's end, and both evaluation orders."""
+    if name == "dresscode":
+        root = write_dresscode(tmp_path / "plain")
+        sharded = tmp_path / "sharded"
+        write_folder(open_folder(config(name, root)), sharded, SHARD_MB)
+    plain, stored = (module(place, name, densepose=True) for place in (root, sharded))
+    assert isinstance(stored.root, ShardPath) and len(list(sharded.glob("*.tar"))) > 2
+    for one, other in zip(take(plain, 4), take(stored, 4), strict=True):
+        assert_equal(one, other)
+    for order in ("paired", "unpaired"):
+        for one, other in zip(plain.eval_dataloader(order), stored.eval_dataloader(order), strict=True):
+            assert_equal(one, other)
+
+
+def test_the_stream_goes_on_in_the_middle_of_an_epoch(root, sharded):
+    """From shards, in two loader processes, after three samples of five."""
+    whole = take(module(root), 4)
+    resumed = module(sharded, workers=2)
+    resumed.start(4)
+    for one, other in zip(whole[2:], take(resumed, 2), strict=True):
+        assert_equal(one, other)
+
+
+def test_every_stored_file_is_the_original(root, sharded):
+    stored = module(sharded).root
+    for name in stored.shards.files:
+        assert stored.shards.read(name) == (root / name).read_bytes()
+    assert "train/vitonhd_train_tagged.json" in stored.shards.files
+    assert str(stored / "train" / "image") == f"{sharded}/train/image"
+
+
+def test_the_same_folder_gives_the_same_bytes(root, sharded, tmp_path):
+    write_folder(open_folder(config("viton_hd", root)), tmp_path / "again", SHARD_MB)
+    for path in sharded.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    with pytest.raises(ShardError, match="exists"):
+        write_folder(open_folder(config("viton_hd", root)), tmp_path / "again", SHARD_MB)
+
+
+def test_webdataset_reads_the_records(root, sharded):
+    """The library's own reader sees one sample for each id."""
+    shards = [str(path) for path in sorted(sharded.glob("*.tar"))]
+    samples = {s["__key__"]: s for s in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)}
+    record = samples["train/00002_00"]
+    assert record["image.jpg"] == (root / "train/image/00002_00.jpg").read_bytes()
+    assert record["openpose_json_keypoints.json"] == (root / "train/openpose_json/00002_00_keypoints.json").read_bytes()
+    assert sum(key.startswith("train/0") for key in samples) == 5
+
+
+def test_shards_behind_a_url_are_fetched_once_and_kept(root, sharded, tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sharded), "/bucket/viton_hd", recursive=True)
+    try:
+        kept = {"shards_kept": str(tmp_path / "kept")}
+        assert_equal(take(module(root), 1)[0], take(module("memory://bucket/viton_hd", **kept), 1)[0])
+        whole = take(module("memory://bucket/viton_hd", **kept), 3)
+        for shard in sharded.glob("*.tar"):
+            memory.rm(f"/bucket/viton_hd/{shard.name}")
+        for one, other in zip(whole, take(module("memory://bucket/viton_hd", **kept), 3), strict=True):
+            assert_equal(one, other)
+        with pytest.raises(ShardError, match=r"memory://bucket/viton_hd/shard-0000\d\.tar cannot be fetched"):
+            take(module("memory://bucket/viton_hd", shards_kept=str(tmp_path / "other")), 1)
+    finally:
+        memory.rm("/bucket", recursive=True)
+    with pytest.raises(ShardError, match=r"memory://bucket/viton_hd/shards\.json cannot be read"):
+        module("memory://bucket/viton_hd").train_dataset()
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def changed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[2000:] = bytes(len(content) - 2000)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("harm", "problem"), [(missing, "is missing"), (cut, "bytes, the index says"),
+                                               (changed, "as it was written: its digest differs")])  # fmt: skip
+def test_a_broken_shard_is_one_line_that_names_it(harm, problem, sharded, tmp_path, capsys):
+    broken = shutil.copytree(sharded, tmp_path / "broken")
+    harm(broken / "shard-00001.tar")
+    found = [p for p in check_folder(config("viton_hd", broken)) if p.severity == "required"]
+    assert found and all(f"shard {broken}/shard-00001.tar" in str(p) and problem in str(p) for p in found)
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", "data=viton_hd", f"data.root={broken}"])
+    assert f"shard {broken}/shard-00001.tar" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "",
+        "[]",
+        '{"format": "other"}',
+        '{"format": "vton-shards-1"}',
+        '{"format": "vton-shards-1", "shards": [["../evil", 1]], "folders": [], "files": {}}',
+    ],
+)
+def test_a_broken_index_is_one_line(index, tmp_path):
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(ShardError, match=r"shards\.json is no index of shards") as caught:
+        module(tmp_path).train_dataset()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_a_shard_runs_nothing(tmp_path):
+    """Whatever the name of a stored file, its bytes meet the decoder of its kind and no other."""
+
+    class Attack:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "marker",))
+
+    root = write_viton_hd(tmp_path / "plain", train=2, test=2)
+    attack = pickle.dumps(Attack())
+    for name in ("image/00000_00.jpg", "image-parse-v3/00001_00.png"):
+        (root / "train" / name).write_bytes(attack)
+    (root / "test/openpose_json/01000_00_keypoints.json").write_bytes(attack)
+    write_folder(open_folder(config("viton_hd", root)), tmp_path / "sharded")
+    found = [p for p in check_folder(config("viton_hd", tmp_path / "sharded")) if p.severity == "required"]
+    assert len(found) == 3 and not (tmp_path / "marker").exists()
+    (tmp_path / "sharded" / INDEX).write_bytes(attack)
+    with pytest.raises(ShardError, match="no index"):
+        module(tmp_path / "sharded").train_dataset()
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_command_writes_shards_that_training_reads(root, tmp_path, capsys):
+    save(root / "train" / "unknown" / "00000_00.png", torch.zeros(2, 2, dtype=torch.uint8).numpy())
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "shard", "data=viton_hd", f"data.root={root}", "--out", str(tmp_path / "out")])
+    assert "in 1 shards" in capsys.readouterr().out
+    assert_equal(take(module(root), 1)[0], take(module(tmp_path / "out"), 1)[0])
+    assert not any("unknown" in name for name in module(tmp_path / "out").root.shards.files)
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "shard", "data=viton_hd", f"data.root={root}"])
+    assert "--out" in capsys.readouterr().err

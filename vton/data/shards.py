@@ -1,0 +1,390 @@
+"""Sharded storage: a data set's files as WebDataset records in tar shards, read by the same code as a plain folder.
+
+A record is everything that belongs to one id, its files byte for byte as they were: consecutive members of a tar shard
+that share the part of their names before the first dot, which is what the webdataset library yields as one sample.
+`shards.json` beside them says where each file of the folder lies: shard, offset, size and SHA-256. With it any file is
+one read away, so training keeps its own order and resumes in the middle of an epoch as it does from a folder.
+
+The shards lie in a folder or behind a URL that fsspec knows (s3://, gs://, https://, ...), from which each is fetched
+when first needed, and kept. Every file's digest is checked on every reading. Nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+import fsspec
+from filelock import FileLock
+
+from vton.data.sample import DataError
+
+if TYPE_CHECKING:
+    from vton.data.folder import Folder
+
+INDEX = "shards.json"
+FORMAT = "vton-shards-1"
+SHARD_MB = 128  # of a shard, about 300 records of VITON-HD
+BLOCK = tarfile.BLOCKSIZE
+
+
+class ShardError(DataError):
+    """Shards that cannot be used; the message names the shard or the index."""
+
+
+class Entry(NamedTuple):
+    """Where one file lies."""
+
+    shard: int
+    offset: int  # bytes
+    size: int  # bytes
+    sha256: str
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+class Contents(NamedTuple):
+    """An index as the attributes of Shards give it."""
+
+    names: list[tuple[str, int]]
+    files: dict[str, Entry]
+    folders: dict[str, list[str]]
+    digest: str
+
+
+@lru_cache(maxsize=2)
+def _parsed(index: bytes) -> Contents:
+    """An index, kept because a run opens its data several times and DressCode's has 50 MB.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for anything else.
+    """
+    content = json.loads(index)
+    if content["format"] != FORMAT:
+        raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
+    names = [(str(name), int(size)) for name, size in content["shards"]]
+    if any(Path(name).name != name for name, _ in names):
+        raise ValueError("it names shards outside its own folder")
+    files = {path: Entry(*entry) for path, entry in content["files"].items()}
+    folders: dict[str, list[str]] = {"": []}
+    for folder in content["folders"]:
+        for parent in (folder, *map(str, PurePosixPath(folder).parents)):
+            folders.setdefault("" if parent == "." else parent, [])
+    for path, entry in files.items():
+        if not (0 <= entry.shard < len(names) and 0 <= entry.offset <= entry.end <= names[entry.shard][1]):
+            raise ValueError(f"{path} lies outside its shards")
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    return Contents(names, files, folders, hashlib.sha256(index).hexdigest())
+
+
+class Shards:
+    """The files of one sharded folder. Opened lazily; goes along to loader processes.
+
+    where: the folder or URL that holds the index. keep: the folder for what is fetched from a URL.
+    """
+
+    def __init__(self, where: str, keep: str = ""):
+        self.where, self.keep = str(where).rstrip("/"), keep
+        self.remote = "://" in self.where
+        self._handles: dict[int, io.FileIO] = {}
+
+    def __getstate__(self) -> dict:
+        return {"where": self.where, "keep": self.keep, "remote": self.remote, "_handles": {}}  # spawned ones read anew
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Shards) and self.where == other.where
+
+    def __hash__(self) -> int:
+        return hash(self.where)
+
+    @cached_property
+    def _contents(self) -> Contents:
+        path = f"{self.where}/{INDEX}"
+        try:
+            with fsspec.open(path, "rb") as file:
+                index = file.read()
+        except (OSError, ValueError, ImportError) as error:  # ImportError: fsspec's word for a protocol to install
+            raise ShardError(f"no shards at {self.where}: {path} cannot be read ({_line(error)}).") from None
+        try:
+            return _parsed(index)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ShardError(f"{path} is no index of shards: {problem}. Write the shards again.") from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the index, and so of everything stored."""
+        return self._contents.digest
+
+    @property
+    def names(self) -> list[tuple[str, int]]:
+        """File name and size in bytes of each shard."""
+        return self._contents.names
+
+    @property
+    def files(self) -> dict[str, Entry]:
+        """Every file by its path inside the folder."""
+        return self._contents.files
+
+    @property
+    def folders(self) -> dict[str, list[str]]:
+        """Names of the files in every folder, "" for the root."""
+        return self._contents.folders
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed shard."""
+        entry = self.files.get(path)
+        if entry is None:
+            raise FileNotFoundError(f"{self.where} holds no {path}")
+        content = os.pread(self._handle(entry.shard).fileno(), entry.size, entry.offset)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise self._error(entry.shard, f"does not hold {path} as it was written: its digest differs")
+        return content
+
+    def _handle(self, shard: int) -> io.FileIO:
+        """The open shard. Reads give their offset, so that forked processes can share it."""
+        if shard not in self._handles:
+            path, size = self._local(shard), self.names[shard][1]
+            try:
+                handle = open(path, "rb", buffering=0)  # noqa: SIM115 - kept open
+            except OSError as error:
+                raise self._error(shard, "is missing" if not path.exists() else _line(error)) from None
+            if (found := os.fstat(handle.fileno()).st_size) != size:
+                handle.close()
+                raise self._error(shard, f"has {found:,} bytes, the index says {size:,}")
+            self._handles[shard] = handle
+        return self._handles[shard]
+
+    def _local(self, shard: int) -> Path:
+        """The shard on this machine, fetched where it is not."""
+        name = self.names[shard][0]
+        if not self.remote:
+            return Path(self.where) / name
+        folder = kept_folder(self.keep) / hashlib.sha256(f"{self.where} {self.digest}".encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        with FileLock(folder / f".{name}.lock"):  # of several loader processes one fetches
+            if not path.exists():
+                partial = folder / f".{name}.partial"
+                try:
+                    system, there = fsspec.core.url_to_fs(f"{self.where}/{name}")
+                    system.get_file(there, str(partial))
+                except (OSError, ValueError, ImportError) as error:
+                    raise self._error(shard, f"cannot be fetched ({_line(error)})") from None
+                os.replace(partial, path)
+        return path
+
+    def _error(self, shard: int, problem: str) -> ShardError:
+        name = self.names[shard][0]
+        kept = f" Fetched shards lie in {kept_folder(self.keep)}; remove them to fetch again." if self.remote else ""
+        return ShardError(f"shard {self.where}/{name} {problem}. Copy it again or write the shards anew.{kept}")
+
+
+@dataclass(frozen=True)
+class ShardPath:
+    """A file or folder in shards, with as much of pathlib.Path as the readers of data sets use."""
+
+    shards: Shards
+    inside: PurePosixPath
+
+    def __truediv__(self, name: str) -> ShardPath:
+        return ShardPath(self.shards, self.inside / name)
+
+    def __str__(self) -> str:
+        return f"{self.shards.where}/{self._key}".rstrip("/")
+
+    @property
+    def _key(self) -> str:
+        return "" if self.inside == PurePosixPath() else str(self.inside)
+
+    @property
+    def name(self) -> str:
+        return self.inside.name
+
+    @property
+    def stem(self) -> str:
+        return self.inside.stem
+
+    @property
+    def suffix(self) -> str:
+        return self.inside.suffix
+
+    @property
+    def parent(self) -> ShardPath:
+        return ShardPath(self.shards, self.inside.parent)
+
+    def is_dir(self) -> bool:
+        return self._key in self.shards.folders
+
+    def is_file(self) -> bool:
+        return self._key in self.shards.files
+
+    def iterdir(self) -> Iterator[ShardPath]:
+        """The files of a folder; folders inside it are not listed."""
+        return (self / name for name in self.shards.folders[self._key])
+
+    def read_bytes(self) -> bytes:
+        return self.shards.read(self._key)
+
+    def read_text(self, encoding: str) -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str) -> io.BytesIO:
+        """For reading bytes only."""
+        if mode != "rb":
+            raise ValueError(f"shards are read as bytes, not with mode {mode!r}")
+        return io.BytesIO(self.read_bytes())
+
+
+Source = Path | ShardPath  # where a data set lies
+
+
+def open_source(where: str, keep: str = "") -> Source:
+    """The folder, or its shards where `where` is a URL or a folder with an index. Reads nothing yet."""
+    if "://" in where or (Path(where) / INDEX).is_file():
+        return ShardPath(Shards(where, keep), PurePosixPath())
+    return Path(where)
+
+
+def fingerprint(source: Source) -> Iterator[str]:
+    """Lines that change with the source: names, sizes and times of a folder's files, or the digest of shards."""
+    if isinstance(source, ShardPath):
+        yield source.shards.digest
+        return
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            yield f"{path} {status.st_size} {status.st_mtime_ns}\n"
+
+
+def kept_folder(keep: str) -> Path:
+    """Where shards from URLs are kept: `keep`, or ~/.cache/vton/shards."""
+    if keep:
+        return Path(keep).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vton" / "shards"
+
+
+class ShardWriter:
+    """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and their index at the end.
+
+    A context manager. Everything is written beside `out` and takes its name when complete, so that `out` is never half
+    written. The same records give the same bytes. Raises ShardError where `out` exists, unless `replace`.
+    """
+
+    def __init__(self, out: Path, shard_mb: float = SHARD_MB, replace: bool = False):
+        if out.exists() and not replace:
+            raise ShardError(f"{out} exists. Choose another folder, or remove it to write the shards again.")
+        self.out, self.limit = out, int(shard_mb * 1e6)
+        self.partial = out.with_name(f".{out.name}.{os.getpid()}")
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a killed process with this number
+        self.partial.mkdir(parents=True)
+        self.shards: list[tuple[str, int]] = []
+        self.files: dict[str, Entry] = {}
+        self.folders: list[str] = []
+        self._tar: tarfile.TarFile | None = None
+
+    def add(self, key: str, files: dict[str, tuple[str, bytes]]) -> None:
+        """One record. key: its name, without dots; files: by path in the folder, the rest of the member's name and the
+        content."""
+        size = sum(2 * BLOCK + len(content) for _, content in files.values())
+        if self._tar is None or (self._tar.offset and self._tar.offset + size > self.limit):
+            self._next()
+        for path, (rest, content) in files.items():
+            member = tarfile.TarInfo(f"{key}.{rest}" if rest else key)
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
+            offset = self._tar.offset - -(-len(content) // BLOCK) * BLOCK
+            self.files[path] = Entry(len(self.shards), offset, len(content), hashlib.sha256(content).hexdigest())
+
+    def _next(self) -> None:
+        self._close()
+        self._tar = tarfile.open(self.partial / f"shard-{len(self.shards):05d}.tar", "w")  # noqa: SIM115 - closed later
+
+    def _close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            path = Path(self._tar.name)
+            self.shards.append((path.name, path.stat().st_size))
+            self._tar = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        folders = sorted({*self.folders, *(path.rpartition("/")[0] for path in self.files)})
+        index = {"format": FORMAT, "shards": self.shards, "folders": folders, "files": self.files}
+        (self.partial / INDEX).write_text(json.dumps(index, separators=(",", ":")))
+        former = self.partial.with_name(f"{self.partial.name}.former")
+        if self.out.exists():
+            self.out.rename(former)
+        self.partial.rename(self.out)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shards:
+    """Write what the readers of a data set's plain folder can ask for into shards, and return them.
+
+    Pair lists and captions come first, then the records of each split or category by id. Files that no reader knows
+    are left out. Raises ShardError where `out` exists, or where the folder is shards already.
+    """
+    if isinstance(folder.root, ShardPath):
+        raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
+    with ShardWriter(out, shard_mb) as writer:
+        bases = list(dict.fromkeys(base for split in ("train", "test") for base in folder.bases(split)))
+        for place in (folder.root, *bases):
+            for path in sorted(path for path in place.iterdir() if path.suffix in (".txt", ".json") and path.is_file()):
+                name = path.relative_to(folder.root).as_posix()
+                writer.add(name, {name: ("", path.read_bytes())})
+        for base in bases:
+            records: dict[str, dict[Path, str]] = {}
+            for name, stem, suffixes in _places(folder):
+                if (base / name).is_dir():
+                    writer.folders.append((base / name).relative_to(folder.root).as_posix())
+                    for path in sorted((base / name).iterdir()):
+                        found = stem.fullmatch(path.stem)
+                        if found and path.suffix.lower() in suffixes:
+                            records.setdefault(found[1], {})[path] = f"{name}{found[2]}{path.suffix}"
+            for id_, files in sorted(records.items()):
+                key = f"{base.relative_to(folder.root).as_posix()}/{id_}"
+                writer.add(key, {path.relative_to(folder.root).as_posix(): (rest, path.read_bytes())
+                                 for path, rest in files.items()})  # fmt: skip
+    return Shards(str(out))
+
+
+def _places(folder: Folder) -> dict[tuple[str, re.Pattern, tuple[str, ...]], None]:
+    """Folder names, their stems as patterns of id and rest, and suffixes: every place a reader may look in."""
+    found = {}
+    for part in folder.parts:
+        for order in ("paired", "unpaired"):
+            for place in folder.places(part, order):
+                stem = re.sub(r"\{(person|garment)\}", "{}", place.stem, count=1)
+                pattern = re.escape(stem).replace(r"\{\}", "(.+?)", 1)
+                rest = re.sub(r"\\\{(person|garment)\\\}", ".+", pattern.partition("(.+?)")[2])
+                found[place.folder, re.compile(f"(.+?)({rest})"), folder.parts[part].suffixes] = None
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
