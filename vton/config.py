@@ -249,13 +249,16 @@ class TrainConfig:
     ema: float = 0.9999  # decay of the average over trained parameters; 0 = off
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: int = 50  # steps
+    non_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not: end the run, or count it
     checkpoint_every: int = 1000  # steps
+    keep_last: int = 1  # checkpoints that stay, the newest; above 1 also as last_<step>.ckpt
+    keep_best: int = 1  # the same by the held-out score, best_<step>.ckpt
     picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
     pictures: int = 8  # rows of that grid
     val_pairs: int = 32  # held-out pairs behind the val/ scalars
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_last", "keep_best"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.ema < 1:
@@ -270,9 +273,9 @@ class TrainerConfig:
 
     name: str = "cpu"
     accelerator: Literal["cpu", "gpu", "auto"] = "auto"
-    devices: int = 1
+    devices: int = 1  # per node; -1 = all
     nodes: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"  # fsdp: FSDP2; deepspeed: ZeRO stage 2
     deterministic: bool = False
     threads: int = 0  # torch CPU threads; 0 = torch's default
 

@@ -18,8 +18,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
@@ -99,6 +102,22 @@ class TrainedModule(LightningModule):
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | Worn:
         return self.generate(batch, self.config.eval.seed)
+
+    def blocks(self) -> list[nn.Module]:
+        """Repeated parts that a sharded training gathers one at a time, each called by its own forward only."""
+        return [module for module in self.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
+
+    def configure_model(self) -> None:
+        """Shard over the processes, where the strategy is FSDP2: each block by itself, what is between with the module.
+
+        Whole training steps and pictures count as one forward, since architectures call parts of their networks at will.
+        """
+        if self._device_mesh is None:
+            return
+        for part in (*self.blocks(), self):
+            fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True)
+        for method in ("training_step", "generate"):
+            register_fsdp_forward_method(self, method)
 
     def configure_optimizers(self):
         train = self.config.train

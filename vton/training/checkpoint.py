@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,66 +12,110 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 
 from vton.models.pretrained import read_checkpoint
+from vton.training.callbacks import HeldOut, TrainingError
 from vton.training.ema import EMA
-from vton.training.run import RunFolder
+from vton.training.run import RunFolder, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies."""
+    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises RunError."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         return read_checkpoint(Path(path))
 
 
 class Checkpoints(Callback):
-    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights at the end."""
+    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights at the end.
 
-    def __init__(self, run: RunFolder, every: int, ema: EMA | None, monitor: str = "val/paired/psnr_garment"):
-        self.run, self.every, self.ema, self.monitor = run, every, ema, monitor
-        self.best = float("-inf")
+    keep_last, keep_best: how many of each stay; above 1 they are also there by their steps. global_batch: samples per
+    optimizer step over all processes, with which a step is a place in the training stream.
+    """
+
+    def __init__(
+        self, run: RunFolder, every: int, ema: EMA | None, held_out: HeldOut | None = None, *, global_batch: int = 0,
+        keep_last: int = 1, keep_best: int = 1, monitor: str = "val/paired/psnr_garment",
+    ):  # fmt: skip
+        self.run, self.every, self.ema, self.held_out, self.monitor = run, every, ema, held_out, monitor
+        self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
+        self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
+
+    def on_train_start(self, trainer, module) -> None:
+        if trainer.is_global_zero:  # what a killed run was writing
+            for partial in self.run.checkpoints.glob(".*"):
+                partial.unlink()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self.saved_at:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and score.item() > self.best:
-            self.best = score.item()
-            trainer.save_checkpoint(self.run.best)
+        if self.held_out and self.held_out.step == step and self.monitor in self.held_out.scores:
+            self.save_best(trainer, module, self.held_out.scores[self.monitor])
         if step % self.every == 0 or step == trainer.max_steps:
-            self.saved_at = step
-            trainer.save_checkpoint(self.run.last)
+            self.save_last(trainer, module)
+
+    def save_last(self, trainer, module) -> None:
+        """last.ckpt of this step, unless it is there. Raises TrainingError rather than save lost weights."""
+        step = trainer.global_step
+        if step == self.saved_at:
+            return
+        self.save(trainer, module, self.run.last)
+        self.saved_at = step
+        if self.keep_last > 1 and trainer.is_global_zero:
+            also_as(self.run.last, self.run.numbered("last", step))
+            by_age = sorted(self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+            for old in by_age[: -self.keep_last]:
+                old.unlink()
+
+    def save_best(self, trainer, module, score: float) -> None:
+        """best.ckpt if no score was higher; with keep_best above 1 a file of its own if it is among the highest."""
+        step = trainer.global_step
+        ranked = sorted({**self.scores, step: score}.items(), key=lambda item: -item[1])
+        self.scores = dict(ranked[: self.keep_best])
+        if step not in self.scores:
+            return
+        first = step == ranked[0][0]
+        path = self.run.best if self.keep_best == 1 else self.run.numbered("best", step)
+        self.save(trainer, module, path)
+        if self.keep_best > 1 and trainer.is_global_zero:
+            if first:
+                also_as(path, self.run.best)
+            kept = {self.run.numbered("best", step) for step in self.scores}
+            for old in set(self.run.checkpoints.glob("best_*.ckpt")) - kept:
+                old.unlink()
+
+    def save(self, trainer, module, path: Path) -> None:
+        if not all(torch.isfinite(parameter).all() for parameter in module.parameters() if parameter.requires_grad):
+            raise TrainingError(
+                f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is from before; try a "
+                "lower train.lr or train.precision=fp32."
+            )
+        trainer.save_checkpoint(path)
 
     def on_train_end(self, trainer, module) -> None:
+        state = trainer.strategy.lightning_module_state_dict()  # whole on the first process, where it is sharded
+        state |= self.ema.whole() if self.ema else {}
         if trainer.is_global_zero:
-            export_weights(self.run, module, self.ema)
+            with replacing(self.run.weights) as temporary:
+                save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
 
     def state_dict(self) -> dict:
-        return {"best": self.best}
+        return {"scores": self.scores, "global_batch": self.global_batch}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        self.scores = state.get("scores", {})
 
 
-def export_weights(run: RunFolder, module, ema: EMA | None) -> None:
-    """The trained weights, averaged where there is an average, as safetensors."""
-    state = dict(module.state_dict())
-    if ema:
-        state |= ema.average
-    temporary = run.weights.with_name(f".{run.weights.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, run.weights)
+def also_as(path: Path, name: Path) -> None:
+    """A second name for the file, which takes no room; a copy where the file system knows no links. Raises RunError."""
+    with replacing(name) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)

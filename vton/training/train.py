@@ -19,10 +19,12 @@ from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
-from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
+from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
 from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from vton.training.ema import EMA
-from vton.training.run import RunFolder, write_atomically
+from vton.training.preemption import Preemption
+from vton.training.run import RunError, RunFolder, write_atomically
+from vton.training.strategies import strategy
 from vton.training.warp import RunWarp
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -43,15 +45,16 @@ def train(config: ExperimentConfig) -> RunFolder:
     codec = prepare_codec(run, config, data)
     module = registry.module_class(config.model.name)(config, codec)
 
-    ema = EMA(config.train.ema) if config.train.ema else None
-    trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, ema), logger=None)
-    done = steps_done(run)
+    trainer = make_trainer(config.trainer, config, callbacks=[], logger=None)
+    global_batch = config.train.batch_size * config.train.accumulate * trainer.world_size
+    trainer.callbacks += callbacks(config, run, data, global_batch)
+    done = steps_done(run, global_batch)
     trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
     if done >= config.train.steps:
         print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
         return run
     print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
-    data.start(done * config.train.accumulate * config.train.batch_size * trainer.world_size)
+    data.start(done * global_batch)
     trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
     return run
 
@@ -68,9 +71,22 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
     )
 
 
-def steps_done(run: RunFolder) -> int:
-    """Optimizer steps in last.ckpt, 0 without one. Raises WeightsError for a broken file."""
-    return int(read_checkpoint(run.last)["global_step"]) if run.last.exists() else 0
+def steps_done(run: RunFolder, global_batch: int) -> int:
+    """Optimizer steps in last.ckpt, 0 without one.
+
+    Raises WeightsError for a broken file, RunError where its steps had another number of samples: then they lead to
+    another place of the training stream.
+    """
+    if not run.last.exists():
+        return 0
+    checkpoint = read_checkpoint(run.last)
+    before = checkpoint["callbacks"]["Checkpoints"].get("global_batch", global_batch)
+    if before != global_batch:
+        raise RunError(
+            f"{run.path} was trained with {before} samples per step, this command asks for {global_batch} "
+            "(train.batch_size x train.accumulate x processes). Make the product equal, or give the run a name (name=...)."
+        )
+    return int(checkpoint["global_step"])
 
 
 def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
@@ -81,7 +97,7 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
             accelerator=trainer.accelerator,
             devices=trainer.devices,
             num_nodes=trainer.nodes,
-            strategy=trainer.strategy,
+            strategy=strategy(trainer),
             deterministic=trainer.deterministic,
             precision=PRECISION[config.train.precision],
             max_steps=config.train.steps,
@@ -100,16 +116,25 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
         )
 
 
-def callbacks(config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, ema: EMA | None) -> list:
-    """In the order they act after a step: average, look, save."""
-    found = [StopOnBadNumbers(), Telemetry(config.train.log_every, config.train.batch_size)]
+def callbacks(config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, global_batch: int) -> list:
+    """In the order they act after a step: average, look, save, leave."""
+    train, held_out = config.train, None
+    found = [
+        FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16"),
+        Telemetry(train.log_every, train.batch_size),
+    ]
+    ema = EMA(train.ema) if train.ema else None
     found += [ema] if ema else []
-    if config.train.picture_every:
-        held_out = {order: data.val_batch(order, config.train.val_pairs) for order in ("paired", "unpaired")}
-        found.append(HeldOut(held_out, config.train.picture_every, config.train.pictures, ema))
-    found.append(Checkpoints(run, config.train.checkpoint_every, ema))
-    found += [] if sys.stdout.isatty() else [Console(config.train.steps)]
-    return found
+    if train.picture_every:
+        batches = {order: data.val_batch(order, train.val_pairs) for order in ("paired", "unpaired")}
+        held_out = HeldOut(batches, train.picture_every, train.pictures, ema)
+        found.append(held_out)
+    checkpoints = Checkpoints(
+        run, train.checkpoint_every, ema, held_out, global_batch=global_batch, keep_last=train.keep_last,
+        keep_best=train.keep_best,
+    )  # fmt: skip
+    found += [checkpoints] + ([] if sys.stdout.isatty() else [Console(train.steps, held_out)])
+    return [*found, Preemption(checkpoints)]
 
 
 def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:
