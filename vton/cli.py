@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
     info = command("info", run_info, "parameters, FLOPs and memory of each network, without allocating weights")
+    info.add_argument("--gpus", type=int, default=0, help="also the memory of training on so many, by strategy")
     info.add_argument("--json", action="store_true")
     verify = command(
         "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False
@@ -134,7 +135,7 @@ def run_info(args) -> None:
     from vton.config import load
     from vton.info import describe, print_table
 
-    rows = describe(load(*args.overrides))
+    rows = describe(load(*args.overrides), args.gpus)
     print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vton import registry
 from vton.config import ExperimentConfig, load
 from vton.errors import UserError
-from vton.info import forget_pretrained
+from vton.info import set_everywhere
 from vton.models.codecs import build_codec
 from vton.models.pretrained import check_state, read_safetensors
 from vton.models.settings import UNetConfig
@@ -89,7 +89,7 @@ def checkpoint_code(model: str, function: str):
 def empty_module(config: ExperimentConfig):
     """The configured module on the meta device: its keys and shapes, without weights."""
     config = copy.deepcopy(config)
-    forget_pretrained(config)
+    set_everywhere(config, "pretrained", "")
     with torch.device("meta"):
         return registry.module_class(config.model.name)(config, build_codec(config.codec))
 
