@@ -279,6 +279,10 @@ class TrainerConfig:
     deterministic: bool = False
     threads: int = 0  # torch CPU threads; 0 = torch's default
 
+    def replicated(self) -> TrainerConfig:
+        """The same devices with the whole model on each: sampling sends them different numbers of batches."""
+        return replace(self, strategy="ddp" if self.strategy in ("fsdp", "deepspeed") else self.strategy)
+
 
 @dataclass
 class EvalConfig:
@@ -321,6 +325,9 @@ class ExperimentConfig:
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]; a cascade's upper stages lie in it, by name
 
     def __post_init__(self):
+        strategy, precision = self.trainer.strategy, self.train.precision
+        if strategy == "fsdp" and precision == "fp16":
+            raise ConfigError("train.precision=fp16 scales its loss, which trainer.strategy=fsdp cannot; use bf16.")
         if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
             raise ConfigError(
                 f"objective.schedule={self.objective.schedule} is sampled on the even grid from pure noise to 0: set "

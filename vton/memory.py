@@ -246,8 +246,10 @@ class Autocast(TorchFunctionMode):
     The lists of https://docs.pytorch.org/docs/stable/amp.html, as far as the networks here use them.
     """
 
-    HALF = frozenset("linear conv1d conv2d matmul __matmul__ bmm baddbmm addmm einsum scaled_dot_product_attention".split())
-    FULL = frozenset("layer_norm group_norm softmax norm pow __pow__ exp log sum prod cumsum softplus mse_loss l1_loss".split())
+    HALF = ("linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "einsum",
+            "scaled_dot_product_attention")  # fmt: skip
+    FULL = ("layer_norm", "group_norm", "softmax", "norm", "pow", "__pow__", "exp", "log", "sum", "prod", "cumsum",
+            "softplus", "mse_loss", "l1_loss")  # fmt: skip
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}

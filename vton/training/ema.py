@@ -33,8 +33,8 @@ class EMA(Callback):
         self.step = trainer.global_step
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         weights = dict(module.named_parameters())
-        averages, current = zip(*((local(value), local(weights[n].detach())) for n, value in self.average.items()))
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        current = [local(weights[name].detach()) for name in self.average]
+        torch._foreach_lerp_([local(value) for value in self.average.values()], current, 1 - decay)
 
     @contextmanager
     def applied(self, module):

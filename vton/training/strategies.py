@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,6 +18,8 @@ from vton.models.pretrained import read_checkpoint
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:
     """What lightning.Trainer takes."""
+    if trainer.strategy == "ddp":
+        return DDPStrategy(gradient_as_bucket_view=True)  # else the buckets are a second copy of all gradients
     return FSDP2() if trainer.strategy == "fsdp" else trainer.strategy
 
 

@@ -84,7 +84,7 @@ def steps_done(run: RunFolder, global_batch: int) -> int:
     if before != global_batch:
         raise RunError(
             f"{run.path} was trained with {before} samples per step, this command asks for {global_batch} "
-            "(train.batch_size x train.accumulate x processes). Make the product equal, or give the run a name (name=...)."
+            "(train.batch_size x train.accumulate x processes). Make the product equal, or name another run (name=...)."
         )
     return int(checkpoint["global_step"])
 
