@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from vton.info import set_everywhere
 from vton.models.codecs import build_codec
 from vton.models.pretrained import check_state, read_safetensors
 from vton.models.settings import UNetConfig
-from vton.training.run import RunError, RunFolder
+from vton.training.run import RunError, RunFolder, replacing
 
 EXTRA = "published_extra.safetensors"
 
@@ -95,6 +94,5 @@ def empty_module(config: ExperimentConfig):
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)
