@@ -328,6 +328,12 @@ class ExperimentConfig:
         strategy, precision = self.trainer.strategy, self.train.precision
         if strategy == "fsdp" and precision == "fp16":
             raise ConfigError("train.precision=fp16 scales its loss, which trainer.strategy=fsdp cannot; use bf16.")
+        kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
+        if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
+            raise ConfigError(
+                "trainer.strategy=deepspeed needs train.precision=bf16 or fp32, train.non_finite=stop, "
+                "train.keep_last=1 and train.keep_best=1; otherwise use trainer.strategy=fsdp."
+            )
         if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
             raise ConfigError(
                 f"objective.schedule={self.objective.schedule} is sampled on the even grid from pure noise to 0: set "

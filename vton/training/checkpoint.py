@@ -112,6 +112,11 @@ class Checkpoints(Callback):
         self.scores = state.get("scores", {})
 
 
+def states_file(path: Path) -> Path:
+    """The file that says how far a checkpoint's run was: itself, or of DeepSpeed's folders the one with the weights."""
+    return path / (path / "latest").read_text().strip() / "mp_rank_00_model_states.pt" if path.is_dir() else path
+
+
 def also_as(path: Path, name: Path) -> None:
     """A second name for the file, which takes no room; a copy where the file system knows no links. Raises RunError."""
     with replacing(name) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -12,15 +13,33 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from vton.config import TrainerConfig
+from vton.config import ConfigError, TrainerConfig
 from vton.models.pretrained import read_checkpoint
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:
-    """What lightning.Trainer takes."""
+    """What lightning.Trainer takes. Raises ConfigError where DeepSpeed is not installed."""
+    if trainer.strategy == "deepspeed" and not find_spec("deepspeed"):
+        raise ConfigError(
+            "trainer.strategy=deepspeed: DeepSpeed is not installed. Use trainer.strategy=fsdp, or "
+            '.venv/bin/pip install --constraint constraints.txt --editable ".[deepspeed]".'
+        )
     if trainer.strategy == "ddp":
         return DDPStrategy(gradient_as_bucket_view=True)  # else the buckets are a second copy of all gradients
+    if trainer.strategy == "deepspeed":
+        from vton.training.zero import ZeRO2
+
+        return ZeRO2()
     return FSDP2() if trainer.strategy == "fsdp" else trainer.strategy
+
+
+def precision(strategy: str, wanted: str, plugins: list) -> dict:
+    """Lightning's arguments for train.precision, with the plugins."""
+    if strategy == "deepspeed" and wanted == "bf16":
+        from vton.training.zero import Autocast
+
+        return {"plugins": [*plugins, Autocast()]}
+    return {"plugins": plugins, "precision": {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]}
 
 
 class FSDP2(ModelParallelStrategy):

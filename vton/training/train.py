@@ -20,14 +20,12 @@ from vton.data.module import TryOnDataModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
-from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, states_file
 from vton.training.ema import EMA
 from vton.training.preemption import Preemption
 from vton.training.run import RunError, RunFolder, write_atomically
-from vton.training.strategies import strategy
+from vton.training.strategies import precision, strategy
 from vton.training.warp import RunWarp
-
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def train(config: ExperimentConfig) -> RunFolder:
@@ -49,6 +47,8 @@ def train(config: ExperimentConfig) -> RunFolder:
     global_batch = config.train.batch_size * config.train.accumulate * trainer.world_size
     trainer.callbacks += callbacks(config, run, data, global_batch)
     done = steps_done(run, global_batch)
+    if done and run.last.is_dir() != (config.trainer.strategy == "deepspeed"):
+        raise RunError(f"{run.last}: trainer.strategy=deepspeed and the others cannot read each other's checkpoints.")
     trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
     if done >= config.train.steps:
         print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
@@ -79,7 +79,7 @@ def steps_done(run: RunFolder, global_batch: int) -> int:
     """
     if not run.last.exists():
         return 0
-    checkpoint = read_checkpoint(run.last)
+    checkpoint = read_checkpoint(states_file(run.last))
     before = checkpoint["callbacks"]["Checkpoints"].get("global_batch", global_batch)
     if before != global_batch:
         raise RunError(
@@ -99,7 +99,6 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
             num_nodes=trainer.nodes,
             strategy=strategy(trainer),
             deterministic=trainer.deterministic,
-            precision=PRECISION[config.train.precision],
             max_steps=config.train.steps,
             max_epochs=-1,
             accumulate_grad_batches=config.train.accumulate,
@@ -110,7 +109,7 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
             enable_progress_bar=bool(progress),
             num_sanity_val_steps=0,
             limit_val_batches=0,
-            plugins=[AtomicCheckpointIO()],
+            **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
             callbacks=[*progress, *callbacks],
             logger=logger,
         )
