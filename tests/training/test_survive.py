@@ -29,6 +29,7 @@ from vton.training.checkpoint import AtomicCheckpointIO
 from vton.training.run import RunError, RunFolder
 
 BLIND = ("train.picture_every=0", "train.checkpoint_every=1", "train.batch_size=2")
+PLAIN = (*BLIND, "model.appearance.weight=0")  # GarDiff without DISTS
 
 
 # ---- stops ----
@@ -93,8 +94,8 @@ class Started:
 
     def __init__(self, processes, runs: Path, rendered: Path, name: str, *more: str, **environment: str):  # noqa: F811
         self.run, self.log = RunFolder(runs / name), runs / f"{name}.log"
-        arguments = ["train", "model=gardiff", "model.appearance.weight=0", f"runs={runs}", f"name={name}",
-                     f"data.root={rendered}", *SMALL, *BLIND, *more]  # fmt: skip
+        arguments = ["train", "model=gardiff", f"runs={runs}", f"name={name}",
+                     f"data.root={rendered}", *SMALL, *PLAIN, *more]  # fmt: skip
         self.process = processes.Process(target=run_command, args=(arguments, environment, str(self.log)))
         self.process.start()
 
@@ -126,7 +127,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(processes, tmp_path, rendered
     assert 5 <= step < 200 and f"at step {step}; the same command continues" in started.log.read_text()
     assert not started.run.weights.exists()  # which would say that the training is finished
 
-    settings = (*BLIND, "model.appearance.weight=0", f"train.steps={step + 2}", *rare)
+    settings = (*PLAIN, f"train.steps={step + 2}", *rare)
     whole = trained("gardiff", tmp_path, rendered, "whole", *settings)
     assert_same_training(whole, trained("gardiff", tmp_path, rendered, "stopped", *settings), step + 2)
 
@@ -169,7 +170,7 @@ def test_twenty_kills_leave_a_loadable_checkpoint_each(processes, tmp_path, rend
         print(f"kill {number + 1}: loadable at step {steps[-1]}, {writing} of them while writing", file=sys.stderr)
     assert steps == sorted(set(steps)) and writing >= 5
 
-    settings = (*BLIND, "model.appearance.weight=0", f"train.steps={steps[-1] + 2}")
+    settings = (*PLAIN, f"train.steps={steps[-1] + 2}")
     whole = trained("gardiff", tmp_path, rendered, "whole", *settings)
     killed = trained("gardiff", tmp_path, rendered, "killed", *settings)
     assert_same_training(whole, killed, steps[-1] + 2)
@@ -208,7 +209,7 @@ def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, 
     """The second micro-batch of step 3 is bad; last.ckpt is of step 2."""
     calls = spoilt(what, first=6)
     with pytest.raises(TrainingError, match=f"{said} at step 3, samples ") as error:
-        trained("gardiff", tmp_path, rendered, "run", *BLIND, "train.steps=4", "train.accumulate=2")
+        trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=4", "train.accumulate=2")
     message = str(error.value)
     named = [pair for pair in {*calls[4], *calls[5]} if pair in message]
     assert sorted(named) == sorted([calls[5][1]] if what == "loss" else {*calls[4], *calls[5]})
@@ -218,7 +219,7 @@ def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, 
 def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys):  # noqa: F811
     """Step 2 leaves weights and moments as step 1 made them."""
     spoilt("loss", first=2)
-    run = trained("gardiff", tmp_path, rendered, "run", *BLIND, "train.steps=2", "train.keep_last=2",
+    run = trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=2", "train.keep_last=2",
                   "train.non_finite=skip")  # fmt: skip
     assert "Loss is nan at step 2" in (printed := capsys.readouterr().out) and "Step skipped" in printed
     before, after = read_checkpoint(run.numbered("last", 1)), read_checkpoint(run.last)
@@ -231,14 +232,14 @@ def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkey
     monkeypatch.setattr(FiniteNumbers, "PATIENCE", 3)
     spoilt("gradient", first=1, count=99)
     with pytest.raises(TrainingError, match=r"at step 3, .*3th in a row"):
-        trained("gardiff", tmp_path, rendered, "run", *BLIND, "train.steps=9", "train.non_finite=skip")
+        trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=9", "train.non_finite=skip")
 
 
 # ---- checkpoints ----
 
 
 def test_the_last_and_the_best_stay(tmp_path, rendered):  # noqa: F811
-    run = trained("gardiff", tmp_path, rendered, "run", *BLIND, "train.steps=4", "train.picture_every=1",
+    run = trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=4", "train.picture_every=1",
                   "train.keep_last=2", "train.keep_best=2")  # fmt: skip
     assert {path.name for path in run.checkpoints.glob("last*")} == {
         "last.ckpt", "last_00000003.ckpt", "last_00000004.ckpt"

@@ -114,6 +114,8 @@ class TrainedModule(LightningModule):
         """
         if self._device_mesh is None:
             return
+        for parameter in self.parameters():  # FSDP2 knows no channels-last weights
+            parameter.data = parameter.data.contiguous()
         # Under autocast the half-precision copies of all weights would stay for the backward pass; here they are what
         # is gathered, and go with their block. Gradients are summed up in float32.
         half = torch.bfloat16 if self.config.train.precision == "bf16" else None

@@ -180,7 +180,9 @@ class HeldOut(Callback):
             batches = {order: batch for order, batch in self.batches.items() if module.can_sample(batch)}
             scores = {order: self.look(trainer, module, order, batch, step) for order, batch in batches.items()}
         module.train()
-        self.step, self.scores = step, {name: value for of_order in scores.values() for name, value in of_order.items()}
+        scores = {name: value for of_order in scores.values() for name, value in of_order.items()}
+        # The first process's, for what is saved by them must be the same on all: their last digits may differ.
+        self.step, self.scores = step, trainer.strategy.broadcast(scores)
 
     def look(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
         batch = batch.to(module.device)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import HeldOut, TrainingError
-from vton.training.ema import EMA
+from vton.training.ema import EMA, local
 from vton.training.run import RunFolder, replacing
 
 
@@ -91,7 +91,8 @@ class Checkpoints(Callback):
                 old.unlink()
 
     def save(self, trainer, module, path: Path) -> None:
-        if not all(torch.isfinite(parameter).all() for parameter in module.parameters() if parameter.requires_grad):
+        finite = all(local(p.detach()).isfinite().all() for p in module.parameters() if p.requires_grad)
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise TrainingError(
                 f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is from before; try a "
                 "lower train.lr or train.precision=fp32."

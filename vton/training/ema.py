@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from lightning import Callback
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -32,7 +33,7 @@ class EMA(Callback):
             return
         self.step = trainer.global_step
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        weights = dict(module.named_parameters())
+        weights = weights_of(module)
         current = [local(weights[name].detach()) for name in self.average]
         torch._foreach_lerp_([local(value) for value in self.average.values()], current, 1 - decay)
 
@@ -47,7 +48,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def swap(self, module) -> None:
-        weights = dict(module.named_parameters())
+        weights = weights_of(module)
         for name, average in self.average.items():
             weight, average = local(weights[name].detach()), local(average)
             own = weight.clone()
@@ -63,6 +64,14 @@ class EMA(Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.average, self.step = state["average"], state["step"]
+
+
+def weights_of(module) -> dict[str, Tensor]:
+    """Parameters by name, this process's shards of them again where a forward pass broke off in between."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return dict(module.named_parameters())
 
 
 def local(tensor: Tensor) -> Tensor:

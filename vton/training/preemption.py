@@ -24,7 +24,7 @@ class Preemption(Callback):
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
-        self.received: int | None = None
+        self.received: set[int] = set()
 
     def on_train_start(self, trainer, module) -> None:
         if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone
@@ -33,17 +33,17 @@ class Preemption(Callback):
             signal.signal(number, self.note)  # the trainer puts back what was there when it is done
 
     def note(self, number: int, frame) -> None:
-        self.received = number
+        self.received.add(number)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step == trainer.max_steps:
             return
-        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             return
         self.checkpoints.save_last(trainer, module)
         if trainer.is_global_zero:
             print(f"Stopped by a signal at step {trainer.global_step}; the same command continues.", flush=True)
-            if self.received == signal.SIGUSR1:
+            if signal.SIGUSR1 in self.received:
                 requeue()
         # Lightning's launcher kills the first process when another of its processes ends with an error.
         raise SystemExit(128 + signal.SIGTERM if trainer.is_global_zero else 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
@@ -47,7 +48,7 @@ class ZeRO2(DeepSpeedStrategy):
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
         """DeepSpeed unpickles its files, so each is first read as plain tensors. Raises WeightsError."""
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             for path in Path(checkpoint_path).rglob("*.pt"):
                 read_checkpoint(path)
         _, state = self.deepspeed_engine.load_checkpoint(str(checkpoint_path), load_lr_scheduler_states=False)
