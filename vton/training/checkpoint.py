@@ -50,6 +50,8 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:  # what a killed run was writing
             for partial in self.run.checkpoints.glob(".*"):
                 partial.unlink()
+        for optimizer in trainer.optimizers:
+            lay_out_like_weights(optimizer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
@@ -111,6 +113,15 @@ class Checkpoints(Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.scores = state.get("scores", {})
+
+
+def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in the memory format of their weights. Fused AdamW walks through both as they lie, without a look at
+    strides, and a checkpoint's are contiguous where it comes from FSDP2, channels last where it does not."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape and local(value).stride() != local(parameter.detach()).stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def states_file(path: Path) -> Path:
