@@ -45,7 +45,7 @@ def write_run(runs: Path, root: Path, stage: str, *overrides: str, weights: bool
     torch.manual_seed(0)
     if weights:
         module = registry.module_class("tryondiffusion")(config, build_codec(config.codec))
-        export_weights(run, randomised(module, 0.2).state_dict(), {})
+        export_weights(run, randomised(module, 0.2).state_dict())
     else:
         run.weights.touch()
     return run

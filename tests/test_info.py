@@ -12,7 +12,7 @@ from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.config import load
 from vton.info import counted, describe, picture_flops, step_flops
-from vton.memory import FusedAttention, LiveMemory, phase, weight_bytes
+from vton.memory import Autocast, FusedAttention, LiveMemory, phase, weight_bytes
 
 
 def two_layers(**options) -> nn.Sequential:
@@ -155,3 +155,42 @@ def test_full_size_memory_without_allocating():
     # Widest at the first level: 2 x 3072 tokens; its feed-forward holds 2 x 4 x 320 channels of them, and 4 x 320 more.
     assert memory["step"]["activations"] > 2 * 2 * 3072 * (8 + 4) * 320
     assert memory["step"]["peak"] < 2 * 2**30 and real.bytes < 2**20
+
+
+def test_training_memory_by_strategy():
+    """States by hand: 4 bytes a weight, a gradient and an average, 8 of moments; shared out by strategy."""
+    config = load("model=gardiff", "preset=tiny", "train.precision=bf16")
+    described = describe(config, gpus=8)
+    plain, checkpointed = described["training"]["plain"], described["training"]["checkpointed"]
+    trained, rows = plain["parameters"]["trained"], plain["strategies"]
+    whole = sum(row["parameters"] for row in described["networks"] if row["trained"])
+    assert rows["ddp"]["weights"] == 4 * whole and rows["ddp"]["copies"] == 2 * whole
+    assert rows["ddp"]["gradients"] == rows["ddp"]["ema"] == 4 * trained and rows["ddp"]["optimizer"] == 8 * trained
+    assert rows["deepspeed"]["optimizer"] == trained and rows["deepspeed"]["weights"] == 4 * whole
+    assert rows["fsdp"]["weights"] == whole // 2 and rows["fsdp"]["gradients"] == rows["fsdp"]["ema"] == trained // 2
+    assert rows["fsdp"]["copies"] < rows["ddp"]["copies"]
+    for row in rows.values():
+        assert abs(row["total"] - sum(value for name, value in row.items() if name != "total")) < 8
+    assert 0 < checkpointed["activations"] < plain["activations"]
+
+
+def test_a_training_step_keeps_what_its_backward_pass_reads():
+    """By hand, under autocast: bf16 products keep their inputs, the normalisation works in float32."""
+    network = nn.Sequential(nn.Linear(64, 256, bias=False), nn.LayerNorm(256, elementwise_affine=False))
+    x = torch.randn(32, 64, device="meta")
+    network.to("meta", torch.bfloat16)
+    with LiveMemory() as memory, Autocast():
+        loss = network(x)
+        kept = memory.alive
+    half, full = 2 * 32 * 256, 4 * 32 * 256
+    # x in bf16, the product's result upcast for the normalisation, its output, and its mean and deviation per row.
+    assert kept == 2 * 32 * 64 + full + full + 2 * 4 * 32 and loss.dtype == torch.float32 and half < kept
+
+
+def test_fused_attention_has_gradients():
+    query, key, value = (torch.randn(2, 3, 5, 4, device="meta", requires_grad=True) for _ in range(3))
+    with LiveMemory() as memory, FusedAttention():
+        out = F.scaled_dot_product_attention(query, key, value)
+    assert out.shape == query.shape and memory.alive == 4 * (2 * 3 * 5 * 4 + 2 * 3 * 5)
+    out.sum().backward()
+    assert all(tensor.grad.shape == tensor.shape for tensor in (query, key, value))

@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
         "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
         "stages all, unless dotted overrides or an ablation speak of one"
     )  # fmt: skip
+    info.add_argument("--gpus", type=int, default=0, help="also the memory of training on so many, by strategy")
     info.add_argument("--json", action="store_true")
     verify = command(
         "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False
@@ -281,9 +282,9 @@ def run_info(args) -> None:
     from vton.config import load, upper_stages
     from vton.info import describe, print_table
 
-    rows = describe(load(*args.overrides))
+    rows = describe(load(*args.overrides), args.gpus)
     if upper := upper_stages(*args.overrides):
-        rows["upper_stages"] = [describe(config) for config in upper]
+        rows["upper_stages"] = [describe(config, args.gpus) for config in upper]
     print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
 
 

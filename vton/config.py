@@ -260,13 +260,16 @@ class TrainConfig:
     ema: float = 0.9999  # decay of the average over trained parameters; 0 = off
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: int = 50  # steps
+    non_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not: end the run, or count it
     checkpoint_every: int = 1000  # steps
+    keep_last: int = 1  # checkpoints that stay, the newest; above 1 also as last_<step>.ckpt
+    keep_best: int = 1  # the same by the held-out score, best_<step>.ckpt
     picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
     pictures: int = 8  # rows of that grid
     val_pairs: int = 32  # held-out pairs behind the val/ scalars
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_last", "keep_best"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.ema < 1:
@@ -281,11 +284,15 @@ class TrainerConfig:
 
     name: str = "cpu"
     accelerator: Literal["cpu", "gpu", "auto"] = "auto"
-    devices: int = 1
+    devices: int = 1  # per node; -1 = all
     nodes: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"  # fsdp: FSDP2; deepspeed: ZeRO stage 2
     deterministic: bool = False
     threads: int = 0  # torch CPU threads; 0 = torch's default
+
+    def replicated(self) -> TrainerConfig:
+        """The same devices with the whole model on each: sampling sends them different numbers of batches."""
+        return replace(self, strategy="ddp" if self.strategy in ("fsdp", "deepspeed") else self.strategy)
 
 
 @dataclass
@@ -360,6 +367,15 @@ class ExperimentConfig:
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]; a cascade's upper stages lie in it, by name
 
     def __post_init__(self):
+        strategy, precision = self.trainer.strategy, self.train.precision
+        if strategy == "fsdp" and precision == "fp16":
+            raise ConfigError("train.precision=fp16 scales its loss, which trainer.strategy=fsdp cannot; use bf16.")
+        kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
+        if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
+            raise ConfigError(
+                "trainer.strategy=deepspeed needs train.precision=bf16 or fp32, train.non_finite=stop, "
+                "train.keep_last=1 and train.keep_best=1; otherwise use trainer.strategy=fsdp."
+            )
         if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
             raise ConfigError(
                 f"objective.schedule={self.objective.schedule} is sampled on the even grid from pure noise to 0: set "

@@ -190,7 +190,7 @@ def prepare(chain: Sequence[Stage], checkpoint: str, orders: Iterable[Order]) ->
 def ready(stage: Stage, checkpoint: str) -> tuple[Trainer, TrainedModule]:
     """What draws a stage's pictures."""
     run, config = stage
-    trainer = make_trainer(config.trainer, config, callbacks=[PictureWriter()], logger=False)
+    trainer = make_trainer(config.trainer.replicated(), config, callbacks=[PictureWriter()], logger=False)
     return trainer, load_module(run, config, checkpoint)
 
 

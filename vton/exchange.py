@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 from pathlib import Path
 
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor
 from vton import registry
 from vton.config import ExperimentConfig, load
 from vton.errors import UserError
-from vton.info import forget_pretrained
+from vton.info import set_everywhere
 from vton.models.codecs import build_codec
 from vton.models.pretrained import check_state, read_safetensors
 from vton.models.settings import UNetConfig
-from vton.training.run import RunError, RunFolder
+from vton.training.run import RunError, RunFolder, replacing
 
 EXTRA = "published_extra.safetensors"
 
@@ -89,12 +88,11 @@ def checkpoint_code(model: str, function: str):
 def empty_module(config: ExperimentConfig):
     """The configured module on the meta device: its keys and shapes, without weights."""
     config = copy.deepcopy(config)
-    forget_pretrained(config)
+    set_everywhere(config, "pretrained", "")
     with torch.device("meta"):
         return registry.module_class(config.model.name)(config, build_codec(config.codec))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)

@@ -22,13 +22,16 @@ from vton import registry
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
 from vton.diffusion.sampling import Conditions, double, sampling_times
-from vton.memory import LiveMemory, sampling_memory, with_values
+from vton.memory import LiveMemory, sampling_memory, training_memory, with_values
 from vton.models.base import TryOnModule
 from vton.models.codecs import build_codec
 
 
-def describe(config: ExperimentConfig) -> dict:
-    """Networks and phases of the configured model, of a cascade's configured stage, for one sample at data.size."""
+def describe(config: ExperimentConfig, gpus: int = 0) -> dict:
+    """Networks and phases of the configured model, of a cascade's configured stage, for one sample at data.size.
+
+    gpus: also the memory of training on so many, an architecture's.
+    """
     module, batch = on_meta(config), meta_batch(config.data.size)
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     module.eval().requires_grad_(False)  # torch's counter refuses views of parameters that want gradients
@@ -50,7 +53,20 @@ def describe(config: ExperimentConfig) -> dict:
     with torch.no_grad(), torch.device("meta"):
         conditions, condition = counted(lambda: module.condition(batch))
         flops = {"condition": condition} | phase_flops(module, conditions)
-    return facts | {"flops": flops, "memory": sampling_memory(module, conditions)}
+    facts |= {"flops": flops, "memory": sampling_memory(module, conditions)}
+    return facts | ({"training": training(config, gpus)} if gpus else {})
+
+
+def training(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
+    """`training_memory` of one sample per device, without and with gradient checkpointing."""
+    found = {}
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        config = copy.deepcopy(config)
+        set_everywhere(config.model, "gradient_checkpointing", checkpointing)
+        module = on_meta(config)
+        with torch.device("meta"):
+            found[name] = training_memory(module, meta_batch(config.data.size), gpus)
+    return found
 
 
 def cost(config: ExperimentConfig) -> dict[str, int]:
@@ -124,7 +140,7 @@ def step_flops(config: ExperimentConfig) -> int:
 def on_meta(config: ExperimentConfig) -> TryOnModule:
     """The configured model without any weights."""
     config = copy.deepcopy(config)
-    forget_pretrained(config)
+    set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
     with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
         return registry.module_class(config.model.name)(config, build_codec(config.codec))
 
@@ -140,14 +156,14 @@ def quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def forget_pretrained(config) -> None:
-    """Empty every `pretrained` field below a dataclass: shapes come from the configuration alone."""
+def set_everywhere(config, name: str, value) -> None:
+    """Give every field of this name below a dataclass the value."""
     for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name == "pretrained":
-            setattr(config, field.name, "")
-        elif is_dataclass(value):
-            forget_pretrained(value)
+        own = getattr(config, field.name)
+        if field.name == name:
+            setattr(config, name, value)
+        elif is_dataclass(own):
+            set_everywhere(own, name, value)
 
 
 def network_row(name: str, network: nn.Module, trained: set[int]) -> dict:
@@ -219,6 +235,8 @@ def print_table(rows: dict) -> None:
     console.print(calls)
     if "memory" in rows:
         console.print(memory_table(rows["memory"]))
+    if "training" in rows:
+        console.print(training_table(rows["training"]))
     for stage in rows.get("upper_stages", ()):
         print_table(stage)
 
@@ -234,4 +252,18 @@ def memory_table(memory: dict) -> Table:
     for name, row in ((step, memory["step"]), ("decode", memory["decode"]), ("all networks loaded", whole)):
         sizes = (f"{row[part] / 2**30:,.3f}" for part in ("weights", "activations", "peak"))
         table.add_row(name, ", ".join(row["networks"]), *sizes)
+    return table
+
+
+def training_table(training: dict[str, dict]) -> Table:
+    """GiB on each device by strategy, one sample per device; activations and totals without and with checkpointing."""
+    plain, checkpointed = training["plain"], training["checkpointed"]
+    table = Table(title=f"GiB to train on each of {plain['gpus']} GPUs, one sample each, {plain['precision']}")
+    parts = ("weights", "copies", "gradients", "optimizer", "ema", "frozen")
+    for column in ("strategy", *parts, "activations", "total", "activations, checkpointed", "total"):
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for name, row in plain["strategies"].items():
+        other = checkpointed["strategies"][name]
+        values = [*(row[part] for part in (*parts, "activations", "total")), other["activations"], other["total"]]
+        table.add_row(name, *(f"{value / 2**30:,.2f}" for value in values))
     return table

@@ -1,4 +1,4 @@
-"""Peak memory of sampling one picture, computed on the meta device, so that nothing is allocated.
+"""Memory of sampling one picture and of training, computed on the meta device, so that nothing is allocated.
 
     peak = weights of the networks that are read + the most bytes of storages that are alive at once
 
@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Step, double
-from vton.models.base import TryOnModule
+from vton.models.base import TrainedModule, TryOnModule
 
 
 @torch.no_grad()
@@ -66,6 +69,74 @@ def sampling_memory(module: TryOnModule, conditions: Conditions, dtype: torch.dt
         **phases,
         "peak": weight_bytes(networks.values()) + max(row["activations"] for row in phases.values()),
     }
+
+
+def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict:
+    """Bytes of a training step on each of `gpus` devices, by strategy, for the batch given (a sample per device: 1).
+
+    module and batch are on the meta device; the module is cast. Weights, gradients, AdamW's moments and the average are
+    in float32, as Lightning's mixed precision keeps them. Returns
+
+        parameters       trained, and frozen (codec and encoders included)
+        activations      the most that is alive of forward and backward pass, apart from weights and their gradients,
+                         under bf16 autocast, or in float32 with train.precision=fp32
+        strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations, total}; copies are
+                         the half-precision ones that a step computes with
+
+    ddp replicates all; deepspeed (ZeRO stage 2) shards gradients and moments; fsdp shards everything trained and
+    gathers the blocks one by one (two at a time, for the next is fetched early) besides what is in no block.
+    """
+    train, half = module.config.train, module.config.train.precision != "fp32"
+    own = list(module.parameters())
+    trained, kept = (sum(p.numel() for p in own if p.requires_grad == flag) for flag in (True, False))
+    frozen = sum(p.numel() for network in module.frozen.values() for p in network.parameters())
+    in_blocks = [sum(p.numel() for p in block.parameters()) for block in module.blocks()]
+    gathered = trained + kept - sum(in_blocks) + sum(sorted(in_blocks)[-2:])
+    activations = step_activations(module, batch, half)
+
+    def per_gpu(weights: float, computed: float, gradients: float, moments: float, average: float) -> dict:
+        parts = {
+            "weights": 4 * weights,
+            "copies": computed,
+            "gradients": 4 * gradients,
+            "optimizer": 8 * moments,
+            "ema": 4 * average if train.ema else 0,
+            "frozen": 4 * frozen,
+            "activations": activations,
+        }
+        return {name: round(value) for name, value in (parts | {"total": sum(parts.values())}).items()}
+
+    every, copies = trained + kept, 2 * (trained + kept) if half else 0
+    return {
+        "gpus": gpus,
+        "precision": train.precision,
+        "parameters": {"trained": trained, "frozen": kept + frozen},
+        "activations": activations,
+        "strategies": {
+            "ddp": per_gpu(every, copies, trained, trained, trained),
+            "deepspeed": per_gpu(every, copies, trained / gpus, trained / gpus, trained),
+            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), *[trained / gpus] * 3),
+        },
+    }
+
+
+def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> int:
+    """Most bytes alive in one forward and backward pass, without weights and whole gradients."""
+    module.train()
+    if half:
+        module.bfloat16()  # autocast's copies of weights are counted apart
+    module.codec.float()
+    drop = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in module.parameters()
+            if p.requires_grad]  # fmt: skip
+    with LiveMemory() as memory, FusedAttention(), Autocast() if half else nullcontext():
+        loss = module.training_step(batch, 0)
+        # Tensor.backward would suspend the modes, which recomputation under checkpointing has to see.
+        torch.autograd.Variable._execution_engine.run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+    for hook in drop:
+        hook.remove()
+    return memory.peak
 
 
 def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], held: int = 0) -> dict:
@@ -147,8 +218,42 @@ class FusedAttention(TorchFunctionMode):
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_, **__) -> Tensor:
     """query (B, N, L, d), value (B, N, M, d) -> (B, N, L, d), in memory as (B, L, N, d)."""
-    beside = [query.new_empty(query.shape[:-1], dtype=torch.float32)]
     if attn_mask is not None:
-        beside.append(attn_mask.to(query.dtype))  # truth values become numbers
-    output = query.new_empty(*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1])
-    return output.transpose(-3, -2)
+        attn_mask = attn_mask.to(query.dtype)  # truth values become numbers
+    return FusedKernel.apply(query, key, value, attn_mask)
+
+
+class FusedKernel(torch.autograd.Function):
+    """Keeps inputs, output and log-sums for the backward pass, which makes three gradients."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, attn_mask):
+        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        output = query.new_empty(*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1])
+        output = output.transpose(-3, -2)
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
+
+
+class Autocast(TorchFunctionMode):
+    """CUDA's autocast to bf16 on the meta device, which has none: what runs in half precision and what in float32.
+
+    The lists of https://docs.pytorch.org/docs/stable/amp.html, as far as the networks here use them.
+    """
+
+    HALF = ("linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "einsum",
+            "scaled_dot_product_attention")  # fmt: skip
+    FULL = ("layer_norm", "group_norm", "softmax", "norm", "pow", "__pow__", "exp", "log", "sum", "prod", "cumsum",
+            "softplus", "mse_loss", "l1_loss")  # fmt: skip
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in self.HALF or name in self.FULL:
+            dtype = torch.bfloat16 if name in self.HALF else torch.float32
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs))
+        return func(*args, **kwargs)

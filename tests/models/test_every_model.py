@@ -39,6 +39,15 @@ def test_gradients_reach_every_trained_parameter_and_no_other(model):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters()), name
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_every_parameter_has_a_gradient_whatever_is_dropped(model, dropout):
+    """Several processes wait for it, and one of them may drop its whole share of a batch, or nothing."""
+    module = tiny_module(model)
+    module.config.model.condition_dropout = dropout
+    module.training_step(random_batch(1), 0).backward()
+    assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_frozen_networks_stay_out_of_the_state(model):
     module = tiny_module(model)
     assert not any(key.startswith(tuple(f"{name}." for name in module.frozen)) for key in module.state_dict())

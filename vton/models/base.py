@@ -19,8 +19,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
@@ -110,6 +113,28 @@ class TrainedModule(LightningModule):
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | Worn:
         return self.generate(batch, self.config.eval.seed)
+
+    def blocks(self) -> list[nn.Module]:
+        """Repeated parts that a sharded training gathers one at a time, each called by its own forward only."""
+        return [module for module in self.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
+
+    def configure_model(self) -> None:
+        """Shard over the processes, where the strategy is FSDP2: each block by itself, the rest with the module.
+
+        A training step, or pictures, count as one forward, since architectures call parts of their networks at will.
+        """
+        if self._device_mesh is None:
+            return
+        for parameter in self.parameters():  # FSDP2 knows no channels-last weights
+            parameter.data = parameter.data.contiguous()
+        # Under autocast the half-precision copies of all weights would stay for the backward pass; here they are what
+        # is gathered, and go with their block. Gradients are summed up in float32.
+        half = torch.bfloat16 if self.config.train.precision == "bf16" else None
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for part in (*self.blocks(), self):
+            fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True, mp_policy=policy)
+        for method in ("training_step", "generate"):
+            register_fsdp_forward_method(self, method)
 
     def configure_optimizers(self):
         train = self.config.train

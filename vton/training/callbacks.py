@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 from lightning import Callback
+from torch.distributed.tensor import DTensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vton.data.sample import TryOnBatch
@@ -23,15 +26,87 @@ class TrainingError(UserError):
     """Training cannot go on; the message names step and samples."""
 
 
-class StopOnBadNumbers(Callback):
-    """A non-finite loss stops the run before it reaches the weights."""
+class FiniteNumbers(Callback):
+    """A loss or gradient that is not finite stops the run, or skips the step, before it reaches the weights.
+
+    Processes decide together, once per optimizer step. The message names the step and those samples whose own loss is
+    not finite, or all of the step where the loss has no parts. Under fp16 a gradient may overflow: its scaler skips
+    such steps and lowers the scale, so only the loss is looked at. Logs the norm of the gradient before clipping.
+    """
+
+    PATIENCE = 10  # skipped steps in a row that stop a run all the same: its weights are lost
+
+    def __init__(self, policy: Literal["stop", "skip"], log_every: int, scaled: bool = False):
+        self.policy, self.log_every, self.scaled = policy, log_every, scaled
+        self.skipped = self.in_a_row = 0
+        self.seen: list[tuple[list[str], torch.Tensor, torch.Tensor]] = []  # pairs, losses and loss of each batch
 
     def on_before_backward(self, trainer, module, loss) -> None:
-        if not torch.isfinite(loss):
+        loss = loss.detach()
+        self.seen.append((module.current_pairs, module.last_losses.get("diffusion", loss), loss))
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        norm = gradient_norm(module)
+        losses = torch.stack([loss for *_, loss in self.seen])
+        finite = torch.isfinite(losses).all() & (torch.isfinite(norm) | self.scaled)
+        step = trainer.global_step + 1
+        if trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+            self.in_a_row = 0
+            if step % self.log_every == 0:
+                trainer.logger.log_metrics({"train/grad_norm": norm.item()}, step=step)
+        else:
+            self.answer(trainer, optimizer, step, norm.item())
+        self.seen.clear()
+
+    def answer(self, trainer, optimizer, step: int, norm: float) -> None:
+        losses = [loss.item() for *_, loss in self.seen]
+        mine = (next((value for value in losses if not math.isfinite(value)), None), self.guilty(), self.all_pairs())
+        everyones = gather(mine)
+        value = next((value for value, *_ in everyones if value is not None), None)
+        guilty = [pair for _, pairs, _ in everyones for pair in pairs] or [p for *_, pairs in everyones for p in pairs]
+        what = f"Gradient norm is {norm}" if value is None else f"Loss is {value}"
+        message = f"{what} at step {step}, samples {', '.join(guilty[:16])}{', ...' if len(guilty) > 16 else ''}."
+        if self.policy == "stop":
             raise TrainingError(
-                f"Loss is {loss.item()} at step {trainer.global_step}, samples {', '.join(module.current_pairs)}. "
-                f"The last checkpoint is from before; try a lower train.lr or train.precision=fp32."
+                f"{message} The last checkpoint is from before; try a lower train.lr or train.precision=fp32, or leave "
+                "such steps out: train.non_finite=skip."
             )
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == self.PATIENCE:
+            raise TrainingError(f"{message} It is the {self.PATIENCE}th in a row to be skipped: the weights are lost.")
+        optimizer.zero_grad(set_to_none=True)  # without gradients AdamW touches neither weights nor moments
+        if trainer.is_global_zero:
+            print(f"{message} Step skipped, the {self.skipped}. of this run.")
+            trainer.logger.log_metrics({"train/skipped_steps": self.skipped}, step=step)
+
+    def guilty(self) -> list[str]:
+        """Of this process, the pairs whose own loss is not finite."""
+        rows = [(pairs, losses) for pairs, losses, _ in self.seen if losses.ndim]
+        return [pair for pairs, row in rows for pair, ok in zip(pairs, row.isfinite().tolist(), strict=True) if not ok]
+
+    def all_pairs(self) -> list[str]:
+        return [pair for pairs, *_ in self.seen for pair in pairs]
+
+    def state_dict(self) -> dict:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.skipped = state["skipped"]
+
+
+def gradient_norm(module) -> torch.Tensor:
+    """Of all gradients together, over all shards."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def gather(value):
+    """Of every process, in the order of ranks."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class Telemetry(Callback):
@@ -68,12 +143,6 @@ class Telemetry(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self.waited += time.perf_counter() - self.batch_ended
-
-    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        if (trainer.global_step + 1) % self.log_every == 0:
-            gradients = [p.grad for p in module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)  # before clipping
-            trainer.logger.log_metrics({"train/grad_norm": norm.item()}, step=trainer.global_step + 1)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
@@ -116,6 +185,7 @@ class HeldOut(Callback):
 
     def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
         self.batches, self.every, self.pictures, self.ema = batches, every, pictures, ema
+        self.step, self.scores = 0, {}  # of the last look
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
@@ -127,7 +197,9 @@ class HeldOut(Callback):
             batches = {order: batch for order, batch in self.batches.items() if module.can_sample(batch)}
             scores = {order: self.look(trainer, module, order, batch, step) for order, batch in batches.items()}
         module.train()
-        trainer.callback_metrics.update({k: torch.tensor(v) for s in scores.values() for k, v in s.items()})
+        scores = {name: value for of_order in scores.values() for name, value in of_order.items()}
+        # The first process's, for what is saved by them must be the same on all: their last digits may differ.
+        self.step, self.scores = step, trainer.strategy.broadcast(scores)
 
     def look(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
         batch = batch.to(module.device)
@@ -156,8 +228,8 @@ class HeldOut(Callback):
 class Console(Callback):
     """One line every so often where there is no terminal for a progress bar."""
 
-    def __init__(self, steps: int):
-        self.every = max(1, steps // 40)
+    def __init__(self, steps: int, held_out: HeldOut | None = None):
+        self.every, self.held_out = max(1, steps // 40), held_out
         self.losses: list[float] = []
 
     def on_train_start(self, trainer, module) -> None:
@@ -169,8 +241,8 @@ class Console(Callback):
         if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
             return
         pace = (time.perf_counter() - self.started) / max(step - self.first, 1)
-        values = {k.removeprefix("val/"): v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        held_out = "".join(f"  {name} {value:.3f}" for name, value in values.items() if "psnr" in name)
+        scores = self.held_out.scores if self.held_out else {}
+        held_out = "".join(f"  {n.removeprefix('val/')} {value:.3f}" for n, value in scores.items() if "psnr" in n)
         left = pace * (trainer.max_steps - step)
         loss = sum(self.losses) / len(self.losses)
         print(

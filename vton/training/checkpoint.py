@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,72 +13,145 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vton.models.pretrained import read_checkpoint
-from vton.training.ema import EMA
-from vton.training.run import RunFolder
+from vton.training.callbacks import HeldOut, TrainingError
+from vton.training.ema import EMA, local
+from vton.training.run import RunError, RunFolder, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies."""
+    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises RunError."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         return read_checkpoint(Path(path))
 
 
 class Checkpoints(Callback):
-    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights at the end."""
+    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights at the end.
 
-    def __init__(self, run: RunFolder, every: int, ema: EMA | None, monitor: str = "val/paired/psnr_garment"):
-        self.run, self.every, self.ema, self.monitor = run, every, ema, monitor
-        self.best = float("-inf")
+    keep_last, keep_best: how many of each stay; above 1 they are also there by their steps. global_batch: samples per
+    optimizer step over all processes, with which a step is a place in the training stream.
+    """
+
+    def __init__(
+        self, run: RunFolder, every: int, ema: EMA | None, held_out: HeldOut | None = None, *, global_batch: int = 0,
+        keep_last: int = 1, keep_best: int = 1, monitor: str = "val/paired/psnr_garment",
+    ):  # fmt: skip
+        self.run, self.every, self.ema, self.held_out, self.monitor = run, every, ema, held_out, monitor
+        self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
+        self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
+
+    def on_train_start(self, trainer, module) -> None:
+        if trainer.is_global_zero:  # what a killed run was writing
+            for partial in self.run.checkpoints.glob(".*"):
+                partial.unlink()
+        for optimizer in trainer.optimizers:
+            lay_out_like_weights(optimizer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self.saved_at:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and score.item() > self.best:
-            self.best = score.item()
-            trainer.save_checkpoint(self.run.best)
+        if self.held_out and self.held_out.step == step and self.monitor in self.held_out.scores:
+            self.save_best(trainer, module, self.held_out.scores[self.monitor])
         if step % self.every == 0 or step == trainer.max_steps:
-            self.saved_at = step
-            trainer.save_checkpoint(self.run.last)
+            self.save_last(trainer, module)
+
+    def save_last(self, trainer, module) -> None:
+        """last.ckpt of this step, unless it is there. Raises TrainingError rather than save lost weights."""
+        step = trainer.global_step
+        if step == self.saved_at:
+            return
+        self.save(trainer, module, self.run.last)
+        self.saved_at = step
+        if self.keep_last > 1 and trainer.is_global_zero:
+            also_as(self.run.last, self.run.numbered("last", step))
+            by_age = sorted(self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+            for old in by_age[: -self.keep_last]:
+                old.unlink()
+
+    def save_best(self, trainer, module, score: float) -> None:
+        """best.ckpt if no score was higher; with keep_best above 1 a file of its own if it is among the highest."""
+        step = trainer.global_step
+        ranked = sorted({**self.scores, step: score}.items(), key=lambda item: -item[1])
+        self.scores = dict(ranked[: self.keep_best])
+        if step not in self.scores:
+            return
+        first = step == ranked[0][0]
+        path = self.run.best if self.keep_best == 1 else self.run.numbered("best", step)
+        self.save(trainer, module, path)
+        if self.keep_best > 1 and trainer.is_global_zero:
+            if first:
+                also_as(path, self.run.best)
+            kept = {self.run.numbered("best", step) for step in self.scores}
+            for old in set(self.run.checkpoints.glob("best_*.ckpt")) - kept:
+                old.unlink()
+
+    def save(self, trainer, module, path: Path) -> None:
+        finite = all(local(p.detach()).isfinite().all() for p in module.parameters() if p.requires_grad)
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise TrainingError(
+                f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is from before; try a "
+                "lower train.lr or train.precision=fp32."
+            )
+        trainer.save_checkpoint(path)
 
     def on_train_end(self, trainer, module) -> None:
+        state = trainer.strategy.lightning_module_state_dict()  # whole on the first process, where it is sharded
+        state |= self.ema.whole() if self.ema else {}
         if trainer.is_global_zero:
-            export_weights(self.run, module.state_dict(), self.ema.average if self.ema else {})
+            export_weights(self.run, state)
 
     def state_dict(self) -> dict:
-        return {"best": self.best}
+        return {"scores": self.scores, "global_batch": self.global_batch}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        self.scores = state.get("scores", {})
 
 
 def finish_from_checkpoint(run: RunFolder) -> None:
-    """What follows the last checkpoint of a run that was killed in between: its weights and training.json."""
+    """What follows the last checkpoint of a run that was killed in between: its weights and training.json.
+
+    Raises RunError for DeepSpeed's folders, whose weights are in pieces.
+    """
+    if run.last.is_dir():
+        raise RunError(f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on.")
     checkpoint = read_checkpoint(run.last)
     callbacks = checkpoint["callbacks"]
-    export_weights(run, checkpoint["state_dict"], callbacks.get("EMA", {}).get("average", {}))
+    export_weights(run, checkpoint["state_dict"] | callbacks.get("EMA", {}).get("average", {}))
     run.finish(checkpoint["global_step"], callbacks.get("Telemetry", {}))
 
 
-def export_weights(run: RunFolder, state: dict[str, Tensor], average: dict[str, Tensor]) -> None:
-    """The trained weights, averaged where there is an average, as safetensors."""
-    state = state | average
-    temporary = run.weights.with_name(f".{run.weights.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, run.weights)
+def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
+    """The trained weights as safetensors, whole or not at all. Raises RunError."""
+    with replacing(run.weights) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
+
+
+def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in the memory format of their weights. Fused AdamW walks through both as they lie, without a look at
+    strides, and a checkpoint's are contiguous where it comes from FSDP2, channels last where it does not."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape and local(value).stride() != local(parameter.detach()).stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def states_file(path: Path) -> Path:
+    """The file that says how far a checkpoint's run was: itself, or of DeepSpeed's folders the one with the weights."""
+    return path / (path / "latest").read_text().strip() / "mp_rank_00_model_states.pt" if path.is_dir() else path
+
+
+def also_as(path: Path, name: Path) -> None:
+    """A second name for the file, which takes no room; a copy where the file system knows no links. Raises RunError."""
+    with replacing(name) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)

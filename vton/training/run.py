@@ -3,8 +3,9 @@
 config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
 training.json  tensorboard/  predictions/<order>/<pair>.png  results.json
 
-training.json is written when training is done: its steps, its wall time over all restarts, its peak memory. The upper
-stages of a cascade are run folders in that of its first: `runs/<name>/<stage>/`.
+training.json is written when training is done: its steps, its wall time over all restarts, its peak memory. With
+train.keep_last or train.keep_best above 1 there are also checkpoints/{last,best}_<step>.ckpt. The upper stages of a
+cascade are run folders in that of its first: `runs/<name>/<stage>/`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from vton.config import ExperimentConfig, flatten, load_file, to_yaml
 from vton.errors import UserError
@@ -24,10 +29,12 @@ from vton.metrics.results import versions
 # What changes no number at all.
 UNSEEN = ("runs", "name", "compare", "trainer.threads", "data.workers", "data.pin_memory", "data.check", "data.cache",
           "data.root", "data.shards_kept", "data.encoded", "data.synthetic.workers", "train.log_every",
-          "train.checkpoint_every", "train.picture_every", "train.pictures", "train.val_pairs", "eval.batch_size",
-          "eval.pictures")  # fmt: skip
-# What may differ between a run's start and its continuation, because it doesn't change what is learned.
-FREE = (*UNSEEN, "trainer", "eval", "sampler", "data.limit_test", "train.steps")
+          "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.picture_every", "train.pictures",
+          "train.val_pairs", "eval.batch_size", "eval.pictures")  # fmt: skip
+# What may differ between a run's start and its continuation, because it doesn't change what is learned. Batches and
+# processes may be cut otherwise as long as the global batch stays, which train() compares with the checkpoint's.
+FREE = (*UNSEEN, "trainer", "eval", "sampler", "data.limit_test", "train.steps", "train.batch_size", "train.accumulate",
+        "train.non_finite")  # fmt: skip
 
 
 class RunError(UserError):
@@ -53,6 +60,10 @@ class RunFolder:
     def grid(self, order: str) -> Path:
         """The picture grid of one order, named like its folder of predictions."""
         return self.path / f"pictures_{order}.png"
+
+    def numbered(self, kind: str, step: int) -> Path:
+        """A further checkpoint of a kind ("last" or "best"), by its step."""
+        return self.checkpoints / f"{kind}_{step:08d}.ckpt"
 
     @property
     def has_checkpoint(self) -> bool:
@@ -142,10 +153,40 @@ def known_runs(near: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary name in the same folder, sync, rename: a reader never sees half a file."""
+    """A reader sees the former text or this one, never half of it. Raises RunError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what the block writes there is synced and takes its place when the block ends.
+
+    Whenever the process dies, `path` is what it was before or the new file, whole. Raises RunError, naming the path and
+    the room on its disk, where writing fails.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)  # the rename itself
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        if isinstance(error, UserError):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise RunError(
+            f"{path} could not be written ({str(error).strip().splitlines()[0][:160]}; {free:,.0f} MiB free there). "
+            "What it held before is intact. Make room, then run the same command again."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

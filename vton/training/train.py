@@ -20,15 +20,15 @@ from vton.data.module import TryOnDataModule
 from vton.models.base import TrainedModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
-from vton.training.callbacks import Console, HeldOut, StopOnBadNumbers, Telemetry
-from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, finish_from_checkpoint
+from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
+from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, finish_from_checkpoint, states_file
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.encoding import use_encodings
-from vton.training.run import RunFolder, write_atomically
+from vton.training.preemption import Preemption
+from vton.training.run import RunError, RunFolder, write_atomically
+from vton.training.strategies import precision, strategy
 from vton.training.warp import RunWarp
-
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def train(config: ExperimentConfig) -> RunFolder:
@@ -36,10 +36,13 @@ def train(config: ExperimentConfig) -> RunFolder:
     run, data, module = prepare(config)
     if config.data.encoded:
         use_encodings(module, data)
-    ema = EMA(config.train.ema) if config.train.ema else None
+    trainer = make_trainer(config.trainer, config, callbacks=[], logger=None)
+    global_batch = config.train.batch_size * config.train.accumulate * trainer.world_size
     telemetry = Telemetry(config.train.log_every, config.train.batch_size)
-    trainer = make_trainer(config.trainer, config, callbacks=callbacks(config, run, data, telemetry, ema), logger=None)
-    done = steps_done(run)
+    trainer.callbacks += callbacks(config, run, data, telemetry, global_batch)
+    done = steps_done(run, global_batch)
+    if done and run.last.is_dir() != (config.trainer.strategy == "deepspeed"):
+        raise RunError(f"{run.last}: trainer.strategy=deepspeed and the others cannot read each other's checkpoints.")
     trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
     if done >= config.train.steps:
         if run.trained().get("steps") != done:
@@ -49,7 +52,7 @@ def train(config: ExperimentConfig) -> RunFolder:
     print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
     if trainer.is_global_zero and not done:
         trainer.logger.experiment.add_custom_scalars(LAYOUT)
-    data.start(done * config.train.accumulate * config.train.batch_size * trainer.world_size)
+    data.start(done * global_batch)
     trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
     if trainer.is_global_zero:
         run.finish(trainer.global_step, telemetry.state_dict())
@@ -85,9 +88,22 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
     )
 
 
-def steps_done(run: RunFolder) -> int:
-    """Optimizer steps in last.ckpt, 0 without one. Raises WeightsError for a broken file."""
-    return int(read_checkpoint(run.last)["global_step"]) if run.last.exists() else 0
+def steps_done(run: RunFolder, global_batch: int) -> int:
+    """Optimizer steps in last.ckpt, 0 without one.
+
+    Raises WeightsError for a broken file, RunError where its steps had another number of samples: then they lead to
+    another place of the training stream.
+    """
+    if not run.last.exists():
+        return 0
+    checkpoint = read_checkpoint(states_file(run.last))
+    before = checkpoint["callbacks"]["Checkpoints"].get("global_batch", global_batch)
+    if before != global_batch:
+        raise RunError(
+            f"{run.path} was trained with {before} samples per step, this command asks for {global_batch} "
+            "(train.batch_size x train.accumulate x processes). Make the product equal, or name another run (name=...)."
+        )
+    return int(checkpoint["global_step"])
 
 
 def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
@@ -98,9 +114,8 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
             accelerator=trainer.accelerator,
             devices=trainer.devices,
             num_nodes=trainer.nodes,
-            strategy=trainer.strategy,
+            strategy=strategy(trainer),
             deterministic=trainer.deterministic,
-            precision=PRECISION[config.train.precision],
             max_steps=config.train.steps,
             max_epochs=-1,
             accumulate_grad_batches=config.train.accumulate,
@@ -111,24 +126,30 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
             enable_progress_bar=bool(progress),
             num_sanity_val_steps=0,
             limit_val_batches=0,
-            plugins=[AtomicCheckpointIO()],
+            **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
             callbacks=[*progress, *callbacks],
             logger=logger,
         )
 
 
 def callbacks(
-    config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, telemetry: Telemetry, ema: EMA | None
+    config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, telemetry: Telemetry, global_batch: int
 ) -> list:
-    """In the order they act after a step: average, look, save."""
-    found = [StopOnBadNumbers(), telemetry]
+    """In the order they act after a step: average, look, save, leave."""
+    train, held_out = config.train, None
+    found = [FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16"), telemetry]
+    ema = EMA(train.ema) if train.ema else None
     found += [ema] if ema else []
-    if config.train.picture_every:
-        held_out = {order: data.val_batch(order, config.train.val_pairs) for order in ("paired", "unpaired")}
-        found.append(HeldOut(held_out, config.train.picture_every, config.train.pictures, ema))
-    found.append(Checkpoints(run, config.train.checkpoint_every, ema))
-    found += [] if sys.stdout.isatty() else [Console(config.train.steps)]
-    return found
+    if train.picture_every:
+        batches = {order: data.val_batch(order, train.val_pairs) for order in ("paired", "unpaired")}
+        held_out = HeldOut(batches, train.picture_every, train.pictures, ema)
+        found.append(held_out)
+    checkpoints = Checkpoints(
+        run, train.checkpoint_every, ema, held_out, global_batch=global_batch, keep_last=train.keep_last,
+        keep_best=train.keep_best,
+    )  # fmt: skip
+    found += [checkpoints] + ([] if sys.stdout.isatty() else [Console(train.steps, held_out)])
+    return [*found, Preemption(checkpoints)]
 
 
 def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:

@@ -145,7 +145,8 @@ class GarDiff(TryOnModule):
 
     def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         config = self.config.model.appearance
-        rows = (t < config.t_max).nonzero().flatten()
+        # Without values, on the meta device, the most that may be asked.
+        rows = torch.arange(len(t), device=t.device) if t.is_meta else (t < config.t_max).nonzero().flatten()
         rows = rows[: config.samples] if config.samples else rows
         if not config.weight or not len(rows):
             return {}

@@ -89,7 +89,7 @@ class GarmentSelfAttention:
         if garment.bare:
             rows = as_slice(garment.bare)
             out[rows] = attention_with_zeros(q[rows], k[rows], v[rows], zeros=g.shape[1])
-        return out
+        return out if garment.dressed or not g.requires_grad else out + 0 * g.sum()  # see run_garment_net
 
     @staticmethod
     def project(linear: nn.Linear, attn: Attention, tokens: Tensor) -> Tensor:
@@ -236,6 +236,8 @@ class IdmVton:
     def run_garment_net(self, conditions: Conditions, t: Tensor) -> Features:
         latents = conditions["garment_latents"]
         first, row = distinct(conditions["garment"], t)
+        if torch.is_grad_enabled():  # processes that train together wait for a gradient of every parameter
+            first = first or [0]
         if first:
             taps = garment_taps(self.garment_net, latents[first], t[first], conditions["garment_text"][first])
             found = list(taps.values())

@@ -23,6 +23,7 @@ from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import Conditions, Features, Step, sampling_times
 from vton.models.base import TryOnModule
 from vton.models.tryondiffusion.config import TryOnDiffusionConfig
+from vton.models.tryondiffusion.layers import Unit
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
 from vton.models.tryondiffusion.reuse import GarmentReuse
 from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
@@ -92,6 +93,9 @@ class TryOnDiffusion(TryOnModule):
     def grid(self) -> list[float]:
         """The timesteps of the configured sampling run."""
         return sampling_times(self.config.sampler, self.objective).tolist()
+
+    def blocks(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, Unit)]
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
         """The 1024 stage trains on crops of the person, drawn from (seed, position)."""

@@ -1,0 +1,59 @@
+"""Leaving in time: a checkpoint and exit code 143 when the machine is taken away, and back into SLURM's queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+
+from lightning import Callback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from vton.training.checkpoint import Checkpoints
+
+
+class Preemption(Callback):
+    """SIGTERM, and under SLURM its signal before the time limit (SIGUSR1), end the run after the step under way.
+
+    last.ckpt is written and the process exits with 143; after SIGUSR1 the job is put back into the queue first, where
+    the same command continues it. Lightning's own handlers would save at whatever line the signal arrives, so between
+    weights and their average too, and to another file; these only note the signal, and between two steps the processes
+    agree on it. The job's place in SLURM (ranks, nodes) stays the business of Lightning's plugin.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+        self.received: set[int] = set()
+
+    def on_train_start(self, trainer, module) -> None:
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone
+            return
+        for number in (signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])):
+            signal.signal(number, self.note)  # the trainer puts back what was there when it is done
+
+    def note(self, number: int, frame) -> None:
+        self.received.add(number)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step == trainer.max_steps:
+            return
+        if not trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            return
+        self.checkpoints.save_last(trainer, module)
+        if trainer.is_global_zero:
+            print(f"Stopped by a signal at step {trainer.global_step}; the same command continues.", flush=True)
+            if signal.SIGUSR1 in self.received:
+                requeue()
+        # Lightning's launcher kills the first process when another of its processes ends with an error.
+        raise SystemExit(128 + signal.SIGTERM if trainer.is_global_zero else 0)
+
+
+def requeue() -> None:
+    """Ask SLURM to run this job, or this task of an array, again."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"SLURM job {job} could not be requeued ({error}); submit it again.", flush=True)
