@@ -8,7 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tests.training.test_train import train, vton
+from tests.training.test_train import trained, vton
 from vton import cli
 from vton.data.sample import TryOnBatch
 from vton.metrics.results import read_results
@@ -19,7 +19,7 @@ FEW = ("eval.metrics=[ssim,psnr,lpips]", "eval.pictures=2")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     runs, rendered = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("rendered")
-    return train("gardiff", runs, rendered, "two-steps", "train.steps=2")
+    return trained("gardiff", runs, rendered, "two-steps", "train.steps=2").path
 
 
 def refusal(capsys, *arguments: str) -> str:
