@@ -50,6 +50,11 @@ def test_every_architecture_shows_where_it_looks(model):
     assert shown.ndim == 3 and shown.std() > 1
 
 
+def test_without_attention_to_the_garment_there_is_nothing_to_show():
+    module, batch = tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval(), random_batch(2)
+    assert attention_grid(module, batch, module.generate(batch)) is None
+
+
 def test_chosen_pixels_lie_inside_from_left_to_right():
     region = torch.zeros(20, 30, dtype=torch.bool)
     region[5:15, 8:25] = True

@@ -30,7 +30,7 @@ def merge_heads(x: Tensor) -> Tensor:
 class Looks:
     """Mean weights of garment tokens over heads and layers of one size: {(Q, M): (B, Q, M)}."""
 
-    LARGEST = 2**21  # Q M of layers that are left out: their weights would take more memory than sampling does
+    LARGEST = 2**21  # queries times keys; the weights of larger layers would take more memory than sampling does
 
     def __init__(self):
         self.sums: dict[tuple[int, int], Tensor] = {}

@@ -34,7 +34,6 @@ def garment_attention(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) 
     """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for each person place.
 
     The mean of heads and layers, coarser grids interpolated. None where no layer reads garment tokens with places.
-
     pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and denoised once.
     """
     times = sampling_times(module.config.sampler, module.objective)
@@ -54,7 +53,7 @@ def garment_attention(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) 
             maps.append(weights.unflatten(2, garment).unflatten(1, person))
     if not maps:
         return None
-    person, garment = ([max(size) for size in zip(*(part(m) for m in maps), strict=True)] for part in (_asks, _answers))
+    person, garment = (tuple(max(m.shape[i] for m in maps) for i in sides) for sides in ((1, 2), (3, 4)))
     resized = [_resized(weights, person, garment) for weights in maps]
     return sum(weights / weights.sum((3, 4), keepdim=True) for weights in resized) / len(resized)
 
@@ -115,18 +114,10 @@ def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.round().to(torch.uint8).numpy())
 
 
-def _asks(weights: Tensor) -> tuple[int, int]:
-    return weights.shape[1:3]
-
-
-def _answers(weights: Tensor) -> tuple[int, int]:
-    return weights.shape[3:]
-
-
 def _resized(weights: Tensor, person: tuple[int, int], garment: tuple[int, int]) -> Tensor:
     """(B, h1, w1, h2, w2) on finer grids, bilinear."""
     batch, h1, w1, h2, w2 = weights.shape
-    x = F.interpolate(weights.reshape(batch * h1 * w1, 1, h2, w2), tuple(garment), mode="bilinear")
+    x = F.interpolate(weights.reshape(batch * h1 * w1, 1, h2, w2), garment, mode="bilinear")
     x = x.reshape(batch, h1 * w1, -1).transpose(1, 2).reshape(batch, -1, h1, w1)
-    x = F.interpolate(x, tuple(person), mode="bilinear").flatten(2).transpose(1, 2)
+    x = F.interpolate(x, person, mode="bilinear").flatten(2).transpose(1, 2)
     return x.reshape(batch, *person, *garment)
