@@ -9,7 +9,7 @@ import sys
 
 from vton import __version__, registry
 from vton.config import ConfigError, choices
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 
 OVERRIDES = "key=value pairs: model=, preset=, data=, trainer=, ablation= choose files, train.lr=1e-4 sets one value"
 
@@ -28,6 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `vton list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno is None:  # a library's own, not the operating system's word on a file or a disk
+            raise
+        print(f"vton: {error}. Check the path, its permissions and the room on its disk.", file=sys.stderr)
+        code = 2
     sys.exit(code or 0)
 
 
@@ -206,6 +211,10 @@ def run_metrics(args) -> None:
     config = load(*(f"eval.{key}={json.dumps(value)}" for key, value in given.items())).eval
     paths = {name: getattr(args, name) for name in ("pred", "target", *folders.PARTS, "prompts", "listed")}
     compared = folders.Folders(**{name: path and Path(path) for name, path in paths.items()})
+    try:
+        torch.ones((), device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: not usable here ({one_line(error)}).") from None
     device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     names = {"model": args.name or Path(args.pred).name, "data": args.data or Path(args.target).name}
     with joined():

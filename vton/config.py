@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -44,6 +45,23 @@ Metric = Literal["ssim", "psnr", "lpips", "dists", "fid", "kid", "iou", "cami_u"
 
 class ConfigError(UserError):
     """A configuration that cannot be used. One line: the key, the problem, the nearest valid choice."""
+
+
+def in_bounds(section: str, config: Any, **bounds: tuple[float, float]) -> None:
+    """Raise ConfigError naming the first field of `config` that is not finite or outside its bounds, both inclusive.
+
+    Of a field that holds several values each must lie inside.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if not (low <= number <= high and math.isfinite(number)):
+                shown = list(value) if isinstance(value, tuple) else value
+                wanted = f"at least {low}" if high == math.inf else f"in {low}..{high}"
+                raise ConfigError(f"{section}{name}={shown} must be {wanted}.")
+
+
+SOME, MORE, SHARE = (0, math.inf), (1, math.inf), (0, 1)  # bounds of counts, and of probabilities and fractions
 
 
 @dataclass
@@ -93,6 +111,12 @@ class CodecConfig:
     fit_images: int = 256  # linear: training pictures the basis is fitted on
     fit_steps: int = 2000  # kl from scratch: optimizer steps before the diffusion model starts
 
+    def __post_init__(self):
+        in_bounds("codec.", self, patch=MORE, channels=MORE, widths=MORE, layers=MORE, groups=MORE, fit_images=MORE,
+                  fit_steps=MORE)  # fmt: skip
+        if not self.widths:
+            raise ConfigError("codec.widths=[] names no level.")
+
 
 @dataclass
 class ObjectiveConfig:
@@ -113,6 +137,8 @@ class ObjectiveConfig:
     noise_offset: float = 0.0  # eps = n + offset m, n per value, m one draw per sample and channel
 
     def __post_init__(self):
+        in_bounds("objective.", self, train_timesteps=MORE, beta_start=SHARE, beta_end=SHARE, min_snr_gamma=SOME,
+                  timestep_power=SOME, noise_offset=SOME)  # fmt: skip
         if self.timestep_power <= 0:
             raise ConfigError(f"objective.timestep_power={self.timestep_power} must be positive.")
         if self.max_log_snr <= 0:
@@ -148,8 +174,7 @@ class SamplerConfig:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"sampler.guidance_interval={[low, high]} must satisfy 0 <= low <= high <= 1.")
-        if self.steps < 1:
-            raise ConfigError(f"sampler.steps={self.steps} must be at least 1.")
+        in_bounds("sampler.", self, steps=MORE, guidance=SOME, clip_sample=SOME)
         if not 0 <= self.dynamic_threshold <= 1 or not 0 <= self.ddpm_variance <= 1:
             raise ConfigError(
                 f"sampler.dynamic_threshold={self.dynamic_threshold} and sampler.ddpm_variance={self.ddpm_variance} "
@@ -178,6 +203,13 @@ class AugmentConfig:
     mask_dilate_px: int = 0  # agnostic mask grown by 0..this many pixels (at the training size)
     box_mask: float = 0.0  # probability of the mask's bounding box instead of the mask
 
+    def __post_init__(self):
+        in_bounds("data.augment.", self, flip=SHARE, affine=SHARE, shift=SHARE, scale=(0.01, 100), garment_affine=SHARE,
+                  colour=SHARE, brightness=SHARE, contrast=SHARE, saturation=SHARE, hue=(0, 0.5), mask_dilate_px=SOME,
+                  box_mask=SHARE)  # fmt: skip
+        if self.scale[0] > self.scale[1]:
+            raise ConfigError(f"data.augment.scale={list(self.scale)} must name the smaller one first.")
+
 
 @dataclass
 class SyntheticConfig:
@@ -188,6 +220,9 @@ class SyntheticConfig:
     test: int = 64
     seed: int = 0
     workers: int = 2  # renderer processes
+
+    def __post_init__(self):
+        in_bounds("data.synthetic.", self, train=MORE, test=MORE, seed=SOME, workers=MORE)
 
 
 @dataclass
@@ -224,6 +259,7 @@ class DataConfig:
     check: bool = True  # walk the folder for broken required files before training
 
     def __post_init__(self):
+        in_bounds("data.", self, limit_train=SOME, limit_test=SOME, workers=SOME)
         if min(self.size) < 16:
             raise ConfigError(f"data.size={list(self.size)}: height and width in pixels, at least 16 each.")
         if (self.warp_source == "learned") != bool(self.warp_run):
@@ -274,8 +310,12 @@ class TrainConfig:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train.ema={self.ema} must be in [0, 1).")
-        if self.lr <= 0:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"train.betas={list(self.betas)} must be in [0, 1).")
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"train.lr={self.lr} must be positive.")
+        in_bounds("train.", self, warmup_steps=SOME, weight_decay=SOME, grad_clip=SOME, picture_every=SOME,
+                  pictures=MORE, val_pairs=MORE)  # fmt: skip
 
 
 @dataclass
@@ -289,6 +329,11 @@ class TrainerConfig:
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"  # fsdp: FSDP2; deepspeed: ZeRO stage 2
     deterministic: bool = False
     threads: int = 0  # torch CPU threads; 0 = torch's default
+
+    def __post_init__(self):
+        in_bounds("trainer.", self, nodes=MORE, threads=SOME)
+        if self.devices != -1:
+            in_bounds("trainer.", self, devices=MORE)
 
     def replicated(self) -> TrainerConfig:
         """The same devices with the whole model on each: sampling sends them different numbers of batches."""
@@ -318,6 +363,7 @@ class EvalConfig:
     def __post_init__(self):
         if not self.orders:
             raise ConfigError("eval.orders=[] names no order; use [paired], [unpaired] or both.")
+        in_bounds("eval.", self, pictures=MORE, seed=SOME)
         for name in ("batch_size", "kid_subsets", "kid_subset_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -367,6 +413,9 @@ class ExperimentConfig:
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]; a cascade's upper stages lie in it, by name
 
     def __post_init__(self):
+        in_bounds("", self, seed=(0, 2**32 - 1))  # what numpy takes
+        if hasattr(self.model, "condition_dropout"):
+            in_bounds("model.", self.model, condition_dropout=SHARE)
         strategy, precision = self.trainer.strategy, self.train.precision
         if strategy == "fsdp" and precision == "fp16":
             raise ConfigError("train.precision=fp16 scales its loss, which trainer.strategy=fsdp cannot; use bf16.")
@@ -375,6 +424,11 @@ class ExperimentConfig:
             raise ConfigError(
                 "trainer.strategy=deepspeed needs train.precision=bf16 or fp32, train.non_finite=stop, "
                 "train.keep_last=1 and train.keep_best=1; otherwise use trainer.strategy=fsdp."
+            )
+        if not self.objective.continuous and self.sampler.steps > self.objective.train_timesteps:
+            raise ConfigError(
+                f"sampler.steps={self.sampler.steps} is more than objective.train_timesteps="
+                f"{self.objective.train_timesteps}."
             )
         if self.objective.continuous and (self.sampler.spacing != "trailing" or self.sampler.zero_terminal_snr):
             raise ConfigError(
@@ -410,7 +464,7 @@ def load(*overrides: str) -> ExperimentConfig:
     model = _read(_file("model", chosen["model"]))
     presets, modes, stages = (model.pop(part, {}) for part in ("presets", "modes", "stages"))
     given = _dotted(dotted)
-    mode = modes.get(OmegaConf.select(given, "model.mode") or "", {})
+    mode = modes.get(_name(given, "model.mode"), {})
     mode_presets = mode.pop("presets", {})
     layers += [model, mode, _read(_file("preset", chosen["preset"]))]
     own_presets = len(layers)
@@ -422,8 +476,8 @@ def load(*overrides: str) -> ExperimentConfig:
     layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
     model_class = registry.config_class(chosen["model"])
     if stages:
-        asked = [OmegaConf.select(OmegaConf.create(layer), "model.stage") for layer in layers]
-        stage = next((stage for stage in reversed(asked) if stage is not None), model_class().stage)
+        asked = [_name(OmegaConf.create(layer), "model.stage") for layer in layers]
+        stage = next((stage for stage in reversed(asked) if stage), model_class().stage)
         settings = stages.get(stage, {})
         stage_presets = settings.pop("presets", {})
         layers.insert(past_presets, stage_presets.get(chosen["preset"], {}))
@@ -511,12 +565,19 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     if not Path(path).is_file():
         raise ConfigError(f"No run configuration at {path}.")
     stored = _read(Path(path))
-    if not OmegaConf.select(stored, "model.name"):
-        raise ConfigError(f"{path} has no model.name: not a run's config.yaml.")
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"'{override}' is not of the form key=value.")
-    return _checked(registry.config_class(stored.model.name), [stored, _dotted(overrides)])
+    given = _dotted(overrides)
+    try:
+        name = _name(stored, "model.name")
+        if not name:
+            raise ConfigError("no model.name: not a run's config.yaml.")
+        return _checked(registry.config_class(name), [stored, given])
+    except ConfigError as error:
+        if any(str(error).startswith(override.partition("=")[0]) for override in overrides):
+            raise
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def to_yaml(config: ExperimentConfig) -> str:
@@ -558,10 +619,35 @@ def _file(group: str, name: str) -> Path:
 
 
 def _dotted(overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in ("model.name", "trainer.name"):
+            raise ConfigError(f"{override}: a file of configs/ is chosen by {key.partition('.')[0]}=.")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from None
+        return _without_gaps(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}") from None
+
+
+def _without_gaps(content: DictConfig) -> DictConfig:
+    """The same. Raises ConfigError for OmegaConf's ???, which it would pass over as if the key were not there."""
+    for key, value in flatten(OmegaConf.to_container(content)).items() if isinstance(content, DictConfig) else ():
+        if value == "???":
+            raise ConfigError(f"{key}=???: give it a value, or leave the key out.")
+    return content
+
+
+def _name(content: DictConfig, key: str) -> str:
+    """The value of a key that decides which settings are read; "" where it is not given. Raises ConfigError."""
+    try:
+        value = OmegaConf.select(content, key)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{key}={value} is not a name.")
+    return value or ""
 
 
 def _ablation_row(choice: str) -> list[str]:
@@ -575,11 +661,14 @@ def _ablation_row(choice: str) -> list[str]:
 def _read(path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    return content
+    try:
+        return _without_gaps(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 @functools.cache  # half of the time of a load; merging copies it
@@ -597,9 +686,30 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> Experim
         *_, group, key = ["", *str(error.full_key).split(".")]
         where = f" in '{group}'" if group else ""
         raise ConfigError(f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: its word for keys below a list
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from None
+        raise ConfigError(f"{key}: {_first_line(error)}" if key else _refused(model_class, layers, error)) from None
+    except RecursionError:
+        raise ConfigError("The settings refer to each other without end.") from None
+
+
+def _refused(model_class: type[TrainedConfig], layers: Sequence[Any], error: Exception) -> str:
+    """What to say for an error that OmegaConf raises without a key: the first setting that does not fit by itself."""
+
+    def misfit(content: Any) -> Exception | None:
+        try:
+            OmegaConf.merge(_schema(model_class), content)
+        except (OmegaConfBaseException, TypeError) as error:
+            return error
+
+    for layer in filter(misfit, layers):
+        for key, value in flatten(OmegaConf.to_container(OmegaConf.create(layer))).items():
+            alone = OmegaConf.create()
+            OmegaConf.update(alone, key, value)
+            if found := misfit(alone):
+                reason = _first_line(found).replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
+                return f"{key}: {reason}"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -226,7 +226,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     else:
         codec = load_codec(config.codec, run.codec)
     module = registry.module_class(config.model.name)(config, codec)
-    state = read_safetensors(path) if checkpoint == "weights" else read_checkpoint(path)["state_dict"]
+    state = read_safetensors(path) if checkpoint == "weights" else read_checkpoint(path, "state_dict")["state_dict"]
     load_state(module, state, path)
     return module.eval()
 

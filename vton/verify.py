@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vton import registry
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 from vton.models.pretrained import WeightsError
 from vton.models.reference import Kind, Reference
 
@@ -56,7 +56,7 @@ def verify(folder: Path, device: str = "cpu", dtype: str = "fp32") -> list[Check
     try:
         reference = Reference(folder, torch.ones((), device=device).device, DTYPES[dtype])
     except (RuntimeError, AssertionError) as error:
-        raise VerifyError(f"--device {device}: not usable here ({str(error).splitlines()[0]}).") from None
+        raise VerifyError(f"--device {device}: not usable here ({one_line(error)}).") from None
     model = reference.config["model"]
     registry.config_class(model)
     try:

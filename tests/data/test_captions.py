@@ -2,15 +2,11 @@
 
 import logging
 
-import pytest
-
 from tests.data.folders import config, write_dresscode, write_json, write_viton_hd
-from vton.config import ConfigError
 from vton.data import captions
 from vton.data.check import check_folder
 from vton.data.dataset import Draw, TryOnDataset, open_folder
 from vton.data.module import TryOnDataModule
-from vton.data.sample import DataError
 
 NAMES = (
     "item",
@@ -45,30 +41,6 @@ def test_sleeve_neckline_and_item_in_this_order(tmp_path):
     }
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"data": 3}', '{"data": {"a.jpg": []}}'])
-def test_broken_tags_are_an_error_with_the_path(tmp_path, content):
-    (tmp_path / "tags.json").write_text(content)
-    with pytest.raises(DataError, match=r"tags\.json"):
-        captions.read_tags(tmp_path / "tags.json")
-
-
-@pytest.mark.parametrize(
-    "broken, problem",
-    [
-        ({"tag_info": []}, "has no 'file_name'"),
-        ({"file_name": "00002_00.jpg"}, "has no 'tag_info'"),
-        ({"file_name": None, "tag_info": []}, "has another structure"),
-        ({"file_name": "00002_00.jpg", "tag_info": [{"tag_name": "item"}]}, "has no 'tag_category'"),
-        ("00002_00.jpg", "has another structure"),
-    ],
-)
-def test_a_broken_entry_is_named_by_file_and_number(tmp_path, broken, problem):
-    write_json(tmp_path / "tags.json", {"data": [entry("00001_00.jpg", item="top"), broken]})
-    with pytest.raises(DataError, match=rf"entry 2 of .*tags\.json {problem}") as error:
-        captions.read_tags(tmp_path / "tags.json")
-    assert "\n" not in str(error.value)
-
-
 def test_samples_carry_the_caption_of_their_garment(tmp_path):
     write_viton_hd(tmp_path, train=1, test=2)
     write_json(
@@ -99,24 +71,12 @@ def test_templates_stand_around_the_annotation(tmp_path):
         assert (sample.person_caption, sample.garment_caption) == ("shirts on a model", "best quality, shirts")
 
 
-@pytest.mark.parametrize("name", ["person_caption", "garment_caption"])
-def test_a_template_without_a_place_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=rf"data\.{name}='a photo' lacks {{}}"):
-        config("viton_hd", tmp_path, **{name: "a photo"})
-
-
 def test_dresscode_lines(tmp_path):
     write_dresscode(tmp_path, count=1)
     (tmp_path / "dresses/dc_caption.txt").write_text("000004_1.jpg long  red dress\r\n\n")
     folder = open_folder(config("dresscode", tmp_path, category="dresses"))
     assert TryOnDataset(folder, "train", "paired")[0].garment_caption == "a photo of long red dress"
     assert TryOnDataset(folder, "test", "paired")[0].person_caption == "model is wearing shirts"
-
-
-def test_a_line_without_a_caption_is_named_by_file_and_number(tmp_path):
-    (tmp_path / "dc_caption.txt").write_text("000004_1.jpg red dress\n\n000005_1.jpg \n")
-    with pytest.raises(DataError, match=r"line 3 of .*dc_caption\.txt has no caption after '000005_1\.jpg'"):
-        captions.read_lines(tmp_path / "dc_caption.txt")
 
 
 def open_loaders(settings) -> None:

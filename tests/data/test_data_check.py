@@ -129,20 +129,6 @@ def test_person_without_anything_to_paint(root):
     assert "train parse map shows no garment of upper_body" in "\n".join(notes(problems))  # drawn from joints
 
 
-def test_broken_caption_file_is_a_problem_not_a_crash(root):
-    (root / "test/vitonhd_test_tagged.json").write_text("{")
-    problems = found(check_folder(config("viton_hd", root)))
-    assert len(problems) == 1 and "vitonhd_test_tagged.json" in problems[0].message
-
-
-def test_crossed_columns_are_named(root):
-    (root / "test_pairs.txt").write_text("01001_00.jpg 01000_00.jpg\n")
-    for name in ("test/image/01001_00.jpg", "test/cloth/01000_00.jpg"):
-        (root / name).unlink()
-    problems = found(check_folder(config("viton_hd", root)))
-    assert any("columns of the pair list crossed" in problem.message for problem in problems)
-
-
 def test_processes_find_what_one_process_finds(root, monkeypatch):
     for name, damage in BREAKAGES.items():
         damage(root / name)

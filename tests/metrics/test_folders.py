@@ -181,9 +181,6 @@ def test_repainting_pastes_the_target_and_is_named_where_it_is_missing(capsys, p
 def test_every_bad_picture_is_named_with_its_path(capsys, pair):
     pred, target = pair
     options = ("--pred", pred, "--target", target, *CHEAP)
-    whole = (pred / f"{ids()[3]}.png").read_bytes()
-    (pred / f"{ids()[3]}.png").write_bytes(whole[: len(whole) // 2])
-    assert str(pred / f"{ids()[3]}.png") in refusal(capsys, *options)
     (pred / f"{ids()[3]}.png").write_bytes(b"")
     write(pred, [ids()[1]], size=(32, 32))
     message = refusal(capsys, *options)

@@ -49,7 +49,7 @@ def test_check_names_every_problem_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         PictureFolder(tmp_path).check([*IDS, "absent", "wide", "grey", "empty"], (16, 12))
     message = str(error.value)
-    assert "5 problem(s)" in message
+    assert "5 problems" in message
     for part in (
         "missing",
         "absent.png",

@@ -140,19 +140,11 @@ def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["train.learnig_rate=1"], "train.learnig_rate"),
-        (["model=gardif"], "Did you mean: 'gardiff'?"),
-        (["data=viton_hd", "data.root=/nowhere/at/all"], "/nowhere/at/all"),
-        (["train.lr=fast"], "train.lr"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, capsys):
-    assert command("train", f"runs={tmp_path}", *arguments) == 2
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    """What else can be bad stands in tests/test_faulty_input.py."""
+    assert command("train", f"runs={tmp_path}", "data=viton_hd", "data.root=/nowhere/at/all") == 2
     printed = capsys.readouterr().err
-    assert expected in printed
+    assert "/nowhere/at/all" in printed
     assert len([line for line in printed.splitlines() if line.startswith("vton:")]) == 1
 
 

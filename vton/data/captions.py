@@ -38,7 +38,7 @@ def read_tags(path: Source) -> dict[str, str]:
             raise TypeError("`data` is not a list")
     except ShardError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. Expected an object "
             f"with a list `data` of entries with `file_name` and `tag_info`. {advice}"

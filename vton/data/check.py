@@ -100,9 +100,9 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         problems += _notes(pairs) + _absent_folders(pairs) + _captions(pairs)
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
-    # A list that two orders share fails twice with the same words.
-    problems = list(dict.fromkeys(problems))
-    return problems + [problem for found in _run(config, folder, list(tasks.values()), workers) for problem in found]
+    problems += [problem for found in _run(config, folder, list(tasks.values()), workers) for problem in found]
+    # A list that two orders share, or a folder that many files lie in, fails several times with the same words.
+    return list(dict.fromkeys(problems))
 
 
 def require_clean(config: DataConfig, workers: int = 1) -> None:
@@ -244,6 +244,8 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
         except ShardError as error:
             id_ = files.origin(part).id
             problems.append(Problem(folder.dataset, task.split, id_, str(files.path(part)), "required", str(error)))
+        except DataError as error:
+            problems.append(_about_list(folder, task.split, error))
     return problems
 
 
@@ -254,7 +256,7 @@ def _read(files: PairFiles, part: str) -> np.ndarray | None:
     elif part == "keypoints":
         files.joints()
     elif part == "densepose":
-        files.folder.read_densepose(files.path(part), files.origin(part))
+        files.densepose(_size(files, "person"))
     elif part in ("parse", "truth_parse"):
         return files.labels(part, _size(files, "person" if part == "parse" else "truth"))
     elif part == "garment_mask" and files.path(part) is None:
@@ -289,7 +291,7 @@ def _marker(config: DataConfig) -> Path:
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
     digest = hashlib.sha256(json.dumps([where, *(getattr(config, name) for name in SETTINGS)]).encode())
     for line in fingerprint(root):
-        digest.update(line.encode())
+        digest.update(os.fsencode(line))  # names may be in any bytes
     return _cache() / digest.hexdigest()
 
 

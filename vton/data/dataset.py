@@ -22,7 +22,7 @@ from vton.data.folder import Folder, Pair, PairFiles, Split
 from vton.data.images import WHITE
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
-from vton.data.shards import Source, open_source
+from vton.data.shards import Source, open_source, stands
 from vton.data.viton_hd import VitonHD
 from vton.data.warp import WarpSource, warp_source
 
@@ -61,6 +61,8 @@ class TryOnDataset(Dataset):
         self.split = split
         self.order = order
         self.size = config.picture_size
+        for part in folder.parts:  # what stands in the place of a folder without being one is named here
+            folder.place(part, split, order)
         pairs = folder.pairs(split, order)
         if split == "train" and config.limit_train > len(pairs):
             raise DataError(
@@ -117,6 +119,7 @@ class TryOnDataset(Dataset):
         clothes = self.folder.files(self.split, self.order, self.garments[index])
         person, garment = files.photo("person"), clothes.photo("garment")
         parse, joints = files.labels("parse", person.size), files.joints()
+        parts = files.densepose(person.size) if self.folder.config.densepose else None
         silhouette = transforms.resize_silhouette(clothes.garment_mask(garment), size)
         repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
         person, garment = (transforms.resize_photo(photo, size) for photo in (person, garment))
@@ -134,7 +137,7 @@ class TryOnDataset(Dataset):
             warped_mask=records.mask(warped_mask & repaint),
             truth_garment_mask=None if worn is None else records.mask(worn),
             parse=torch.from_numpy(transforms.resize_labels(parse, size)),
-            densepose=self._densepose(files),
+            densepose=None if parts is None else torch.from_numpy(transforms.resize_labels(parts, size)),
             joints=joints,
         )  # fmt: skip
 
@@ -160,12 +163,12 @@ class TryOnDataset(Dataset):
             return ""
         garments = dict.fromkeys(Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs)
         files = {garment: folder.caption_file(split, garment.category) for garment in garments}
-        counted = [garment for garment, file in files.items() if where_absent or file.is_file()]
+        counted = [garment for garment, file in files.items() if where_absent or stands(file)]
         left_out = [garment for garment in counted if folder.annotation(split, garment) is None]
         if not left_out:
             return ""
         names = dict.fromkeys(files[garment] for garment in left_out)
-        names = ", ".join(str(file) if file.is_file() else f"{file} (absent)" for file in names)
+        names = ", ".join(str(file) if stands(file) else f"{file} (absent)" for file in names)
         return (
             f"{len(left_out):,} of {len(counted):,} garments have no caption; they get "
             f"'{folder.config.caption_fallback}' (data.caption_fallback). The first is {left_out[0].garment}; "
@@ -233,12 +236,6 @@ class TryOnDataset(Dataset):
             return truth, None
         parse = transforms.resize_labels(parse, self.size)
         return truth, np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
-
-    def _densepose(self, files: PairFiles) -> torch.Tensor | None:
-        if not self.folder.config.densepose:
-            return None
-        parts = self.folder.read_densepose(files.path("densepose"), files.origin("densepose"))
-        return torch.from_numpy(transforms.resize_labels(parts, self.size))
 
 
 class Draw(NamedTuple):

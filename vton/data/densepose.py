@@ -31,13 +31,13 @@ FAR = 60  # RGB distance from every part colour beyond which a pixel is no part 
 FAR_SHARE = 0.1  # share of far pixels from which a picture is no DensePose picture; real ones have below 0.01
 
 
-def read_colours(path: Source, origin: Origin) -> np.ndarray:
+def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
     """Part ids (H, W) uint8 of a colour picture, each pixel by its nearest part colour.
 
-    Raises DataError when the picture is not in these colours.
+    size: as for `images.read_mask`. Raises DataError when the picture is not in these colours.
     """
     # Tables over 64 levels per channel: entries differ by at least 12, so rounding to 4 levels confuses none.
-    cell = np.asarray(images.read_photo(path, "DensePose picture", origin)).astype(np.int32) >> 2
+    cell = np.asarray(images.read_photo(path, "DensePose picture", origin, size)).astype(np.int32) >> 2
     cell = cell @ np.array([64 * 64, 64, 1], dtype=np.int32)
     part, far = _nearest_part()
     share = far[cell[::4, ::4]].mean()
@@ -49,9 +49,9 @@ def read_colours(path: Source, origin: Origin) -> np.ndarray:
     return part[cell]
 
 
-def read_ids(path: Source, origin: Origin) -> np.ndarray:
-    """Part ids (H, W) uint8 of a picture that stores them as grey values."""
-    return images.read_labels(path, "DensePose map", origin, None, COUNT)
+def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+    """Part ids (H, W) uint8 of a picture that stores them as grey values. Raises DataError."""
+    return images.read_labels(path, "DensePose map", origin, size, COUNT)
 
 
 def draw(parts: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from vton.data import captions, densepose, images, labels, pose
 from vton.data.folder import Folder, Pair, PairFiles, Part, Place, Split, chosen, read_pair_list
 from vton.data.images import Origin
 from vton.data.sample import CATEGORIES, Category, DataError, Order
-from vton.data.shards import Source
+from vton.data.shards import Source, stands
 
 LISTS = {
     ("train", "paired"): "train_pairs.txt",
@@ -82,9 +82,9 @@ class DressCode(Folder):
             raise DataError(f"{self.dataset}: there is no list of {order} pairs for the {split} split.")
         lists = [self.root / category / name for category in self.categories]
         whole = self.root / name
-        if len(self.categories) == 1 and lists[0].is_file():
+        if len(self.categories) == 1 and stands(lists[0]):
             return self._read_list(lists[0], order, self.categories[0])
-        if whole.is_file():
+        if stands(whole):
             return [pair for pair in self._read_list(whole, order, None) if pair.category in self.categories]
         return [pair for path, category in zip(lists, self.categories, strict=True)
                 for pair in self._read_list(path, order, category)]  # fmt: skip
@@ -100,9 +100,9 @@ class DressCode(Folder):
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_coco_18(path, origin)
 
-    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
+    def read_densepose(self, path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
         reader = densepose.read_ids if path.parent.name == "dense" else densepose.read_colours
-        return reader(path, origin)
+        return reader(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
         return self.root / category / "dc_caption.txt"
@@ -110,7 +110,7 @@ class DressCode(Folder):
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if pair.category not in self._captions:
             path = self.caption_file(split, pair.category)
-            self._captions[pair.category] = captions.read_lines(path) if path.is_file() else {}
+            self._captions[pair.category] = captions.read_lines(path) if stands(path) else {}
         return self._captions[pair.category].get(f"{pair.garment}_1")
 
     def _read_list(self, path: Source, order: Order, category: Category | None) -> list[Pair]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from vton.config import DataConfig, nearest
 from vton.data import images
 from vton.data.images import ADVICE, SUFFIXES, Origin
 from vton.data.sample import Category, DataError, Order
-from vton.data.shards import ShardError, Source
+from vton.data.shards import ShardError, Source, stands
 
 Split = Literal["train", "test"]
 
@@ -94,7 +95,7 @@ class Folder(ABC):
         """(18, 3) COCO-18 joints in [0, 1] with validity."""
 
     @abstractmethod
-    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
+    def read_densepose(self, path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
         """(H, W) uint8 DensePose part ids."""
 
     @abstractmethod
@@ -146,13 +147,14 @@ class Folder(ABC):
                 f"{self.dataset} {split}: no folder for the {what} below {base}; known names: {names}. {ADVICE}"
             )
         stem = place.stem.format(person=pair.person, garment=pair.garment)
-        name = self._stems(base / place.folder, self.parts[part].suffixes).get(stem)
-        if name is None:
+        names = self._stems(base / place.folder, self.parts[part].suffixes)
+        if stem not in names:
             advice = self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
-            raise origin.error(
-                f"{what} is missing", base / place.folder / (stem + self.parts[part].suffixes[0]), advice
-            )
-        return base / place.folder / name
+            suffix = (
+                PurePath(next(iter(names.values()), "")).suffix or self.parts[part].suffixes[0]
+            )  # as its neighbours
+            raise origin.error(f"{what} is missing", base / place.folder / (stem + suffix), advice)
+        return base / place.folder / names[stem]
 
     def _crossed(self, split: Split, order: Order, pair: Pair) -> str:
         """Advice when a line names the garment first, a slip of some scripts: only swapped do both files exist."""
@@ -174,13 +176,22 @@ class Folder(ABC):
         """File name by stem, listed once per folder. Where a stem has several suffixes, the one named first wins."""
         key = (folder, suffixes)
         if key not in self._listings:
-            files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-            files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
+            try:
+                files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+            except OSError as error:
+                raise DataError(f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}.") from None
+            files.sort(key=lambda path: (-suffixes.index(path.suffix.lower()), path.name))
             self._listings[key] = {path.stem: path.name for path in files}
         return self._listings[key]
 
     def _has(self, place: Place, split: Split) -> bool:
-        return all((base / place.folder).is_dir() for base in self.bases(split))
+        folders = [base / place.folder for base in self.bases(split)]
+        for folder in folders:
+            if stands(folder) and not folder.is_dir():  # not absent: what it stands for must not be lost
+                raise DataError(
+                    f"{self.dataset} {split}: {folder} is a file or a link to nowhere, not a folder. Repair it."
+                )
+        return all(folder.is_dir() for folder in folders)
 
     def _warp_places(self, order: Order) -> tuple[tuple[Place, Place], ...]:
         name = self.config.warp_folder if order == "paired" else self.config.warp_folder_unpaired
@@ -234,6 +245,11 @@ class PairFiles:
     def joints(self) -> np.ndarray:
         """(18, 3) COCO-18 joints in [0, 1] with validity."""
         return self.folder.read_joints(self.path("keypoints"), self.origin("keypoints"))
+
+    def densepose(self, size: tuple[int, int] | None) -> np.ndarray | None:
+        """(H, W) uint8 DensePose part ids, None where the part is absent."""
+        path = self.path("densepose")
+        return None if path is None else self.folder.read_densepose(path, self.origin("densepose"), size)
 
     def annotation(self) -> str:
         config = self.folder.config

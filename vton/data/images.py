@@ -1,7 +1,7 @@
 """Reading picture files: one decoder per kind, strict about what it finds.
 
-Photographs become RGB (EXIF turned, alpha composited on white, 16 bit scaled), masks become bool, label maps keep their
-indices. Whatever cannot be read as its kind is a DataError that names data set, split, id and path.
+Photographs become RGB (alpha composited on white, 16 bit scaled), masks become bool, label maps keep their indices; all
+are turned as EXIF says. Whatever cannot be read as its kind is a DataError that names data set, split, id and path.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ class FileError(DataError):
     problem: str
 
 
-def read_photo(path: Source, what: str, origin: Origin) -> Image.Image:
-    """An RGB picture as a viewer shows it. Raises DataError when it is missing, empty, truncated or no picture."""
+def read_photo(path: Source, what: str, origin: Origin, size: tuple[int, int] | None = None) -> Image.Image:
+    """An RGB picture as a viewer shows it. Raises DataError when it is missing, empty, truncated or no picture.
+
+    size: (width, height) that it must have, None for any.
+    """
     image = _decode(path, what, origin)
+    _same_size(image, size, what, path, origin)
     if image.mode == "F":
         raise origin.error(f"{what} holds floating-point values", path, "Save it as 8-bit RGB.")
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.float64)
         deep = image.mode != "I" or grey.max() > 255  # mode I tells nothing about the depth of the file
@@ -159,6 +162,7 @@ def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
             raise origin.error(f"{what} is an empty file (0 bytes)", path, "Restore it from the archive.")
         with Image.open(io.BytesIO(content)) as image:
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # masks and label maps too, or they would not fit their photo
             return image
     except FileNotFoundError:
         raise origin.error(f"{what} is missing", path, "Restore it or take its pairs out of the list.") from None

@@ -26,6 +26,7 @@ FROM_BODY_25 = np.array([*range(8), *range(9, 19)])  # without the mid hip and t
 
 VITON_HD_CANVAS = (768, 1024)  # width, height
 DRESSCODE_CANVAS = (384, 512)
+FARTHEST = 1e6  # px; numbers beyond it, NaN among them, are no coordinates
 
 # Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on: a hue wheel of 18.
 LIMBS = (
@@ -56,7 +57,8 @@ def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
     rows = _read(path, origin, "keypoints")
     if len(rows) != JOINTS or not all(isinstance(row, list) and len(row) >= 3 for row in rows):
         raise origin.error("keypoints are not 18 rows of x, y, confidence", path, "Restore it from the archive.")
-    return _normalised(_numbers([row[:3] for row in rows], path, origin), DRESSCODE_CANVAS)
+    numbers = [number for row in rows for number in row[:3]]
+    return _normalised(_numbers(numbers, path, origin).reshape(JOINTS, 3), DRESSCODE_CANVAS)
 
 
 def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -107,7 +109,7 @@ def _read(path: Source, origin: Origin, key: str) -> list:
         raise origin.error("keypoints are missing", path, "Restore it or take its pairs out of the list.") from None
     except ShardError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise origin.error(f"keypoints cannot be read: {error}", path, advice) from None
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise origin.error(f"keypoints have no list '{key}'", path, advice)
@@ -124,10 +126,10 @@ def _table(numbers, path: Source, origin: Origin) -> np.ndarray:
 
 
 def _numbers(values: list, path: Source, origin: Origin) -> np.ndarray:
-    try:
-        table = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        table = np.array(np.nan)
-    if not np.isfinite(table).all():
-        raise origin.error("keypoints hold something that is not a number", path, "Restore it from the archive.")
-    return table
+    # numpy would take "1.5" and true for numbers, and a list of lists for a table of another shape.
+    for value in values:
+        if type(value) not in (int, float) or not abs(value) < FARTHEST:
+            raise origin.error(
+                f"keypoints hold {repr(value)[:40]}, which is no coordinate", path, "Restore it from the archive."
+            )
+    return np.array(values, dtype=np.float64)

@@ -119,7 +119,7 @@ class Shards:
             raise ShardError(f"no shards at {self.where}: {path} cannot be read ({_line(error)}).") from None
         try:
             return _parsed(index)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ShardError(f"{path} is no index of shards: {problem}. Write the shards again.") from None
 
@@ -249,6 +249,11 @@ class ShardPath:
 
 
 Source = Path | ShardPath  # where a data set lies
+
+
+def stands(source: Source) -> bool:
+    """Whether anything is in this place, be it a link to nowhere."""
+    return os.path.lexists(source) if isinstance(source, Path) else source.is_dir() or source.is_file()
 
 
 def open_source(where: str, keep: str = "") -> Source:

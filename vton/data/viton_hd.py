@@ -15,7 +15,7 @@ from vton.data import captions, densepose, images, pose
 from vton.data.folder import Folder, Pair, PairFiles, Part, Place, Split, chosen, read_pair_list
 from vton.data.images import Origin
 from vton.data.sample import Category, Order
-from vton.data.shards import Source
+from vton.data.shards import Source, stands
 
 CATEGORY: Category = "upper_body"  # the official set holds tops only
 LABELS = 20
@@ -81,8 +81,8 @@ class VitonHD(Folder):
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_body_25(path, origin)
 
-    def read_densepose(self, path: Source, origin: Origin) -> np.ndarray:
-        return densepose.read_colours(path, origin)
+    def read_densepose(self, path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+        return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
         return self.root / split / TAG_FILES[split]
@@ -90,5 +90,5 @@ class VitonHD(Folder):
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if split not in self._tags:
             path = self.caption_file(split, pair.category)
-            self._tags[split] = captions.read_tags(path) if path.is_file() else {}
+            self._tags[split] = captions.read_tags(path) if stands(path) else {}
         return self._tags[split].get(pair.garment)

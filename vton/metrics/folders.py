@@ -144,7 +144,8 @@ def matched(folders: Folders, order: Order) -> tuple[list[Pair], list[Pair]]:
             known = (_garment(name), person) if part.startswith("garment") else (person, f"{person}_mask")
             file = next((stored[part][key] for key in known if key in stored[part]), None)
             if file is None:
-                problems.append(f"{next(iter(files.values()))}: no file for it in {getattr(folders, part)}")
+                owner = files["pred"] if "target" not in files or part.startswith("garment") else files["target"]
+                problems.append(f"{owner}: no file for it in {getattr(folders, part)}")
             else:
                 files[part] = file
         if folders.prompts and "pred" in files and not {name, person} & set(prompts):
@@ -175,7 +176,11 @@ def pictures_in(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: no such folder.")
     places = [folder / category for category in CATEGORIES if (folder / category).is_dir()] or [folder]
     found: dict[str, Path] = {}
-    for path in sorted(path for place in places for path in place.iterdir()):
+    try:
+        paths = sorted(path for place in places for path in place.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}.") from None
+    for path in paths:
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         name = str(path.relative_to(folder).with_suffix(""))
@@ -197,6 +202,11 @@ def read(path: Path) -> Tensor:
 
 def _target(pair: Pair, order: Order, size: tuple[int, int]) -> Target:
     found = {part: read(path) for part, path in pair.files.items() if part != "pred"}
+    for part, owner in (("mask", "target"), ("repaint_mask", "target"), ("garment_mask", "garment")):
+        if part in found and owner in found:
+            (height, width), (tall, wide) = found[part].shape[1:], found[owner].shape[1:]
+            if abs(height * wide - width * tall) > max(tall, wide):  # more than rounding to whole pixels
+                raise DataError(f"{pair.files[part]}: {width}x{height}, {pair.files[owner]} is {wide}x{tall}.")
     masks = {part: found[part][:1] >= 128 for part in ("mask", "repaint_mask", "garment_mask") if part in found}
     truth = found.get("target")
     return Target(
@@ -263,13 +273,15 @@ def _first_words(path: Path) -> set[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as a list of names: {error}.") from None
     words = [Path(line.split()[0]) for line in lines if line.strip()]
+    if not words:
+        raise DataError(f"{path}: an empty list; it must name the targets to compare.")
     return {str(word.with_suffix("") if word.suffix.lower() in SUFFIXES else word) for word in words}
 
 
 def _prompts(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}.") from None
     if not isinstance(found, dict) or not all(isinstance(prompt, str) for prompt in found.values()):
         raise DataError(f'{path}: expected prompts by name, {{"00001_00": "a photo of ..."}}.')

@@ -42,11 +42,13 @@ def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> N
 
 
 def refuse(problems: Sequence[str], where: str) -> None:
-    """Raise one DataError that names the first of them, unless there are none."""
+    """Raise one DataError that names the first of them, unless there are none. A single one takes one line."""
+    if len(problems) == 1:
+        raise DataError(f"1 problem with {where}: {problems[0]}")
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN])
-        raise DataError(f"{len(problems)} problem(s) with {where}:\n  {listed}{more}")
+        raise DataError(f"{len(problems)} problems with {where}:\n  {listed}{more}")
 
 
 class PictureFolder:

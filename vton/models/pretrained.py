@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 
 
 class WeightsError(UserError):
@@ -24,17 +25,25 @@ class WeightsError(UserError):
 def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
 
-    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key.
+    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key, also where weights
+    are missing: the libraries would draw them at random and only warn.
     """
-    download = os.environ.get("VTON_DOWNLOAD") == "1"
+    what = " ".join([cls.__name__, *filter(None, kwargs.values())])
+    if issubclass(cls, nn.Module):
+        kwargs["output_loading_info"] = True
     try:
-        return cls.from_pretrained(source, local_files_only=not download, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        found = cls.from_pretrained(source, local_files_only=os.environ.get("VTON_DOWNLOAD") != "1", **kwargs)
+    except Exception as error:  # a broken folder can raise almost anything from inside the libraries
         raise WeightsError(
-            f"{key}={source}: cannot load {cls.__name__} {kwargs.get('subfolder', '')}: {reason} "
+            f"{key}={source}: cannot load {what}: {one_line(error)} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
+    if not issubclass(cls, nn.Module):
+        return found
+    module, loaded = found
+    if loaded["missing_keys"]:
+        raise WeightsError(f"{key}={source}: the weights of {what} lack {_listed(sorted(loaded['missing_keys']))}.")
+    return module
 
 
 def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
@@ -49,9 +58,8 @@ def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
             pattern = str(Path(subfolder, only))
             folder = Path(snapshot_download(source, allow_patterns=pattern, local_files_only=not download))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise WeightsError(
-                f"{key}={source}: neither a folder nor in the local hub cache ({reason[:160]}). "
+                f"{key}={source}: neither a folder nor in the local hub cache ({one_line(error)}). "
                 "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
             ) from None
     if not (folder / subfolder).is_dir():
@@ -63,7 +71,7 @@ def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises WeightsError for an absent or broken file and for anything else in it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object.")
@@ -80,15 +88,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}). Copy or export it again.") from None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and runs none of it."""
+def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
+    """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and runs none of it.
+
+    entries: what it must hold, as the checkpoints of a training do.
+    """
     if not Path(path).is_file():
         raise WeightsError(f"No checkpoint at {path}.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can raise almost anything from inside the unpickler
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{path}: not a safe, complete torch file ({reason[:160]}).") from None
+        raise WeightsError(f"{path}: not a safe, complete torch file ({one_line(error)}).") from None
+    lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
+    if lacking:
+        raise WeightsError(f"{path}: not the checkpoint of a training; it has no {' and no '.join(lacking)}.")
+    return content
 
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -123,11 +137,14 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index}: not a readable index of weight shards ({error}).") from None
-    if any(Path(shard).name != shard for shard in shards):
+    if outside:
         raise WeightsError(f"{index} names shards outside its own folder.")
+    if not shards:
+        raise WeightsError(f"{index} names no shards.")
     state: dict[str, Tensor] = {}
     for shard in shards:
         state |= read_weights(index.parent / shard)
@@ -144,7 +161,7 @@ def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     for name, value in content.items() if isinstance(content, dict) else ():
         section, _, rest = str(name).partition(".")
-        if section in sections:
+        if section in sections and (rest or isinstance(value, dict)):
             sections[section] |= {rest: value} if rest else value
     if not all(sections.values()):
         raise WeightsError(f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter.")
@@ -169,18 +186,23 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: Path |
     """Raise WeightsError, listing the first ten missing, unexpected and mismatched keys, unless `state` fits `own`."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
+    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else "no tensor" for key, value in state.items()}
     mismatched = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        f"{key} {shapes[key]} for {tuple(own[key].shape)}"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and shapes[key] != tuple(own[key].shape)
     ]
     problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''})"
+        f"{len(keys)} {kind} ({_listed(keys)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched))
         if keys
     ]
     if problems:
         raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:

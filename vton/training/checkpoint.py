@@ -122,7 +122,7 @@ def finish_from_checkpoint(run: RunFolder) -> None:
     """
     if run.last.is_dir():
         raise RunError(f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on.")
-    checkpoint = read_checkpoint(run.last)
+    checkpoint = read_checkpoint(run.last, "callbacks", "state_dict", "global_step")
     callbacks = checkpoint["callbacks"]
     export_weights(run, checkpoint["state_dict"] | callbacks.get("EMA", {}).get("average", {}))
     run.finish(checkpoint["global_step"], callbacks.get("Telemetry", {}))

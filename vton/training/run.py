@@ -104,8 +104,18 @@ class RunFolder:
         write_atomically(self.training, json.dumps({"steps": steps, **telemetry}, indent=1))
 
     def trained(self) -> dict:
-        """training.json: steps, seconds, peak_memory_gib; {} before training is done, and for imported weights."""
-        return json.loads(self.training.read_text()) if self.weights.exists() and self.training.exists() else {}
+        """training.json: steps, seconds, peak_memory_gib; {} before training is done, and for imported weights.
+
+        Raises RunError for a broken file.
+        """
+        if not (self.weights.exists() and self.training.exists()):
+            return {}
+        try:
+            return dict(json.loads(self.training.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise RunError(
+                f"{self.training} is not readable ({error}). Remove it; the same `make train` writes it again."
+            ) from None
 
     def load_config(self, *overrides: str) -> ExperimentConfig:
         if not self.config.exists():

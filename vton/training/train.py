@@ -96,8 +96,8 @@ def steps_done(run: RunFolder, global_batch: int) -> int:
     """
     if not run.last.exists():
         return 0
-    checkpoint = read_checkpoint(states_file(run.last))
-    before = checkpoint["callbacks"]["Checkpoints"].get("global_batch", global_batch)
+    checkpoint = read_checkpoint(states_file(run.last), "callbacks", "global_step")
+    before = checkpoint["callbacks"].get("Checkpoints", {}).get("global_batch", global_batch)
     if before != global_batch:
         raise RunError(
             f"{run.path} was trained with {before} samples per step, this command asks for {global_batch} "

@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from vton.config import ExperimentConfig
 from vton.diffusion.objective import Objective
+from vton.errors import one_line
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import published_arguments
 from vton.models.idm_vton.config import IdmVtonConfig
@@ -196,7 +197,7 @@ def transformers_config(cls: type, folder: Path):
     try:
         return cls.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder}/config.json: {str(error).strip().splitlines()[0]}") from None
+        raise WeightsError(f"{folder}/config.json: {one_line(error)}") from None
 
 
 def encoder_settings(key: str, config: CLIPVisionConfig | CLIPTextConfig) -> list[str]:
