@@ -377,7 +377,7 @@ OVERRIDES = {
     "train.lr=nan": "train.lr=nan must be positive",
     "train.lr=inf": "train.lr=inf must be positive",
     "train.lr.x=1": "train.lr: ",
-    "codec.widths.x=1": "codec.widths: ",
+    "codec.widths.x=1": "codec.widths.x: ",
     "train=3": "train: ",
     "train.steps=1.5": "train.steps: ",
     "train.steps=true": "train.steps: Value 'True' of type 'bool'",

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -47,6 +48,9 @@ class ConfigError(UserError):
     """A configuration that cannot be used. One line: the key, the problem, the nearest valid choice."""
 
 
+LARGEST = sys.float_info.max  # infinity and NaN are beyond it, and integers that no float can be
+
+
 def in_bounds(section: str, config: Any, **bounds: tuple[float, float]) -> None:
     """Raise ConfigError naming the first field of `config` that is not finite or outside its bounds, both inclusive.
 
@@ -55,7 +59,7 @@ def in_bounds(section: str, config: Any, **bounds: tuple[float, float]) -> None:
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple | list) else (value,):
-            if not (low <= number <= high and math.isfinite(number)):
+            if not (low <= number <= high and abs(number) <= LARGEST):
                 shown = list(value) if isinstance(value, tuple) else value
                 wanted = f"at least {low}" if high == math.inf else f"in {low}..{high}"
                 raise ConfigError(f"{section}{name}={shown} must be {wanted}.")
@@ -686,7 +690,8 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> Experim
         *_, group, key = ["", *str(error.full_key).split(".")]
         where = f" in '{group}'" if group else ""
         raise ConfigError(f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}") from None
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: its word for keys below a list
+    # TypeError: its word for keys below a list; OverflowError: an integer that no float can be.
+    except (OmegaConfBaseException, TypeError, OverflowError) as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"{key}: {_first_line(error)}" if key else _refused(model_class, layers, error)) from None
     except RecursionError:
@@ -699,7 +704,7 @@ def _refused(model_class: type[TrainedConfig], layers: Sequence[Any], error: Exc
     def misfit(content: Any) -> Exception | None:
         try:
             OmegaConf.merge(_schema(model_class), content)
-        except (OmegaConfBaseException, TypeError) as error:
+        except (OmegaConfBaseException, TypeError, OverflowError) as error:
             return error
 
     for layer in filter(misfit, layers):
