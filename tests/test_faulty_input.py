@@ -7,6 +7,7 @@ Each table says what is done to something sound, and what follows: a check of th
 from __future__ import annotations
 
 import builtins
+import functools
 import io
 import json
 import os
@@ -312,6 +313,7 @@ def settings(dataset: str, root: Path):
     return config(dataset, root, densepose=True, warp_source="none")
 
 
+@functools.cache
 def first(dataset: str, root: Path, order: str = "paired") -> TryOnSample:
     return TryOnDataset(open_folder(settings(dataset, root)), "test", order)[0].check()
 

@@ -628,18 +628,17 @@ def _dotted(overrides: Sequence[str]) -> DictConfig:
         if key in ("model.name", "trainer.name"):
             raise ConfigError(f"{override}: a file of configs/ is chosen by {key.partition('.')[0]}=.")
     try:
-        return _without_gaps(OmegaConf.from_dotlist(list(overrides)))
+        content = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}") from None
+    return _without_gaps(content)
 
 
-def _without_gaps(content: DictConfig) -> DictConfig:
+def _without_gaps(content: DictConfig, where: str = "") -> DictConfig:
     """The same. Raises ConfigError for OmegaConf's ???, which it would pass over as if the key were not there."""
-    for key, value in flatten(OmegaConf.to_container(content)).items() if isinstance(content, DictConfig) else ():
+    for key, value in flatten(OmegaConf.to_container(content)).items():
         if value == "???":
-            raise ConfigError(f"{key}=???: give it a value, or leave the key out.")
+            raise ConfigError(f"{where}{key}=???: give it a value, or leave the key out.")
     return content
 
 
@@ -669,10 +668,7 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    try:
-        return _without_gaps(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return _without_gaps(content, f"{path}: ")
 
 
 @functools.cache  # half of the time of a load; merging copies it

@@ -31,7 +31,7 @@ FAR = 60  # RGB distance from every part colour beyond which a pixel is no part 
 FAR_SHARE = 0.1  # share of far pixels from which a picture is no DensePose picture; real ones have below 0.01
 
 
-def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
     """Part ids (H, W) uint8 of a colour picture, each pixel by its nearest part colour.
 
     size: as for `images.read_mask`. Raises DataError when the picture is not in these colours.
@@ -49,7 +49,7 @@ def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None) -> 
     return part[cell]
 
 
-def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
     """Part ids (H, W) uint8 of a picture that stores them as grey values. Raises DataError."""
     return images.read_labels(path, "DensePose map", origin, size, COUNT)
 

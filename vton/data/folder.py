@@ -150,9 +150,8 @@ class Folder(ABC):
         names = self._stems(base / place.folder, self.parts[part].suffixes)
         if stem not in names:
             advice = self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
-            suffix = (
-                PurePath(next(iter(names.values()), "")).suffix or self.parts[part].suffixes[0]
-            )  # as its neighbours
+            neighbour = next(iter(names.values()), "")
+            suffix = PurePath(neighbour).suffix or self.parts[part].suffixes[0]
             raise origin.error(f"{what} is missing", base / place.folder / (stem + suffix), advice)
         return base / place.folder / names[stem]
 

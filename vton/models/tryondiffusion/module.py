@@ -246,7 +246,9 @@ class WarpNetwork(TryOnDiffusion):
     @classmethod
     def before(cls, second: TryOnDiffusion) -> WarpNetwork:
         config = second.config
-        training, evaluation = (noise.generator(s, "warp").initial_seed() for s in (config.seed, config.eval.seed))
+        training, evaluation = (
+            noise.generator(s, "warp").initial_seed() % 2**32 for s in (config.seed, config.eval.seed)
+        )
         model, evaluated = replace(config.model, warp_first=False), replace(config.eval, seed=evaluation)
         return cls(replace(config, model=model, eval=evaluated, seed=training), second.codec)
 
