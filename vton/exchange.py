@@ -12,17 +12,15 @@ import importlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from vton import registry
 from vton.config import ExperimentConfig, load
 from vton.errors import UserError
 from vton.info import set_everywhere
 from vton.models.codecs import build_codec
-from vton.models.pretrained import check_state, read_safetensors
+from vton.models.pretrained import check_state, read_safetensors, write_tensors
 from vton.models.settings import UNetConfig
-from vton.training.run import RunError, RunFolder, replacing
+from vton.training.run import RunError, RunFolder
 
 EXTRA = "published_extra.safetensors"
 
@@ -91,8 +89,3 @@ def empty_module(config: ExperimentConfig):
     set_everywhere(config, "pretrained", "")
     with torch.device("meta"):
         return registry.module_class(config.model.name)(config, build_codec(config.codec))
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)

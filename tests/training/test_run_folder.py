@@ -5,7 +5,8 @@ import json
 import pytest
 
 from vton.config import load, load_file
-from vton.training.run import RunError, RunFolder, differences, environment, write_atomically
+from vton.files import write_atomically
+from vton.training.run import RunError, RunFolder, differences, environment
 
 
 def test_start_writes_configuration_and_environment(tmp_path):

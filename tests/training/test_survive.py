@@ -22,11 +22,12 @@ from tests.training.test_train import (
     trained,
 )
 from vton import cli, registry
+from vton.errors import UserError
 from vton.models.base import TryOnModule
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import FiniteNumbers, TrainingError
 from vton.training.checkpoint import AtomicCheckpointIO
-from vton.training.run import RunError, RunFolder
+from vton.training.run import RunFolder
 
 BLIND = ("train.picture_every=0", "train.checkpoint_every=1", "train.batch_size=2")
 PLAIN = (*BLIND, "model.appearance.weight=0")  # GarDiff without DISTS
@@ -262,7 +263,7 @@ def file_size_limit():
 def test_a_failed_write_keeps_the_previous_checkpoint_and_names_the_path(tmp_path, file_size_limit):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    with pytest.raises(RunError, match=r"last\.ckpt could not be written .*MiB free") as error:
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written .*MiB free") as error:
         AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(2**20)}, path)
     assert "\n" not in str(error.value)
     assert read_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]

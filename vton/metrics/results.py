@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vton.errors import UserError
+from vton.files import write_atomically
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "piq", "lpips",
@@ -76,19 +76,10 @@ def versions() -> dict[str, str]:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.json: to a temporary name in the same folder, synced, then renamed. NaN is refused (ValueError)."""
+    """Write results.json, whole or not at all. NaN is refused (ValueError)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump([asdict(row) for row in rows], file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> list[Row]:

@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
-from vton.models.pretrained import from_pretrained, load_state, read_safetensors
+from vton.models.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
 
 
 class Codec(nn.Module):
@@ -112,7 +111,7 @@ class LinearCodec(Codec):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "codec.safetensors")
+        write_tensors(folder / "codec.safetensors", self.state_dict())
 
 
 class KLCodec(Codec):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vton.errors import UserError, one_line
+from vton.files import replacing
 
 
 class WeightsError(UserError):
@@ -86,6 +87,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}). Copy or export it again.") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, whole or not at all; tensors may share memory. Raises UserError where it can't be written."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary)
 
 
 def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from lightning import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vton.models.pretrained import read_checkpoint
+from vton.files import replacing
+from vton.models.pretrained import read_checkpoint, write_tensors
 from vton.training.callbacks import HeldOut, TrainingError
 from vton.training.ema import EMA, local
-from vton.training.run import RunError, RunFolder, replacing
+from vton.training.run import RunError, RunFolder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises RunError."""
+    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises UserError."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         path = Path(path)
@@ -129,9 +129,8 @@ def finish_from_checkpoint(run: RunFolder) -> None:
 
 
 def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
-    """The trained weights as safetensors, whole or not at all. Raises RunError."""
-    with replacing(run.weights) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
+    """The trained weights as safetensors, whole or not at all. Raises UserError."""
+    write_tensors(run.weights, {name: tensor.detach().cpu() for name, tensor in state.items()})
 
 
 def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
@@ -149,7 +148,7 @@ def states_file(path: Path) -> Path:
 
 
 def also_as(path: Path, name: Path) -> None:
-    """A second name for the file, which takes no room; a copy where the file system knows no links. Raises RunError."""
+    """A second name for the file, which takes no room; a copy where file systems know no links. Raises UserError."""
     with replacing(name) as temporary:
         try:
             os.link(path, temporary)

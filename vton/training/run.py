@@ -11,19 +11,15 @@ cascade are run folders in that of its first: `runs/<name>/<stage>/`.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from vton.config import ExperimentConfig, flatten, load_file, to_yaml
 from vton.errors import UserError
+from vton.files import write_atomically
 from vton.metrics.results import versions
 
 # What changes no number at all.
@@ -160,43 +156,3 @@ def git_commit() -> str:
 def known_runs(near: Path) -> str:
     names = sorted(str(path.parent) for path in near.parent.glob("*/config.yaml"))
     return ", ".join(names) or "none"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the former text or this one, never half of it. Raises RunError."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the block writes there is synced and takes its place when the block ends.
-
-    Whenever the process dies, `path` is what it was before or the new file, whole. Raises RunError, naming the path and
-    the room on its disk, where writing fails.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)  # the rename itself
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        if isinstance(error, UserError):
-            raise
-        free = shutil.disk_usage(path.parent).free / 2**20
-        raise RunError(
-            f"{path} could not be written ({str(error).strip().splitlines()[0][:160]}; {free:,.0f} MiB free there). "
-            "What it held before is intact. Make room, then run the same command again."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

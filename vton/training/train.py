@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vton import registry
 from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
+from vton.files import sync, write_atomically
 from vton.models.base import TrainedModule
 from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
 from vton.models.pretrained import read_checkpoint
@@ -26,7 +27,7 @@ from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.encoding import use_encodings
 from vton.training.preemption import Preemption
-from vton.training.run import RunError, RunFolder, write_atomically
+from vton.training.run import RunError, RunFolder
 from vton.training.strategies import precision, strategy
 from vton.training.warp import RunWarp
 
@@ -161,6 +162,8 @@ def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModul
             codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data))
             codec.save(run.codec)
             report_codec(run, codec, data)
+            for file in run.codec.iterdir():
+                sync(file)
             write_atomically(run.codec / "done", "")
     return load_codec(config.codec, run.codec)
 

@@ -15,14 +15,13 @@ where i counts all attention layers in the modules' order (down, up, mid), neste
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vton.config import ExperimentConfig
+from vton.files import replacing
 from vton.models.gardiff.released import DecoupledUNet
 from vton.models.pretrained import (
     Published,
@@ -33,6 +32,7 @@ from vton.models.pretrained import (
     read_safetensors,
     read_weights,
     setting,
+    write_tensors,
 )
 from vton.models.unet import attention_names, unet_shape
 
@@ -153,12 +153,11 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
                 "folder's weights.safetensors."
             )
         unet[plain] = tensor
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     if target.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in unet.items()}, temporary)
-    else:
+        write_tensors(target, unet)
+        return
+    with replacing(target) as temporary:
         torch.save(unet, temporary)
-    os.replace(temporary, target)
 
 
 # ---- adapter files ----

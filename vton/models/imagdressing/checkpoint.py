@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vton.config import ExperimentConfig
+from vton.files import replacing
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, GarmentAdapter
 from vton.models.pretrained import (
@@ -29,6 +29,7 @@ from vton.models.pretrained import (
     read_ip_adapter,
     read_safetensors,
     setting,
+    write_tensors,
 )
 from vton.models.resampler import Resampler
 from vton.models.unet import unet_shape
@@ -69,9 +70,10 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
                            "this run was trained without (model.image_branch, model.attention).")  # fmt: skip
     module |= extra
     if target.suffix == ".safetensors":
-        save_file({name: tensor.contiguous().clone() for name, tensor in module.items()}, target)
-    else:
-        torch.save({"module": module}, target)
+        write_tensors(target, module)
+        return
+    with replacing(target) as temporary:
+        torch.save({"module": module}, temporary)
 
 
 def read_module(path: Path) -> dict[str, Tensor]:

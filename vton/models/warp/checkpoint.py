@@ -5,7 +5,6 @@ https://github.com/miccunifi/ladi-vton/releases, warping_vitonhd.pth and warping
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS
+from vton.files import replacing
 from vton.models.pretrained import Published, WeightsError, read_checkpoint
 from vton.models.warp.config import RefinementConfig, TpsConfig
 from vton.models.warp.tps import ThinPlateSpline
@@ -108,6 +108,5 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
     for name, tensor in state.items():
         if place := published_name(name):
             content[place[0]][place[1]] = tensor
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        torch.save(content, temporary)

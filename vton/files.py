@@ -1,0 +1,53 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vton.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the former text or this one, never half of it. Raises UserError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what the block writes there is synced and takes its place when the block ends.
+
+    Whenever the process dies, `path` is what it was before or the new file, whole. Raises UserError, naming the path
+    and the room on its disk, where writing fails.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)  # the rename itself
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        if isinstance(error, UserError):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise UserError(
+            f"{path} could not be written ({str(error).strip().splitlines()[0][:160]}; {free:,.0f} MiB free there). "
+            "What it held before is intact. Make room, then run the same command again."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
