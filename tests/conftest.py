@@ -1,3 +1,28 @@
 import os
+import socket
+
+import pytest
 
 os.environ["VTON_METRIC_WEIGHTS"] = ""  # no pretrained metric networks, whatever `make weights` has put on this machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline():
+    """Any look at another machine fails the test that causes it."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+    here = ("127.0.0.1", "localhost", "::1")
+
+    def connect_here(self, address):
+        if isinstance(address, tuple) and address[0] not in here:  # paths of Unix sockets are strings
+            pytest.fail(f"opened a connection to {address}")
+        return connect(self, address)
+
+    def resolve_here(host, *arguments, **options):
+        if host not in (None, *here, socket.gethostname()):
+            pytest.fail(f"asked for the address of {host}")
+        return resolve(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket, "getaddrinfo", resolve_here)
+        yield

@@ -65,7 +65,8 @@ def test_what_is_fetched_is_what_evaluation_looks_for(monkeypatch, tmp_path):
     for network, names in weights.FILES.items():
         (source,) = SOURCES[network]
         assert source.path == names[0] and source.url.endswith(names[0])
-        assert source.sha256.startswith(names[0].removesuffix(".pth").rsplit("-")[-1]) and len(source.sha256) == 64
+        if source.sha256:
+            assert source.sha256.startswith(names[0].removesuffix(".pth").rsplit("-")[-1]) and len(source.sha256) == 64
     monkeypatch.delenv(weights.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert weights.folder("") is None

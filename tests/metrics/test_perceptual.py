@@ -9,6 +9,7 @@ import torch
 from torchvision import models
 
 from vton.metrics.perceptual import BACKBONES, CALIBRATION, DISTS, LPIPS
+from vton.models.gardiff.losses import published_dists
 
 
 def backbone_file(folder, name):
@@ -71,6 +72,7 @@ def test_dists_agrees_with_piq(tmp_path, monkeypatch):
     assert expected.min() > 1e-2
     # their covariance is a difference of means, ours a mean of products of deviations
     torch.testing.assert_close(measure(DISTS(path, seed=0, side=256), x, y), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(published_dists(state)(x, y), expected, rtol=1e-4, atol=1e-5)  # GarDiff's loss
 
 
 @pytest.fixture(scope="module", params=["lpips", "dists"])

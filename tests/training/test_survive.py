@@ -1,5 +1,6 @@
 """What a run survives: stops at every place, kills, pre-emption, bad numbers, a full disk."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -17,8 +18,10 @@ from tests.training.test_train import (
     SMALL,
     assert_equal,
     assert_same_training,
+    command,
     gradient_distance,
     rendered,  # noqa: F401
+    stopping_after,
     trained,
 )
 from vton import cli, registry
@@ -50,9 +53,11 @@ def test_eight_steps_equal_four_and_four(model, stop, pairs, workers, tmp_path, 
     """Step 4 has seen 8 samples of an epoch of `pairs`."""
     more = ("data.synthetic.train=12", f"data.limit_train={pairs}", f"data.workers={workers}", *BLIND,
             "model.condition_dropout=0.3", "data.augment.affine=0.5")  # fmt: skip
-    whole = trained(model, tmp_path, twelve, "whole", *more, "train.steps=8")
-    for steps in (4, 8):
-        parts = trained(model, tmp_path, twelve, "parts", *more, f"train.steps={steps}")
+    more += ("train.steps=8", "train.schedule=cosine", "train.warmup_steps=2")
+    whole = trained(model, tmp_path, twelve, "whole", *more)
+    with stopping_after(4):
+        trained(model, tmp_path, twelve, "parts", *more)
+    parts = trained(model, tmp_path, twelve, "parts", *more)
     assert_same_training(whole, parts, 8)
 
 
@@ -115,15 +120,22 @@ class Started:
         return self.process.exitcode
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_143(processes, tmp_path, rendered):  # noqa: F811
-    """At an odd step, where no checkpoint is due; what goes on afterwards is the same training."""
-    rare = ("train.checkpoint_every=1000",)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_writes_a_checkpoint_and_exits_143(workers, processes, tmp_path, rendered):  # noqa: F811
+    """At an odd step, where no checkpoint is due; what goes on afterwards is the same training.
+
+    Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job.
+    """
+    rare = ("train.checkpoint_every=1000", f"data.workers={workers}")
     started = Started(processes, tmp_path, rendered, "stopped", "train.steps=200", *rare)
     while "step 5/" not in (started.log.read_text() if started.log.exists() else ""):
         assert started.process.is_alive()
         time.sleep(0.01)
-    os.kill(started.process.pid, signal.SIGTERM)
-    assert started.exit_code() == 143
+    children = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children").read_text().split()
+    assert len(children) == workers
+    for process in (*children, started.process.pid):
+        os.kill(int(process), signal.SIGTERM)
+    assert started.exit_code() == 143, started.log.read_text()
     step = read_checkpoint(started.run.last)["global_step"]
     assert 5 <= step < 200 and f"at step {step}; the same command continues" in started.log.read_text()
     assert not started.run.weights.exists()  # which would say that the training is finished
@@ -269,6 +281,26 @@ def test_a_failed_write_keeps_the_previous_checkpoint_and_names_the_path(tmp_pat
     assert read_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_ends_the_run_with_the_former_checkpoint(tmp_path, rendered, monkeypatch, capsys):  # noqa: F811
+    """And the same command goes on when there is room."""
+    arguments = (f"runs={tmp_path}", "name=run", f"data.root={rendered}", *SMALL, *PLAIN, "train.steps=3")
+    save, saved = torch.save, []
+
+    def save_until_full(*content, **options):
+        saved.append(content)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*content, **options)
+
+    monkeypatch.setattr(torch, "save", save_until_full)
+    assert command("train", *arguments) == 2
+    run = RunFolder(tmp_path / "run")
+    assert f"{run.last} could not be written (" in capsys.readouterr().err
+    assert read_checkpoint(run.last)["global_step"] == 1 and not list(run.checkpoints.glob(".*"))
+    assert command("train", *arguments) == 0
+    assert_same_training(trained("gardiff", tmp_path, rendered, "whole", *PLAIN, "train.steps=3"), run, 3)
+
+
 # ---- several processes, as torchrun starts them ----
 
 
@@ -330,7 +362,7 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # no
 @pytest.mark.slow
 def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):  # noqa: F811
     """bf16 weights are gathered where one process casts them: first gradients agree to bf16's digits."""
-    half = ("train.precision=bf16", "train.grad_clip=0", "train.picture_every=0", "train.steps=1",
+    half = ("train.precision=bf16", "train.grad_clip=0.1", "train.picture_every=0", "train.steps=1",
             "train.checkpoint_every=1")  # fmt: skip
     one, two = trained("gardiff", tmp_path, rendered, "one", *half), sharded("gardiff", "two", *half)
     states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, two)]

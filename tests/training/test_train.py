@@ -1,8 +1,8 @@
 """Training through the real command: learns, resumes bit-equal, refuses bad input in one line."""
 
-import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from vton import cli, registry
 from vton.config import load
 from vton.models.pretrained import read_checkpoint
+from vton.training.preemption import Preemption
 from vton.training.run import RunFolder
 from vton.training.train import train
 
@@ -49,13 +50,34 @@ def trained(model: str, runs: Path, rendered: Path, name: str, *more: str) -> Ru
     return train(load(f"model={model}", f"runs={runs}", f"name={name}", f"data.root={rendered}", *SMALL, *more))
 
 
-@pytest.mark.parametrize("model", registry.names())
-def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered, monkeypatch):
-    """4 steps equal 2 + resume + 2, in the middle of an epoch of 6 pairs, bit by bit; and no network is asked."""
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("opened a connection"))
-    whole = trained(model, tmp_path, rendered, "whole", "train.steps=4")
-    trained(model, tmp_path, rendered, "parts", "train.steps=2")
-    parts = trained(model, tmp_path, rendered, "parts", "train.steps=4")
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+@contextmanager
+def stopping_after(step: int):
+    """Training inside ends when this step, and the checkpoint that is due then, is done."""
+    preemption = Preemption.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *arguments):
+        preemption(self, trainer, *arguments)
+        if trainer.global_step == step:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Preemption, "on_train_batch_end", on_train_batch_end)
+        yield
+
+
+@pytest.mark.parametrize("model", [*registry.names(), "tryondiffusion model.stage=sr256"])
+def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
+    """4 steps equal 2 + the same command + 2, in the middle of an epoch of 6 pairs and of warm-up and cosine."""
+    model, *stage = model.split()
+    settings = ("train.steps=4", "train.schedule=cosine", "train.warmup_steps=3", *stage)
+    whole = trained(model, tmp_path, rendered, "whole", *settings)
+    with stopping_after(2):
+        trained(model, tmp_path, rendered, "parts", *settings)
+    parts = trained(model, tmp_path, rendered, "parts", *settings)
     assert_same_training(whole, parts, 4)
     expected = read_checkpoint(whole.last)
     weights, average = load_file(whole.weights), expected["callbacks"]["EMA"]["average"]
@@ -97,6 +119,34 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
     assert code == 2  # two samples a step would be another training
 
 
+def test_batches_may_be_cut_otherwise_when_a_run_goes_on(tmp_path, rendered):
+    """After an odd step in whole batches: the rest in halves sees the same samples, and goes on bit by bit itself."""
+    settings = ("train.picture_every=0", "train.checkpoint_every=1", "model.appearance.weight=0")
+    halves = (*settings, "train.batch_size=2", "train.accumulate=2")
+    one = trained("gardiff", tmp_path, rendered, "whole", *settings, "train.steps=6")
+    for name, steps in (("at once", (3, 6)), ("in two", (3, 5, 6))):
+        trained("gardiff", tmp_path, rendered, name, *settings, f"train.steps={steps[0]}")
+        for more in steps[1:]:
+            run = trained("gardiff", tmp_path, rendered, name, *halves, f"train.steps={more}")
+    assert_same_training(RunFolder(tmp_path / "at once"), run, 6)
+    expected, found = load_file(one.weights), load_file(run.weights)
+    differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
+    assert differences.mean() < 1e-6  # of steps of 1e-3
+
+
+@pytest.mark.parametrize("trainer", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_clipped_in_every_precision(precision, trainer, tmp_path, rendered):
+    """After one step AdamW's first moment is a tenth of the gradient, whose norm is far above the limit."""
+    if (trainer, precision) == ("cpu", "fp16"):
+        pytest.skip("CPUs have no fp16 training")
+    run = trained("gardiff", tmp_path, rendered, "run", f"trainer={trainer}", f"train.precision={precision}",
+                  "train.grad_clip=1e-3", "train.steps=1", "train.picture_every=0")  # fmt: skip
+    states = read_checkpoint(run.last)["optimizer_states"][0]["state"].values()
+    norm = 10 * torch.cat([state["exp_avg"].flatten().float() for state in states]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
 def gradient_distance(one: RunFolder, other: RunFolder) -> float:
     """Largest difference of a gradient's value after the first step."""
     states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, other)]
@@ -124,7 +174,9 @@ def assert_equal(expected, found) -> None:
 def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trained("gardiff", tmp_path, rendered, "parts", "train.steps=2")
+    """Also of a run that ended a step after its last checkpoint and takes that step again."""
+    with stopping_after(3):
+        trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
     run = trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
@@ -137,7 +189,11 @@ def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
     )
     assert [event.step for event in events.Tensors("custom_scalars__config__")] == [0]
     assert any(tag.startswith("train/loss_by_t/") for tag in tags["scalars"])
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    for tag in ("train/loss", "train/lr", "train/grad_norm"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4]
+    for tag in tags["scalars"]:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):

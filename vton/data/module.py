@@ -9,6 +9,7 @@ use_distributed_sampler=False.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -199,6 +200,7 @@ class TryOnDataModule(LightningDataModule):
             dataset,
             collate_fn=TryOnBatch.collate,
             num_workers=workers,
+            worker_init_fn=leave_signals_to_the_parent,
             persistent_workers=workers > 0,
             pin_memory=self.config.pin_memory and torch.cuda.is_available(),
             # All draws are seeded by place; this only keeps the loader from touching the global random state.
@@ -214,6 +216,12 @@ def warn_without_caption(pairs: TryOnDataset) -> None:
         _spoken_of.add(split)
         if line := pairs.without_caption(where_absent=False):
             log.warning("%s %s: %s", pairs.folder.dataset, pairs.split, line)
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Where a whole process group is told to stop, the trainer still needs batches to finish its step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _spread(count: int, total: int) -> list[int]:

@@ -71,6 +71,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
         ),
     ),
+    "vgg19": (Source("https://download.pytorch.org/models/" + FILES["vgg19"][0], FILES["vgg19"][0]),),
     "clip": _of_hub(
         "openai/clip-vit-base-patch32", CLIP,
         "config.json", "pytorch_model.bin", "preprocessor_config.json", "tokenizer_config.json", "vocab.json",
@@ -81,7 +82,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         *_of_hub("google-bert/bert-base-uncased", IMAGE_REWARD, "vocab.txt"),
     ),
 }  # fmt: skip
-USUAL = tuple(FILES)  # without those of the garment-driven metrics
+USUAL = ("inception", "alex", "vgg", "squeeze")  # those of every evaluation
 
 
 def fetch(

@@ -8,9 +8,11 @@ SHA-256, which is checked:
     alexnet-owt-7be5be79.pth                   LPIPS with AlexNet      (torchvision)
     vgg16-397923af.pth                         DISTS, LPIPS with VGG   (torchvision)
     squeezenet1_1-b8a52dc0.pth                 LPIPS with SqueezeNet   (torchvision)
+    vgg19-dcbb9e9d.pth                         no metric: the learned warp's perceptual loss (torchvision)
 
-A metric whose file is absent runs with random weights and is named `<metric>_random`. The garment-driven metrics have
-no such form: they are absent themselves where one of their networks is (garment_scores.py).
+GarDiff's appearance loss takes its VGG16 from here too. A metric whose file is absent runs with random weights and is
+named `<metric>_random`. The garment-driven metrics have no such form: they are absent themselves where one of their
+networks is (garment_scores.py).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vton.config import ConfigError
 
@@ -31,6 +33,7 @@ FILES = {
     "alex": ("alexnet-owt-7be5be79.pth",),
     "vgg": ("vgg16-397923af.pth",),
     "squeeze": ("squeezenet1_1-b8a52dc0.pth",),
+    "vgg19": ("vgg19-dcbb9e9d.pth",),
 }
 # Folders with the networks of the garment-driven metrics.
 CLIP, IMAGE_REWARD, DIFT = "clip-vit-base-patch32", "image_reward", "stable-diffusion-2-1"
@@ -42,12 +45,12 @@ def fetched_folder() -> Path:
     return Path(os.environ.get(VARIABLE) or f"{cache}/vton/metric_weights").expanduser()
 
 
-def folder(given: str) -> Path | None:
+def folder(given: str, key: str = "eval.weights") -> Path | None:
     """The folder of pretrained metric networks; None where none is given and none was fetched.
 
-    given: eval.weights. Raises ConfigError when a given folder does not exist.
+    given: the setting `key`. Raises ConfigError when a given folder does not exist.
     """
-    key, name = ("eval.weights", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE))
+    key, name = (key, given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE))
     if name is None:
         return fetched_folder() if fetched_folder().is_dir() else None
     if name and not Path(name).expanduser().is_dir():
@@ -56,11 +59,23 @@ def folder(given: str) -> Path | None:
     return Path(name).expanduser() if name else None
 
 
-def find(network: str, given: str) -> Path | None:
+def find(network: str, given: str, key: str = "eval.weights") -> Path | None:
     """The file with the network's pretrained weights, or None. Raises ConfigError as `folder` does."""
-    place = folder(given)
+    place = folder(given, key)
     paths = [place / name for name in FILES[network]] if place else []
     return next((path for path in paths if path.is_file()), None)
+
+
+def for_loss(network: str, given: str, key: str) -> dict[str, Tensor] | None:
+    """The network's pretrained weights for a training loss; None where nothing is given and no folder has them.
+
+    given: the setting `key`, a folder. Raises ConfigError if it lacks the file, or for a file that is not the published
+    one.
+    """
+    path = find(network, given, key)
+    if path is None and given:
+        raise ConfigError(f"{key}={given}: no {FILES[network][0]} in this folder.")
+    return read_verified(path) if path else None
 
 
 def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.Module:
@@ -81,17 +96,22 @@ def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.
 
 def load(module: nn.Module, path: Path) -> None:
     """Fill the module from a verified file; its classifier, which no metric uses, is left out."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = path.stem.rsplit("-", 1)[-1]
-    if not found.startswith(expected):
-        raise ConfigError(f"{path}: SHA-256 begins with {found[:8]}, expected {expected}; fetch the file again.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_verified(path)
     known = tuple(name for name, _ in module.named_children())
     state = {name: value for name, value in state.items() if name.split(".")[0] in known}
     for name, buffer in module.named_buffers():
         if name.endswith("num_batches_tracked"):  # absent from files of 2015; used in training only
             state.setdefault(name, torch.zeros_like(buffer))
     module.load_state_dict(state)
+
+
+def read_verified(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises ConfigError unless its SHA-256 begins with the digits that end its name."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    expected = path.stem.rsplit("-", 1)[-1]
+    if not found.startswith(expected):
+        raise ConfigError(f"{path}: SHA-256 begins with {found[:8]}, expected {expected}; fetch the file again.")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -114,6 +114,15 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.scores = state.get("scores", {})
 
+    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
+        """Count batches as this run cuts them: Lightning steps where their number divides by train.accumulate."""
+        if not checkpoint["global_step"]:
+            return
+        for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+            if isinstance(counts, dict):
+                more = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
+                counts.update({name: count + more for name, count in counts.items()})
+
 
 def finish_from_checkpoint(run: RunFolder) -> None:
     """What follows the last checkpoint of a run that was killed in between: its weights and training.json.

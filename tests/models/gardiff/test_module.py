@@ -1,13 +1,18 @@
 """GarDiff's own decisions: tokens, masks, losses, and starting from published weights in the hub's layout."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.batches import random_batch, tiny_module
+from vton.config import ConfigError
 from vton.models.gardiff.building import widen
+from vton.models.gardiff.config import AppearanceConfig
 from vton.models.gardiff.losses import random_dists
+from vton.models.gardiff.module import build_dists
 from vton.models.gardiff.network import latent_tokens
 from vton.models.pretrained import WeightsError
 
@@ -95,6 +100,14 @@ def test_random_dists_is_fixed_and_orders_distortions():
     assert torch.equal(first(x, x + 0.1 * noise), second(x, x + 0.1 * noise))
     assert first(x, x).abs().max() < 1e-5
     assert (first(x, x + 0.2 * noise) > first(x, x + 0.05 * noise)).all()
+
+
+def test_the_appearance_loss_says_what_it_runs_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), torch.device("meta"):
+        build_dists(AppearanceConfig())
+    assert "`make weights` fetches the real ones" in caplog.text
+    with pytest.raises(ConfigError, match=r"model\.appearance\.dists_weights=.*vgg16-397923af\.pth"):
+        build_dists(AppearanceConfig(dists_weights=str(tmp_path)))
 
 
 def test_widening_keeps_the_base_and_moves_masked_image_channels():

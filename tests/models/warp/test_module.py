@@ -4,12 +4,15 @@ import logging
 
 import pytest
 import torch
+from torchvision.models import vgg19
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.config import ConfigError, load
 from vton.info import describe
-from vton.models.pretrained import WeightsError, load_state
-from vton.models.warp.losses import PerceptualLoss, pretrained_perceptual, random_perceptual
+from vton.models.pretrained import load_state
+from vton.models.warp.config import PerceptualConfig
+from vton.models.warp.losses import PerceptualLoss, published_perceptual, random_perceptual
+from vton.models.warp.module import build_perceptual
 
 NARROW = (
     "model.tps.size=[64,48]", "model.tps.widths=[8,8,16]", "model.tps.regression=[16,8]",
@@ -82,31 +85,33 @@ def test_settings_that_cannot_work_name_their_keys():
         load("model=warp", "model.tps_steps=-1")
 
 
-def test_the_perceptual_loss_says_what_it_runs_on(tmp_path, caplog, monkeypatch):
-    monkeypatch.delenv("VTON_METRIC_WEIGHTS", raising=False)
+def test_the_perceptual_loss_says_what_it_runs_on(tmp_path, caplog):
     narrow = ("model.perceptual.weight=0.25", "model.perceptual.channels=[4,4,4,4,4]")
-    with caplog.at_level(logging.WARNING):
-        warp = module(*narrow)
-    assert "fixed random weights" in caplog.text
+    warp = module(*narrow)
     warp.training_step(random_batch(2), 0)
     assert warp.last_losses["perceptual"] > 0
     assert (
         "perceptual" not in module(*narrow, "model.tps_steps=5", "train.steps=5").frozen
     )  # the spline is all there is
-    with pytest.raises(WeightsError, match=r"vgg19-dcbb9e9d\.pth"):
-        module(narrow[0], f"model.perceptual.weights={tmp_path}")
+    with caplog.at_level(logging.WARNING), torch.device("meta"):
+        build_perceptual(PerceptualConfig())
+    assert "`vton weights vgg19`" in caplog.text
+    with pytest.raises(ConfigError, match=r"model\.perceptual\.weights=.*vgg19-dcbb9e9d\.pth"):
+        build_perceptual(PerceptualConfig(weights=str(tmp_path)))
 
 
-def test_perceptual_features_are_vgg19s(tmp_path):
+def test_perceptual_features_are_vgg19s():
     loss, pictures = random_perceptual((4, 4, 4, 4, 4)), torch.rand(2, 3, 32, 24) * 2 - 1
     assert loss(pictures, pictures) == 0 < loss(pictures, pictures.flip(-1))
     assert loss.compared == [1, 6, 11, 20, 29]  # the first ReLU of each stage
     with torch.device("meta"):
         keys = list(PerceptualLoss().state_dict())
     assert keys[-1] == "features.28.bias" and len(keys) == 26
-    torch.save({"features.0.weights": torch.zeros(1)}, tmp_path / "vgg19-dcbb9e9d.pth")
-    with pytest.raises(WeightsError, match="not torchvision's VGG19"):
-        pretrained_perceptual(tmp_path)
+    theirs = vgg19(weights=None)
+    published = published_perceptual(theirs.state_dict())
+    x = torch.rand(1, 3, 256, 192)
+    layers = published.features
+    assert torch.equal(layers(x), theirs.features[: len(layers)](x))
 
 
 @pytest.mark.parametrize("preset", ["tiny", "paper"])

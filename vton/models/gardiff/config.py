@@ -20,8 +20,8 @@ class AppearanceConfig:
     high_frequency: bool = True  # Sobel
     t_max: int = 1000  # applied to timesteps up to this; 1000 = all, as in the paper
     samples: int = 0  # of each batch; 0 = all. Decoding with gradients is the costly part
-    dists_weights: str = ""  # folder with vgg16 and dists weights; "" = $VTON_METRIC_WEIGHTS, else fixed random ones
-    dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # VGG16; narrower only with random weights
+    dists_weights: str = ""  # folder with VGG16's; "" = $VTON_METRIC_WEIGHTS, `make weights`' folder, else random
+    dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # VGG16's; others have fixed random weights
 
 
 @dataclass

@@ -1,22 +1,19 @@
 """GarDiff's appearance loss: DISTS and Sobel edges inside the warped garment (paper, Eq. 8 to 10).
 
-DISTS (Ding et al., arXiv 2004.07728) is written out because the loss needs gradients, an offline random backbone and
-narrow variants for small runs; the metric of the same name goes through piq.
+DISTS (Ding et al., arXiv 2004.07728) is here a loss: of whole pictures, at their size, in narrow variants for small
+runs. The metric of the same name weighs features by masks: vton/metrics/perceptual.py.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.models.pretrained import WeightsError, load_state, read_checkpoint
+from vton.metrics.perceptual import CALIBRATION
 
 VGG16_CHANNELS = (64, 128, 256, 512, 512)
 VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)
-VGG16_FILE, DISTS_FILE = "vgg16-397923af.pth", "dists_weights.pt"  # torchvision's and piq's published files
 
 
 def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,19 +96,15 @@ class DISTS(nn.Module):
         return 1 - similarity
 
 
-def dists_with_weights(folder: Path) -> DISTS:
-    """DISTS with VGG16 and its published channel weights from a folder. Raises WeightsError naming what is absent."""
+def published_dists(vgg16: dict[str, Tensor]) -> DISTS:
+    """DISTS with torchvision's VGG16 and the authors' channel weights, which torchmetrics' wheel holds."""
     model = DISTS()
-    vgg = read_checkpoint(folder / VGG16_FILE)
     state = dict(model.state_dict())
     for key in state:
         if key.startswith("stage") and not key.endswith("filter"):
-            name = f"features.{key.split('.', 1)[1]}"
-            if name not in vgg:
-                raise WeightsError(f"{folder / VGG16_FILE} has no '{name}': not torchvision's VGG16.")
-            state[key] = vgg[name]
-    state |= {name: w.reshape(1, -1, 1, 1) for name, w in read_checkpoint(folder / DISTS_FILE).items()}
-    load_state(model, state, folder)
+            state[key] = vgg16[f"features.{key.split('.', 1)[1]}"]
+    weights = torch.load(CALIBRATION / "dists_models" / "weights.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(state | {name: weight.reshape(1, -1, 1, 1) for name, weight in weights.items()})
     return model
 
 

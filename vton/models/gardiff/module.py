@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vton.data.sample import TryOnBatch
 from vton.diffusion.sampling import Conditions, Features, Known
+from vton.metrics.weights import for_loss
 from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import ClipImageEncoder, clip_image_encoder, text_encoder
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
-from vton.models.gardiff.losses import DISTS, VGG16_CHANNELS, appearance_loss, dists_with_weights, random_dists
+from vton.models.gardiff.losses import DISTS, VGG16_CHANNELS, appearance_loss, published_dists, random_dists
 from vton.models.gardiff.released import clip_pixels, composite, paste_back
 from vton.registry import register
 
@@ -165,8 +164,8 @@ class GarDiff(TryOnModule):
 
 def build_dists(config: AppearanceConfig) -> DISTS:
     """DISTS for the loss: published weights where a folder has them, else fixed random ones, and says so."""
-    folder = config.dists_weights or os.environ.get("VTON_METRIC_WEIGHTS", "")
-    if folder and tuple(config.dists_channels) == VGG16_CHANNELS:
-        return dists_with_weights(Path(folder))
-    log.warning("Appearance loss: DISTS runs on fixed random VGG features (model.appearance.dists_weights is empty).")
+    if tuple(config.dists_channels) == VGG16_CHANNELS:
+        if vgg16 := for_loss("vgg", config.dists_weights, "model.appearance.dists_weights"):
+            return published_dists(vgg16)
+        log.warning("Appearance loss: DISTS runs on fixed random VGG16 features. `make weights` fetches the real ones.")
     return random_dists(tuple(config.dists_channels))

@@ -47,8 +47,8 @@ class PerceptualConfig:
     """VGG19's part in the refinement's loss."""
 
     weight: float = 0.25
-    weights: str = ""  # folder with torchvision's vgg19 weights; "" = $VTON_METRIC_WEIGHTS, else fixed random ones
-    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of its stages; narrower only with random weights
+    weights: str = ""  # folder with VGG19's; "" = $VTON_METRIC_WEIGHTS, `vton weights`' folder, else random
+    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of its stages; others than VGG19's have fixed random weights
 
 
 @dataclass

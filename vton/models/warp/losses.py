@@ -3,17 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
-from vton.models.pretrained import WeightsError, load_state, read_checkpoint
-
 UNEVEN, BENT = 0.08, 0.02  # floors below which the constraint rests
-VGG19_FILE = "vgg19-dcbb9e9d.pth"  # torchvision's
 VGG19_CHANNELS = (64, 128, 256, 512, 512)
 VGG19_CONVOLUTIONS = (2, 2, 4, 4, 1)  # of each stage, up to the last layer that is compared
 VGG19_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -77,14 +72,10 @@ class PerceptualLoss(nn.Module):
         return ((image + 1) / 2 - self.mean) / self.std
 
 
-def pretrained_perceptual(folder: Path) -> PerceptualLoss:
-    """With torchvision's VGG19 from a folder. Raises WeightsError naming what is absent."""
-    loss, path = PerceptualLoss(), folder / VGG19_FILE
-    state = read_checkpoint(path)
-    own = {name: state[name] for name in loss.state_dict() if name in state}
-    if not own:
-        raise WeightsError(f"{path} is not torchvision's VGG19: it has no features.0.weight.")
-    load_state(loss, own, path)
+def published_perceptual(vgg19: dict[str, Tensor]) -> PerceptualLoss:
+    """With torchvision's VGG19."""
+    loss = PerceptualLoss()
+    loss.load_state_dict({name: vgg19[name] for name in loss.state_dict()})
     return loss
 
 

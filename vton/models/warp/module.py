@@ -7,9 +7,7 @@ from the surroundings.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +15,15 @@ from torch.nn import functional as F
 
 from vton.config import ConfigError
 from vton.data.sample import TryOnBatch
+from vton.metrics.weights import for_loss
 from vton.models.base import TrainedModule, Worn
 from vton.models.baselines import warped_garment
 from vton.models.warp.config import PerceptualConfig, WarpConfig
 from vton.models.warp.losses import (
     VGG19_CHANNELS,
-    VGG19_FILE,
     PerceptualLoss,
     order_loss,
-    pretrained_perceptual,
+    published_perceptual,
     random_perceptual,
 )
 from vton.models.warp.network import WHITE, Warped, WarpNetwork
@@ -131,9 +129,8 @@ class LearnedWarp(TrainedModule):
 
 def build_perceptual(config: PerceptualConfig) -> PerceptualLoss:
     """VGG19's distance: published weights where a folder has them, else fixed random ones, and says so."""
-    folder = config.weights or os.environ.get("VTON_METRIC_WEIGHTS", "")
-    published = folder and tuple(config.channels) == VGG19_CHANNELS
-    if published and (config.weights or (Path(folder) / VGG19_FILE).is_file()):
-        return pretrained_perceptual(Path(folder))
-    log.warning("Perceptual loss: VGG19 runs on fixed random weights (model.perceptual.weights is empty).")
+    if tuple(config.channels) == VGG19_CHANNELS:
+        if vgg19 := for_loss("vgg19", config.weights, "model.perceptual.weights"):
+            return published_perceptual(vgg19)
+        log.warning("Perceptual loss: VGG19 runs on fixed random weights. `vton weights vgg19` fetches the real ones.")
     return random_perceptual(tuple(config.channels))
