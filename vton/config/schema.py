@@ -107,10 +107,10 @@ class ObjectiveConfig:
     beta_start: float = 0.00085  # this and beta_end: scaled_linear and linear only
     beta_end: float = 0.012
     max_log_snr: float = 15.0  # continuous schedules: log of signal power over noise power is clipped to +- this
-    zero_terminal_snr: bool = False
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    loss_weight: Literal["uniform", "min_snr"] = "uniform"
-    min_snr_gamma: float = 5.0
+    zero_terminal_snr: bool = False  # betas rescaled so that the last timestep is pure noise (arXiv 2305.08891)
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"  # what the network says; sample: clean latents
+    loss_weight: Literal["uniform", "min_snr"] = "uniform"  # of a sample's squared error; min_snr: arXiv 2303.09556
+    min_snr_gamma: float = 5.0  # min_snr: where the signal-to-noise ratio is cut
     timestep_power: float = 1.0  # t = T * u**(1/power), u uniform; above 1 favours noisy timesteps
     noise_offset: float = 0.0  # eps = n + offset m, n per value, m one draw per sample and channel
 
@@ -137,11 +137,11 @@ class ObjectiveConfig:
 class SamplerConfig:
     """How pictures are drawn. Every architecture goes through the same loop."""
 
-    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"
-    steps: int = 50
+    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"  # diffusers' schedulers; ddpm: DDIM with eta 1
+    steps: int = 50  # network evaluations per picture, twice as many with guidance
     guidance: float = 1.0  # 1 = off: one network pass per step
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # fractions of the timestep range in which guidance acts
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"  # which timesteps; trailing begins at pure noise
     clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
     dynamic_threshold: float = 0.0  # instead of it Imagen's: quantile of |clean sample| that becomes 1; 0 = off
     ddpm_variance: float = 0.0  # ddpm: 0 the lower bound of each step's variance, 1 the upper, in log space between
@@ -166,18 +166,18 @@ class SamplerConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training-time changes, drawn once per sample from (seed, epoch, index)."""
+    """Training-time changes, drawn once per sample from (seed, place in the training stream)."""
 
     flip: float = 0.5  # probability of mirroring person and garment together (off for lettering)
     affine: float = 0.5  # probability of shifting and scaling everything on the person's canvas
     shift: float = 0.2  # fraction of the picture
-    scale: tuple[float, float] = (0.8, 1.2)
+    scale: tuple[float, float] = (0.8, 1.2)  # smallest, largest factor
     garment_affine: float = 0.5  # probability of shifting and scaling the in-shop garment alone
     colour: float = 0.5  # probability of one colour change shared by person and garment, before normalisation
-    brightness: float = 0.2
+    brightness: float = 0.2  # this and the next three: torchvision's ColorJitter, 0 = unchanged
     contrast: float = 0.2
     saturation: float = 0.2
-    hue: float = 0.05
+    hue: float = 0.05  # of the colour circle, at most 0.5
     mask_dilate_px: int = 0  # agnostic mask grown by 0..this many pixels (at the training size)
     box_mask: float = 0.0  # probability of the mask's bounding box instead of the mask
 
@@ -193,10 +193,10 @@ class AugmentConfig:
 class SyntheticConfig:
     """The rendered data set: written once below data.root, then read like any real folder."""
 
-    layout: Literal["viton_hd", "dresscode"] = "viton_hd"
+    layout: Literal["viton_hd", "dresscode"] = "viton_hd"  # whose folders, categories and pair lists
     train: int = 512  # pairs; dresscode: per category
-    test: int = 64
-    seed: int = 0
+    test: int = 64  # the same
+    seed: int = 0  # of people and garments
     workers: int = 2  # renderer processes
 
     def __post_init__(self):
@@ -205,13 +205,13 @@ class SyntheticConfig:
 
 @dataclass
 class DataConfig:
-    name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
+    name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"  # which folders to expect; set by data=NAME
     root: str = (
         ""  # folder, plain or of shards, or URL of shards; "" = $VTON_DATA/<name>, data/<name> without VTON_DATA
     )
     shards_kept: str = ""  # folder that keeps what is fetched from a URL; "" = ~/.cache/vton/shards
-    size: tuple[int, int] = (512, 384)  # height, width in px; both datasets are 4:3
-    pad: bool = False  # keep the pictures at 4:3 in a size of another shape, on white; false: stretch them to it
+    size: tuple[int, int] = (512, 384)  # height, width in px; pictures of both data sets are 4 high and 3 wide
+    pad: bool = False  # keep the pictures at that shape in a size of another shape, on white; false: stretch them to it
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
     limit_train: int = 0  # use only so many training pairs, spread over the list; 0 = all; never more than there are
     limit_test: int = 0  # at most so many for validation and evaluation, spread likewise; 0 = all
@@ -221,7 +221,7 @@ class DataConfig:
     warp_source: Literal["auto", "folder", "geometric", "learned", "none"] = "auto"
     warp_run: str = ""  # run folder of a trained warp (vton train model=warp)
     warp_folder: str = ""  # name of the folder with warped garments; "" = the known names
-    warp_folder_unpaired: str = ""
+    warp_folder_unpaired: str = ""  # the same for unpaired test pairs
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
@@ -233,7 +233,7 @@ class DataConfig:
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
     encoded: str = ""  # folder of latents and embeddings computed ahead (vton data cache); "" = compute them every time
     workers: int = 4  # loader processes
-    pin_memory: bool = True
+    pin_memory: bool = True  # on machines with a GPU
     check: bool = True  # walk the folder for broken required files before training
 
     def __post_init__(self):
@@ -265,20 +265,20 @@ class TrainConfig:
     steps: int = 10_000  # optimizer steps
     batch_size: int = 16  # per device
     accumulate: int = 1  # batches per optimizer step
-    lr: float = 1e-4
-    warmup_steps: int = 500
+    lr: float = 1e-4  # of AdamW, after warm-up
+    warmup_steps: int = 500  # in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    weight_decay: float = 0.01  # AdamW's
     grad_clip: float = 1.0  # norm; 0 = off
     ema: float = 0.9999  # decay of the average over trained parameters; 0 = off
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of arithmetic (autocast); weights and moments stay float32
     log_every: int = 50  # steps
     non_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not: end the run, or count it
     checkpoint_every: int = 1000  # steps
     keep_last: int = 1  # checkpoints that stay, the newest; above 1 also as last_<step>.ckpt
     keep_best: int = 1  # the same by the held-out score, best_<step>.ckpt
-    picture_every: int = 1000  # steps between grids of fixed held-out samples; 0 = never
+    picture_every: int = 1000  # steps between looks at held-out pairs: pictures, val/ scores, best.ckpt; 0 = never
     pictures: int = 8  # rows of that grid
     val_pairs: int = 32  # held-out pairs behind the val/ scalars
 
@@ -301,11 +301,11 @@ class TrainerConfig:
     """What goes to lightning.Trainer."""
 
     name: str = "cpu"
-    accelerator: Literal["cpu", "gpu", "auto"] = "auto"
+    accelerator: Literal["cpu", "gpu", "auto"] = "auto"  # auto: a GPU where there is one
     devices: int = 1  # per node; -1 = all
-    nodes: int = 1
+    nodes: int = 1  # machines
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"  # fsdp: FSDP2; deepspeed: ZeRO stage 2
-    deterministic: bool = False
+    deterministic: bool = False  # GPUs: algorithms that repeat bit by bit, slower; CPUs do anyway
     threads: int = 0  # torch CPU threads; 0 = torch's default
 
     def __post_init__(self):
@@ -320,10 +320,10 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
-    protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"
+    protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"  # vton/metrics/protocol.py
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
-    batch_size: int = 16
-    seed: int = 0
+    batch_size: int = 16  # pictures drawn and scored together, per device
+    seed: int = 0  # of the sampling noise
     baselines: bool = True  # rows for what needs no learning, and for the warp below
     warp: str = ""  # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     shuffled: bool = True  # the control row: garments exchanged between samples
@@ -333,8 +333,8 @@ class EvalConfig:
     size: tuple[int, int] | None = None  # height, width of the comparison
     repaint: bool | None = None  # paste the person's own picture outside the agnostic mask
     lpips_net: Literal["alex", "vgg", "squeeze"] | None = None
-    kid_subsets: int | None = None
-    kid_subset_size: int | None = None
+    kid_subsets: int | None = None  # how many random subsets KID is the mean over
+    kid_subset_size: int | None = None  # pictures in each; at most as many as there are
     weights: str = ""  # folder of pretrained metric networks; "": $VTON_METRIC_WEIGHTS, else `vton weights`' own
     pictures: int = 8  # rows of the grid
 
@@ -384,9 +384,9 @@ class ExperimentConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
-    preset: str = "tiny"
+    preset: str = "tiny"  # file of configs/preset
     ablation: str = ""  # <file>/<row> of configs/ablation
-    seed: int = 0
+    seed: int = 0  # of training: first weights, order of samples, noise, dropouts, augmentation
     runs: str = "runs"  # folder that holds the run folders
     name: str = ""  # run folder; "" = <model>-<data>-<preset>[-<row>]; a cascade's upper stages lie in it, by name
 

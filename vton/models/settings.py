@@ -25,10 +25,10 @@ class UNetConfig:
     layers: int = 2  # ResNet blocks per level
     context: int = 768  # width of the tokens that cross-attention reads
     groups: int = 32  # GroupNorm
-    linear_projection: bool = False
+    linear_projection: bool = False  # around attention, instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
     pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
     size_id_width: int = 256  # with pooled: channels per embedded size id
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, more time
     # Amplitude of a position code on what attention reads; 0 = none, as published. Convolutions of a UNet from scratch
     # know places by the borders alone, and in a short training attention between two UNets never finds what belongs
     # together: see vton/models/idm_vton/README.md.
@@ -50,13 +50,13 @@ class ClipConfig:
 
     pretrained: str = ""
     subfolder: str = ""
-    width: int = 1280
+    width: int = 1280  # of a token
     layers: int = 32
     heads: int = 16
-    mlp: int = 5120
-    patch: int = 14
-    image_size: int = 224
-    projection: int = 1024
+    mlp: int = 5120  # hidden width
+    patch: int = 14  # px, side of what becomes a token
+    image_size: int = 224  # px, side of what it reads
+    projection: int = 1024  # width of the pooled vector
     activation: str = "gelu"
     fit: str = "squash"  # squash: both sides resized to image_size; crop: shorter side resized, centre cut out
     trained: bool = False
@@ -76,11 +76,11 @@ class TextConfig:
     pretrained: str = ""
     subfolder: str = "text_encoder"
     tokenizer_subfolder: str = "tokenizer"
-    width: int = 768
+    width: int = 768  # of a token
     layers: int = 12
     heads: int = 12
-    mlp: int = 3072
-    vocabulary: int = 49408
+    mlp: int = 3072  # hidden width
+    vocabulary: int = 49408  # from scratch: bytes and special tokens, at least 384
     length: int = 77  # tokens, padded and cut
     projection: int = 0  # width of the pooled vector; 0 = without
     penultimate: bool = False  # tokens before the last layer (SDXL) instead of after it and the final norm
@@ -92,10 +92,10 @@ class TextConfig:
 class ResamplerConfig:
     """The IP-Adapter-Plus projector; see vton/models/resampler.py. The defaults are SD 1.5's."""
 
-    width: int = 768
-    depth: int = 4
+    width: int = 768  # of its own tokens
+    depth: int = 4  # attention layers
     heads: int = 12
     head_width: int = 64
-    queries: int = 16
+    queries: int = 16  # tokens that come out
     feed_forward: int = 4  # hidden width as a multiple of width
     trained: bool = True

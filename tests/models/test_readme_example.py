@@ -1,0 +1,48 @@
+"""README, "Adding an architecture": the folder and the YAML that it shows are all that an architecture takes."""
+
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import vton.models
+from tests.batches import random_batch
+from tests.training.test_train import rendered, trained  # noqa: F401
+from vton import registry
+from vton.cascade import chain_of
+from vton.config import CONFIGS, load
+from vton.evaluation import load_module
+from vton.info import describe
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The example's files, beside the shipped ones."""
+    section = README.read_text(encoding="utf-8").split("## Adding an architecture")[1].split("\n## ")[0]
+    config, module, settings = re.findall(r"^ *```\w+\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.py").write_text(textwrap.dedent(config))
+    (folder / "module.py").write_text(textwrap.dedent(module))
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs" / "model" / "mine.yaml").write_text(textwrap.dedent(settings))
+    known = registry.folders()
+    monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(folder.parent)])
+    monkeypatch.setattr(registry, "folders", lambda: [*known, "mine"])
+    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path / "configs")
+    return "mine"
+
+
+def test_the_example_trains_and_samples(mine, tmp_path, rendered):  # noqa: F811
+    assert load("model=mine").model.widths == (32, 64, 96)
+    assert describe(load("model=mine", "preset=paper"))["networks"][0]["name"] == "unet"
+    run = trained(mine, tmp_path / "runs", rendered, "run", "train.steps=2")
+    (stage,) = chain_of(run)
+    module = load_module(stage.run, stage.config, "weights")
+    pictures = module.generate(random_batch(2, size=(64, 48)))
+    assert pictures.shape == (2, 3, 64, 48) and torch.isfinite(pictures).all()
