@@ -20,7 +20,7 @@ from vton.data.shards import Source
 
 SUFFIXES = (".jpg", ".png", ".jpeg")  # preferred first
 ADVICE = "Run `make data-check` for the full list."
-INVERTED = 0.8  # a mask that sets more of the picture than this is taken for inverted
+INVERTED = 0.8  # an agnostic mask that sets more of the picture than this is taken for inverted
 NEAR_WHITE = 225  # darkest background of an in-shop picture, grey levels; VITON-HD's is 240 to 255
 WHITE = 245  # grey level from which a pixel of a warped garment file counts as its white surround
 BACKGROUND_NOISE = 10  # grey levels by which JPEG and uneven light move a plain background
@@ -89,7 +89,8 @@ def read_mask(path: Source, what: str, origin: Origin, size: tuple[int, int] | N
     """A mask file as (H, W) bool, thresholded at 128 because many are JPEG.
 
     size: (width, height) of the picture it belongs to, None to skip that comparison. `silhouette`: the mask outlines an
-    object inside the picture, so a set frame means inverted as well. Raises DataError.
+    object inside the picture, which may fill most of it, but not most of its frame: then it is taken for inverted.
+    Raises DataError.
     """
     image = _decode(path, what, origin)
     _same_size(image, size, what, path, origin)
@@ -104,7 +105,7 @@ def read_mask(path: Source, what: str, origin: Origin, size: tuple[int, int] | N
         hint = "Masks hold 0 and 255." if 0 < grey.max() < 128 else "It must mark a region."
         raise origin.error(f"{what} is empty, its largest value is {grey.max():.0f}", path, hint)
     frame = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
-    if mask.mean() > INVERTED or (silhouette and frame > 0.5):
+    if frame > 0.5 if silhouette else mask.mean() > INVERTED:
         raise origin.error(f"{what} sets {mask.mean():.0%} of the picture: inverted mask", path, "White means set.")
     return mask
 
