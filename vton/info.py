@@ -23,7 +23,7 @@ from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
 from vton.diffusion.sampling import Conditions, double, sampling_times
 from vton.memory import LiveMemory, sampling_memory, training_memory, with_values
-from vton.models.base import TryOnModule
+from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
 
 
@@ -137,8 +137,8 @@ def step_flops(config: ExperimentConfig) -> int:
         return config.train.accumulate * counted(step)[1]
 
 
-def on_meta(config: ExperimentConfig) -> TryOnModule:
-    """The configured model without any weights."""
+def on_meta(config: ExperimentConfig) -> TrainedModule:
+    """The configured model without any weights: its keys and shapes."""
     config = copy.deepcopy(config)
     set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
     with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here
