@@ -136,7 +136,7 @@ def test_a_signal_writes_a_checkpoint_and_its_exit_code(number, code, workers, p
         assert started.process.is_alive()
         time.sleep(0.01)
     children = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children").read_text().split()
-    assert len(children) == workers
+    assert len(children) == workers, started.log.read_text()
     for process in (*children, started.process.pid):
         os.kill(int(process), number)
     assert started.exit_code() == code, started.log.read_text()
