@@ -10,6 +10,7 @@ WORKERS ?= 2
 DIR ?=
 PYTHON ?= python3
 VTON = .venv/bin/vton
+CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(origin MODEL)),--model $(MODEL))
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -29,11 +30,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 train: $(READY) ## Train or resume: make train MODEL=gardiff ARGS="train.lr=3e-5"
 	$(VTON) train model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-eval: $(READY) ## Score the newest run, or RUN=runs/...: table, results.json, picture grid
-	$(VTON) eval $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(ARGS)
+eval: $(READY) ## Score the newest run, or that of MODEL=..., or RUN=runs/...: table, results.json, picture grid
+	$(VTON) eval $(CHOSEN) $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(ARGS)
 
-predict: $(READY) ## Write pictures only: make predict OUT=folder
-	$(VTON) predict $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
+predict: $(READY) ## Write pictures only, of the same choice of run: make predict OUT=folder
+	$(VTON) predict $(CHOSEN) --out $(OUT) $(ARGS)
 
 compare: $(READY) ## All architectures and baselines, one budget, one table: make compare ARGS="compare.seeds=[0,1]"
 	$(VTON) compare data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)

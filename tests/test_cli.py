@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.test_summary import ROWS
 from vton import registry
 from vton.cli import main, parse
 from vton.config import upper_stages
+from vton.metrics.results import write_results
+from vton.report.summary import write_tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +42,40 @@ def test_list_names_every_architecture(capsys):
 def test_data_takes_its_action_before_the_overrides(action):
     args = parse(["data", action, "data=viton_hd", "data.root=x"])
     assert (args.action, args.overrides) == (action, ["data=viton_hd", "data.root=x"])
+
+
+def test_a_run_is_chosen_in_one_way(capsys):
+    assert parse(["eval", "--model", "idm_vton"]).model == "idm_vton" and parse(["predict", "--out", "x"]).model is None
+    with pytest.raises(SystemExit):
+        parse(["eval", "--model", "idm_vton", "--run", "x"])
+    assert "not allowed with" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "--model", "idm_vtn"])
+    assert "Did you mean: 'idm_vton'?" in capsys.readouterr().err
+
+
+def test_make_eval_asks_for_a_model_that_is_named_only():
+    def spelt(*words: str) -> str:
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return " ".join(done.stdout.splitlines()[-1].split())
+
+    assert spelt("eval", "MODEL=idm_vton", "DATA=viton_hd").endswith("vton eval --model idm_vton data=viton_hd")
+    assert spelt("eval").endswith("vton eval")
+    assert spelt("predict", "OUT=o", "RUN=r").endswith("vton predict --run r --out o")
+
+
+def test_tables_are_those_of_a_folder_or_of_all_below_it(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name / "results.json", ROWS)
+        write_tables(tmp_path / name)
+    for folder, drawn in ((tmp_path, 2), (tmp_path / "two", 1)):
+        with pytest.raises(SystemExit) as stop:
+            main(["table", str(folder)])
+        assert stop.value.code == 0 and capsys.readouterr().out.count("table.tex written.") == drawn
+    with pytest.raises(SystemExit) as stop:
+        main(["table", str(tmp_path / "three")])
+    assert stop.value.code == 2 and "three holds no results.json" in capsys.readouterr().err
 
 
 def test_overrides_may_stand_around_options():

@@ -1,17 +1,25 @@
 """Evaluation through the real command, on a run trained for two steps; in this process where that shows the same."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.training.test_train import trained, vton
 from vton import cli
+from vton.cascade import Stage
 from vton.data.sample import TryOnBatch
+from vton.evaluation import checkpoint_path, load_module, stage_facts
 from vton.metrics.results import read_results
+from vton.models.pretrained import read_checkpoint
+from vton.training.checkpoint import AtomicCheckpointIO
+from vton.training.run import RunError, RunFolder
+from vton.training.train import data_module
 
 FEW = ("eval.metrics=[ssim,psnr,lpips]", "eval.pictures=2")
 
@@ -110,15 +118,52 @@ def test_wrong_requests_are_one_line(run, arguments, expected, capsys):
     assert expected in said and len(said.splitlines()) == 1
 
 
-def test_a_missing_checkpoint_says_what_to_do(run, tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    assert "weights.safetensors does not exist" in refusal(capsys, "eval", "--run", str(tmp_path))
+def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_path):
+    """A best.ckpt of step 1 beside a last.ckpt of step 2: weights, steps and seconds are those of the file."""
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    best = read_checkpoint(folder.best)
+    best["global_step"], best["callbacks"]["Telemetry"]["seconds"] = 1, 7.0
+    for average in best["callbacks"]["EMA"]["average"].values():
+        average.add_(0.5)
+    AtomicCheckpointIO().save_checkpoint(best, folder.best)
+    config = folder.load_config()
+    for checkpoint, steps in (("weights", 2), ("last", 2), ("best", 1)):
+        training = stage_facts(Stage(folder, config), checkpoint)["training"]
+        assert training["steps"] == steps and (training["seconds"] == 7.0) == (checkpoint == "best")
+    for checkpoint in ("last", "best"):
+        stored = read_checkpoint(checkpoint_path(folder, checkpoint))
+        found, average = load_module(folder, config, checkpoint).state_dict(), stored["callbacks"]["EMA"]["average"]
+        assert average and all(torch.equal(found[name], value) for name, value in average.items())
+        assert any(not torch.equal(stored["state_dict"][name], value) for name, value in average.items())
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "reason", "advice"),
+    [
+        ("", "weights", "has no checkpoint yet", "Run the same `make train` again."),
+        ("last", "weights", "has not finished training", 'ARGS="--checkpoint last".'),
+        ("weights", "last", "holds weights alone", "Evaluate its weights: make eval RUN="),
+        ("weights", "best", "holds weights alone", "Evaluate its weights: make eval RUN="),
+        ("last weights", "best", "scored no held-out pictures (train.picture_every", "Evaluate its weights: make eval"),
+        ("last", "best", "scored no held-out pictures (train.picture_every", 'ARGS="--checkpoint last".'),
+        ("last/", "last", "a folder of DeepSpeed's", "Run the same `make train` again."),
+        ("last/", "weights", "has not finished training", "Run the same `make train` again."),
+    ],
+)
+def test_a_missing_checkpoint_says_why_and_what_is_there(there, asked, reason, advice, tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    for name in there.split():
+        path = {"last": run.last, "last/": run.last, "weights": run.weights}[name]
+        path.mkdir() if name.endswith("/") else path.touch()
+    with pytest.raises(RunError) as error:
+        checkpoint_path(run, asked)
+    line = str(error.value)
+    assert reason in line and advice in line and "\n" not in line
+    assert ("--checkpoint last" in line) == ("--checkpoint last" in advice)  # what is advised is there
 
 
 def test_control_keeps_names_and_truth_but_exchanges_garments(run):
-    from vton.training.run import RunFolder
-    from vton.training.train import data_module
-
     data = data_module(RunFolder(run).load_config())
     own, control = (TryOnBatch.collate([data.eval_dataset("paired", s)[i] for i in range(4)]) for s in (False, True))
     assert own.pair_id == control.pair_id and (own.truth == control.truth).all()

@@ -36,7 +36,7 @@ from vton.evaluation import load_module
 from vton.models.codecs import KLCodec, load_codec, small_autoencoder
 from vton.models.pretrained import WeightsError
 from vton.training.run import RunFolder
-from vton.training.train import steps_done
+from vton.training.train import steps_so_far
 
 Harm = Callable[[Path, pytest.MonkeyPatch], object]
 Works = Callable[[TryOnSample, TryOnSample], object]  # of the sample that was read and of the sound one
@@ -498,7 +498,11 @@ CHECKPOINTS: dict[str, tuple[str, Harm, str | None]] = {
     "last: text": (LAST, written("<html>"), UNSAFE),
     "last: a tensor": (LAST, torch_file(torch.zeros(2)), "no state_dict"),
     "last: bare weights": (LAST, torch_file({"a": torch.zeros(2)}), "no state_dict"),
-    "last: numbers for weights": (LAST, torch_file({"state_dict": {"a": 3}, "global_step": 1}), "missing"),
+    "last: numbers for weights": (
+        LAST,
+        torch_file({"state_dict": {"a": 3}, "callbacks": {}, "global_step": 1}),
+        "missing",
+    ),
     "codec: zero bytes": (CODEC, emptied, "not a readable safetensors file"),
     "codec: absent": (CODEC, absent, "No weights at"),
 }
@@ -526,7 +530,7 @@ def test_checkpoints(case, trained, tmp_path):
     harm(run.path / file, None)
     which = "last" if file == LAST else "weights"
     if expected is None:
-        assert load_module(run, run.load_config(), which) and steps_done(run, 1) == 5
+        assert load_module(run, run.load_config(), which) and steps_so_far(run, 1) == {"steps": 5}
         return
     with pytest.raises(UserError, match=expected) as error:
         load_module(run, run.load_config(), which)
@@ -538,7 +542,7 @@ def test_resuming_from_what_is_no_checkpoint(tmp_path):
     run.checkpoints.mkdir()
     torch.save({"state_dict": {}, "callbacks": {}}, run.last)
     with pytest.raises(WeightsError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"):
-        steps_done(run, 1)
+        steps_so_far(run, 1)
 
 
 def test_a_broken_training_json_is_named(trained, tmp_path):

@@ -135,6 +135,13 @@ def test_flops_are_those_of_a_real_step_and_a_real_picture(model):
     assert picture_flops(module.config) == picture
 
 
+def test_a_network_counts_in_the_steps_in_which_it_acts():
+    """A ControlNet in four, two and one of four steps."""
+    settings = ("model=imagdressing", "preset=tiny", "sampler.steps=4")
+    all_, half, one = (picture_flops(load(*settings, f"model.inpaint.end={end}")) for end in (1, 0.5, 0.25))
+    assert all_ - half == 2 * (half - one) > 0
+
+
 def test_rows_of_an_ablation_cost_what_they_consist_of():
     """Two networks in sequence take twice of one, and no garment network takes less."""
     rows = [load("model=tryondiffusion", f"ablation=tryondiffusion/{row}") for row in ("concatenation", "full")]

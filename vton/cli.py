@@ -8,22 +8,25 @@ import os
 import sys
 
 from vton import __version__, registry
-from vton.config import ConfigError, choices
+from vton.config import ConfigError, EvalConfig, choices, load_shared
 from vton.errors import UserError, one_line
+from vton.metrics.protocol import METRICS, PROTOCOLS
 
 OVERRIDES = "key=value pairs: model=, preset=, data=, trainer=, ablation= choose files, train.lr=1e-4 sets one value"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input."""
+    """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input, 130 and 143 ended by a signal."""
     args = parse(arguments)
     try:
         code = args.run(args)
     except UserError as error:
         print(f"vton: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("vton: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as left:
+        if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
+            raise  # the others are Ctrl-C as well, of which Lightning makes exit code 1
+        print("vton: interrupted; a training goes on from its last checkpoint, by the same command.", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # `vton list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,26 +63,42 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    for add in (add_runs, add_metrics, add_contests, add_checks, add_exchange, add_data, add_pages):
+        add(command)
+    return top
+
+
+def add_runs(command) -> None:
     train = command("train", run_train, "train, or resume the run that the same command started")
     train.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     evaluate = command("eval", run_eval, "sample a run's held-out pairs, score them, write results.json and pictures")
-    evaluate.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    add_choice_of_run(evaluate)
     evaluate.add_argument("--checkpoint", choices=("weights", "last", "best"), default="weights",
-                          help="averaged weights at the end (default), or a checkpoint")  # fmt: skip
+                          help="weights at the end of training (default), or of a checkpoint; averaged where training "
+                          "keeps an average")  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="print the rows as JSON")
     predict = command("predict", run_predict, "write a run's pictures for held-out pairs, without scoring")
-    predict.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    add_choice_of_run(predict)
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
+
+
+def add_choice_of_run(sub: argparse.ArgumentParser) -> None:
+    choice = sub.add_mutually_exclusive_group()
+    choice.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    choice.add_argument("--model", metavar="NAME", help="the newest run of this model")
+
+
+def add_metrics(command) -> None:
+    usual = EvalConfig()
     metrics = command("metrics", run_metrics, "score two folders of pictures, from anyone's model", overrides=False)
     metrics.add_argument("--pred", required=True, metavar="DIR", help="predictions")
     metrics.add_argument("--target", required=True, metavar="DIR", help="true pictures, of the same names")
     metrics.add_argument("--order", choices=("paired", "unpaired"), default="paired",
                          help="unpaired: only what compares sets, FID and KID")  # fmt: skip
-    metrics.add_argument(
-        "--protocol", default="exact", help="exact (default), ladi_compat, catvton_compat, hrviton_compat"
-    )
-    metrics.add_argument("--metrics", nargs="+", metavar="NAME", help="default: ssim psnr lpips dists fid kid")
+    metrics.add_argument("--protocol", default=usual.protocol, help=f"{', '.join(PROTOCOLS)} (default: %(default)s)")
+    metrics.add_argument("--metrics", nargs="+", metavar="NAME",
+                         help=f"default: {' '.join(name for name in usual.metrics if name in METRICS)}")  # fmt: skip
     metrics.add_argument("--size", metavar="HxW", help="compare at this size, whatever the pictures have")
     metrics.add_argument("--mask", metavar="DIR", help="where the targets show the garment: rows for that region")
     metrics.add_argument(
@@ -95,14 +114,18 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument("--name", help="of the method; default: the folder's")
     metrics.add_argument("--data", help="of the data set; default: the target folder's name")
     metrics.add_argument("--weights", default="", metavar="DIR", help="pretrained metric networks")
-    metrics.add_argument("--batch-size", type=int, default=16, help="pictures read together; no number depends on it")
+    metrics.add_argument("--batch-size", type=int, default=usual.batch_size,
+                         help="pictures read together (default: %(default)s); no number depends on it")  # fmt: skip
     metrics.add_argument("--device", help="default: cuda where there is one, else cpu")
     metrics.add_argument("--out", metavar="FILE", help="write the rows there too, as results.json has them")
     metrics.add_argument("--json", action="store_true", help="print the rows as JSON")
     weights = command("weights", run_weights, "fetch and check the pretrained networks of metrics", overrides=False)
     weights.add_argument("names", nargs="*", metavar="NAME",
-                         help="inception alex vgg squeeze (default: these), clip, image_reward")  # fmt: skip
+                         help="default: those of every evaluation; a name that is none lists all")  # fmt: skip
     weights.add_argument("--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton")
+
+
+def add_contests(command) -> None:
     contests = (
         ("compare", run_compare, "architectures and baselines under one budget, in one table; or go on with it"),
         ("ablate", run_ablate, "the rows of model=NAME's published ablation table under one budget; or go on with it"),
@@ -111,9 +134,12 @@ def parser() -> argparse.ArgumentParser:
         contest = command(name, run, text)
         contest.add_argument("--dry-run", action="store_true", help="print members, costs and commands, and stop")
         contest.add_argument("--json", action="store_true", help="print the rows as JSON; progress goes to stderr")
-    table = command("table", run_table, "draw a comparison's tables again, from its rows alone", overrides=False)
-    table.add_argument("folder", nargs="?", help="default: every comparison below results/")
+    table = command("table", run_table, "draw the tables of comparisons again, from their rows alone", overrides=False)
+    table.add_argument("folder", nargs="?", help="of a comparison, or of several; default: compare.results")
     table.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def add_checks(command) -> None:
     info = command(
         "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
         "stages all, unless dotted overrides or an ablation speak of one"
@@ -128,6 +154,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32",
                         help="half precisions are held to looser bounds")  # fmt: skip
     verify.add_argument("--json", action="store_true")
+
+
+def add_exchange(command) -> None:
     bring = command(
         "import", run_import, "published weights into a run folder that `vton eval` accepts", overrides=False
     )
@@ -135,8 +164,11 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("path", help="its published files: a folder in the hub's layout, or a checkpoint file")
     bring.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     export = command("export", run_export, "a run's weights in the architecture's published format", overrides=False)
-    export.add_argument("--run", dest="folder", help="run folder; default: the newest under runs/")
+    add_choice_of_run(export)
     export.add_argument("--out", required=True, help="folder or file to write; must not exist")
+
+
+def add_data(command) -> None:
     data = command("data", run_data, "check, make, shard or cache a data folder", overrides=False)
     data.add_argument(
         "action", choices=("check", "make", "shard", "cache"),
@@ -147,6 +179,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--out", help="shard: new folder, which data.root then names")
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     data.add_argument("--json", action="store_true")
+
+
+def add_pages(command) -> None:
     pages = command(
         "notebooks", run_notebooks, "run notebooks from start to end and write each as a page", overrides=False
     )
@@ -155,7 +190,6 @@ def parser() -> argparse.ArgumentParser:
     pages.add_argument("--out", default="build/notebooks", help="folder for the pages (default: %(default)s)")
     names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
     names.add_argument("--json", action="store_true")
-    return top
 
 
 def run_train(args) -> None:
@@ -268,11 +302,9 @@ def run_comparison(comparison, args) -> int:
 def run_table(args) -> None:
     from pathlib import Path
 
-    folders = [Path(args.folder)] if args.folder else sorted(path.parent for path in Path("results").glob("*/table.md"))
-    if not folders:
-        raise UserError("No comparison below results/. Make one: make compare.")
-    for folder in folders:
-        draw_table(folder, args.json)
+    folder = Path(args.folder or load_shared().compare.results)
+    for comparison in sorted(table.parent for table in folder.glob("*/table.md")) or [folder]:
+        draw_table(comparison, args.json)
 
 
 def draw_table(folder, as_json: bool) -> None:
@@ -319,7 +351,7 @@ def run_export(args) -> None:
     from vton.exchange import export_run
     from vton.training.run import RunFolder
 
-    run = RunFolder(args.folder) if args.folder else RunFolder.newest("runs")
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest("runs", args.model)
     export_run(run, Path(args.out))
     print(f"{run.path} exported to {args.out}")
 
@@ -396,11 +428,11 @@ def run_list(args) -> None:
 
 
 def _chain(args) -> list:
-    """What --run names, or the newest run with the whole cascade that it belongs to."""
+    """What --run names, or the newest run, of --model where it is given, with the whole cascade that it belongs to."""
     from vton.cascade import chain_of
     from vton.training.run import RunFolder
 
-    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides))
+    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides), args.model)
     return chain_of(run, *_groups_as_files(args.overrides), whole=not args.folder)
 
 

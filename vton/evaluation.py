@@ -35,11 +35,12 @@ from vton.metrics.scorer import Pictures, Scorer
 from vton.metrics.tally import Features, Tally, merge, merge_features
 from vton.models.base import TrainedModule, Worn
 from vton.models.baselines import warped_garment
-from vton.models.codecs import build_codec, load_codec
+from vton.models.codecs import run_codec
 from vton.models.pretrained import load_state, read_checkpoint, read_safetensors
 from vton.processes import gathered
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
+from vton.training.checkpoint import averaged, training_so_far
 from vton.training.dashboard import show_results
 from vton.training.run import RunError, RunFolder, git_commit
 from vton.training.train import data_module, make_trainer, quiet_libraries
@@ -53,21 +54,24 @@ UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation
 def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
     """Sample and score a run, or a cascade's stages, each on the pictures of the one before.
 
-    Everything is sampled first, in every configured order, then scored. Writes each run's predictions/, results and
-    picture grids.
+    checkpoint: "weights", those at the end of training, or "last" or "best", the file of that name; all of them are
+    averaged where training keeps an average. Everything is sampled first, in every configured order, then scored.
+    Writes each run's predictions/, results and picture grids.
     """
     started = time.perf_counter()
     data_modules = prepare(chain, checkpoint, chain[-1].config.eval.orders)
     links = [chain[: place + 1] for place in range(len(chain))]  # every stage behind those it builds on
-    paces = []
+    facts, paces = [], []
     for link, data in zip(links, data_modules, strict=True):
         trainer, module = ready(link[-1], checkpoint)
+        if trainer.is_global_zero:  # at once: a training under way replaces last.ckpt and best.ckpt
+            facts.append(stage_facts(link[-1], checkpoint))
         orders = link[-1].config.eval.orders
         paces.append({order: sample_order(trainer, module, data, link, order) for order in orders})
 
     tables = []
     for link, data, pace in zip(links, data_modules, paces, strict=True):
-        rows = score(link, data, pace, checkpoint, trainer.strategy.root_device)
+        rows = score(link, data, pace, facts[: len(link)], trainer.strategy.root_device)
         if rows is None:
             continue
         for row in rows:
@@ -83,11 +87,12 @@ def evaluate(chain: Sequence[Stage], checkpoint: str = "weights", as_json: bool 
 
 
 def score(
-    link: Sequence[Stage], data: TryOnDataModule, seconds: dict[Order, dict[str, float]], checkpoint: str, device
+    link: Sequence[Stage], data: TryOnDataModule, seconds: dict[Order, dict[str, float]], stages: list[dict], device
 ) -> list[Row] | None:
     """Rows of the link's last stage and the baselines beside it, and its picture grids; padding is not measured.
 
-    Every process measures its share; all but the first return None.
+    stages: what `stage_facts` says of each, on the first process. Every process measures its share; all but the first
+    return None.
     """
     config = link[-1].config
     if config.data.pad:
@@ -98,14 +103,14 @@ def score(
     if shares is None:
         return None
     people = merge_features(share.people for share in shares)
-    facts = stage_facts(link[-1], checkpoint) | {
+    facts = stages[-1] | {
         "commit": git_commit(),
         "seed": config.eval.seed,
         "device": device_name(device),
         "processes": len(shares),
     }
     if config.model.upper_stage:
-        facts["enlarges"] = [stage_facts(stage, checkpoint) for stage in link[:-1]] or "reduced truth"
+        facts["enlarges"] = stages[:-1] or "reduced truth"
     rows = []
     for order in config.eval.orders:
         sources = data.eval_dataset(order).sources
@@ -171,7 +176,8 @@ def predict(chain: Sequence[Stage], order: Order, folder: Path) -> None:
         draw_pictures(trainer, module, data, order, target, before)
         before = target
     source = ", enlarged from the reduced truth" if sees_truth(chain) else ""
-    print(f"{len(data.eval_dataset(order))} pictures in {folder}{source}")
+    if trainer.is_global_zero:
+        print(f"{len(data.eval_dataset(order))} pictures in {folder}{source}")
 
 
 def prepare(chain: Sequence[Stage], checkpoint: str, orders: Iterable[Order]) -> list[TryOnDataModule]:
@@ -201,16 +207,19 @@ def stage_facts(stage: Stage, checkpoint: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
         "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
-        "training": training_facts(run, config),
+        "training": training_facts(run, config, checkpoint),
         **sampling_facts(config),
         "size": list(config.data.picture_size),
     }
     return facts | ({"padded_to": list(config.data.size)} if config.data.pad else {})
 
 
-def training_facts(run: RunFolder, config: ExperimentConfig) -> dict[str, Any] | None:
-    """How the weights were trained, and what it took; None where they are not this run's own, or not done."""
-    done = run.trained()
+def training_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> dict[str, Any] | None:
+    """How the weights were trained, and what it took until there; None where they are not this run's own."""
+    if checkpoint == "weights":
+        done = run.trained()
+    else:
+        done = training_so_far(read_checkpoint(checkpoint_path(run, checkpoint), "callbacks", "global_step"))
     if not done:
         return None
     names = ("batch_size", "accumulate", "lr", "warmup_steps", "schedule", "precision")
@@ -219,26 +228,43 @@ def training_facts(run: RunFolder, config: ExperimentConfig) -> dict[str, Any] |
 
 
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
-    """The run's model with its trained weights. Raises UserError subclasses naming what is absent or broken."""
+    """The run's model with its trained weights, averaged where training keeps an average.
+
+    Raises UserError subclasses naming what is absent or broken.
+    """
     path = checkpoint_path(run, checkpoint)
-    if config.codec.name == "identity" or config.codec.pretrained:
-        codec = build_codec(config.codec)
+    module = registry.module_class(config.model.name)(config, run_codec(config.codec, run.codec))
+    if checkpoint == "weights":
+        state = read_safetensors(path)
     else:
-        codec = load_codec(config.codec, run.codec)
-    module = registry.module_class(config.model.name)(config, codec)
-    state = read_safetensors(path) if checkpoint == "weights" else read_checkpoint(path, "state_dict")["state_dict"]
+        state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
     load_state(module, state, path)
     return module.eval()
 
 
 def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
+    """The file to score. Raises RunError saying why it is not there, and what is."""
     path = {"weights": run.weights, "last": run.last, "best": run.best}[checkpoint]
-    if not path.exists():
-        raise RunError(
-            f"{path} does not exist: {run.path} has not finished training. Run the same `make train` again, "
-            f'or evaluate what is there: make eval RUN={run.path} ARGS="--checkpoint last".'
-        )
-    return path
+    if path.is_file():
+        return path
+    if path.exists():
+        reason = "is a folder of DeepSpeed's, which evaluation does not read"
+    elif not run.has_checkpoint:
+        reason = f"does not exist: {run.path} has no checkpoint yet"
+    elif checkpoint == "weights":
+        reason = f"does not exist: {run.path} has not finished training"
+    elif not run.last.exists():
+        reason = f"does not exist: {run.path} holds weights alone, as an import does"
+    else:
+        reason = f"does not exist: {run.path} has scored no held-out pictures (train.picture_every; 0 is never)"
+    if run.weights.exists():
+        advice = f"Evaluate its weights: make eval RUN={run.path}."
+    elif run.last.is_file():
+        last = f'make eval RUN={run.path} ARGS="--checkpoint last"'
+        advice = f"Run the same `make train` again, or evaluate what is there: {last}."
+    else:
+        advice = "Run the same `make train` again."
+    raise RunError(f"{path} {reason}. {advice}")
 
 
 def sees_truth(link: Sequence[Stage]) -> bool:

@@ -7,17 +7,13 @@ same bytes as what was imported.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from pathlib import Path
 
-import torch
-
 from vton import registry
-from vton.config import ExperimentConfig, load
+from vton.config import load
 from vton.errors import UserError
-from vton.info import set_everywhere
-from vton.models.codecs import build_codec
+from vton.info import on_meta
 from vton.models.pretrained import check_state, read_safetensors, write_tensors
 from vton.models.settings import UNetConfig
 from vton.training.run import RunError, RunFolder
@@ -41,7 +37,7 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     published = checkpoint_code(model, "read_published")(Path(path))
     name = f"name={model}-{Path(path).resolve().stem}"
     config = load(f"model={model}", "preset=paper", name, *published.settings, *overrides)
-    check_state(empty_module(config).state_dict(), published.state, path)
+    check_state(on_meta(config).state_dict(), published.state, path)
     run = RunFolder.of(config)
     if run.weights.exists() or run.last.exists():
         raise RunError(f"{run.path} holds weights already; give the import another name (name=...).")
@@ -81,11 +77,3 @@ def checkpoint_code(model: str, function: str):
         if isinstance(error, ModuleNotFoundError) and error.name != f"vton.models.{model}.checkpoint":
             raise
         raise ExchangeError(f"{model} has no published format that vton reads or writes.") from None
-
-
-def empty_module(config: ExperimentConfig):
-    """The configured module on the meta device: its keys and shapes, without weights."""
-    config = copy.deepcopy(config)
-    set_everywhere(config, "pretrained", "")
-    with torch.device("meta"):
-        return registry.module_class(config.model.name)(config, build_codec(config.codec))

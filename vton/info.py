@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vton import registry
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
-from vton.diffusion.sampling import Conditions, double, sampling_times
+from vton.diffusion.sampling import Conditions, Step, double, sampling_times
 from vton.memory import LiveMemory, sampling_memory, training_memory, with_values
-from vton.models.base import TryOnModule
+from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
 
 
@@ -97,21 +97,28 @@ def picture_flops(config: ExperimentConfig) -> int:
     sampler, batch = config.sampler, meta_batch(config.data.size)
     times = sampling_times(sampler, module.objective)
     low, high = (bound * module.objective.config.train_timesteps for bound in sampler.guidance_interval)
-    guided = sum(low <= t <= high for t in times.tolist()) if sampler.guidance != 1 else 0
+    alike: dict[tuple, list[Step]] = {}  # steps of one cost: with guidance or without, and what acts
+    for index, t in enumerate(times.tolist()):
+        place, guided = Step(index, len(times)), sampler.guidance != 1 and low <= t <= high
+        alike.setdefault((guided, module.acting(place)), []).append(place)
     with LiveMemory():
         found, total = counted(lambda: module.condition(batch))
         found = {name: with_values(tensor, torch.float32) for name, tensor in found.items()}
         z = torch.zeros(1, *module.latent_shape(), device="meta")
 
-        def step(conditions: Conditions, rows: int) -> int:
+        def step(conditions: Conditions, rows: int, place: Step) -> int:
             t, z_in = times[:1].expand(rows), torch.cat([z] * rows)
-            return counted(lambda: module.denoise(z_in, t, conditions, module.garment_features(conditions, t)))[1]
 
-        if guided:
+            def draw() -> torch.Tensor:
+                return module.denoise(z_in, t, conditions, module.garment_features(conditions, t, place))
+
+            return counted(draw)[1]
+
+        if any(guided for guided, _ in alike):
             null, flops = counted(lambda: module.unconditional(found))
-            total += flops + guided * step(double(null, found), 2)
-        if guided < len(times):
-            total += (len(times) - guided) * step(found, 1)
+            both, total = double(null, found), total + flops
+        for (guided, _), places in alike.items():
+            total += len(places) * (step(both, 2, places[0]) if guided else step(found, 1, places[0]))
         return total + counted(lambda: module.codec.decode(z))[1]
 
 
@@ -137,8 +144,8 @@ def step_flops(config: ExperimentConfig) -> int:
         return config.train.accumulate * counted(step)[1]
 
 
-def on_meta(config: ExperimentConfig) -> TryOnModule:
-    """The configured model without any weights."""
+def on_meta(config: ExperimentConfig) -> TrainedModule:
+    """The configured model without any weights: its keys and shapes."""
     config = copy.deepcopy(config)
     set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
     with torch.device("meta"), quiet(logging.getLogger("vton")):  # which weights a real run would use is no news here

@@ -1,10 +1,11 @@
 """Run folders: what continues a run, what refuses to, what the newest is."""
 
 import json
+import os
 
 import pytest
 
-from vton.config import load, load_file
+from vton.config import ConfigError, load, load_file
 from vton.files import write_atomically
 from vton.training.run import RunError, RunFolder, differences, environment
 
@@ -45,10 +46,31 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
         run.start(config)
         if name != "untrained":
             run.last.write_bytes(b"x")
-            import os
-
             os.utime(run.last, (1000 + age, 1000 + age))
     assert RunFolder.newest(tmp_path).path.name == "new"
+    assert RunFolder.newest(tmp_path, "gardiff").path.name == "new"
+    other = load("model=idm_vton", f"runs={tmp_path}", "name=idm")
+    RunFolder.of(other).start(other)
+    with pytest.raises(RunError, match=r"No trained run of idm_vton under .* MODEL=idm_vton"):
+        RunFolder.newest(tmp_path, "idm_vton")
+    RunFolder.of(other).weights.write_bytes(b"x")
+    os.utime(RunFolder.of(other).weights, (1, 1))
+    assert RunFolder.newest(tmp_path, "idm_vton").path.name == "idm" != RunFolder.newest(tmp_path).path.name
+    with pytest.raises(ConfigError, match="Did you mean: 'idm_vton'"):
+        RunFolder.newest(tmp_path, "idm_vtn")
+
+
+def test_one_process_holds_a_folder(tmp_path):
+    with RunFolder(tmp_path / "run").held():
+        refused = pytest.raises(RunError, match=f"Another process is training in {tmp_path / 'run'}. ")
+        with refused, RunFolder(tmp_path / "run").held():
+            pass
+        with RunFolder(tmp_path / "other").held():
+            pass
+    with pytest.raises(KeyError), RunFolder(tmp_path / "run").held():
+        raise KeyError
+    with RunFolder(tmp_path / "run").held():
+        pass
 
 
 def test_a_folder_without_configuration_is_named(tmp_path):

@@ -30,6 +30,7 @@ from vton.models.base import TryOnModule
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import FiniteNumbers, TrainingError
 from vton.training.checkpoint import AtomicCheckpointIO
+from vton.training.preemption import Preemption
 from vton.training.run import RunFolder
 
 BLIND = ("train.picture_every=0", "train.checkpoint_every=1", "train.batch_size=2")
@@ -91,6 +92,7 @@ def processes():
 def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.setpgrp()  # with its loader processes, and without the test's
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
     cli.main(arguments)
@@ -121,26 +123,79 @@ class Started:
         return self.process.exitcode
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_writes_a_checkpoint_and_exits_143(workers, processes, tmp_path, rendered):  # noqa: F811
+@pytest.mark.parametrize(
+    ("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)]
+)
+def test_a_signal_writes_a_checkpoint_and_its_exit_code(number, code, workers, processes, tmp_path, rendered):  # noqa: F811
     """At an odd step, where no checkpoint is due; what goes on afterwards is the same training.
 
-    Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job.
+    Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job, terminals Ctrl-C.
     """
     rare = ("train.checkpoint_every=1000", f"data.workers={workers}")
     started = Started(processes, tmp_path, rendered, "stopped", "train.steps=200", *rare)
     while "step 5/" not in (started.log.read_text() if started.log.exists() else ""):
         assert started.process.is_alive()
         time.sleep(0.01)
-    os.killpg(started.process.pid, signal.SIGTERM)
-    assert started.exit_code() == 143, started.log.read_text()
+    os.killpg(started.process.pid, number)
+    assert started.exit_code() == code, started.log.read_text()
     step = read_checkpoint(started.run.last)["global_step"]
     assert 5 <= step < 200 and f"at step {step}; the same command continues" in started.log.read_text()
+    assert "Traceback" not in started.log.read_text() and "vton:" not in started.log.read_text()
     assert not started.run.weights.exists()  # which would say that the training is finished
 
     settings = (*PLAIN, f"train.steps={step + 2}", *rare)
     whole = trained("gardiff", tmp_path, rendered, "whole", *settings)
     assert_same_training(whole, trained("gardiff", tmp_path, rendered, "stopped", *settings), step + 2)
+
+
+@pytest.fixture
+def ctrl_c():
+    """What SIGINT does is put back after the test."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_background_jobs_get_none(ctrl_c):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        preemption = Preemption(checkpoints=None)
+        preemption.on_train_start(None, None)
+        signal.raise_signal(signal.SIGINT)
+        assert preemption.received == {signal.SIGINT} and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        Preemption(checkpoints=None).on_train_start(None, None)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_where_lightning_catches_it_is_130_and_one_line(ctrl_c, tmp_path, rendered, monkeypatch, capsys):  # noqa: F811
+    """Before the first step, where nothing notes the signal yet."""
+
+    def interrupted(self, trainer, module):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Preemption, "on_train_start", interrupted)
+    assert command("train", f"runs={tmp_path}", f"data.root={rendered}", *SMALL, *PLAIN, "train.steps=1") == 130
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("vton: interrupted")]
+
+
+def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(processes, tmp_path, rendered, capsys):  # noqa: F811
+    """Also by kill -9, at once: its loader processes, which may outlive it by seconds, hold nothing."""
+    started = Started(processes, tmp_path, rendered, "one", "train.steps=1000", "data.workers=2")
+    started.wait_for_a_checkpoint()
+    before = started.run.config.stat().st_mtime_ns
+    settings = ("model=gardiff", f"runs={tmp_path}", "name=one", f"data.root={rendered}", *SMALL, *PLAIN)
+    assert command("train", *settings, "train.steps=9") == 2
+    refused = f"vton: Another process is training in {started.run.path}. "
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(refused)]
+    assert started.process.is_alive() and started.run.config.stat().st_mtime_ns == before
+    os.kill(started.process.pid, signal.SIGKILL)
+    assert started.exit_code() == -signal.SIGKILL
+    with started.run.held():
+        pass
 
 
 def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):  # noqa: F811
@@ -259,6 +314,19 @@ def test_the_last_and_the_best_stay(tmp_path, rendered):  # noqa: F811
     scores = read_checkpoint(run.last)["callbacks"]["Checkpoints"]["scores"]
     assert {path.name for path in run.checkpoints.glob("best_*")} == {f"best_{step:08d}.ckpt" for step in scores}
     assert len(scores) == 2 and run.best.samefile(run.numbered("best", max(scores, key=scores.get)))
+
+
+def test_a_loaded_checkpoint_is_its_own(tmp_path):
+    """Though it lies on the disk until it is used; files of the old form, which cannot be mapped, load as well."""
+    path, written = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    written.save_checkpoint({"weights": torch.zeros(2**16)}, path)
+    former = read_checkpoint(path)["weights"]
+    former[:2] += 3
+    assert read_checkpoint(path)["weights"].sum() == 0
+    written.save_checkpoint({"weights": torch.ones(2**16)}, path)
+    assert former.sum() == 6 and read_checkpoint(path)["weights"].sum() == 2**16
+    torch.save({"weights": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path)["weights"].sum() == 3
 
 
 @pytest.fixture

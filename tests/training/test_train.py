@@ -104,8 +104,9 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
     alone = ("train.grad_clip=0", "train.picture_every=0", "train.checkpoint_every=1")
     shared = (*alone, "train.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp")
     one = trained("gardiff", tmp_path, rendered, "one", "train.steps=1", *alone)
-    vton("train", "model=gardiff", f"runs={tmp_path}", "name=two", f"data.root={rendered}", *SMALL, *shared,
-         "train.steps=1")  # fmt: skip
+    done = vton("train", "model=gardiff", f"runs={tmp_path}", "name=two", f"data.root={rendered}", *SMALL, *shared,
+                "train.steps=1")  # fmt: skip
+    assert done.stdout.count("at step 0 of 1.") == 1  # the second process is silent
     two = RunFolder(tmp_path / "two")
     assert gradient_distance(one, two) < 1e-6
     for run, steps in ((one, 2), (two, 2)):
@@ -145,6 +146,19 @@ def test_gradients_are_clipped_in_every_precision(precision, trainer, tmp_path, 
     states = read_checkpoint(run.last)["optimizer_states"][0]["state"].values()
     norm = 10 * torch.cat([state["exp_avg"].flatten().float() for state in states]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_another_length_of_a_cosine_is_said_and_stays_on_record(tmp_path, rendered, capsys):
+    brief = ("train.picture_every=0", "model.appearance.weight=0", "train.batch_size=1", "train.schedule=cosine")
+    for steps, planned in ((1, [1]), (2, [1, 2])):
+        run = trained("gardiff", tmp_path, rendered, "run", *brief, f"train.steps={steps}")
+        assert run.trained()["planned_steps"] == planned
+        said = f"cosine of 1 steps and goes on along one of {steps}" in capsys.readouterr().out
+        assert said == (len(planned) > 1)
+    trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
+    run.training.unlink()
+    trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")  # a kill before training.json
+    assert run.trained()["planned_steps"] == [1, 2] and "cosine" not in capsys.readouterr().out
 
 
 def gradient_distance(one: RunFolder, other: RunFolder) -> float:

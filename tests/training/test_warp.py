@@ -67,6 +67,9 @@ def test_the_data_delivers_the_runs_warp(run, rendered):
     assert agree.float().mean() > 0.999
     off = (worn.warped_garment - batches[0].warped_garment).abs()[agree.expand(-1, 3, -1, -1)]
     assert off.max() < 1.01 / 127.5  # the data's is rounded to bytes
+    padded = data_module(settings("gardiff", rendered, *learned, "data.size=[64,64]", "data.pad=true"))
+    wide = padded.val_batch("unpaired", 3).warped_garment  # the same pictures at 64x48, and 8 px on either side
+    assert wide.shape[-1] == 64 and torch.equal(wide[..., 8:56], batches[0].warped_garment)
     stream = next(iter(data.train_dataloader()))
     assert (stream.warped_mask <= stream.agnostic_mask).all() and stream.warped_mask.any()
 

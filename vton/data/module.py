@@ -220,7 +220,7 @@ def warn_without_caption(pairs: TryOnDataset) -> None:
 
 def leave_signals_to_the_parent(worker: int) -> None:
     """Where a whole process group is told to stop, the trainer still needs batches to finish its step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from vton.errors import UserError
 from vton.metrics import prepare
 from vton.metrics.garment_scores import NEEDS
 from vton.metrics.pictures import refuse
+from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.scorer import Scorer, Target
 from vton.metrics.tally import Features, Tally, merge, merge_features
@@ -36,7 +36,6 @@ from vton.processes import gathered, process_share
 
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 PARTS = ("mask", "repaint_mask", "garment", "garment_mask")  # the optional folders
-METRICS = tuple(name for name in get_args(Metric) if name != "iou")  # which compares silhouettes that a model reports
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
 
 

@@ -16,9 +16,11 @@ A change of any value here changes published numbers: raise `version`, and table
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from vton.config import ConfigError, EvalConfig, nearest
+from vton.config import ConfigError, EvalConfig, Metric, nearest
+
+METRICS = tuple(name for name in get_args(Metric) if name != "iou")  # which compares silhouettes that a model reports
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ What is no architecture but is trained and scored by the same commands (a learne
 that has nothing to do with diffusion.
 
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
-`training_condition`, `training_view`, `readings`, `garment_features`, `known`, `extra_losses`, `trained_parameters` and
-`networks`.
+`training_condition`, `training_view`, `readings`, `garment_features`, `acting`, `known`, `extra_losses`,
+`trained_parameters` and `networks`.
 The upper stages of a cascade (ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
@@ -190,6 +190,10 @@ class TryOnModule(TrainedModule):
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         """What depends on t, or on the place in the sampling schedule (None in training), but not on z_t."""
         return {}
+
+    def acting(self, step: Step) -> tuple[str, ...]:
+        """Of the networks that act in some steps of sampling only, those that act in this one."""
+        return ()
 
     def garment_grid(self, tokens: int) -> tuple[int, int] | None:
         """Height and width of the grid that the last of so many garment tokens fill, for pictures of attention.

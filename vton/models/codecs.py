@@ -223,3 +223,16 @@ def psnr(codec: Codec, images: Iterable[Tensor], masks: Iterable[Tensor] | None 
         mse = (error * mask).sum((1, 2, 3)) / inside
         values += (-10 * mse[inside > 0].clamp(min=1e-10).log10()).tolist()
     return sum(values) / len(values)
+
+
+def is_fitted(config: CodecConfig) -> bool:
+    """Whether a run makes its codec itself: neither pixels nor pretrained weights."""
+    return config.name != "identity" and not config.pretrained
+
+
+def run_codec(config: CodecConfig, folder: Path) -> Codec:
+    """A run's codec, ready to use; the folder is the run's, which is read where the run made it itself.
+
+    Raises UserError subclasses naming what is absent or of another shape.
+    """
+    return load_codec(config, folder) if is_fitted(config) else build_codec(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,12 +99,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
     """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and runs none of it.
 
-    entries: what it must hold, as the checkpoints of a training do.
+    entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk when they are used,
+    so the file may be removed or replaced meanwhile, but not written over in its place.
     """
     if not Path(path).is_file():
         raise WeightsError(f"No checkpoint at {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # A private map: changes of tensors stay in memory. Files from before torch 1.6 are no archives, nor mappable.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or hostile file can raise almost anything from inside the unpickler
         raise WeightsError(f"{path}: not a safe, complete torch file ({one_line(error)}).") from None
     lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]

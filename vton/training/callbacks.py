@@ -112,23 +112,29 @@ def gather(value):
 class Telemetry(Callback):
     """Scalars for TensorBoard, averaged over `log_every` steps; x-axis is optimizer steps.
 
-    Its state is what the whole run has cost so far, restarts included.
+    Its state is what the whole run has cost so far, restarts included. planned_steps: of how many steps the learning
+    rate is drawn, where that decides its curve; the state has every number that it was, in order.
     """
 
-    def __init__(self, log_every: int, batch_size: int):
+    def __init__(self, log_every: int, batch_size: int, planned_steps: int | None = None):
         self.log_every, self.batch_size = log_every, batch_size
+        self.planned_steps = [] if planned_steps is None else [planned_steps]
         self.spent, self.peak = 0.0, 0.0
         self.began = time.perf_counter()
         self.reset()
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float | list[int]]:
+        planned = {"planned_steps": self.planned_steps} if self.planned_steps else {}
         return {
             "seconds": round(self.spent + time.perf_counter() - self.began, 1),
             "peak_memory_gib": round(max(self.peak, peak_memory_gib()), 3),
+            **planned,
         }
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float | list[int]]) -> None:
         self.spent, self.peak = state["seconds"], state["peak_memory_gib"]
+        before = state.get("planned_steps", [])
+        self.planned_steps = before + (self.planned_steps if self.planned_steps != before[-1:] else [])
 
     def reset(self) -> None:
         self.losses: list[float] = []

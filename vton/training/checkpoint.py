@@ -132,9 +132,18 @@ def finish_from_checkpoint(run: RunFolder) -> None:
     if run.last.is_dir():
         raise RunError(f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on.")
     checkpoint = read_checkpoint(run.last, "callbacks", "state_dict", "global_step")
-    callbacks = checkpoint["callbacks"]
-    export_weights(run, checkpoint["state_dict"] | callbacks.get("EMA", {}).get("average", {}))
-    run.finish(checkpoint["global_step"], callbacks.get("Telemetry", {}))
+    export_weights(run, averaged(checkpoint))
+    run.finish(training_so_far(checkpoint))
+
+
+def averaged(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights that a training would end with here: their average where it keeps one."""
+    return checkpoint["state_dict"] | checkpoint["callbacks"].get("EMA", {}).get("average", {})
+
+
+def training_so_far(checkpoint: dict) -> dict:
+    """What training.json would say here: steps, and Telemetry's state."""
+    return {"steps": int(checkpoint["global_step"]), **checkpoint["callbacks"].get("Telemetry", {})}
 
 
 def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:

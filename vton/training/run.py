@@ -3,9 +3,10 @@
 config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
 training.json  tensorboard/  predictions/<order>/<pair>.png  results.json
 
-training.json is written when training is done: its steps, its wall time over all restarts, its peak memory. With
-train.keep_last or train.keep_best above 1 there are also checkpoints/{last,best}_<step>.ckpt. The upper stages of a
-cascade are run folders in that of its first: `runs/<name>/<stage>/`.
+training.json is written when training is done: its steps, its wall time over all restarts, its peak memory, and every
+train.steps that a cosine was drawn for. With train.keep_last or train.keep_best above 1 there are also
+checkpoints/{last,best}_<step>.ckpt. The upper stages of a cascade are run folders in that of its first:
+`runs/<name>/<stage>/`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from vton import registry
 from vton.config import ExperimentConfig, flatten, load_file, to_yaml
 from vton.errors import UserError
 from vton.files import write_atomically
@@ -27,8 +32,10 @@ UNSEEN = ("runs", "name", "compare", "trainer.threads", "data.workers", "data.pi
           "data.root", "data.shards_kept", "data.encoded", "data.synthetic.workers", "train.log_every",
           "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.picture_every", "train.pictures",
           "train.val_pairs", "eval.batch_size", "eval.pictures")  # fmt: skip
-# What may differ between a run's start and its continuation, because it doesn't change what is learned. Batches and
-# processes may be cut otherwise as long as the global batch stays, which train() compares with the checkpoint's.
+# What may differ between a run's start and its continuation, because it doesn't change what a step learns. Batches and
+# processes may be cut otherwise as long as the global batch stays, which train() compares with the checkpoint's. More
+# steps are more of the same under a constant learning rate; under a cosine they draw another curve from there on, which
+# is worth having and said: on screen, in training.json and in every row (planned_steps).
 FREE = (*UNSEEN, "trainer", "eval", "sampler", "data.limit_test", "train.steps", "train.batch_size", "train.accumulate",
         "train.non_finite")  # fmt: skip
 
@@ -71,13 +78,19 @@ class RunFolder:
         return cls(Path(config.runs) / config.name / config.model.upper_stage)
 
     @classmethod
-    def newest(cls, runs: str | Path) -> RunFolder:
-        """The run whose checkpoint is newest. Raises RunError when there is none."""
+    def newest(cls, runs: str | Path, model: str | None = None) -> RunFolder:
+        """The run whose checkpoint is newest, of a model where one is named. Raises RunError when there is none,
+        ConfigError for an unknown model."""
+        if model:
+            registry.config_class(model)
         found = [RunFolder(path.parent) for path in Path(runs).glob("**/config.yaml")]
         trained = [run for run in found if run.has_checkpoint]
-        if not trained:
-            raise RunError(f"No trained run under {runs}/. Start one: make train MODEL=gardiff.")
-        return max(trained, key=lambda run: max(p.stat().st_mtime for p in (run.last, run.weights) if p.exists()))
+        trained.sort(key=lambda run: max(p.stat().st_mtime for p in (run.last, run.weights) if p.exists()))
+        for run in reversed(trained):
+            if not model or run.load_config().model.name == model:
+                return run
+        wanted = f" of {model}" if model else ""
+        raise RunError(f"No trained run{wanted} under {runs}/. Start one: make train MODEL={model or 'gardiff'}.")
 
     def start(self, config: ExperimentConfig) -> None:
         """Write configuration and environment, or check that the folder's run is the same experiment.
@@ -95,12 +108,28 @@ class RunFolder:
         write_atomically(self.config, to_yaml(config))
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2))
 
-    def finish(self, steps: int, telemetry: dict) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other trainings out of the folder. Raises RunError where one is under way.
+
+        The lock is the operating system's, on .train.lock, and ends with this process, however that ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path / ".train.lock").acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"Another process is training in {self.path}. Let it finish or end it, or name another run (name=...)."
+            ) from None
+        with lock:
+            yield
+
+    def finish(self, training: dict) -> None:
         """Write training.json: the last thing that training does."""
-        write_atomically(self.training, json.dumps({"steps": steps, **telemetry}, indent=1))
+        write_atomically(self.training, json.dumps(training, indent=1))
 
     def trained(self) -> dict:
-        """training.json: steps, seconds, peak_memory_gib; {} before training is done, and for imported weights.
+        """training.json: steps, seconds, peak_memory_gib, planned_steps; {} before training is done, and for imports.
 
         Raises RunError for a broken file.
         """

@@ -6,7 +6,7 @@ import itertools
 import logging
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 from filelock import FileLock
@@ -19,10 +19,16 @@ from vton.config import ExperimentConfig, TrainerConfig
 from vton.data.module import TryOnDataModule
 from vton.files import sync, write_atomically
 from vton.models.base import TrainedModule
-from vton.models.codecs import Codec, build_codec, fit_codec, load_codec, psnr
+from vton.models.codecs import Codec, build_codec, fit_codec, is_fitted, psnr, run_codec
 from vton.models.pretrained import read_checkpoint
 from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
-from vton.training.checkpoint import AtomicCheckpointIO, Checkpoints, finish_from_checkpoint, states_file
+from vton.training.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    finish_from_checkpoint,
+    states_file,
+    training_so_far,
+)
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.encoding import use_encodings
@@ -34,29 +40,46 @@ from vton.training.warp import RunWarp
 
 def train(config: ExperimentConfig) -> RunFolder:
     """Train, or continue where the run folder stands. Raises UserError subclasses for what the user must solve."""
+    quiet_libraries()
+    trainer = make_trainer(config.trainer, config, callbacks=[], logger=None)
+    # The first process holds the folder for all of its job. Others of Lightning's start when it trains.
+    with RunFolder.of(config).held() if trainer.is_global_zero else nullcontext():
+        return carry_on(trainer, config)
+
+
+def carry_on(trainer: Trainer, config: ExperimentConfig) -> RunFolder:
+    """From where the run folder stands to train.steps."""
     run, data, module = prepare(config)
     if config.data.encoded:
         use_encodings(module, data)
-    trainer = make_trainer(config.trainer, config, callbacks=[], logger=None)
     global_batch = config.train.batch_size * config.train.accumulate * trainer.world_size
-    telemetry = Telemetry(config.train.log_every, config.train.batch_size)
+    planned = config.train.steps if config.train.schedule == "cosine" else None
+    telemetry = Telemetry(config.train.log_every, config.train.batch_size, planned)
     trainer.callbacks += callbacks(config, run, data, telemetry, global_batch)
-    done = steps_done(run, global_batch)
+    so_far = steps_so_far(run, global_batch)
+    done = so_far.get("steps", 0)
     if done and run.last.is_dir() != (config.trainer.strategy == "deepspeed"):
         raise RunError(f"{run.last}: trainer.strategy=deepspeed and the others cannot read each other's checkpoints.")
     trainer.logger = TensorBoardLogger(run.tensorboard, name="", version="", purge_step=done + 1 if done else None)
     if done >= config.train.steps:
-        if run.trained().get("steps") != done:
-            finish_from_checkpoint(run)
-        print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
+        if trainer.is_global_zero:
+            if run.trained().get("steps") != done:
+                finish_from_checkpoint(run)
+            print(f"{run.path} has its {done} steps. Evaluate it (make eval) or raise train.steps.")
         return run
-    print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
-    if trainer.is_global_zero and not done:
-        trainer.logger.experiment.add_custom_scalars(LAYOUT)
+    if trainer.is_global_zero:
+        print(f"{'Resuming' if done else 'Training'} {run.path} at step {done} of {config.train.steps}.")
+        if planned and (before := so_far.get("planned_steps", [planned])[-1]) != planned:
+            print(
+                f"Its learning rate fell along a cosine of {before} steps and goes on along one of {planned}: not one "
+                "curve. training.json and every row say so (planned_steps)."
+            )
+        if not done:
+            trainer.logger.experiment.add_custom_scalars(LAYOUT)
     data.start(done * global_batch)
     trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=run.last if done else None)
     if trainer.is_global_zero:
-        run.finish(trainer.global_step, telemetry.state_dict())
+        run.finish({"steps": trainer.global_step, **telemetry.state_dict()})
     return run
 
 
@@ -64,7 +87,6 @@ def prepare(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, Train
     """The run folder, started, its data, and its module as training finds it."""
     run = RunFolder.of(config)
     run.start(config)
-    quiet_libraries()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
@@ -85,18 +107,18 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
         seed=config.seed,
         batch_size=config.train.batch_size,
         eval_batch_size=config.eval.batch_size,
-        warp=RunWarp(config.data.warp_run, config.data.size) if learned else None,
+        warp=RunWarp(config.data.warp_run, config.data.picture_size) if learned else None,
     )
 
 
-def steps_done(run: RunFolder, global_batch: int) -> int:
-    """Optimizer steps in last.ckpt, 0 without one.
+def steps_so_far(run: RunFolder, global_batch: int) -> dict:
+    """`training_so_far` of last.ckpt; {} without one.
 
     Raises WeightsError for a broken file, RunError where its steps had another number of samples: then they lead to
     another place of the training stream.
     """
     if not run.last.exists():
-        return 0
+        return {}
     checkpoint = read_checkpoint(states_file(run.last), "callbacks", "global_step")
     before = checkpoint["callbacks"].get("Checkpoints", {}).get("global_batch", global_batch)
     if before != global_batch:
@@ -104,33 +126,32 @@ def steps_done(run: RunFolder, global_batch: int) -> int:
             f"{run.path} was trained with {before} samples per step, this command asks for {global_batch} "
             "(train.batch_size x train.accumulate x processes). Make the product equal, or name another run (name=...)."
         )
-    return int(checkpoint["global_step"])
+    return training_so_far(checkpoint)
 
 
 def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
     """lightning.Trainer as this repository uses it: steps not epochs, our own sampler, checkpoints and validation."""
     progress = [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else []
-    with quiet():
-        return Trainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.nodes,
-            strategy=strategy(trainer),
-            deterministic=trainer.deterministic,
-            max_steps=config.train.steps,
-            max_epochs=-1,
-            accumulate_grad_batches=config.train.accumulate,
-            gradient_clip_val=config.train.grad_clip or None,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=bool(progress),
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
-            callbacks=[*progress, *callbacks],
-            logger=logger,
-        )
+    return Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
+        strategy=strategy(trainer),
+        deterministic=trainer.deterministic,
+        max_steps=config.train.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.train.accumulate,
+        gradient_clip_val=config.train.grad_clip or None,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(progress),
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
+        callbacks=[*progress, *callbacks],
+        logger=logger,
+    )
 
 
 def callbacks(
@@ -155,17 +176,16 @@ def callbacks(
 
 def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:
     """The run's codec: pretrained, loaded from the run folder, or fitted on training pictures and saved there."""
-    if config.codec.name == "identity" or config.codec.pretrained:
-        return build_codec(config.codec)
-    with FileLock(run.path / ".codec.lock"):  # of several processes one fits, the others load
-        if not (run.codec / "done").exists():
-            codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data))
-            codec.save(run.codec)
-            report_codec(run, codec, data)
-            for file in run.codec.iterdir():
-                sync(file)
-            write_atomically(run.codec / "done", "")
-    return load_codec(config.codec, run.codec)
+    if is_fitted(config.codec):
+        with FileLock(run.path / ".codec.lock"):  # of several processes one fits, the others load
+            if not (run.codec / "done").exists():
+                codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data))
+                codec.save(run.codec)
+                report_codec(run, codec, data)
+                for file in run.codec.iterdir():
+                    sync(file)
+                write_atomically(run.codec / "done", "")
+    return run_codec(config.codec, run.codec)
 
 
 def fitting_batches(config: ExperimentConfig, data: TryOnDataModule):
@@ -188,17 +208,7 @@ def report_codec(run: RunFolder, codec: Codec, data: TryOnDataModule) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what users can neither act on nor learn from."""
+    """Silence what users can neither act on nor learn from: banners of Trainer's constructor too."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)`.*")
-
-
-@contextmanager
-def quiet():
-    """No 'GPU available' banner from the Trainer's constructor."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(level)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.batches import random_batch
 from vton import registry
 from vton.config import CodecConfig, load
-from vton.exchange import empty_module, export_run, import_run
+from vton.exchange import export_run, import_run
+from vton.info import on_meta
 from vton.models.codecs import build_codec
 from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
 from vton.models.idm_vton.checkpoint import read_published, write_published
@@ -41,7 +42,7 @@ def published(tmp_path_factory):
 
 
 def test_full_size_keys_and_shapes():
-    module = empty_module(load("model=idm_vton", "preset=paper"))
+    module = on_meta(load("model=idm_vton", "preset=paper"))
     state = module.tryon.unet.state_dict()
     with torch.device("meta"):
         stock = build_unet(module.config.model.unet, 13, 4, key="model.unet").state_dict()

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.imagdressing.small import unet
 from vton.config import load
-from vton.exchange import empty_module, export_run, import_run
+from vton.exchange import export_run, import_run
+from vton.info import on_meta
 from vton.models.imagdressing.checkpoint import load_faceid, read_published, write_published
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.pretrained import WeightsError, check_state, read_checkpoint
@@ -50,7 +51,7 @@ def test_full_size_names_and_shapes():
     """Of the checkpoint and of a FaceID-Plus file, against the networks on the meta device."""
     shapes = json.loads((FOLDER / "full_size.json").read_text())
     checkpoint, face = ({n: torch.empty(s, device="meta") for n, s in part.items()} for part in shapes.values())
-    module = empty_module(load("model=imagdressing", "preset=paper"))
+    module = on_meta(load("model=imagdressing", "preset=paper"))
     theirs = {"garment_unet": "ref_unet", "projector": "proj", "adapter": "adapter_modules"}
     own = {n.replace(n.split(".")[0], theirs[n.split(".")[0]], 1): x for n, x in module.state_dict().items()}
     check_state(own, checkpoint, "full_size.json")
@@ -147,7 +148,7 @@ def reference_unet():
 def test_a_run_folder_of_the_tiny_preset_is_not_exported(tmp_path):
     """Its base UNet is trained along, which the published format has no place for."""
     config = load("model=imagdressing", "preset=tiny", f"runs={tmp_path}")
-    state = empty_module(config).state_dict()
+    state = on_meta(config).state_dict()
     with pytest.raises(WeightsError, match=r"which this run trained \(model\.unet\.trained\)"):
         write_published(tmp_path / "x.pt", {n: torch.zeros(1) for n in state}, config, {})
     assert not RunFolder.of(config).weights.exists()

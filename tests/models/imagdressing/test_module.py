@@ -82,9 +82,9 @@ def test_the_24_tensors_behind_the_last_tap_are_not_trained():
 
 
 def module_on_meta(*overrides: str):
-    from vton.exchange import empty_module
+    from vton.info import on_meta
 
-    return empty_module(load(*overrides))
+    return on_meta(load(*overrides))
 
 
 def test_controlnets_take_part_in_training_by_configuration():

@@ -194,6 +194,9 @@ class ImagDressing(TryOnModule):
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
         return self.dresser.garment_features(conditions, t, step)
 
+    def acting(self, step: Step) -> tuple[str, ...]:
+        return tuple(name for name, control in self.dresser.controls.items() if control.acts(step))
+
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         return self.dresser.denoise(z_t, t, conditions, features)
 
