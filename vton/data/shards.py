@@ -302,7 +302,7 @@ class ShardWriter:
 
     def __init__(self, out: Path, shard_mb: float = SHARD_MB, replaceable: re.Pattern | None = None):
         self.out, self.limit, self.replaceable = out.resolve(), int(shard_mb * 1e6), replaceable
-        self.partial, self.former = (self.out.with_name(f".{out.name}.{part}") for part in ("partial", "former"))
+        self.partial, self.former = (self.out.with_name(f".{self.out.name}.{part}") for part in ("partial", "former"))
         self.shards: list[tuple[str, int]] = []
         self.files: dict[str, Entry] = {}
         self.folders: list[str] = []
@@ -314,7 +314,9 @@ class ShardWriter:
         Raises ShardError for a dot in the name of a record: WebDataset ends names there.
         """
         if "." in key.rpartition("/")[2] and any(rest for rest, _ in files.values()):
-            raise ShardError(f"{next(iter(files))}: its id has a dot, at which readers of WebDataset cut it. Rename it.")
+            raise ShardError(
+                f"{next(iter(files))}: its id has a dot, at which readers of WebDataset cut it. Rename it."
+            )
         size = sum(2 * BLOCK + len(content) for _, content in files.values())
         if self._tar is None or (self._tar.offset and self._tar.offset + size > self.limit):
             self._next()
