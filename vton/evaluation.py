@@ -28,6 +28,7 @@ from vton.config import ExperimentConfig, to_yaml
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.transforms import normalise, unpad_picture
+from vton.files import file_digest
 from vton.held_baselines import LEARNED, Wear, held_baselines, learned_warp, warps, with_baselines
 from vton.metrics.pictures import SILHOUETTES, PictureFolder, as_pictures, write_pictures
 from vton.metrics.results import Row, provenance, write_results
@@ -355,11 +356,6 @@ def report(rows: Sequence[Row], link: Sequence[Stage], seconds: float) -> None:
         print(f"{sampled_methods(link)[0]}: enlarges {source}, to {'x'.join(map(str, config.data.picture_size))}.")
     print_table(rows)
     print(f"{results_file(link)}, {run.path}/pictures_*.png and {run.predictions}/ written in {seconds:.0f} s.")
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_name(device: torch.device) -> str:

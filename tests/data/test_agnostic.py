@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from vton.config import MaskRule
 from vton.data import labels
-from vton.data.agnostic import agnostic_image, agnostic_mask, agnostic_parse, cover_cells
+from vton.data.agnostic import agnostic_image, agnostic_mask, agnostic_parse
 from vton.data.labels import COAT, DRESS, FACE, HAIR, NECK, PANTS, SKIRT, UPPER
 from vton.data.sample import CATEGORIES, DataError
 
@@ -332,15 +332,6 @@ def test_agnostic_parse_without_joints_keeps_the_arms():
     parse = person("vest and skirt")
     agnostic = agnostic_parse(parse, joints(missing=range(18)))
     assert (np.isin(agnostic, ARM_LABELS) == np.isin(parse, ARM_LABELS)).all()
-
-
-def test_cover_cells_takes_every_touched_cell():
-    mask = np.zeros((16, 24), bool)
-    mask[7, 8] = True
-    covered = cover_cells(mask, 8)
-    assert covered[:8, 8:16].all() and covered.sum() == 64
-    with pytest.raises(DataError, match="24x16"):
-        cover_cells(mask, 7)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import multiprocessing
+import os
 import pickle
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import fsspec
@@ -12,11 +16,12 @@ import torch
 import webdataset
 
 from tests.data.folders import config, save, write_dresscode, write_viton_hd
+from tests.served import Answer, serving
 from vton.cli import main
 from vton.data.check import check_folder
 from vton.data.dataset import open_folder
 from vton.data.module import TryOnDataModule
-from vton.data.shards import INDEX, ShardError, ShardPath, write_folder
+from vton.data.shards import INDEX, ShardError, ShardPath, Shards, ShardWriter, write_folder
 
 SHARD_MB = 0.02  # several shards
 
@@ -117,6 +122,109 @@ def test_shards_behind_a_url_are_fetched_once_and_kept(root, sharded, tmp_path):
         memory.rm("/bucket", recursive=True)
     with pytest.raises(ShardError, match=r"memory://bucket/viton_hd/shards\.json cannot be read"):
         module("memory://bucket/viton_hd").train_dataset()
+
+
+def test_a_shard_that_arrives_short_is_not_kept(root, sharded, tmp_path):
+    memory, kept = fsspec.filesystem("memory"), {"shards_kept": str(tmp_path / "kept")}
+    memory.put(str(sharded), "/short/viton_hd", recursive=True)
+    try:
+        for shard in sharded.glob("*.tar"):
+            memory.pipe(f"/short/viton_hd/{shard.name}", shard.read_bytes()[:-512])
+        with pytest.raises(ShardError, match=r"shard-0000\d\.tar has [\d,]+ bytes, the index says"):
+            take(module("memory://short/viton_hd", **kept), 1)
+        for shard in sharded.glob("*.tar"):
+            memory.pipe(f"/short/viton_hd/{shard.name}", shard.read_bytes())
+        assert_equal(take(module(root), 1)[0], take(module("memory://short/viton_hd", **kept), 1)[0])
+    finally:
+        memory.rm("/short", recursive=True)
+
+
+@pytest.mark.parametrize("failing", ["forbidden", "cut"])
+def test_what_a_file_system_raises_is_one_line(failing, sharded, tmp_path):
+    """aiohttp's errors for a status and for a connection that ends early are no OSError."""
+
+    def answer(path):
+        content = (sharded / path).read_bytes()
+        broken = path.endswith(".tar")
+        if broken and failing == "forbidden":
+            return Answer(status=403)
+        return Answer(content[:-1000] if broken else content, {"Content-Length": len(content)})
+
+    with serving(answer) as address:
+        shards = Shards(address, str(tmp_path))
+        with pytest.raises(ShardError, match=r"shard-00000\.tar cannot be fetched \(") as caught:
+            shards.read(next(iter(shards.files)))
+    assert "\n" not in str(caught.value)
+    with serving(lambda path: Answer(status=500)) as address, pytest.raises(ShardError, match=r"json cannot be read"):
+        _ = Shards(address).files
+
+
+ANYTHING = re.compile(".*")
+
+
+def write(out: Path, content: bytes) -> None:
+    with ShardWriter(out, replaceable=ANYTHING) as writer:
+        writer.add("a", {"a.txt": ("txt", content)})
+
+
+def killed_while_writing(out: Path) -> None:
+    with ShardWriter(out, replaceable=ANYTHING) as writer:
+        writer.add("a", {"a.txt": ("txt", b"new")})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_between_the_renames(out: Path) -> None:
+    rename = Path.rename
+
+    def second_kills(self, target):
+        if target == out:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.rename = second_kills
+    write(out, b"new")
+
+
+@pytest.mark.parametrize("killed", [killed_while_writing, killed_between_the_renames])
+def test_what_a_killed_writer_leaves_is_restored_or_removed(killed, tmp_path):
+    out = tmp_path / "out"
+    write(out, b"former")
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (tmp_path / ".out.partial").exists()
+    assert out.exists() == (killed is killed_while_writing)
+    with pytest.raises(InterruptedError), ShardWriter(out, replaceable=ANYTHING):
+        raise InterruptedError  # the next one does not finish either
+    assert Shards(str(out)).read("a.txt") == b"former"
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", ".out.lock"}
+    write(out, b"new")
+    assert Shards(str(out)).read("a.txt") == b"new"
+
+
+def test_nothing_but_what_may_be_replaced_ever_is(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ShardError, match="exists"), ShardWriter(out) as writer:  # an empty folder is taken
+        writer.add("a", {"a.txt": ("txt", b"a")})
+        (out / "mine.txt").write_text("came while shards were written")
+    write(tmp_path / "shards", b"a")
+    (tmp_path / "shards" / "mine.txt").write_text("beside them")
+    (tmp_path / "file").write_text("no folder")
+    for place in (out, tmp_path / "shards", tmp_path / "file"):
+        with pytest.raises(ShardError, match="which nothing here may delete"):
+            write(place, b"b")
+    write(tmp_path / "others", b"a")
+    with pytest.raises(ShardError, match="may delete"), ShardWriter(tmp_path / "others", replaceable=re.compile("b")):
+        pass
+    assert (out / "mine.txt").exists() and (tmp_path / "shards" / "mine.txt").exists()
+    assert Shards(str(tmp_path / "others")).read("a.txt") == b"a" and (tmp_path / "file").exists()
+
+
+def test_an_id_with_a_dot_is_named(tmp_path):
+    with pytest.raises(ShardError, match=r"image/00.1\.jpg: its id has a dot"), ShardWriter(tmp_path / "out") as writer:
+        writer.add("train/00.1", {"train/image/00.1.jpg": ("image.jpg", b"")})
+    assert not (tmp_path / "out").exists()
 
 
 def missing(path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from tests.served import Answer, serving
 from vton.config import ConfigError
 from vton.metrics import weights
 from vton.metrics.fetch import SOURCES, Source, fetch
@@ -50,6 +51,37 @@ def test_without_a_published_digest_the_first_fetch_is_trusted_from_then_on(publ
     published.write_bytes(b"something else")
     with pytest.raises(WeightsError, match=DIGEST):
         list(fetch(["net"], tmp_path / "here", sources(published)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Answer(CONTENT[:10], {"Content-Length": len(CONTENT)}), f"ended after 10 of {len(CONTENT)} bytes"),
+        (Answer(b"1a\r\nwhat its", {"Transfer-Encoding": "chunked"}), "IncompleteRead"),
+        (Answer(CONTENT[:10]), "does not say how long it is"),
+        (Answer(status=403), "Forbidden"),
+    ],
+)
+def test_a_cut_download_is_never_trusted(answer, problem, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(lambda path: answer) as address, pytest.raises(WeightsError, match=problem):
+        list(fetch(["net"], tmp_path, {"net": (Source(f"{address}/net.pth", "sub/net.pth"),)}))
+    assert not list((tmp_path / "sub").iterdir())  # no part of it, and no digest
+
+
+def test_a_server_that_says_no_length_is_believed_where_the_digest_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(lambda path: Answer(CONTENT)) as address:
+        ((path, done),) = fetch(["net"], tmp_path, {"net": (Source(f"{address}/net.pth", "net.pth", DIGEST),)})
+    assert path.read_bytes() == CONTENT and done == "fetched, checked"
+
+
+def test_the_digits_in_a_files_name_are_checked(published, tmp_path):
+    right, wrong = ({"net": (Source(published.as_uri(), f"net-{d}.pth"),)} for d in (DIGEST[:8], "0" * 8))
+    assert [done for _, done in fetch(["net"], tmp_path / "here", right)] == ["fetched, checked"]
+    with pytest.raises(WeightsError, match=f"SHA-256 {DIGEST}, expected 00000000"):
+        list(fetch(["net"], tmp_path / "here", wrong))
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [f"net-{DIGEST[:8]}.pth"]
 
 
 def test_offline_is_one_line_that_says_what_to_do(tmp_path):

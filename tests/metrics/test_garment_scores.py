@@ -13,7 +13,9 @@ from vton.config import EvalConfig
 from vton.metrics import garment_driven
 from vton.metrics.garment_scores import GarmentNetworks, cut_out, with_stored
 from vton.metrics.scorer import Scorer
+from vton.metrics.tally import merge
 from vton.models.pretrained import WeightsError
+from vton.report.tables import table_markdown
 
 ALL = ("cami_u", "cami_s", "mp_lpips", "image_reward")
 
@@ -69,6 +71,31 @@ def test_plugged_networks_give_every_metric():
     }
     nowhere = GarmentNetworks(parser=lambda picture: np.zeros(picture.shape[:2], dtype=bool))
     assert row_by_region(Scorer(EvalConfig(metrics=("cami_u",)), networks=nowhere))["garment"].metrics == {"cami_u": 0}
+
+
+def test_a_pair_that_a_metric_is_not_defined_for_is_left_out_and_named():
+    """One garment is too thin for MP-LPIPS: the evaluation goes on, and the row says over which pairs it is."""
+    batches = dressed_batches(2, size=2)
+    batches[0].garment_mask[0] = 0
+    thin, other = batches[0].pair_id
+    scorer = Scorer(EvalConfig(metrics=("cami_u", "mp_lpips")), networks=PLUGGED)
+    tally = scorer.score(batches, {"m": Remembered(batches)})["m"]
+    rows = scorer.rows(merge([tally]), scorer.people(batches), model="m", data="d", split="test", provenance={})
+    row = next(row for row in rows if (row.region, row.category) == ("garment", "all"))
+    assert row.n == 2 and row.provenance["left_out"].keys() == {"mp_lpips_true_mask"}
+    assert row.provenance["left_out"]["mp_lpips_true_mask"].keys() == {thin}
+    assert "no point of its grid" in row.provenance["left_out"]["mp_lpips_true_mask"][thin]
+    assert row.metrics["mp_lpips_true_mask"] == tally.scores["garment"]["mp_lpips"][other]
+    both = tally.scores["garment"]["cami_u"]
+    assert row.metrics["cami_u_true_mask"] == pytest.approx((both[thin] + both[other]) / 2)
+    assert "mp_lpips_true_mask of m (paired) is the mean over 1 of 2 pairs" in table_markdown(rows)
+
+    batches[0].garment_mask[1] = 0  # none is left
+    tally = scorer.score(batches, {"m": Remembered(batches)})["m"]
+    rows = scorer.rows(tally, scorer.people(batches), model="m", data="d", split="test", provenance={})
+    row = next(row for row in rows if (row.region, row.category) == ("garment", "all"))
+    assert row.metrics.keys() == {"cami_u_true_mask"}
+    assert row.provenance["left_out"]["mp_lpips_true_mask"].keys() == {thin, other}
 
 
 def test_mp_lpips_is_zero_for_the_garment_itself_and_the_penalty_off_it():

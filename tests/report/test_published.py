@@ -3,7 +3,7 @@ import yaml
 
 from vton.config import CONFIGS, nearest
 from vton.report.published import PUBLISHED, PublishedError, read_published
-from vton.report.tables import DIGITS, HIGHER_IS_BETTER
+from vton.report.tables import DIGITS, base
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,14 @@ def test_papers_about_idm_vton_are_as_far_apart_as_its_reviewers_say(published):
     assert ranges.loc[("unpaired", "fid")].tolist() == pytest.approx([7.03, 10.75], abs=6e-3)
 
 
-def test_directions_of_metrics_agree_with_our_tables(published):
-    for metric in DIGITS:
-        assert published.towards(metric) == (1 if metric in HIGHER_IS_BETTER else -1)
-    assert published.base("lpips_random") == "lpips" and published.base("mp_lpips") == "mp_lpips"
+def test_metrics_and_their_directions_are_ours_and_the_papers(published):
+    assert published.better.keys() > DIGITS.keys()
+    higher = ("ssim", "psnr_random", "iou", "cami_u_true_mask", "image_reward", "clip_i", "preferred_pose")
+    assert all(published.towards(metric) == 1 for metric in higher)
+    assert all(published.towards(metric) == -1 for metric in ("lpips_squeeze_random", "dists", "fid", "kid_random"))
+    for metric, stem in {"lpips_random": "lpips", "mp_lpips_true_mask": "mp_lpips", "kid": "kid"}.items():
+        assert published.base(metric) == base(metric) == stem
+    assert published.base("preferred_detail") == "preferred_detail" and base("clip_i") == "clip_i"
     with pytest.raises(PublishedError, match="metric beauty_random is not in"):
         published.towards("beauty_random")
 
@@ -110,6 +114,7 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
         ("GarDiff: [0.912, 0.036, 6.02,", "PF-AFN: [0.912, 0.036, 6.02,", "'PF-AFN'. stands twice"),
         ("unpaired kid x100]", "unpaired kid]", '"unpaired kid" is not'),
         ("[paired ssim,", "[paired beauty,", '"paired beauty" is not'),
+        ("  clip_i: higher", "  clip_i: higher\n  ssim: lower", r"metrics \['ssim'\] are ours already"),
         ("name: gardiff/viton_hd", "name: gardiff/ablation", r"name stands twice: \['gardiff/ablation'\]"),
         ("kind: comparison", "kind: guess", "kind is guess"),
         ("mark: stated", "mark: sure", "mark sure is not one of"),

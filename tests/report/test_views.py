@@ -136,6 +136,18 @@ def test_several_categories_have_their_own_tables_and_a_lone_one_has_none(tmp_pa
         assert "<b>0.5000</b>" in page and ("n = 3" in page) is folded
 
 
+def test_a_tie_of_single_runs_is_neither_agreement_nor_difference(tmp_path, published):
+    """Of the two metrics one is equal, the other agrees."""
+    rows = [row(name, 0, 0.3, lpips, "ablate-gardiff-tiny") for name, lpips in [("base", 0.5), ("base+AL", 0.4)]]
+    write_results(tmp_path / "results.json", rows)
+    view = Ablation("gardiff", published, read_measured(tmp_path))
+    found = directions(view.claims, view.values, "row", published).set_index("metric")
+    assert found["verdict"].to_dict() == {"ssim": "equal", "lpips_random": "agrees"}
+    told = text(view.directions())
+    assert "1 of 2 directions agree, 0 differ, 0 lie within the spread of seeds, 1 are equal here." in told
+    assert "worse by" not in told
+
+
 def test_ablation_says_what_is_absent_extra_agreeing_and_differing(results, published):
     view = Ablation("gardiff", published, read_measured(results))
     assert "No run of base+GFA here." in text(view.tables())

@@ -1,8 +1,8 @@
 """Latents and embeddings computed ahead: the same loss, and never those of other files, sizes or encoders."""
 
 import itertools
+import multiprocessing
 import pickle
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from vton import registry
 from vton.config import ConfigError, load
 from vton.data.dataset import open_folder
 from vton.data.encoded import EncodingError
-from vton.data.shards import SHARD_MB, ShardWriter, write_folder
+from vton.data.shards import SHARD_MB, ShardError, ShardWriter, write_folder
 from vton.models.codecs import LinearCodec
 from vton.models.pretrained import read_checkpoint
 from vton.training.encoding import encode, frozen_readings, use_encodings
@@ -53,6 +53,11 @@ def batches(data, count: int = 2) -> list:
     return list(itertools.islice(data.train_dataloader(), count))
 
 
+def losses(module, data, half: bool) -> list[float]:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return [module.training_step(batch, 0).item() for batch in batches(data, count=1 if half else 2)]
+
+
 @pytest.mark.parametrize(
     ("model", "more"),
     [*((model, ()) for model in FROZEN), ("gardiff", ("model.mode=decoupled",))],
@@ -63,29 +68,65 @@ def test_stored_and_live_loss_are_equal(model, more, root, tmp_path):
         module.config.model.text.trained = False
         module.add("text", module._modules.pop("text"), trained=False)
         assert {"text", "composite", "clip"} < frozen_readings(module).keys()
-    live = [module.training_step(batch, 0).item() for batch in batches(data)]
+    live, live_half = (losses(module, data, half) for half in (False, True))
     assert encode(module, data) == (5, 0)
     use_encodings(module, data)
     module.codec.encode = None  # whoever still asked it would fail
-    stored = [module.training_step(batch, 0).item() for batch in batches(data)]
+    stored, stored_half = (losses(module, data, half) for half in (False, True))
     assert live == pytest.approx(stored, abs=1e-6) and len(set(live)) == 2
+    assert live_half == pytest.approx(stored_half, abs=2e-3) and live_half != live[:1]  # a live encoder rounds to bf16
 
 
-def test_built_twice_and_by_two_at_once_gives_the_same_bytes(root, tmp_path):
-    module, data = build("gardiff", root, tmp_path / "one" / "encoded")
-    assert encode(module, data) == (5, 0)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "one" / "encoded").iterdir()}
-    assert encode(module, data) == (0, 5)
-    pairs = [build("gardiff", root, tmp_path / "two" / "encoded") for _ in range(2)]
-    found = []
-    threads = [threading.Thread(target=lambda pair=pair: found.append(encode(*pair))) for pair in pairs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [(0, 5), (5, 0)]
-    for where in ("one", "two"):
-        assert first == {path.name: path.read_bytes() for path in (tmp_path / where / "encoded").iterdir()}
+def encode_with_others(root, where, together, found) -> None:
+    torch.set_num_threads(1)
+    pair = build("gardiff", root, where)
+    together.wait()
+    found.put(encode(*pair))
+
+
+def in_processes(count: int, root, where) -> tuple[list, dict[str, bytes]]:
+    """What as many processes, started at once, say of a folder, and the files that it then holds."""
+    fork = multiprocessing.get_context("fork")
+    together, found = fork.Barrier(count), fork.SimpleQueue()
+    processes = [fork.Process(target=encode_with_others, args=(root, where, together, found)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+    return sorted(found.get() for _ in processes), {path.name: path.read_bytes() for path in where.iterdir()}
+
+
+def test_built_twice_and_by_two_processes_at_once_gives_the_same_bytes(root, tmp_path):
+    said, first = in_processes(1, root, tmp_path / "one")
+    assert said == [(5, 0)] and len(first) > 1
+    assert in_processes(1, root, tmp_path / "one") == ([(0, 5)], first)
+    assert in_processes(2, root, tmp_path / "two") == ([(0, 5), (5, 0)], first)
+
+
+def test_a_folder_of_anything_else_is_never_replaced(root, tmp_path):
+    """data.encoded names the data set itself, its shards, or a folder of encodings with a file more."""
+    write_folder(open_folder(build("gardiff", root, root)[0].config.data), tmp_path / "sharded")
+    encode(*build("gardiff", root, tmp_path / "encoded"))
+    (tmp_path / "encoded" / "notes.txt").write_text("mine")
+    for where in (root, tmp_path / "sharded", tmp_path / "encoded"):
+        before = sorted(where.rglob("*"))
+        with pytest.raises(ShardError, match="which nothing here may delete"):
+            encode(*build("gardiff", root, where))
+        assert sorted(where.rglob("*")) == before
+
+
+def test_encoders_run_without_tf32(root, tmp_path, monkeypatch):
+    found, encode_before = [], LinearCodec.encode
+
+    def encode_and_look(self, image):
+        found.append(torch.backends.cudnn.allow_tf32)
+        return encode_before(self, image)
+
+    monkeypatch.setattr(LinearCodec, "encode", encode_and_look)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    encode(*build("gardiff", root, tmp_path / "encoded"))
+    assert found and not any(found) and torch.backends.cudnn.allow_tf32
 
 
 def test_stale_entries_are_refused_and_rebuilt(root, tmp_path):

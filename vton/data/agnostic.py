@@ -35,7 +35,7 @@ from vton.data.published_masks import ARM_LABELS, HEAD_LABELS, LEG_LABELS, SHOE_
 from vton.data.sample import CATEGORIES, JOINTS, Category, DataError
 from vton.data.shapes import ARMS, LEFT_HIP, LEFT_SHOULDER, LEGS, RIGHT_HIP, RIGHT_SHOULDER, Body, dilate
 
-__all__ = ["agnostic_image", "agnostic_mask", "agnostic_parse", "cover_cells"]
+__all__ = ["agnostic_image", "agnostic_mask", "agnostic_parse"]
 
 
 # What `safe`, `hull` and `box` take for the garment to replace. A skirt worn in lower_body is sometimes labelled dress,
@@ -74,18 +74,6 @@ def agnostic_image(person: np.ndarray, mask: np.ndarray, fill: int = 128) -> np.
     painted = person.copy()
     painted[mask] = fill
     return painted
-
-
-def cover_cells(mask: np.ndarray, cell: int) -> np.ndarray:
-    """Mask grown to whole cells: a latent cell of `cell` x `cell` pixels is repainted if any of its pixels is.
-
-    (H, W) bool -> (H, W) bool. Raises DataError if the sides are not multiples of `cell`.
-    """
-    height, width = mask.shape
-    if height % cell or width % cell:
-        raise DataError(f"agnostic mask of {width}x{height} does not divide into cells of {cell} px.")
-    coarse = mask.reshape(height // cell, cell, width // cell, cell).any(axis=(1, 3))
-    return coarse.repeat(cell, axis=0).repeat(cell, axis=1)
 
 
 def _check(parse: np.ndarray, joints: np.ndarray, category: str, rule: str) -> None:

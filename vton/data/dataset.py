@@ -248,10 +248,10 @@ class Draw(NamedTuple):
 class TrainingStream(Dataset):
     """Augmented training samples, addressed by Draw, with what is stored of frozen encoders' readings."""
 
-    def __init__(self, pairs: TryOnDataset, seed: int, encodings: Encodings | None = None):
+    def __init__(self, pairs: TryOnDataset, seed: int):
         self.pairs = pairs
         self.seed = seed
-        self.encodings = encodings
+        self.encodings: Encodings | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from vton.data.sample import DataError, TryOnBatch, TryOnSample
 from vton.data.shards import INDEX, Shards, ShardWriter
 
 KEYS = "keys"  # of the metadata in a file
+STORED = re.compile(r"train/\d{7,}\.safetensors")  # paths of all that a folder of encodings holds
 
 
 class EncodingError(DataError):

@@ -19,6 +19,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,8 @@ import fsspec
 from filelock import FileLock
 
 from vton.data.sample import DataError
+from vton.errors import one_line
+from vton.files import sync
 
 if TYPE_CHECKING:
     from vton.data.folder import Folder
@@ -115,8 +118,8 @@ class Shards:
         try:
             with fsspec.open(path, "rb") as file:
                 index = file.read()
-        except (OSError, ValueError, ImportError) as error:  # ImportError: fsspec's word for a protocol to install
-            raise ShardError(f"no shards at {self.where}: {path} cannot be read ({_line(error)}).") from None
+        except Exception as error:  # each file system has its own: aiohttp's and botocore's are no OSError
+            raise ShardError(f"no shards at {self.where}: {path} cannot be read ({one_line(error)}).") from None
         try:
             return _parsed(index)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,15 +159,12 @@ class Shards:
     def _handle(self, shard: int) -> io.FileIO:
         """The open shard. Reads give their offset, so that forked processes can share it."""
         if shard not in self._handles:
-            path, size = self._local(shard), self.names[shard][1]
+            path = self._local(shard)
             try:
-                handle = open(path, "rb", buffering=0)  # noqa: SIM115 - kept open
+                self._require_size(shard, path.stat().st_size)
+                self._handles[shard] = open(path, "rb", buffering=0)  # noqa: SIM115 - kept open
             except OSError as error:
-                raise self._error(shard, "is missing" if not path.exists() else _line(error)) from None
-            if (found := os.fstat(handle.fileno()).st_size) != size:
-                handle.close()
-                raise self._error(shard, f"has {found:,} bytes, the index says {size:,}")
-            self._handles[shard] = handle
+                raise self._error(shard, "is missing" if not path.exists() else one_line(error)) from None
         return self._handles[shard]
 
     def _local(self, shard: int) -> Path:
@@ -181,10 +181,16 @@ class Shards:
                 try:
                     system, there = fsspec.core.url_to_fs(f"{self.where}/{name}")
                     system.get_file(there, str(partial))
-                except (OSError, ValueError, ImportError) as error:
-                    raise self._error(shard, f"cannot be fetched ({_line(error)})") from None
+                    sync(partial)
+                except Exception as error:  # as of the index
+                    raise self._error(shard, f"cannot be fetched ({one_line(error)})") from None
+                self._require_size(shard, partial.stat().st_size)
                 os.replace(partial, path)
         return path
+
+    def _require_size(self, shard: int, found: int) -> None:
+        if found != (size := self.names[shard][1]):
+            raise self._error(shard, f"has {found:,} bytes, the index says {size:,}")
 
     def _error(self, shard: int, problem: str) -> ShardError:
         name = self.names[shard][0]
@@ -286,25 +292,31 @@ def kept_folder(keep: str) -> Path:
 class ShardWriter:
     """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and their index at the end.
 
-    A context manager. Everything is written beside `out` and takes its name when complete, so that `out` is never half
-    written. The same records give the same bytes. Raises ShardError where `out` exists, unless `replace`.
+    A context manager. Everything is written beside `out`, synced, and takes its name when complete, so that `out` is
+    never half written, whenever the process dies: the next writer restores or removes what it left. Of two that write
+    one folder the second waits for the first. The same records give the same bytes.
+
+    replaceable: paths of files whose shards, where `out` holds nothing else, are replaced. Raises ShardError where
+    `out` holds anything that is not replaceable, on entry and again before it would be replaced.
     """
 
-    def __init__(self, out: Path, shard_mb: float = SHARD_MB, replace: bool = False):
-        if out.exists() and not replace:
-            raise ShardError(f"{out} exists. Choose another folder, or remove it to write the shards again.")
-        self.out, self.limit = out, int(shard_mb * 1e6)
-        self.partial = out.with_name(f".{out.name}.{os.getpid()}")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a killed process with this number
-        self.partial.mkdir(parents=True)
+    def __init__(self, out: Path, shard_mb: float = SHARD_MB, replaceable: re.Pattern | None = None):
+        self.out, self.limit, self.replaceable = out.resolve(), int(shard_mb * 1e6), replaceable
+        self.partial, self.former = (self.out.with_name(f".{self.out.name}.{part}") for part in ("partial", "former"))
         self.shards: list[tuple[str, int]] = []
         self.files: dict[str, Entry] = {}
         self.folders: list[str] = []
         self._tar: tarfile.TarFile | None = None
 
     def add(self, key: str, files: dict[str, tuple[str, bytes]]) -> None:
-        """One record. key: its name, without dots; files: by path in the folder, the rest of the member's name and the
-        content."""
+        """One record. key: its name; files: by path in the folder, the rest of the member's name and the content.
+
+        Raises ShardError for a dot in the name of a record: WebDataset ends names there.
+        """
+        if "." in key.rpartition("/")[2] and any(rest for rest, _ in files.values()):
+            raise ShardError(
+                f"{next(iter(files))}: its id has a dot, at which readers of WebDataset cut it. Rename it."
+            )
         size = sum(2 * BLOCK + len(content) for _, content in files.values())
         if self._tar is None or (self._tar.offset and self._tar.offset + size > self.limit):
             self._next()
@@ -323,36 +335,70 @@ class ShardWriter:
         if self._tar is not None:
             self._tar.close()
             path = Path(self._tar.name)
+            sync(path)
             self.shards.append((path.name, path.stat().st_size))
             self._tar = None
 
     def __enter__(self) -> ShardWriter:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(FileLock(self.out.with_name(f".{self.out.name}.lock")))
+            self._clean()
+            self._require_replaceable()
+            self.partial.mkdir()
+            stack.callback(self._clean)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
+        with self._leave:
             self._close()
             if kind is None:
                 self._finish()
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Undo what a writer began and did not finish: this one, or under the lock a dead one."""
+        if self.former.exists() and not self.out.exists():
+            self.former.rename(self.out)
+        for folder in (self.partial, self.former):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _require_replaceable(self) -> None:
+        """Raise ShardError unless `out` is absent, an empty folder, or replaceable shards and nothing else."""
+        if not self.out.exists():
+            return
+        names = set(os.listdir(self.out)) if self.out.is_dir() else {self.out.name}
+        if names and self.replaceable is None:
+            raise ShardError(f"{self.out} exists. Choose another folder, or remove it to write the shards again.")
+        stored = Shards(str(self.out)) if INDEX in names else None
+        if names and not (
+            stored
+            and names <= {INDEX, *(name for name, _ in stored.names)}
+            and all(self.replaceable.fullmatch(path) for path in stored.files)
+        ):
+            raise ShardError(
+                f"{self.out} holds other files than shards of this kind, which nothing here may delete. Choose another "
+                "folder, or an empty one."
+            )
 
     def _finish(self) -> None:
         folders = sorted({*self.folders, *(path.rpartition("/")[0] for path in self.files)})
         index = {"format": FORMAT, "shards": self.shards, "folders": folders, "files": self.files}
         (self.partial / INDEX).write_text(json.dumps(index, separators=(",", ":")))
-        former = self.partial.with_name(f"{self.partial.name}.former")
+        sync(self.partial / INDEX)
+        sync(self.partial)
+        self._require_replaceable()
         if self.out.exists():
-            self.out.rename(former)
+            self.out.rename(self.former)
         self.partial.rename(self.out)
-        shutil.rmtree(former, ignore_errors=True)
+        sync(self.out.parent)
 
 
 def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shards:
     """Write what the readers of a data set's plain folder can ask for into shards, and return them.
 
     Pair lists and captions come first, then the records of each split or category by id. Files that no reader knows
-    are left out. Raises ShardError where `out` exists, or where the folder is shards already.
+    are left out. Raises ShardError where `out` holds anything, or where the folder is shards already.
     """
     if isinstance(folder.root, ShardPath):
         raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
@@ -389,7 +435,3 @@ def _places(folder: Folder) -> dict[tuple[str, re.Pattern, tuple[str, ...]], Non
                 rest = re.sub(r"\\\{(person|garment)\\\}", ".+", pattern.partition("(.+?)")[2])
                 found[place.folder, re.compile(f"(.+?)({rest})"), folder.parts[part].suffixes] = None
     return found
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,13 +1,14 @@
 """`vton weights`: the pretrained metric networks, fetched once by whoever is online, checked by size and SHA-256.
 
 Files land where evaluation looks for them (weights.py). A file is written under a temporary name in its folder and gets
-its own only when it is what its authors published. Where they name no digest, the first fetch is trusted: its digest is
-kept beside the file, as `<file>.sha256`, and checked from then on.
+its own only when it is whole and what its authors published, by their digest or the eight digits of it in its name.
+Where neither is known, the first fetch is trusted: its digest is kept beside the file, as `<file>.sha256`, and checked
+from then on.
 """
 
 from __future__ import annotations
 
-import hashlib
+import http.client
 import shutil
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ from pathlib import Path
 from rich.progress import wrap_file
 
 from vton.config import ConfigError, nearest
-from vton.metrics.weights import CLIP, FILES, IMAGE_REWARD, VARIABLE
+from vton.files import file_digest, replacing, write_atomically
+from vton.metrics.weights import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits
 from vton.models.pretrained import WeightsError
 
 TIMEOUT = 60  # seconds without a byte
-HUB = "https://huggingface.co/{}/resolve/main/"
+HUB = "https://huggingface.co/{}/resolve/{}/"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,19 @@ class Source:
 
     url: str
     path: str  # below the folder of metric networks
-    sha256: str = ""  # "" = its authors name none: trusted on first fetch
+    sha256: str = ""  # "" = not known: checked by the digits in its name, else trusted on first fetch
     size: int | None = None  # bytes; None = not known
 
+    @property
+    def known(self) -> str:
+        """The digest, the eight digits of it in the file's name, or ""."""
+        return self.sha256 or digits(Path(self.path))
 
-def _of_hub(repository: str, folder: str, *names: str) -> tuple[Source, ...]:
-    return tuple(Source(HUB.format(repository) + name, f"{folder}/{name}") for name in names)
+
+def _of_hub(repository: str, commit: str, folder: str, files: Mapping[str, str]) -> tuple[Source, ...]:
+    """Files of a repository as of one commit, name -> SHA-256."""
+    at = HUB.format(repository, commit)
+    return tuple(Source(at + name, f"{folder}/{name}", sha256) for name, sha256 in files.items())
 
 
 # The digests continue the eight digits in the files' names; several projects pin the same ones.
@@ -73,13 +82,17 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
     "vgg19": (Source("https://download.pytorch.org/models/" + FILES["vgg19"][0], FILES["vgg19"][0]),),
     "clip": _of_hub(
-        "openai/clip-vit-base-patch32", CLIP,
-        "config.json", "pytorch_model.bin", "preprocessor_config.json", "tokenizer_config.json", "vocab.json",
-        "merges.txt",
+        "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", CLIP,
+        {"pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"}
+        | dict.fromkeys(
+            ("config.json", "preprocessor_config.json", "tokenizer_config.json", "vocab.json", "merges.txt"), ""
+        ),
     ),
     "image_reward": (
-        *_of_hub("THUDM/ImageReward", IMAGE_REWARD, "ImageReward.pt", "med_config.json"),
-        *_of_hub("google-bert/bert-base-uncased", IMAGE_REWARD, "vocab.txt"),
+        *_of_hub("THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72", IMAGE_REWARD,
+                 {"ImageReward.pt": "", "med_config.json": ""}),
+        *_of_hub("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", IMAGE_REWARD,
+                 {"vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"}),
     ),
 }  # fmt: skip
 USUAL = ("inception", "alex", "vgg", "squeeze")  # those of every evaluation
@@ -103,26 +116,29 @@ def fetch(
             yield path, "present, checked"
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        try:
-            _download(source, partial)
+        with replacing(path) as partial:
+            _download(source, path, partial)
             _check(partial, path, source)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        yield path, "fetched, checked" if source.sha256 else f"fetched, trusted: digest kept in {_lock(path).name}"
+        pinned = f"fetched, trusted: digest kept in {_pin(path).name}"
+        yield path, "fetched, checked" if source.known else pinned
 
 
-def _download(source: Source, partial: Path) -> None:
+def _download(source: Source, path: Path, partial: Path) -> None:
     try:
         with urllib.request.urlopen(source.url, timeout=TIMEOUT) as response, open(partial, "wb") as file:
-            length = source.size or int(response.headers.get("Content-Length") or 0)
-            with wrap_file(response, length, description=partial.stem) as stream:
+            announced = response.headers.get("Content-Length")
+            if announced is None and not (source.known or getattr(response, "chunked", False)):
+                raise http.client.HTTPException("the server does not say how long it is, so a cut would go unnoticed")
+            with wrap_file(response, source.size or int(announced or 0), description=path.name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
-    except OSError as error:  # URLError, timeouts, connection resets, and a full disk
+            if announced is not None and file.tell() != int(announced):  # unnoticed by reading in pieces
+                raise http.client.HTTPException(
+                    f"the connection ended after {file.tell():,} of {int(announced):,} bytes"
+                )
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, cut connections, and a full disk
         raise WeightsError(
-            f"cannot fetch {source.url}: {getattr(error, 'reason', error)}. Offline, copy the file to "
-            f"{partial.with_suffix('')} yourself, or set {VARIABLE} to a folder that holds it."
+            f"cannot fetch {source.url}: {getattr(error, 'reason', error)}. Offline, copy the file to {path} yourself, "
+            f"or set {VARIABLE} to a folder that holds it."
         ) from None
 
 
@@ -134,15 +150,14 @@ def _check(found: Path, path: Path, source: Source) -> None:
     size = found.stat().st_size
     if source.size is not None and size != source.size:
         raise WeightsError(f"{path}: {size:,} bytes, expected {source.size:,} ({source.url}). {advice}")
-    with open(found, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    lock = _lock(path)
-    expected = source.sha256 or (lock.read_text().strip() if lock.is_file() else digest)
-    if digest != expected:
+    digest, pin = file_digest(found), _pin(path)
+    if not source.known and not pin.is_file():
+        write_atomically(pin, digest + "\n")
+    expected = source.known or pin.read_text().strip()
+    if not expected or not digest.startswith(expected):
         raise WeightsError(f"{path}: SHA-256 {digest}, expected {expected} ({source.url}). {advice}")
-    if not source.sha256:
-        lock.write_text(digest + "\n")
 
 
-def _lock(path: Path) -> Path:
+def _pin(path: Path) -> Path:
+    """Where the digest of a file trusted on its first fetch is kept."""
     return path.with_name(path.name + ".sha256")

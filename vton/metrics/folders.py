@@ -138,19 +138,6 @@ def matched(folders: Folders, order: Order) -> tuple[list[Pair], list[Pair]]:
         problems += [f"{folders.target / name}: missing, but in {folders.listed}" for name in sorted(absent)]
         predictions = {n: path for n, path in predictions.items() if not paired or _person(n, targets) in targets}
 
-    def with_parts(name: str, person: str, files: dict[str, Path], parts: Iterable[str]) -> Pair:
-        for part in parts:
-            known = (_garment(name), person) if part.startswith("garment") else (person, f"{person}_mask")
-            file = next((stored[part][key] for key in known if key in stored[part]), None)
-            if file is None:
-                owner = files["pred"] if "target" not in files or part.startswith("garment") else files["target"]
-                problems.append(f"{owner}: no file for it in {getattr(folders, part)}")
-            else:
-                files[part] = file
-        if folders.prompts and "pred" in files and not {name, person} & set(prompts):
-            problems.append(f"{files['pred']}: no prompt for it in {folders.prompts}")
-        return Pair(name, files, prompts.get(name, prompts.get(person, "")))
-
     pairs: dict[str, Pair] = {}  # by target, in unpaired order by prediction
     for name, path in predictions.items():
         person = _person(name, targets) if paired else name
@@ -159,14 +146,37 @@ def matched(folders: Folders, order: Order) -> tuple[list[Pair], list[Pair]]:
         elif person in pairs:
             problems.append(f"{path}: beside {pairs[person].files['pred']} a second prediction for {targets[person]}")
         else:
-            files = {"pred": path} | ({"target": targets[person]} if paired else {})
-            pairs[person] = with_parts(name, person, files, stored)
+            files = {"pred": path} | ({"target": targets[person]} if paired else {}) | _parts(name, person, stored)
+            pairs[person] = Pair(name, files, prompts.get(name, prompts.get(person, "")))
+            problems += _lacking(pairs[person], folders, stored)
+            if folders.prompts and not {name, person} & prompts.keys():
+                problems.append(f"{path}: no prompt for it in {folders.prompts}")
     if paired:
         missing = [folders.pred / f"{name}{path.suffix}" for name, path in targets.items() if name not in pairs]
         problems += [f"{path}: missing, its target has no prediction" for path in missing]
-    references = [with_parts(name, name, {"target": path}, stored.keys() & {"mask"}) for name, path in targets.items()]
+    masks = {part: stored[part] for part in stored if part == "mask"}
+    references = [Pair(name, {"target": path} | _parts(name, name, masks)) for name, path in targets.items()]
+    problems += [problem for pair in references for problem in _lacking(pair, folders, masks)]
     refuse(list(dict.fromkeys(problems)), f"the files of {folders.pred} and {folders.target}")
     return [pairs[name] for name in sorted(pairs)], references
+
+
+def _parts(name: str, person: str, stored: Mapping[str, Mapping[str, Path]]) -> dict[str, Path]:
+    """The stored files, by part, that belong to a picture of a person."""
+    found = {}
+    for part, files in stored.items():
+        known = (_garment(name), person) if part.startswith("garment") else (person, f"{person}_mask")
+        if named := [files[key] for key in known if key in files]:
+            found[part] = named[0]
+    return found
+
+
+def _lacking(pair: Pair, folders: Folders, parts: Iterable[str]) -> Iterator[str]:
+    """A line for each part that a pair should have and has not."""
+    for part in parts:
+        if part not in pair.files:
+            garment = part.startswith("garment") or "target" not in pair.files
+            yield f"{pair.files['pred' if garment else 'target']}: no file for it in {getattr(folders, part)}"
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:

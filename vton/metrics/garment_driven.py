@@ -194,7 +194,7 @@ def _patches(picture: NDArray, points_xy: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_points(
-    source_features: Tensor, target_features: Tensor, points_xy: Tensor, size: int = 512, chunk: int = 32
+    source_features: Tensor, target_features: Tensor, points_xy: Tensor, size: int = MATCHED_SIDE, chunk: int = 32
 ) -> Tensor:
     """For each source point the target pixel with the most similar features: (N, 2) int64, (x, y).
 

@@ -10,7 +10,9 @@ Those whose weights lie in the folder of metric networks (weights.py) are loaded
 
 Human parsers, pose estimators and face embedders come with no package used here and have to be plugged in. Without a
 parser the garment is cut out of a prediction where the truth shows it; such a number is called `<metric>_true_mask`.
-Nothing else stands in for a network: a metric that lacks one is absent, and rows say why.
+Nothing else stands in for a network: a metric that lacks one is absent, and rows say why. Nor for a score: MP-LPIPS is
+not defined for a garment so thin in the shop's picture that no point of its grid lies on it. Such a pair is left out of
+that mean for every method alike, and rows name it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vton.metrics import garment_driven, prepare
+from vton.metrics.garment_driven import MetricError
 from vton.metrics.tally import Region
 from vton.metrics.weights import CLIP, DIFT, FILES, IMAGE_REWARD
 
@@ -88,20 +91,24 @@ class GarmentScores:
         guided = "parser" in NEEDS[metric][1] and self.networks.parser is None
         return f"{metric}_true_mask" if guided else metric
 
-    def measure(self, target: Target, prediction: Tensor) -> dict[tuple[Region, str], float]:
+    def measure(self, target: Target, prediction: Tensor) -> dict[tuple[Region, str], float | MetricError]:
         """Scores by region and metric of a prediction, uint8 (3, H, W).
 
         The garment's are left out where the truth does not show it, and where neither truth nor parser say where it is.
+        In the place of a score that is not defined for the pair stands the error that says why.
         """
         picture = _array(prediction.cpu())
-        scores: dict[tuple[Region, str], float] = {}
+        scores: dict[tuple[Region, str], float | MetricError] = {}
         shown = target.garment_mask is None or bool(target.garment_mask.any())
         for metric in self.metrics:
             region = NEEDS[metric][0]
             if region == "image":
                 scores[region, metric] = self.networks.reward(picture, target.prompt)
             elif shown and (worn := self._worn(picture, target)) is not None:
-                scores[region, metric] = getattr(self, f"_{metric}")(target, picture, worn)
+                try:
+                    scores[region, metric] = getattr(self, f"_{metric}")(target, picture, worn)
+                except MetricError as undefined:
+                    scores[region, metric] = undefined
         return scores
 
     def _worn(self, picture: NDArray, target: Target) -> NDArray | None:

@@ -34,6 +34,7 @@ from vton.config import EvalConfig
 from vton.data.sample import DataError, Order, TryOnBatch
 from vton.metrics import inception, pixelwise, prepare, weights
 from vton.metrics.distributions import frechet_distance, kernel_distance
+from vton.metrics.garment_driven import MetricError
 from vton.metrics.garment_scores import NEEDS, GarmentNetworks, GarmentScores, with_stored
 from vton.metrics.perceptual import DISTS, LPIPS, Statistics
 from vton.metrics.pictures import to_uint8
@@ -171,28 +172,33 @@ class Scorer:
         with _exact(self.device):
             for group in groups:
                 group = _unseen(group, "pair_id", seen)
-                if not group:
-                    continue
-                seen.update(target.pair_id for target in group)
-                found = {name: self._pictures(name, pictures, group) for name, pictures in methods.items()}
-                silhouettes = {
-                    name: self._pictures(name, pictures.silhouettes, group)[:, :1] > 127
-                    for name, pictures in methods.items()
-                    if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None)
-                }
-                first = 0
-                for chunk in self._chunks([group]):
-                    parts = self._parts(chunk)
-                    these = slice(first, first + len(chunk))
-                    for name, pictures in found.items():
-                        tally = tallies.setdefault(name, Tally(chunk[0].order))
-                        if any(target.order != tally.order for target in chunk):
-                            raise ValueError(f"one call measures one order, got {tally.order} and another")
-                        self._measure(tally, chunk, pictures[these], parts)
-                        if name in silhouettes:
-                            self._overlap(tally, chunk, silhouettes[name][these], parts)
-                    first = these.stop
+                if group:
+                    seen.update(target.pair_id for target in group)
+                    self._compare_group(group, methods, tallies)
         return tallies
+
+    def _compare_group(
+        self, group: Sequence[Target], methods: Mapping[str, Pictures], tallies: dict[str, Tally]
+    ) -> None:
+        """Ask every method for its pictures of a group, and measure them into its tally, which the first one makes."""
+        found = {name: self._pictures(name, pictures, group) for name, pictures in methods.items()}
+        silhouettes = {
+            name: self._pictures(name, pictures.silhouettes, group)[:, :1] > 127
+            for name, pictures in methods.items()
+            if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None)
+        }
+        first = 0
+        for chunk in self._chunks([group]):
+            parts = self._parts(chunk)
+            these = slice(first, first + len(chunk))
+            for name, pictures in found.items():
+                tally = tallies.setdefault(name, Tally(chunk[0].order))
+                if any(target.order != tally.order for target in chunk):
+                    raise ValueError(f"one call measures one order, got {tally.order} and another")
+                self._measure(tally, chunk, pictures[these], parts)
+                if name in silhouettes:
+                    self._overlap(tally, chunk, silhouettes[name][these], parts)
+            first = these.stop
 
     def _measure(self, tally: Tally, chunk: Sequence[Target], pictures: Tensor, parts: Sequence[Part]) -> None:
         tally.category.update((target.pair_id, target.category) for target in chunk)
@@ -201,7 +207,10 @@ class Scorer:
             mask = target.repaint_mask if self.protocol.repaint else None
             prepared.append(prepare.prediction(picture, self._size(target), self.protocol, target.person, mask))
             for (region, metric), value in self.garment.measure(target, prepared[-1]).items():
-                tally.add(region, metric, [target.pair_id], torch.tensor([value], dtype=torch.float64))
+                if isinstance(value, MetricError):
+                    tally.leave_out(region, metric, target.pair_id, str(value))
+                else:
+                    tally.add(region, metric, [target.pair_id], torch.tensor([value], dtype=torch.float64))
         predictions = torch.stack(prepared).to(self.device)
         for part in parts:
             ids = [chunk[row].pair_id for row in part.rows.tolist()]
@@ -343,8 +352,9 @@ class Scorer:
     ) -> list[Row]:
         """One row per region and category ("all" first); metrics that cannot be computed are absent, never NaN.
 
-        FID and KID need two pictures on each side; KID's subsets are no larger than either set. No row stands for
-        nothing, unless it says which metric lacks its network.
+        FID and KID need two pictures on each side; KID's subsets are no larger than either set. A metric that is not
+        defined for some of the pairs is the mean of the others: provenance.left_out names these pairs and says why. No
+        row stands for nothing, unless it says which metric lacks its network or its pairs.
         """
         rows = []
         for region in REGIONS:
@@ -353,16 +363,19 @@ class Scorer:
                 ids = tally.pair_ids(region, category)
                 if not ids:
                     continue
-                metrics = {}
+                metrics, left_out = {}, {}
                 for metric in self.config.metrics:
-                    if metric in tally.scores[region]:
-                        metrics[self.name(metric)] = tally.mean(region, metric, ids)
+                    without = tally.without(region, metric, ids)
+                    if without:
+                        left_out[self.name(metric)] = without
+                    if metric in tally.scores[region] and len(without) < len(ids):
+                        counted = [name for name in ids if name not in without]
+                        metrics[self.name(metric)] = tally.mean(region, metric, counted)
                 metrics |= self._distances(tally.features.stack(region, category), people.stack(region, category))
-                if not metrics and not self.garment.absent:
+                gaps = {name: gap for name, gap in (("absent", self.garment.absent), ("left_out", left_out)) if gap}
+                if not metrics and not gaps:
                     continue
-                details = {**provenance, "metrics": self.settings(), "pairs_sha256": digest_of_ids(ids)}
-                if self.garment.absent:
-                    details["absent"] = self.garment.absent
+                details = {**provenance, "metrics": self.settings(), "pairs_sha256": digest_of_ids(ids), **gaps}
                 protocol = self.protocol.name
                 rows.append(
                     Row(model, data, split, tally.order, region, category, protocol, len(ids), metrics, details)

@@ -40,6 +40,9 @@ class Tally:
     scores: dict[Region, dict[str, dict[str, float]]] = field(  # region -> metric -> pair id -> value
         default_factory=lambda: {region: {} for region in REGIONS}
     )
+    left_out: dict[Region, dict[str, dict[str, str]]] = field(  # region -> metric -> pair id -> why it has no score
+        default_factory=lambda: {region: {} for region in REGIONS}
+    )
     features: Features = field(default_factory=Features)
 
     @property
@@ -52,12 +55,22 @@ class Tally:
         for pair_id, value in zip(pair_ids, values.tolist(), strict=True):
             stored.setdefault(pair_id, value)
 
+    def leave_out(self, region: Region, metric: str, pair_id: str, reason: str) -> None:
+        """Record that a metric is not defined for a pair, which then counts in its region but not in this mean."""
+        self.left_out[region].setdefault(metric, {}).setdefault(pair_id, reason)
+
     def pair_ids(self, region: Region, category: str = "all") -> list[str]:
         """Sorted ids of the pairs that count in a region: all of them, or those whose truth shows the garment."""
-        measured = set(self.features.regions[region]).union(*self.scores[region].values())
+        known = (*self.scores[region].values(), *self.left_out[region].values())
+        measured = set(self.features.regions[region]).union(*known)
         if region == "image":
             measured = set(self.category)  # also where no metric could be computed
         return [name for name in sorted(measured) if category in ("all", self.category[name])]
+
+    def without(self, region: Region, metric: str, pair_ids: Sequence[str]) -> dict[str, str]:
+        """Those of the pairs that the metric leaves out, and why."""
+        reasons = self.left_out[region].get(metric, {})
+        return {name: reasons[name] for name in pair_ids if name in reasons}
 
     def mean(self, region: Region, metric: str, pair_ids: Sequence[str]) -> float:
         """Mean over the pairs; exactly rounded, hence the same for every order of summation."""
@@ -95,4 +108,7 @@ def merge(parts: Iterable[Tally]) -> Tally:
                             f"{pair_id}: {metric} is {stored[pair_id]:.6f} in one part and {value:.6f} in another; "
                             "different pictures were measured under one id"
                         )
+        for region, metrics in part.left_out.items():
+            for metric, reasons in metrics.items():
+                merged.left_out[region][metric] = reasons | merged.left_out[region].get(metric, {})
     return merged

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from vton.config import ConfigError
+from vton.files import file_digest
 
 VARIABLE = "VTON_METRIC_WEIGHTS"
 FILES = {
@@ -107,11 +109,18 @@ def load(module: nn.Module, path: Path) -> None:
 
 def read_verified(path: Path) -> dict[str, Tensor]:
     """The tensors of a file. Raises ConfigError unless its SHA-256 begins with the digits that end its name."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = path.stem.rsplit("-", 1)[-1]
-    if not found.startswith(expected):
+    found = file_digest(path)
+    expected = digits(path)
+    if not expected or not found.startswith(expected):
+        expected = expected or "eight digits of it at the end of the name"
         raise ConfigError(f"{path}: SHA-256 begins with {found[:8]}, expected {expected}; fetch the file again.")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def digits(path: Path) -> str:
+    """The eight digits of its SHA-256 that end a published file's name: 6726825d of ...-6726825d.pth; else ""."""
+    found = re.search(r"-([0-9a-f]{8})$", path.stem)
+    return found[1] if found else ""
 
 
 def randomise(module: nn.Module, seed: int) -> None:
@@ -136,9 +145,9 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all weights, for the provenance of a row."""
+    """SHA-256 over the names and bytes of everything in a network's state: of rows' provenance, of encodings' keys."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(name.encode())
-        sha.update(tensor.cpu().contiguous().numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()

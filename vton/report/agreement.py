@@ -19,15 +19,18 @@ def summary(values: pd.DataFrame, by: str, category: str = "all") -> pd.DataFram
 
 
 def spread(one: float, other: float) -> float:
-    """Standard deviation of a difference of two means of runs; NaN where one of them comes from a single run."""
+    """Standard deviation of the difference of two single runs, from that of each row's runs; NaN where one has one run.
+
+    Wider than that of the difference of their means, which falls with the number of runs.
+    """
     return math.sqrt(one**2 + other**2)
 
 
 def winners(values: pd.DataFrame, published: Published) -> pd.DataFrame:
     """The best architecture of every order, region and metric, and how far it is ahead.
 
-    Lines of order, region, metric, best, value, runner_up, behind (its value), margin (> 0), spread (of the difference;
-    NaN without several runs of both), baseline (the best one), baseline_value, beats_baseline.
+    Lines of order, region, metric, best, value, runner_up, behind (its value), margin (>= 0), `spread` (NaN without
+    several runs of both), baseline (the best one), baseline_value, beats_baseline.
     """
     lines = []
     kinds = values.drop_duplicates("model").set_index("model")["kind"]
@@ -61,9 +64,9 @@ def directions(claims: pd.DataFrame, values: pd.DataFrame, by: str, published: P
     claims: `Published.claims`, rows named as in our column `by` ("row" or "model")
 
     Lines of row, than, order, region, metric (ours), basis, says (the printed values), published (+1, -1), gain (ours,
-    > 0: `row` is better), spread, verdict (agrees, differs, within spread). basis is "same metric" where the paper
-    prints this metric in this order, else "all its metrics": the one direction that all its metrics share. Where they
-    do not share one, or either row has no run here, there is no line.
+    > 0: `row` is better), spread, verdict (agrees, differs, within spread; equal for a tie where no spread is known).
+    basis is "same metric" where the paper prints this metric in this order, else "all its metrics": the one direction
+    that all its metrics share. Where they do not share one, or either row has no run here, there is no line.
     """
     lines = []
     ours = summary(values, by).set_index([by, *WHERE])
@@ -78,13 +81,13 @@ def directions(claims: pd.DataFrame, values: pd.DataFrame, by: str, published: P
             upper, lower = ours.loc[(row, order, region, metric)], ours.loc[(than, order, region, metric)]
             gain = published.towards(metric) * (upper["mean"] - lower["mean"])
             noise = spread(upper["sd"], lower["sd"])
-            agrees = "agrees" if gain * said["sign"].iloc[0] > 0 else "differs"
+            verdict = "agrees" if gain * said["sign"].iloc[0] > 0 else "differs" if gain else "equal"
             lines.append(
                 {
                     "row": row, "than": than, "order": order, "region": region, "metric": metric,
                     "basis": "same metric" if len(same) else "all its metrics",
                     "says": "; ".join(same["says"].unique()), "published": said["sign"].iloc[0], "gain": gain,
-                    "spread": noise, "verdict": "within spread" if abs(gain) <= noise else agrees,
+                    "spread": noise, "verdict": "within spread" if abs(gain) <= noise else verdict,
                 }
             )  # fmt: skip
     columns = [

@@ -10,17 +10,20 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import yaml
 
 from vton.errors import UserError
+from vton.report import tables
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.yaml"
 ORDERS = ("paired", "unpaired", "unstated", "generated")
 KINDS = ("comparison", "ablation", "user_study", "requoted")
 MARKS = {"stated": "", "second_hand": "²", "recalled": "?", "inferred": "~", "misprint": "!"}  # mark -> sign in tables
 ABSENT = "~"
+OURS = {metric: "higher" if metric in tables.HIGHER_IS_BETTER else "lower" for metric in tables.DIGITS}
 REQUIRED = {"name", "kind", "paper", "table", "data", "protocol", "mark", "columns", "rows"}
 OPTIONAL = {"category", "marks", "study", "labels"}
 DIRECTION = {"study", "paper", "table", "row", "than", "metrics", "mark", "says"}
@@ -40,7 +43,7 @@ class Published:
     scale), mark.
     directions: a line per claim without numbers. study, paper, source, table, row, than, metrics (an order, or "" where
     pictures are the evidence), mark, says.
-    better: metric -> "higher" or "lower".
+    better: metric -> "higher" or "lower", of our metrics and of the papers' own.
     models: the architectures, in the order of every table that holds them all.
     """
 
@@ -54,11 +57,10 @@ class Published:
 
         Raises PublishedError for a metric that the file does not name.
         """
-        parts = metric.split("_")
-        for end in range(len(parts), 0, -1):
-            if (name := "_".join(parts[:end])) in self.better:
-                return name
-        raise PublishedError(f"metric {metric} is not in `metrics` of {PUBLISHED}: add it and which way is better.")
+        name = tables.base(metric, self.better)
+        if name not in self.better:
+            raise PublishedError(f"metric {metric} is not in `metrics` of {PUBLISHED}: add it and which way is better.")
+        return name
 
     def towards(self, metric: str) -> int:
         """+1 where a higher value of the metric, or of the one it is based on, is better, -1 where a lower one is."""
@@ -124,7 +126,9 @@ def read_published(path: Path = PUBLISHED) -> Published:
         raise PublishedError(f"{path}: not readable as published numbers: {error}") from error
     missing = {"metrics", "systems", "papers", "tables", "directions"} - set(stored or ())
     _require(not missing, f"{path} lacks {sorted(missing)}")
-    better, systems, papers = stored["metrics"], stored["systems"], stored["papers"]
+    twice = sorted(OURS.keys() & stored["metrics"].keys())
+    _require(not twice, f"{path}: metrics {twice} are ours already")
+    better, systems, papers = OURS | stored["metrics"], stored["systems"], stored["papers"]
     values = [line for table in stored["tables"] for line in _lines(table, better, systems, papers, path)]
     names = [table["name"] for table in stored["tables"]]
     if len(set(names)) < len(names):
@@ -146,30 +150,21 @@ class _TextLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Column(NamedTuple):
+    order: str
+    metric: str
+    scale: int
+
+    def __str__(self) -> str:
+        return f"{self.order} {self.metric}"
+
+
 def _lines(table: dict, better: dict, systems: dict, papers: dict, path: Path) -> list[dict]:
+    """A line for every value that a table prints."""
     where = f"{path}: table {table.get('name')}"
-    _require(not REQUIRED - set(table), f"{where} lacks {sorted(REQUIRED - set(table))}")
-    unknown = set(table) - REQUIRED - OPTIONAL
-    _require(not unknown, f"{where} has unknown keys {sorted(unknown)}")
-    _require(table["kind"] in KINDS, f"{where}: kind is {table['kind']}, not one of {KINDS}")
-    _require(table["paper"] in papers, f"{where}: paper {table['paper']} is not in `papers`")
-    _require((table["kind"] == "ablation") == ("study" in table), f"{where}: an ablation, and only that, has a study")
-    columns = []
-    for text in table["columns"]:
-        match = _COLUMN.fullmatch(text)
-        known = match and match["order"] in ORDERS and match["metric"] in better
-        scaled = match and (match["metric"] == "kid") == bool(match["scale"])
-        _require(known and scaled, f'{where}: column "{text}" is not "<order> <metric>", with x100 or x1000 for KID')
-        columns.append((match["order"], match["metric"], int(match["scale"] or 1)))
-    _require(len({c[:2] for c in columns}) == len(columns), f"{where}: a column stands twice")
-    labels = table.get("labels", {})
-    strange = sorted(set(labels) - set(table["rows"]))
-    _require(not strange, f"{where}: labels of {strange}: no such row")
-    marks = table.get("marks", {})
-    cells = {(method, column) for method, chosen in marks.items() for column in chosen}
-    named = {"*", *table["rows"]}, {f"{order} {metric}" for order, metric, _ in columns}
-    for method, column in cells:
-        _require(method in named[0] and column in named[1], f"{where}: mark of {method}, {column}: no such cell")
+    _check(table, papers, where)
+    columns = _columns(table, better, where)
+    labels, marks = table.get("labels", {}), _marks(table, columns, where)
     common = {
         "name": table["name"], "kind": table["kind"], "study": table.get("study", ""), "paper": table["paper"],
         "source": papers[table["paper"]], "table": table["table"], "data": table["data"],
@@ -178,21 +173,54 @@ def _lines(table: dict, better: dict, systems: dict, papers: dict, path: Path) -
     lines = []
     for method, row in table["rows"].items():
         _require(len(row) == len(columns), f"{where}: {method} has {len(row)} values for {len(columns)} columns")
-        for place, (printed, (order, metric, scale)) in enumerate(zip(row, columns, strict=True)):
+        model = (table["paper"] if table["kind"] == "ablation" else systems.get(method)) or ""
+        for place, (printed, column) in enumerate(zip(row, columns, strict=True)):
             if printed == ABSENT:
                 continue
-            _require(re.fullmatch(r"-?\d+(\.\d+)?", printed), f"{where}: {method}, {metric}: {printed} is no number")
-            column = f"{order} {metric}"
-            mark = marks.get(method, {}).get(column) or marks.get("*", {}).get(column) or table["mark"]
-            _require(mark in MARKS, f"{where}: mark {mark} is not one of {sorted(MARKS)}")
-            model = (table["paper"] if table["kind"] == "ablation" else systems.get(method)) or ""
+            number = re.fullmatch(r"-?\d+(\.\d+)?", printed)
+            _require(number, f"{where}: {method}, {column.metric}: {printed} is no number")
             lines.append(
-                common | {"place": place, "order": order, "metric": metric, "row": method,
-                          "label": labels.get(method, method),
-                          "model": model, "printed": printed, "scale": scale, "value": float(printed) / scale,
-                          "mark": mark}
+                common | {"place": place, "order": column.order, "metric": column.metric, "row": method,
+                          "label": labels.get(method, method), "model": model, "printed": printed,
+                          "scale": column.scale, "value": float(printed) / column.scale,
+                          "mark": marks.get((method, str(column))) or marks.get(("*", str(column))) or table["mark"]}
             )  # fmt: skip
     return lines
+
+
+def _check(table: dict, papers: dict, where: str) -> None:
+    """Raise PublishedError for keys and words that do not fit the schema."""
+    _require(not REQUIRED - set(table), f"{where} lacks {sorted(REQUIRED - set(table))}")
+    unknown = set(table) - REQUIRED - OPTIONAL
+    _require(not unknown, f"{where} has unknown keys {sorted(unknown)}")
+    _require(table["kind"] in KINDS, f"{where}: kind is {table['kind']}, not one of {KINDS}")
+    _require(table["paper"] in papers, f"{where}: paper {table['paper']} is not in `papers`")
+    _require((table["kind"] == "ablation") == ("study" in table), f"{where}: an ablation, and only that, has a study")
+    strange = sorted(set(table.get("labels", {})) - set(table["rows"]))
+    _require(not strange, f"{where}: labels of {strange}: no such row")
+
+
+def _columns(table: dict, better: dict, where: str) -> list[_Column]:
+    columns = []
+    for text in table["columns"]:
+        match = _COLUMN.fullmatch(text)
+        known = match and match["order"] in ORDERS and match["metric"] in better
+        scaled = match and (match["metric"] == "kid") == bool(match["scale"])
+        _require(known and scaled, f'{where}: column "{text}" is not "<order> <metric>", with x100 or x1000 for KID')
+        columns.append(_Column(match["order"], match["metric"], int(match["scale"] or 1)))
+    _require(len(set(map(str, columns))) == len(columns), f"{where}: a column stands twice")
+    return columns
+
+
+def _marks(table: dict, columns: list[_Column], where: str) -> dict[tuple[str, str], str]:
+    """Marks by method, or "*", and column."""
+    marks = {(method, at): mark for method, chosen in table.get("marks", {}).items() for at, mark in chosen.items()}
+    for method, at in marks:
+        known = method in {"*", *table["rows"]} and at in map(str, columns)
+        _require(known, f"{where}: mark of {method}, {at}: no such cell")
+    for mark in (table["mark"], *marks.values()):
+        _require(mark in MARKS, f"{where}: mark {mark} is not one of {sorted(MARKS)}")
+    return marks
 
 
 def _direction(entry: dict, papers: dict, path: Path) -> dict:

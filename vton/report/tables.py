@@ -8,7 +8,7 @@ footnoted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from rich import box
@@ -100,9 +100,9 @@ def table_json(*tables: Sequence[Row]) -> str:
     return json.dumps(shown, indent=1, allow_nan=False)
 
 
-def base(metric: str) -> str:
-    """The metric that another backbone, weights or masks stand behind: lpips of lpips_squeeze_random; else itself."""
-    return next((name for name in DIGITS if f"{metric}_".startswith(f"{name}_")), metric)
+def base(metric: str, known: Iterable[str] = DIGITS) -> str:
+    """The known metric behind another backbone, weights or masks: lpips of lpips_squeeze_random; else itself."""
+    return max((name for name in known if f"{metric}_".startswith(f"{name}_")), key=len, default=metric)
 
 
 def _measured(row: Row) -> dict:
@@ -193,9 +193,18 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
 
 
 def metric_notes(rows: Sequence[Row]) -> str:
-    """What has to be said of metrics: those whose networks are random, those that are absent; "" for neither."""
+    """What has to be said of metrics: which networks are random, which metrics are absent or mean fewer pairs."""
     names = sorted({base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
     notes = [NOTE.format(names=", ".join(names))] if names else []
     absent = {metric: reason for row in rows for metric, reason in row.provenance.get("absent", {}).items()}
     notes += [f"{metric} is absent: {reason}." for metric, reason in absent.items()]
+    fewer: dict[tuple, list[str]] = {}
+    for row in rows:
+        for metric, pairs in row.provenance.get("left_out", {}).items() if row.category == "all" else ():
+            fewer.setdefault((metric, row.order, row.n - len(pairs), row.n), []).append(row.model)
+    notes += [
+        f"{metric} of {', '.join(models)} ({order}) is the mean over {counted} of {n} pairs: it is not defined for the "
+        "others, which provenance.left_out names."
+        for (metric, order, counted, n), models in fewer.items()
+    ]
     return " ".join(notes)

@@ -22,7 +22,7 @@ ORDERS, REGIONS = ("paired", "unpaired"), ("garment", "image")
 PLACES = [(order, region) for order in ORDERS for region in REGIONS]
 CHARTED = ("ssim", "lpips")  # in paired order and the garment's region, over these costs:
 X_AXES = ("seconds a picture", "training seconds", "FLOP a picture", "parameters")
-SIGNS = {"agrees": "✓", "differs": "✗", "within spread": "≈"}
+SIGNS = {"agrees": "✓", "differs": "✗", "within spread": "≈", "equal": "="}
 MEANING = {
     "second_hand": "confirmed only by another paper that quotes it",
     "recalled": "recalled, check the paper before quoting",
@@ -214,10 +214,10 @@ class View:
             against = (
                 "On the paper's own metrics" if basis == "same metric" else "Against what all printed metrics share"
             )
-            agree, differ, unclear = (int((group["verdict"] == verdict).sum()) for verdict in SIGNS)
+            agree, differ, unclear, equal = (int((group["verdict"] == verdict).sum()) for verdict in SIGNS)
             told.append(
                 f"{against} ({region}): {agree} of {len(group)} directions agree, {differ} differ, {unclear} lie "
-                "within the spread of seeds."
+                f"within the spread of seeds{f', {equal} are equal here' if equal else ''}."
             )
             for line in group[group["verdict"] == "differs"].itertuples():
                 theirs, ours = ("better" if gain > 0 else "worse" for gain in (line.published, line.gain))
@@ -237,7 +237,10 @@ class View:
             ],
         )
         frame = cells.pivot(index="column", columns="pair", values="cell").fillna("-")
-        key = "✓ agrees, ✗ differs, ≈ within the spread. Numbers: our gain, above 0 where the first row is better."
+        key = (
+            "✓ agrees, ✗ differs, ≈ within the spread, = equal in one run each. Numbers: our gain, above 0 where the "
+            "first row is better."
+        )
         shared = "* The paper does not print this metric in this order; held against what all its metrics share."
         return [
             bullets(told),

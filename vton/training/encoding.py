@@ -7,14 +7,14 @@ import logging
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from vton.config import ConfigError, ExperimentConfig
 from vton.data import transforms
-from vton.data.encoded import Asked, EncodingError, Encodings, rows, write_encodings
+from vton.data.encoded import STORED, Asked, EncodingError, Encodings, rows, write_encodings
 from vton.data.module import TryOnDataModule
 from vton.data.sample import TryOnBatch
 from vton.data.shards import SHARD_MB, ShardWriter
+from vton.metrics import weights
 from vton.models.base import TryOnModule
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ def frozen_readings(module: TryOnModule) -> dict[str, Asked]:
             live.append(name)
             settings |= dict.fromkeys(changing)
             continue
-        digest = hashlib.sha256(repr((type(module).__name__, name, reading.settings)).encode())
-        for network in networks:
-            digest.update(network_digest(network).encode())
+        classes = [type(part).__name__ for part in (module, *networks)]
+        asking = repr((classes, name, reading.settings))
+        digest = hashlib.sha256("".join([asking, *map(weights.digest, networks)]).encode())
         asked[name] = Asked(digest.hexdigest(), reading.of)
     changed = f"{', '.join(live)} cannot, as data.augment.{' and data.augment.'.join(settings)} change what they read"
     if not asked:
@@ -49,21 +49,13 @@ def frozen_readings(module: TryOnModule) -> dict[str, Asked]:
     return asked
 
 
-def network_digest(network: torch.nn.Module) -> str:
-    """SHA-256 of a network's class, and of name, type, shape and bytes of everything in its state."""
-    digest = hashlib.sha256(type(network).__name__.encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 @torch.no_grad()
 def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
     """Bring data.encoded up to date; returns how many pairs were computed, and how many were there and fresh.
 
     A pair whose files, settings or encoders changed is computed again, the others are taken over. Of two processes that
-    write the same folder the second waits and takes everything over. Raises ConfigError where there is nothing to do.
+    write the same folder the second waits and takes everything over. Raises ConfigError where there is nothing to do,
+    ShardError where the folder holds anything but encodings.
     """
     config: ExperimentConfig = module.config
     if not config.data.encoded:
@@ -72,20 +64,18 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
     fields = {name for reading in asked.values() for name in reading.of}
     if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
         module.to("cuda")
-    out.parent.mkdir(parents=True, exist_ok=True)
     computed, kept = 0, 0
-    with FileLock(out.with_name(f".{out.name}.lock")):
+    with ShardWriter(out, SHARD_MB, replaceable=STORED) as writer:
         former = Encodings(str(out), asked)
-        with ShardWriter(out, SHARD_MB, replace=True) as writer:
-            for batch in data.listed_dataloader():
-                keys = [former.keys(row) for row in rows(batch, fields)]
-                found = [former.fresh(index, key) for index, key in zip(batch.index, keys, strict=True)]
-                stale = [row for row, tensors in enumerate(found) if tensors.keys() != asked.keys()]
-                computed, kept = computed + len(stale), kept + len(batch) - len(stale)
-                for row, tensors in zip(stale, _compute(module, batch, stale, asked), strict=True):
-                    found[row] = tensors
-                for index, tensors, key in zip(batch.index, found, keys, strict=True):
-                    write_encodings(writer, index, tensors, key)
+        for batch in data.listed_dataloader():
+            keys = [former.keys(row) for row in rows(batch, fields)]
+            found = [former.fresh(index, key) for index, key in zip(batch.index, keys, strict=True)]
+            stale = [row for row, tensors in enumerate(found) if tensors.keys() != asked.keys()]
+            computed, kept = computed + len(stale), kept + len(batch) - len(stale)
+            for row, tensors in zip(stale, _compute(module, batch, stale, asked), strict=True):
+                found[row] = tensors
+            for index, tensors, key in zip(batch.index, found, keys, strict=True):
+                write_encodings(writer, index, tensors, key)
     return computed, kept
 
 
@@ -114,5 +104,7 @@ def _compute(module: TryOnModule, batch: TryOnBatch, picked: list[int], asked: d
     if not picked:
         return []
     batch = batch[picked].to(module.device)
-    columns = {name: module.reading(name, batch).float().cpu() for name in asked}
+    # cuDNN's default, TF32, differs by about 1e-3 from what a CPU will compare with.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        columns = {name: module.reading(name, batch).float().cpu() for name in asked}
     return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(picked))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from vton.data.record import mask, picture
 from vton.data.sample import Category, TryOnBatch
 from vton.data.transforms import normalise
 from vton.data.warp import rewarped, warp_source
+from vton.files import file_digest
 from vton.metrics.pictures import to_uint8
 from vton.models.codecs import build_codec
 from vton.models.pretrained import load_state, read_safetensors
@@ -41,7 +41,7 @@ class RunWarp:
         load_state(module, read_safetensors(run.weights), run.weights)
         self.module = module.eval().requires_grad_(False)
         self.before = warp_source("geometric") if config.model.start == "geometric" else None
-        self.name = f"learned:{path}, sha256 {hashlib.sha256(run.weights.read_bytes()).hexdigest()[:16]}"
+        self.name = f"learned:{path}, sha256 {file_digest(run.weights)[:16]}"
 
     def __str__(self) -> str:
         return self.name
