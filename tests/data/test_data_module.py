@@ -58,8 +58,8 @@ def test_processes_share_the_global_batch(world):
 
 
 def test_streams_of_seeds_ranks_and_workers_share_nothing():
-    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: no place twice, no two augmented alike,
-    under another seed neither."""
+    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice, and no two of 10,000
+    augmentations alike, those of another seed included."""
     streams = [take(EndlessBatches(11, 5, seed=0, share=lambda r=rank: (r, 2)), 1000) for rank in (0, 1)]
     places = [{draw.position for draw in flat(stream[worker::2])} for stream in streams for worker in (0, 1)]
     assert [len(own) for own in places] == [2_500] * 4 and set.union(*places) == set(range(10_000))
