@@ -4,7 +4,8 @@ import pytest
 
 from vton import config as configuration
 from vton import registry
-from vton.config import ConfigError, choices, load, load_file, to_yaml
+from vton.config import ConfigError, ablation, choices, load, load_file, to_yaml
+from vton.info import on_meta
 
 
 def test_layers_are_joined_in_order():
@@ -37,8 +38,40 @@ def test_every_model_and_preset_round_trips(model, preset, tmp_path):
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("data", "trainer") for n in choices(g)])
-def test_every_data_and_trainer_file_loads(group, name):
-    assert getattr(load(f"{group}={name}"), group).name == name
+def test_every_data_and_trainer_file_round_trips(group, name, tmp_path):
+    config = load(f"{group}={name}")
+    assert getattr(config, group).name == name
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_file(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("model", choices("ablation"))
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_every_row_of_an_ablation_round_trips(model, preset, tmp_path):
+    """And no two rows of a table are one configuration. tests/models/test_ablations.py has the tiny preset's."""
+    found = []
+    for row in ablation(model).rows:
+        config = load(f"model={model}", f"preset={preset}", f"ablation={model}/{row}", "name=same")
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert load_file(tmp_path / "config.yaml") == config and config.ablation == f"{model}/{row}"
+        config.ablation = ""
+        assert config not in found, row
+        found.append(config)
+
+
+BUILT = [
+    (model, preset, stage)
+    for model in registry.folders()
+    for preset in choices("preset")
+    for number, stage in enumerate(registry.config_class(model)().CASCADE or [""])
+    if preset == "small" or number  # `vton info` builds the others, in the tests of models
+]
+
+
+@pytest.mark.parametrize(("model", "preset", "stage"), BUILT)
+def test_every_preset_of_every_stage_can_be_built(model, preset, stage):
+    module = on_meta(load(f"model={model}", f"preset={preset}", *([f"model.stage={stage}"] if stage else [])))
+    assert any(p.requires_grad for p in module.parameters()) and all(p.is_meta for p in module.parameters())
 
 
 def test_names_of_models_and_their_yaml_agree():

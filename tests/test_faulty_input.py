@@ -131,7 +131,9 @@ def same(field: str, tolerance: float = 0.0) -> Works:
 
 
 def grey(found: TryOnSample, sound: TryOnSample) -> None:
-    assert (found.person[0] == found.person[1]).all() and (found.person.mean(0) - sound.person.mean(0)).abs().max() < 1
+    """The luminance (ITU-R BT.601) in all three channels, to two and a half of 255 levels."""
+    luminance = torch.einsum("chw,c->hw", sound.person, torch.tensor([0.299, 0.587, 0.114]))
+    assert (found.person == found.person[0]).all() and (found.person[0] - luminance).abs().mean() < 0.02
 
 
 def one_line(error: Exception | str) -> str:
@@ -319,8 +321,8 @@ def first(dataset: str, root: Path, order: str = "paired") -> TryOnSample:
 
 
 @pytest.mark.parametrize(("dataset", "case"), [(dataset, case) for dataset in FOLDERS for case in FOLDERS[dataset]])
-def test_data_folders(dataset, case, sound, tmp_path, monkeypatch):
-    """The data set and the data check say the same."""
+def test_data_folders(dataset, case, sound, tmp_path, monkeypatch, capsys):
+    """The data set and `vton data check` say the same, which then exits with 1."""
     file, harm, expected = FOLDERS[dataset][case]
     root = shutil.copytree(sound[dataset], tmp_path / "data")
     harm(root / file, monkeypatch)
@@ -330,9 +332,15 @@ def test_data_folders(dataset, case, sound, tmp_path, monkeypatch):
         return
     with pytest.raises(DataError, match=expected) as error:
         first(dataset, root, "unpaired" if harm is crossed else "paired")
-    assert str(root / NAMED_OTHERWISE.get((dataset, case), file)) in one_line(error.value)
-    found = [str(problem) for problem in check_folder(settings(dataset, root)) if problem.severity == "required"]
-    assert any(re.search(expected, problem) for problem in found) and "\n" not in "".join(found)
+    named = str(root / NAMED_OTHERWISE.get((dataset, case), file))
+    assert named in one_line(error.value)
+    asked = ("data.size=[96,72]", "data.densepose=true", "data.warp_source=none", "data.workers=0")
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", f"data={dataset}", f"data.root={root}", *asked])
+    *said, _ = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(("note ", "required ", "optional ")) for line in said)
+    found = [line for line in said if line.startswith("required ")]
+    assert any(re.search(expected, line) for line in found) and any(named in line for line in found)
 
 
 def test_the_folder_itself(sound, tmp_path):

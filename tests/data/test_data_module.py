@@ -9,6 +9,7 @@ from tests.data.folders import config, write_dresscode, write_viton_hd
 from vton.config import AugmentConfig
 from vton.data.module import EndlessBatches, RankShare, TryOnDataModule
 from vton.data.sample import DataError, TryOnBatch
+from vton.data.transforms import Changes
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_processes_share_the_global_batch(world):
     alone = take(EndlessBatches(11, 2 * world, seed=4), 6)
     ranks = [take(EndlessBatches(11, 2, seed=4, share=lambda r=rank: (r, world)), 6) for rank in range(world)]
     assert [flat(shares) for shares in zip(*ranks, strict=True)] == alone
+
+
+def test_streams_of_seeds_ranks_and_workers_share_nothing():
+    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice, and no two of 10,000
+    augmentations alike, those of another seed included."""
+    streams = [take(EndlessBatches(11, 5, seed=0, share=lambda r=rank: (r, 2)), 1000) for rank in (0, 1)]
+    places = [{draw.position for draw in flat(stream[worker::2])} for stream in streams for worker in (0, 1)]
+    assert [len(own) for own in places] == [2_500] * 4 and set.union(*places) == set(range(10_000))
+    always = AugmentConfig(affine=1)
+    moves = {Changes.draw(always, seed, place).person for seed in (0, 1) for place in range(5_000)}
+    assert len(moves) == 10_000
 
 
 def test_evaluation_takes_every_sample_once_on_any_number_of_processes():

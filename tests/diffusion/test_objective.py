@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
@@ -25,6 +26,28 @@ def test_noise_and_velocity_equal_diffusers_at_every_timestep(schedule, zero_snr
     x0, eps = latents(1000), latents(1000, 1)
     torch.testing.assert_close(objective.add_noise(x0, eps, t), reference.add_noise(x0, eps, t), atol=1e-6, rtol=0)
     torch.testing.assert_close(objective.target(x0, eps, t), reference.get_velocity(x0, eps, t), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_snr_weights_equal_diffusers_at_every_timestep(schedule, prediction):
+    """To 1e-6 of each value: float32's rounding in two formulas over one table."""
+    config = ObjectiveConfig(schedule=schedule, prediction=prediction, loss_weight="min_snr")
+    reference = DDPMScheduler(beta_schedule=schedule, beta_start=0.00085, beta_end=0.012)
+    objective, t = Objective(config), torch.arange(1000)
+    snr = compute_snr(reference, t).double()
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction]  # as diffusers' training scripts
+    torch.testing.assert_close(objective.snr(t).double(), snr, rtol=1e-6, atol=0)
+    expected = snr.clamp(max=config.min_snr_gamma) / divisor
+    torch.testing.assert_close(objective.weight(t).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_snr_weights_at_a_terminal_snr_of_zero():
+    """Nothing is left to learn of the clean sample; all of the noise."""
+    last = torch.tensor([999])
+    for prediction, weight in (("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)):
+        config = ObjectiveConfig(prediction=prediction, loss_weight="min_snr", zero_terminal_snr=True)
+        assert Objective(config).weight(last).tolist() == [weight]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

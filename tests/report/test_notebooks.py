@@ -1,4 +1,5 @@
 import ast
+import csv
 import html
 import re
 import sys
@@ -6,11 +7,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
 from vton.cli import main
-from vton.report.notebooks import NOTEBOOKS, NotebookError, run_notebook
+from vton.report.notebooks import NOTEBOOKS, NotebookError, run_notebook, write_pages
 
+GOLDEN = Path(__file__).parent / "golden"  # a few made-up rows for each notebook, and the tables that follow from them
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 OURS = tuple(
     f".{name}()"
@@ -20,6 +23,18 @@ OURS = tuple(
 
 def cells(path, kind="code"):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tables(page) -> list[list[list[str]]]:
+    """The text of every cell of every table of a page."""
+    found = BeautifulSoup(page, "html.parser").find_all("table")
+    return [[[cell.get_text() for cell in line.find_all(["th", "td"])] for line in one.find_all("tr")] for one in found]
+
+
+def golden(stem) -> list[list[list[str]]]:
+    """The tables of a CSV file, an empty line between each two."""
+    parts = (GOLDEN / stem / "tables.csv").read_text(encoding="utf-8").split("\n\n")
+    return [list(csv.reader(part.splitlines())) for part in parts]
 
 
 def written(path, *sources):
@@ -35,13 +50,15 @@ def test_one_for_the_comparison_and_one_for_each_papers_ablation():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the cells of a notebook show, run here: a kernel for each of them costs more than all of their cells."""
+    """What the cells of a notebook show, or those that end so, run here: a kernel for each notebook costs more than all
+    of its cells."""
 
-    def run(path, results=""):
+    def run(path, results="", ending=""):
         monkeypatch.setenv("VTON_RESULTS", str(results))
         pages, space = [], {}
         monkeypatch.setattr(sys, "displayhook", lambda value: pages.append(value._repr_html_()))
-        for cell in cells(path):
+        first, *others = cells(path)
+        for cell in [first, *(cell for cell in others if cell.source.endswith(ending))]:
             exec(compile(ast.Interactive(ast.parse(cell.source).body), str(path), "single"), space)
         return pages
 
@@ -55,6 +72,20 @@ def test_shows_the_results_of_this_repository(path, shown):
     if path.stem == "comparison":
         told = re.sub(r"<[^>]+>", " ", page)
         assert "Best architecture, of" in told and "data:image/jpeg" in page and page.count("<svg") >= 2
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_shows_the_tables_that_follow_from_the_results(path, shown):
+    """Means and standard deviations over runs as worked out by hand; KID is printed times 1000."""
+    assert tables("".join(shown(path, GOLDEN / path.stem, ".tables()"))) == golden(path.stem)
+
+
+@pytest.mark.slow
+def test_every_kernel_shows_them_within_a_minute(tmp_path):
+    for path in PATHS:
+        [(page, seconds)] = write_pages([path], tmp_path, VTON_RESULTS=str(GOLDEN / path.stem))
+        shown = tables(page.read_text(encoding="utf-8"))
+        assert all(table in shown for table in golden(path.stem)) and seconds < 60, path
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

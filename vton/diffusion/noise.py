@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by the key alone, e.g. (seed, "train", position)."""
+    """A CPU generator seeded by the key alone, e.g. (seed, "train", position).
+
+    torch keeps 32 bits of a seed: about n^2 / 2^33 pairs of n keys share their draws.
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

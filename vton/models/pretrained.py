@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from vton.errors import UserError, one_line
 from vton.files import replacing
@@ -27,12 +28,15 @@ class WeightsError(UserError):
 def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
 
-    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key, also where weights
-    are missing: the libraries would draw them at random and only warn.
+    Nothing is downloaded unless VTON_DOWNLOAD=1, and pickles that hold more than tensors are refused. Raises
+    WeightsError naming the configuration key, also where weights are missing: the libraries would draw them at random
+    and only warn.
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
     if issubclass(cls, nn.Module):
         kwargs["output_loading_info"] = True
+    elif cls is AutoTokenizer:
+        kwargs["trust_remote_code"] = False  # else a folder that brings code has the terminal ask whether to run it
     try:
         found = cls.from_pretrained(source, local_files_only=os.environ.get("VTON_DOWNLOAD") != "1", **kwargs)
     except Exception as error:  # a broken folder can raise almost anything from inside the libraries

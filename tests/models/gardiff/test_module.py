@@ -177,17 +177,3 @@ def test_wrong_weights_are_one_line(hub, override, expected):
     with pytest.raises(WeightsError) as error:
         from_hub(hub, override)
     assert expected in str(error.value) and "\n" not in str(error.value)
-
-
-def test_gradient_checkpointing_changes_nothing():
-    """Loss within 1e-5, gradients within 5e-5, diffusers' own bounds."""
-    results = []
-    for on in (False, True):
-        module = tiny_module("gardiff", f"model.unet.gradient_checkpointing={str(on).lower()}").train()
-        loss = module.training_step(random_batch(2), 0)
-        loss.backward()
-        results.append((loss.detach(), [p.grad for p in module.network.parameters()]))
-    (one, plain), (two, checkpointed) = results
-    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
-    for a, b in zip(plain, checkpointed, strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)

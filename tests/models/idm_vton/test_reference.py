@@ -20,9 +20,10 @@ def test_every_reference_tensor_is_met():
     checks = verify(FOLDER)
     assert {check.name for check in checks} == set(load_file(FOLDER / "outputs.safetensors"))
     assert [check.name for check in checks if not check.passed] == []
-    # Ten times tighter than the verdict's bounds: what another order of float32 sums costs.
-    loose = [check.name for check in checks if check.max_relative > 1e-4 and check.kind != "exact"]
-    assert loose == []
+    # Relative, as values come near 10. What is stored was computed in float32: from it our networks are 0.8e-5 (single
+    # calls), 1.1e-5 (steps) and 1.6e-5 (gradients) away in float64, and 0.6e-5, 0.4e-5 and 1.3e-5 in float32.
+    bounds = {"single call": 1.5e-5, "several steps": 1.5e-5, "gradient": 3e-5}
+    assert [check.name for check in checks if check.max_relative > bounds.get(check.kind, 0)] == []
 
 
 def test_half_precision_runs_and_keeps_preprocessing_exact():

@@ -56,7 +56,9 @@ def test_a_short_training_improves(stage):
 def test_pictures_keep_what_is_known_and_see_no_truth():
     warp, batch = randomised(module()).eval(), random_batch(3)
     warp.network.refined.fill_(True)
+    before = torch.get_rng_state()
     picture, silhouettes = warp.predict_step(batch, 0)
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(warp.generate(batch), picture) and picture.abs().max() <= 1 + 1e-5
     outside = (1 - batch.agnostic_mask).expand_as(picture) > 0
     assert torch.equal(picture[outside], batch.agnostic[outside])

@@ -5,6 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from tests.batches import random_batch, randomised
+from tests.models.test_encoders import TOWER
+from vton.models.encoders import clip_image_encoder
+from vton.models.settings import ClipConfig
 from vton.models.warp.config import RefinementConfig, TpsConfig, WarpConfig
 from vton.models.warp.losses import BENT, UNEVEN, order_loss
 from vton.models.warp.network import WHITE, Refinement, TpsWarp, WarpNetwork, correlation, heat_maps
@@ -65,6 +68,16 @@ def test_full_size_shapes_are_the_published_ones():
     assert tps.regression.conv[0].weight.shape == (512, 192, 4, 4) and tps.regression.linear.weight.shape == (50, 768)
     assert tuple(tps.spline.evaluation.shape) == (49152, 28)
     assert [tuple(up[0].weight.shape[:2]) for up in refinement.up] == [(512, 1024), (256, 512), (128, 256), (64, 128)]
+
+
+def test_it_is_built_without_memory_after_a_pretrained_network(tmp_path):
+    """transformers exchanges linspace while it loads, and torch keeps what it then finds to be a maker of tensors."""
+    torch.utils._device._device_constructors.cache_clear()
+    clip_image_encoder(ClipConfig(**TOWER)).tower.save_pretrained(tmp_path)
+    clip_image_encoder(ClipConfig(pretrained=str(tmp_path)))
+    with torch.device("meta"):
+        assert TpsWarp(TpsConfig()).spline.evaluation.is_meta
+    torch.utils._device._device_constructors.cache_clear()
 
 
 def test_the_refinement_takes_sizes_that_halve_unevenly():

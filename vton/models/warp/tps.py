@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 def lattice(side: int, extent: float = 0.9) -> Tensor:
     """(side^2, 2) points x, y in [-extent, extent], row by row."""
-    place = torch.linspace(-extent, extent, side)
+    # Named, as transformers' from_pretrained may have linspace forget `with torch.device(...)` for good.
+    place = torch.linspace(-extent, extent, side, device=torch.get_default_device())
     y, x = torch.meshgrid(place, place, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
