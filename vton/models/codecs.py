@@ -23,7 +23,7 @@ from vton.metrics.pixelwise import output_psnr
 from vton.models.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
 
 # How a small AutoencoderKL is fitted.
-FIT_RATE = 2e-3  # AdamW's peak: high, for steps are few (after 150 of the tests' this has 15.2 dB, 1e-3 13.9); not tuned
+FIT_RATE = 2e-3  # AdamW's peak: high, for steps are few (150 of the tests' reach 15.2 dB, with 1e-3 13.9); not tuned
 FIT_KL = 1e-6  # weight of the KL term, as latent diffusion has it (arXiv 2112.10752, Appendix G)
 FIT_TAIL = 0.1  # share of the steps, the last, that measure the latents' spread: the rate is then near 0
 

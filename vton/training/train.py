@@ -138,11 +138,11 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
 def callbacks(
     config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, telemetry: Telemetry, global_batch: int
 ) -> list:
-    """In the order they act after a step: average, look, save, leave."""
+    """In the order they act after a step: average, log, look, save, leave."""
     train, held_out = config.train, None
-    found = [FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16"), telemetry]
     ema = EMA(train.ema) if train.ema else None
-    found += [ema] if ema else []
+    found = [FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16")]
+    found += [ema, telemetry] if ema else [telemetry]
     if train.picture_every:
         batches = {order: data.val_batch(order, train.val_pairs) for order in ("paired", "unpaired")}
         held_out = HeldOut(batches, train.picture_every, train.pictures, ema)
@@ -152,7 +152,7 @@ def callbacks(
         keep_best=train.keep_best,
     )  # fmt: skip
     found += [checkpoints] + ([] if sys.stdout.isatty() else [Console(train.steps, held_out)])
-    return [*found, Preemption(checkpoints)]
+    return [*found, Preemption(checkpoints), telemetry.data_wait]
 
 
 def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:
