@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import socket
 
+import torch
+
 from vton.errors import UserError
-from vton.processes import gathered, joined, process_share
+from vton.processes import from_every_process, gathered, joined, own_device, process_share
 
 
 def joins(rank: int, world: int, port: int, folder) -> None:
@@ -19,11 +21,12 @@ def joins(rank: int, world: int, port: int, folder) -> None:
 
     with joined():
         share, everyone, said = process_share(), gathered(lambda: 10 * rank), ""
+        ranks = from_every_process(rank)
         try:
             gathered(breaks_on_two_of_three)
         except UserError as error:
             said = str(error)
-    (folder / f"{rank}").write_text(json.dumps([share, everyone, said]))
+    (folder / f"{rank}").write_text(json.dumps([share, ranks, everyone, said]))
 
 
 def test_three_processes_meet_and_none_waits_for_one_that_failed(tmp_path):
@@ -37,9 +40,20 @@ def test_three_processes_meet_and_none_waits_for_one_that_failed(tmp_path):
     for worker in workers:
         worker.join()
     found = [json.loads((tmp_path / f"{rank}").read_text()) for rank in range(3)]
-    assert found == [[[0, 3], [0, 10, 20], "broken on 1"], [[1, 3], None, ""], [[2, 3], None, ""]]
+    everyone = [[0, 10, 20], None, None]
+    said = ["broken on 1", "", ""]
+    assert found == [[[rank, 3], [0, 1, 2], everyone[rank], said[rank]] for rank in range(3)]
 
 
 def test_one_process_is_alone():
     with joined():
-        assert process_share() == (0, 1) and gathered(lambda: 1) == [1]
+        assert process_share() == (0, 1) and gathered(lambda: 1) == from_every_process(1) == [1]
+
+
+def test_each_process_has_its_own_gpu_where_there_are_some(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device("auto") == own_device("gpu") == torch.device("cuda", 3)
+    assert own_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device("auto") == torch.device("cpu")

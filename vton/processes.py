@@ -1,4 +1,4 @@
-"""The processes of one run: which share is ours, and bringing results together on the first."""
+"""The processes of one run: which share is ours, where it is computed, and bringing results together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as distributed
 
 from vton.errors import UserError
@@ -32,6 +33,23 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def own_device(accelerator: str) -> torch.device:
+    """What this process computes on by trainer.accelerator, for work that is done before a Trainer is there."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def from_every_process(value: T) -> list[T]:
+    """The values of all processes by rank, on each of them. Every process must call it."""
+    _, world = process_share()
+    if world == 1:
+        return [value]
+    values = [value] * world
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def gathered(measure: Callable[[], T]) -> list[T] | None:

@@ -127,7 +127,7 @@ def sampling(module: TryOnDiffusion, batch: TryOnBatch, repeats: int) -> dict:
         "rows_per_step": counts,
         "largest_difference": (pictures["recomputing"] - pictures["reusing"]).abs().max().item(),
         "largest_value": pictures["recomputing"].abs().max().item(),
-        "peak_memory_gib": peak_memory_gib(),
+        "peak_memory_gib": peak_memory_gib(module.device),
     }
 
 
@@ -141,7 +141,7 @@ def training(module: TryOnDiffusion, batch: TryOnBatch, repeats: int) -> dict:
         backward, _, _ = timed(loss.backward)
         step, _, _ = timed(optimizer.step)
     parts = {"forward": forward, "backward": backward, "optimizer": step}
-    return parts | {"total": sum(parts.values()), "peak_memory_gib": peak_memory_gib()}
+    return parts | {"total": sum(parts.values()), "peak_memory_gib": peak_memory_gib(module.device)}
 
 
 def counting(rows: Counter, name: str) -> Callable:

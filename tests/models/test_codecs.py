@@ -56,13 +56,14 @@ def test_gradients_pass_the_decoder(linear):
     assert z.grad.abs().sum() > 0
 
 
-def test_kl_codec_trains_saves_and_loads(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_kl_codec_trains_saves_and_loads(device, tmp_path):
     config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4, fit_steps=150)
     torch.manual_seed(0)
     images = smooth_images(32)
     codec = build_codec(config)
     before = psnr(codec, [images])
-    fit_codec(codec, config, (images[8 * (i % 4) :][:8] for i in range(150)))
+    fit_codec(codec, config, (images[8 * (i % 4) :][:8] for i in range(150)), device)
     assert psnr(codec, [images]) > before + 3
     assert codec.encode(images).std().item() == pytest.approx(1, abs=0.3)
     codec.save(tmp_path)
@@ -98,4 +99,18 @@ def test_psnr_of_a_known_error():
         def decode(self, z):
             return z + 0.2  # 0.1 of the [0, 1] range: 20 dB
 
-    assert psnr(Shift(), [torch.zeros(2, 3, 8, 8)]) == pytest.approx(20, abs=1e-3)
+    pictures, masks = [torch.zeros(2, 3, 8, 8)], torch.zeros(2, 1, 8, 8)
+    assert psnr(Shift(), pictures) == pytest.approx(20, abs=1e-3)
+    assert psnr(Shift(), pictures, [masks]) is None
+    masks[1, :, 2:5] = 1  # a picture without area does not count
+    assert psnr(Shift(), pictures, [masks]) == pytest.approx(20, abs=1e-3)
+
+
+def test_the_linear_codec_computes_in_float32_under_autocast(linear):
+    images = smooth_images(2)
+    z = linear.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear.encode(images), z) and torch.equal(linear.decode(z), linear.decode(z.float()))
+        assert linear.encode(images.bfloat16()).dtype == linear.decode(z.bfloat16()).dtype == torch.float32
+        decoded = linear.decode(z)
+    assert torch.equal(decoded, linear.decode(z))

@@ -41,18 +41,19 @@ def test_grids_of_tokens(tokens, size, grid):
 def test_every_architecture_shows_where_it_looks(model):
     module, batch = randomised(tiny_module(model)).eval(), random_batch(2)
     pictures = module.generate(batch)
-    weights = garment_attention(module, batch, pictures)
+    weights = garment_attention(module, looks := module.looks(batch, pictures))
     torch.testing.assert_close(weights.sum((3, 4)), torch.ones(weights.shape[:3]))
+    shown = attention_grid(module, batch, pictures, looks)
     other = random_batch(2, first=7)
     batch.garment = other.garment
-    assert (garment_attention(module, batch, pictures) - weights).abs().max() > 1e-4
-    shown = attention_grid(module, batch, pictures)
+    assert (garment_attention(module, module.looks(batch, pictures)) - weights).abs().max() > 1e-4
     assert shown.ndim == 3 and shown.std() > 1
 
 
 def test_without_attention_to_the_garment_there_is_nothing_to_show():
     module, batch = tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval(), random_batch(2)
-    assert attention_grid(module, batch, module.generate(batch)) is None
+    pictures = module.generate(batch)
+    assert attention_grid(module, batch, pictures, module.looks(batch, pictures)) is None
 
 
 def test_chosen_pixels_lie_inside_from_left_to_right():

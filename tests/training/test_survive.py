@@ -427,9 +427,11 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # no
 
 @pytest.mark.slow
 def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):  # noqa: F811
-    """bf16 weights are gathered where one process casts them: first gradients agree to bf16's digits."""
-    half = ("train.precision=bf16", "train.grad_clip=0.1", "train.picture_every=0", "train.steps=1",
-            "train.checkpoint_every=1")  # fmt: skip
+    """bf16 weights are gathered where one process casts them: first gradients agree to bf16's digits.
+
+    Pictures are drawn with such weights too.
+    """
+    half = ("train.precision=bf16", "train.grad_clip=0.1", "train.steps=1", "train.checkpoint_every=1")
     one, two = trained("gardiff", tmp_path, rendered, "one", *half), sharded("gardiff", "two", *half)
     states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, two)]
     expected, found = (torch.cat([state[i]["exp_avg"].flatten() for i in state]) for state in states)

@@ -102,6 +102,12 @@ class TryOnDataset(Dataset):
             self._kept[index] = self._decode(index)
         return self._kept[index]
 
+    def photos(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Person and garment of pair `index`, as `record` has them but without reading the rest."""
+        person, garment = (self.folder.files(self.split, self.order, of[index]) for of in (self.pairs, self.garments))
+        photos = (person.photo("person"), garment.photo("garment"))
+        return tuple(records.picture(transforms.resize_photo(photo, self.size)) for photo in photos)
+
     def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Person and truth of pair `index` as stored, uint8 (3, h, w); no truth for real unpaired pairs.
 

@@ -190,9 +190,8 @@ class TryOnDataModule(LightningDataModule):
         N is `count`, or what the list has. For fitting a codec.
         """
         stream = self.train_dataset()
-        rows = [stream.pairs.record(index) for index in _spread((count + 1) // 2, len(stream))]
-        pictures = [transforms.normalise(image) for row in rows for image in (row.person, row.garment)]
-        return torch.stack(pictures[:count])
+        pairs = (stream.pairs.photos(index) for index in _spread((count + 1) // 2, len(stream)))
+        return torch.stack([transforms.normalise(photo) for pair in pairs for photo in pair][:count])
 
     def _loader(self, dataset, **kwargs) -> DataLoader:
         workers = self.config.workers

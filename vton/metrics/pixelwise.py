@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vton.metrics.protocol import Protocol
+from vton.metrics.protocol import PROTOCOLS, Protocol
 
 
 def masked_mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -56,6 +56,17 @@ def psnr(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Pro
     """
     error = masked_mean((prediction - truth).square(), weight).mean(1)
     return (-10 * torch.log10(error)).clamp(max=protocol.psnr_cap)
+
+
+def output_psnr(output: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
+    """`psnr` as `exact` has it of pictures (B, 3, H, W) in [-1, 1] as networks give them, for a look while training.
+
+    region: (B, 1, H, W) 0 or 1; rows where it is empty have no score and are left out. Returns (at most B,).
+    """
+    if region is not None:
+        rows = region.flatten(1).any(1)
+        output, truth, region = output[rows], truth[rows], region[rows]
+    return psnr((output + 1) / 2, (truth + 1) / 2, region, PROTOCOLS["exact"])
 
 
 def iou(prediction: Tensor, truth: Tensor) -> Tensor:

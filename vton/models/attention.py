@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,8 +41,9 @@ class Looks:
         size = q.shape[-2], tokens
         if q.shape[-2] * k.shape[-2] > self.LARGEST:
             return
-        logits = q.float() @ k.float().mT / q.shape[-1] ** 0.5
-        weights = (logits if mask is None else logits + mask).softmax(-1)[..., -tokens:].mean(1)
+        with torch.autocast(q.device.type, enabled=False):
+            logits = q.float() @ k.float().mT / q.shape[-1] ** 0.5
+            weights = (logits if mask is None else logits + mask).softmax(-1)[..., -tokens:].mean(1)
         self.sums[size] = self.sums.get(size, 0) + weights
         self.layers[size] = self.layers.get(size, 0) + 1
 

@@ -30,8 +30,8 @@ from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample
-from vton.models.attention import token_grid
+from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample, sampling_times
+from vton.models.attention import Looks, token_grid, watched
 from vton.models.codecs import Codec
 
 
@@ -58,6 +58,8 @@ class TrainedModule(LightningModule):
     with the module but are none of these. `training_step` sets `current_pairs` (ids, for error messages) and
     `last_losses` (detached terms by name, for the curves).
     """
+
+    FORWARDS = ("training_step", "generate")  # what is called from outside and uses trained networks
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
@@ -122,7 +124,7 @@ class TrainedModule(LightningModule):
     def configure_model(self) -> None:
         """Shard over the processes, where the strategy is FSDP2: each block by itself, the rest with the module.
 
-        A training step, or pictures, count as one forward, since architectures call parts of their networks at will.
+        Each of FORWARDS counts as one forward, since architectures call parts of their networks at will.
         """
         if self._device_mesh is None:
             return
@@ -134,7 +136,12 @@ class TrainedModule(LightningModule):
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for part in (*self.blocks(), self):
             fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True, mp_policy=policy)
-        for method in ("training_step", "generate"):
+        if half and self._device_mesh.device_type == "cpu":
+            # CUDA's autocast brings a norm's input and weights to one type; the CPU's refuses float32 beside bf16.
+            for norm in self.modules():
+                if isinstance(norm, nn.LayerNorm | nn.GroupNorm) and norm.weight is not None:
+                    norm.register_forward_pre_hook(lambda norm, inputs: (inputs[0].to(norm.weight.dtype),))
+        for method in self.FORWARDS:
             register_fsdp_forward_method(self, method)
 
     def configure_optimizers(self):
@@ -159,6 +166,8 @@ class TrainedModule(LightningModule):
 
 class TryOnModule(TrainedModule):
     """An architecture: shared training and prediction steps over the contract below."""
+
+    FORWARDS = (*TrainedModule.FORWARDS, "looks")
 
     # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in [-1, 1], on the CPU.
     former: Callable[[Sequence[str]], Tensor] | None = None
@@ -285,6 +294,23 @@ class TryOnModule(TrainedModule):
         conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
         z = sample(self, conditions, draw, self.config.sampler, self.objective)
         return self.codec.decode(z).clamp(-1, 1)
+
+    @torch.no_grad()
+    def looks(self, batch: TryOnBatch, pictures: Tensor) -> Looks:
+        """Where persons look in garments, for pictures of attention.
+
+        pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and denoised once.
+        """
+        times = sampling_times(self.config.sampler, self.objective)
+        t = times[len(times) // 2].to(pictures.device).expand(len(batch))
+        x0 = self.codec.encode(pictures)
+        draws = [noise.generator(self.config.seed, "attention", pair) for pair in batch.pair_id]
+        z_t = self.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
+        conditions = self.condition(batch)
+        features = self.garment_features(conditions, t)
+        with watched() as looks:
+            self.denoise(z_t, t, conditions, features)
+        return looks
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.

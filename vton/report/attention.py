@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
-from vton.diffusion import noise
-from vton.diffusion.sampling import sampling_times
 from vton.metrics.pictures import to_uint8
-from vton.models.attention import token_grid, watched
+from vton.models.attention import Looks, token_grid
 from vton.models.base import TryOnModule
 from vton.report.grid import picture_grid
 
@@ -29,25 +27,14 @@ ACROSS = (0.05, 0.5, 0.95)  # where the chosen pixels lie in the garment's pixel
 TINT = 0.6  # weight of colours over the picture
 
 
-@torch.no_grad()
-def garment_attention(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> Tensor | None:
+def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
     """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for each person place.
 
     The mean of heads and layers, coarser grids interpolated. None where no layer reads garment tokens with places.
-    pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and denoised once.
     """
-    times = sampling_times(module.config.sampler, module.objective)
-    t = times[len(times) // 2].to(pictures.device).expand(len(batch))
-    x0 = module.codec.encode(pictures)
-    draws = [noise.generator(module.config.seed, "attention", pair) for pair in batch.pair_id]
-    z_t = module.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
-    conditions = module.condition(batch)
-    features = module.garment_features(conditions, t)
-    with watched() as looks:
-        module.denoise(z_t, t, conditions, features)
     maps = []
     for (queries, tokens), weights in looks.means().items():
-        person, garment = token_grid(queries, batch.person.shape[-2:]), module.garment_grid(tokens)
+        person, garment = token_grid(queries, module.config.data.size), module.garment_grid(tokens)
         if person and garment:
             weights = weights[..., -math.prod(garment) :]  # a class token comes first
             maps.append(weights.unflatten(2, garment).unflatten(1, person))
@@ -58,9 +45,12 @@ def garment_attention(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) 
     return sum(weights / weights.sum((3, 4), keepdim=True) for weights in resized) / len(resized)
 
 
-def attention_grid(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> np.ndarray | None:
-    """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is."""
-    weights = garment_attention(module, batch, pictures)
+def attention_grid(module: TryOnModule, batch: TryOnBatch, pictures: Tensor, looks: Looks) -> np.ndarray | None:
+    """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is.
+
+    looks: what `module.looks` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
+    """
+    weights = garment_attention(module, looks)
     if weights is None:
         return None
     region = batch.agnostic_mask if batch.truth_garment_mask is None else batch.truth_garment_mask

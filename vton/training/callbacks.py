@@ -11,12 +11,15 @@ from typing import Literal
 
 import torch
 from lightning import Callback
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vton.data.sample import TryOnBatch
 from vton.errors import UserError
+from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
+from vton.processes import from_every_process
 from vton.report.attention import attention_grid
 from vton.report.grid import try_on_grid
 from vton.training.ema import EMA
@@ -26,12 +29,18 @@ class TrainingError(UserError):
     """Training cannot go on; the message names step and samples."""
 
 
+def ends_step(trainer, batch_idx: int) -> bool:
+    """Whether the optimizer stepped after this batch: with train.accumulate, after the last of each step's batches."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class FiniteNumbers(Callback):
     """A loss or gradient that is not finite stops the run, or skips the step, before it reaches the weights.
 
     Processes decide together, once per optimizer step. The message names the step and those samples whose own loss is
     not finite, or all of the step where the loss has no parts. Under fp16 a gradient may overflow: its scaler skips
     such steps and lowers the scale, so only the loss is looked at. Logs the norm of the gradient before clipping.
+    DeepSpeed keeps gradients to itself: then too only the loss is looked at, and no norm is logged.
     """
 
     PATIENCE = 10  # skipped steps in a row that stop a run all the same: its weights are lost
@@ -48,20 +57,20 @@ class FiniteNumbers(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         norm = gradient_norm(module)
         losses = torch.stack([loss for *_, loss in self.seen])
-        finite = torch.isfinite(losses).all() & (torch.isfinite(norm) | self.scaled)
+        finite = bool(torch.isfinite(losses).all()) and (norm is None or self.scaled or math.isfinite(norm))
         step = trainer.global_step + 1
-        if trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.in_a_row = 0
-            if step % self.log_every == 0:
-                trainer.logger.log_metrics({"train/grad_norm": norm.item()}, step=step)
+            if step % self.log_every == 0 and norm is not None:
+                trainer.logger.log_metrics({"train/grad_norm": norm}, step=step)
         else:
-            self.answer(trainer, optimizer, step, norm.item())
+            self.answer(trainer, optimizer, step, norm)
         self.seen.clear()
 
-    def answer(self, trainer, optimizer, step: int, norm: float) -> None:
+    def answer(self, trainer, optimizer, step: int, norm: float | None) -> None:
         losses = [loss.item() for *_, loss in self.seen]
         mine = (next((value for value in losses if not math.isfinite(value)), None), self.guilty(), self.all_pairs())
-        everyones = gather(mine)
+        everyones = from_every_process(mine)
         value = next((value for value, *_ in everyones if value is not None), None)
         guilty = [pair for _, pairs, _ in everyones for pair in pairs] or [p for *_, pairs in everyones for p in pairs]
         what = f"Gradient norm is {norm}" if value is None else f"Loss is {value}"
@@ -94,23 +103,41 @@ class FiniteNumbers(Callback):
         self.skipped = state["skipped"]
 
 
-def gradient_norm(module) -> torch.Tensor:
-    """Of all gradients together, over all shards."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def gradient_norm(module) -> float | None:
+    """Of all gradients together, over all shards; None where no parameter has one."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-def gather(value):
-    """Of every process, in the order of ranks."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+class DataWait(Callback):
+    """Seconds from a batch's end until the next is on the device. Last of the callbacks: theirs do not count."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer, module) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self.seconds += time.perf_counter() - self.since
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.since = time.perf_counter()
 
 
 class Telemetry(Callback):
-    """Scalars for TensorBoard, averaged over `log_every` steps; x-axis is optimizer steps.
+    """Scalars for TensorBoard every `log_every` optimizer steps, which are the x-axis, over the steps since the last.
+
+    train/loss, loss_NAME, loss_by_t/FROM-TO   mean over the samples of all processes
+    train/lr                of the last step
+    perf/step_ms            of an optimizer step: waiting for its batches, passes, update, average of the weights; not
+                            what comes after (pictures, checkpoints, printing), before which this callback has to stand
+    perf/data_wait_ms       the part of it in which the first process waits for its batches to be on the device
+    perf/images_per_second  that all processes train on at this pace
+    perf/peak_memory_gib    of the first process, since it began
 
     Its state is what the whole run has cost so far, restarts included. planned_steps: of how many steps the learning
     rate is drawn, where that decides its curve; the state has every number that it was, in order.
@@ -119,6 +146,8 @@ class Telemetry(Callback):
     def __init__(self, log_every: int, batch_size: int, planned_steps: int | None = None):
         self.log_every, self.batch_size = log_every, batch_size
         self.planned_steps = [] if planned_steps is None else [planned_steps]
+        self.data_wait = DataWait()
+        self.device = torch.device("cpu")
         self.spent, self.peak = 0.0, 0.0
         self.began = time.perf_counter()
         self.reset()
@@ -127,7 +156,7 @@ class Telemetry(Callback):
         planned = {"planned_steps": self.planned_steps} if self.planned_steps else {}
         return {
             "seconds": round(self.spent + time.perf_counter() - self.began, 1),
-            "peak_memory_gib": round(max(self.peak, peak_memory_gib()), 3),
+            "peak_memory_gib": round(max(self.peak, peak_memory_gib(self.device)), 3),
             **planned,
         }
 
@@ -137,57 +166,60 @@ class Telemetry(Callback):
         self.planned_steps = before + (self.planned_steps if self.planned_steps != before[-1:] else [])
 
     def reset(self) -> None:
-        self.losses: list[float] = []
-        self.extra: dict[str, list[float]] = {}
-        self.by_t: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.waited = 0.0
-        self.started = self.batch_ended = time.perf_counter()
+        self.sums: dict[str, tuple[float, int]] = {}  # by name: of how many values the sum is
+        self.batches, self.computed = 0, 0.0  # s
+        self.data_wait.seconds = 0.0
+
+    def add(self, name: str, values: Tensor) -> None:
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = total + values.sum().item(), count + values.numel()
 
     def on_train_start(self, trainer, module) -> None:
-        self.began = time.perf_counter()
+        self.began, self.device = time.perf_counter(), trainer.strategy.root_device
         self.reset()
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        self.waited += time.perf_counter() - self.batch_ended
+        self.batch_began = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
+        self.add("loss", outputs["loss"] * trainer.accumulate_grad_batches)  # waits for the device
+        self.computed += time.perf_counter() - self.batch_began
+        self.batches += 1
         last = module.last_losses
-        if "t" in last:
-            self.by_t.append((last["t"].cpu(), last["diffusion"].float().cpu()))
         for name in last.keys() - {"t", "diffusion"}:
-            self.extra.setdefault(name, []).append(last[name].item())
-        step = trainer.global_step
-        if step % self.log_every == 0 and len(self.losses) >= trainer.accumulate_grad_batches:
-            trainer.logger.log_metrics(self.scalars(trainer, module), step=step)
+            self.add(f"loss_{name}", last[name])
+        if "t" in last:  # not for what learns without timesteps
+            t, losses = last["t"].cpu(), last["diffusion"].float().cpu()
+            quarter = module.config.objective.train_timesteps / 4
+            for i in range(4):
+                inside = (t >= i * quarter) & (t < (i + 1) * quarter)
+                self.add(f"loss_by_t/{int(i * quarter)}-{int((i + 1) * quarter) - 1}", losses[inside])
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.log_every == 0:
+            trainer.logger.log_metrics(self.scalars(trainer), step=trainer.global_step)
             self.reset()
-        self.batch_ended = time.perf_counter()
 
-    def scalars(self, trainer, module) -> dict[str, float]:
-        seconds, count = time.perf_counter() - self.started, len(self.losses)
-        scalars = {
-            "train/loss": sum(self.losses) / count,
+    def scalars(self, trainer) -> dict[str, float]:
+        steps, seconds = self.batches / trainer.accumulate_grad_batches, self.computed + self.data_wait.seconds
+        everyones = from_every_process(self.sums)
+        means = {}
+        for name in dict.fromkeys(name for sums in everyones for name in sums):
+            totals, counts = zip(*(sums.get(name, (0.0, 0)) for sums in everyones), strict=True)
+            if sum(counts):
+                means[f"train/{name}"] = sum(totals) / sum(counts)
+        return means | {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "perf/images_per_second": count * self.batch_size * trainer.world_size / seconds,
-            "perf/step_ms": 1000 * seconds / count * trainer.accumulate_grad_batches,
-            "perf/data_wait_ms": 1000 * self.waited / count,
-            "perf/peak_memory_gib": peak_memory_gib(),
+            "perf/images_per_second": self.batches * self.batch_size * trainer.world_size / seconds,
+            "perf/step_ms": 1000 * seconds / steps,
+            "perf/data_wait_ms": 1000 * self.data_wait.seconds / steps,
+            "perf/peak_memory_gib": peak_memory_gib(self.device),
         }
-        scalars |= {f"train/loss_{name}": sum(values) / len(values) for name, values in self.extra.items()}
-        if not self.by_t:  # what learns without timesteps
-            return scalars
-        t, losses = (torch.cat(column) for column in zip(*self.by_t, strict=True))
-        quarter = module.config.objective.train_timesteps / 4
-        for i in range(4):
-            inside = (t >= i * quarter) & (t < (i + 1) * quarter)
-            if inside.any():
-                name = f"train/loss_by_t/{int(i * quarter)}-{int((i + 1) * quarter) - 1}"
-                scalars[name] = losses[inside].mean().item()
-        return scalars
 
 
 class HeldOut(Callback):
-    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and a few scalars."""
+    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and a few scalars.
+
+    val/ORDER/{ssim, psnr, psnr_garment}: means over the pairs, the last over those whose picture shows the garment.
+    """
 
     def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
         self.batches, self.every, self.pictures, self.ema = batches, every, pictures, ema
@@ -195,8 +227,7 @@ class HeldOut(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if not due or step == 0 or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx) or (step % self.every and step != trainer.max_steps):
             return
         module.eval()
         with self.ema.applied(module) if self.ema else nullcontext():
@@ -209,30 +240,30 @@ class HeldOut(Callback):
 
     def look(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
         batch = batch.to(module.device)
-        output = module.generate(batch).float()
-        shown, drawn = batch[: self.pictures], output[: self.pictures]
-        attention = attention_grid(module, shown, drawn) if isinstance(module, TryOnModule) else None
+        with trainer.precision_plugin.forward_context():  # as predicting draws; hooks run outside of it
+            output = module.generate(batch).float()
+            shown, drawn = batch[: self.pictures], output[: self.pictures]
+            looks = module.looks(shown, drawn) if isinstance(module, TryOnModule) else None
         if trainer.is_global_zero:
             writer = trainer.logger.experiment
             writer.add_image(f"images/{order}", try_on_grid(shown, drawn), step, dataformats="HWC")
+            attention = None if looks is None else attention_grid(module, shown, drawn, looks)
             if attention is not None:
                 writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
         if batch.truth is None:
             return {}
-        truth = batch.truth
-        mse = ((output - truth) ** 2).flatten(1).mean(1) / 4
-        ssim = structural_similarity_index_measure((output + 1) / 2, (truth + 1) / 2, data_range=1.0)
-        scores = {f"val/{order}/ssim": ssim.item(), f"val/{order}/psnr": (-10 * mse.log10()).mean().item()}
-        inside = batch.truth_garment_mask
-        if inside is not None:
-            garment = (((output - truth) ** 2) * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3))).clamp(min=1) / 4
-            scores[f"val/{order}/psnr_garment"] = (-10 * garment.clamp(min=1e-10).log10()).mean().item()
+        ssim = structural_similarity_index_measure((output + 1) / 2, (batch.truth + 1) / 2, data_range=1.0)
+        psnr = {"psnr": output_psnr(output, batch.truth)}
+        if batch.truth_garment_mask is not None:
+            psnr["psnr_garment"] = output_psnr(output, batch.truth, batch.truth_garment_mask)
+        scores = {f"val/{order}/ssim": ssim.item()}
+        scores |= {f"val/{order}/{name}": values.mean().item() for name, values in psnr.items() if len(values)}
         trainer.logger.log_metrics(scores, step=step)
         return scores
 
 
 class Console(Callback):
-    """One line every so often where there is no terminal for a progress bar."""
+    """One line every so often where there is no terminal for a progress bar; its loss is the first process's share."""
 
     def __init__(self, steps: int, held_out: HeldOut | None = None):
         self.every, self.held_out = max(1, steps // 40), held_out
@@ -242,9 +273,11 @@ class Console(Callback):
         self.started, self.first = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not trainer.is_global_zero:
+            return
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
+        if not ends_step(trainer, batch_idx) or (step % self.every and step != trainer.max_steps):
             return
         pace = (time.perf_counter() - self.started) / max(step - self.first, 1)
         scores = self.held_out.scores if self.held_out else {}
@@ -258,9 +291,9 @@ class Console(Callback):
         self.losses.clear()
 
 
-def peak_memory_gib() -> float:
-    """Peak of the CUDA allocator where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak of the CUDA allocator for what is computed there, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from vton.files import replacing
 from vton.models.pretrained import read_checkpoint, write_tensors
-from vton.training.callbacks import HeldOut, TrainingError
+from vton.training.callbacks import HeldOut, TrainingError, ends_step
 from vton.training.ema import EMA, local
 from vton.training.run import RunError, RunFolder
+
+MONITOR = "val/paired/psnr_garment"  # the held-out score that makes best.ckpt: higher is better
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,9 +42,9 @@ class Checkpoints(Callback):
 
     def __init__(
         self, run: RunFolder, every: int, ema: EMA | None, held_out: HeldOut | None = None, *, global_batch: int = 0,
-        keep_last: int = 1, keep_best: int = 1, monitor: str = "val/paired/psnr_garment",
+        keep_last: int = 1, keep_best: int = 1,
     ):  # fmt: skip
-        self.run, self.every, self.ema, self.held_out, self.monitor = run, every, ema, held_out, monitor
+        self.run, self.every, self.ema, self.held_out = run, every, ema, held_out
         self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
         self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
@@ -56,10 +58,10 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
-        if self.held_out and self.held_out.step == step and self.monitor in self.held_out.scores:
-            self.save_best(trainer, module, self.held_out.scores[self.monitor])
+        if self.held_out and self.held_out.step == step and MONITOR in self.held_out.scores:
+            self.save_best(trainer, module, self.held_out.scores[MONITOR])
         if step % self.every == 0 or step == trainer.max_steps:
             self.save_last(trainer, module)
 

@@ -57,7 +57,7 @@ class EMA(Callback):
 
     def whole(self) -> dict[str, Tensor]:
         """The average unsharded: every process has to ask, and where it is sharded only the first is answered."""
-        return {name: gathered(value) for name, value in self.average.items()}
+        return {name: unsharded(value) for name, value in self.average.items()}
 
     def state_dict(self) -> dict:
         return {"average": self.whole(), "step": self.step}
@@ -79,7 +79,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A sharded tensor whole, on the CPU of the first process and empty on the others; any other as it is."""
     if not isinstance(tensor, DTensor):
         return tensor

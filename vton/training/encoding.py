@@ -16,6 +16,7 @@ from vton.data.sample import TryOnBatch
 from vton.data.shards import SHARD_MB, ShardWriter
 from vton.metrics import weights
 from vton.models.base import TryOnModule
+from vton.processes import own_device
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of a reading's largest value: other sums than now, not another encoder
@@ -62,8 +63,7 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
         raise ConfigError("vton data cache needs data.encoded=FOLDER, which training then names too.")
     asked, out = frozen_readings(module), Path(config.data.encoded).expanduser()
     fields = {name for reading in asked.values() for name in reading.of}
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        module.to("cuda")
+    module.to(own_device(config.trainer.accelerator))
     computed, kept = 0, 0
     with ShardWriter(out, SHARD_MB, replaceable=STORED) as writer:
         former = Encodings(str(out), asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import sys
 import warnings
@@ -21,6 +22,7 @@ from vton.files import sync, write_atomically
 from vton.models.base import TrainedModule
 from vton.models.codecs import Codec, build_codec, fit_codec, is_fitted, psnr, run_codec
 from vton.models.pretrained import read_checkpoint
+from vton.processes import own_device
 from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
 from vton.training.checkpoint import (
     AtomicCheckpointIO,
@@ -157,11 +159,11 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
 def callbacks(
     config: ExperimentConfig, run: RunFolder, data: TryOnDataModule, telemetry: Telemetry, global_batch: int
 ) -> list:
-    """In the order they act after a step: average, look, save, leave."""
+    """In the order they act after a step: average, log, look, save, leave."""
     train, held_out = config.train, None
-    found = [FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16"), telemetry]
     ema = EMA(train.ema) if train.ema else None
-    found += [ema] if ema else []
+    found = [FiniteNumbers(train.non_finite, train.log_every, scaled=train.precision == "fp16")]
+    found += [ema, telemetry] if ema else [telemetry]
     if train.picture_every:
         batches = {order: data.val_batch(order, train.val_pairs) for order in ("paired", "unpaired")}
         held_out = HeldOut(batches, train.picture_every, train.pictures, ema)
@@ -171,7 +173,7 @@ def callbacks(
         keep_best=train.keep_best,
     )  # fmt: skip
     found += [checkpoints] + ([] if sys.stdout.isatty() else [Console(train.steps, held_out)])
-    return [*found, Preemption(checkpoints)]
+    return [*found, Preemption(checkpoints), telemetry.data_wait]
 
 
 def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> Codec:
@@ -179,7 +181,8 @@ def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModul
     if is_fitted(config.codec):
         with FileLock(run.path / ".codec.lock"):  # of several processes one fits, the others load
             if not (run.codec / "done").exists():
-                codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data))
+                device = own_device(config.trainer.accelerator)
+                codec = fit_codec(build_codec(config.codec), config.codec, fitting_batches(config, data), device)
                 codec.save(run.codec)
                 report_codec(run, codec, data)
                 for file in run.codec.iterdir():
@@ -200,11 +203,11 @@ def fitting_batches(config: ExperimentConfig, data: TryOnDataModule):
 def report_codec(run: RunFolder, codec: Codec, data: TryOnDataModule) -> None:
     """Print how well the codec keeps held-out pictures: no score can be better than this."""
     batch = data.val_batch("paired", 64)
-    whole = psnr(codec, batch.person.split(16))
-    garment = psnr(codec, batch.person.split(16), batch.truth_garment_mask.split(16))
-    print(f"Codec: {whole:.1f} dB on {len(batch)} held-out pictures, {garment:.1f} dB in the garment region.")
-    text = f'{{"psnr": {whole:.3f}, "psnr_garment": {garment:.3f}, "n": {len(batch)}}}\n'
-    write_atomically(run.codec / "quality.json", text)
+    quality = {"psnr": psnr(codec, batch.person.split(16))}
+    quality["psnr_garment"] = psnr(codec, batch.person.split(16), batch.truth_garment_mask.split(16))
+    whole, garment = ("no score" if value is None else f"{value:.1f} dB" for value in quality.values())
+    print(f"Codec: {whole} on {len(batch)} held-out pictures, {garment} in the garment region.")
+    write_atomically(run.codec / "quality.json", json.dumps(quality | {"n": len(batch)}) + "\n")
 
 
 def quiet_libraries() -> None:
