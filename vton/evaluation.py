@@ -246,9 +246,10 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
 def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
     """The file to score. Raises RunError saying why it is not there, and what is."""
     path = {"weights": run.weights, "last": run.last, "best": run.best}[checkpoint]
-    if path.is_file():
+    in_pieces = checkpoint != "weights" and path.is_dir()
+    if path.exists() and not in_pieces:
         return path
-    if path.exists():
+    if in_pieces:
         reason = "is a folder of DeepSpeed's, which evaluation does not read"
     elif not run.has_checkpoint:
         reason = f"does not exist: {run.path} has no checkpoint yet"
