@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vton.config import load
-from vton.exchange import empty_module
+from vton.info import on_meta
 from vton.models.pretrained import WeightsError, check_state, read_checkpoint
 from vton.models.warp.checkpoint import read_published, write_published
 
@@ -16,7 +16,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def state(config):
-    shapes = {name: tensor.shape for name, tensor in empty_module(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
     return {name: torch.tensor(float(place)).expand(shape) for place, (name, shape) in enumerate(shapes.items())} | {
         "network.refined": torch.tensor(True)
     }
@@ -30,7 +30,7 @@ def published(config, state, tmp_path):
 
 def test_export_and_import_keep_every_tensor(config, state, published, tmp_path):
     found = read_published(published)
-    check_state(empty_module(config).state_dict(), found.state, published)
+    check_state(on_meta(config).state_dict(), found.state, published)
     assert found.state.keys() == state.keys()
     assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
     write_published(tmp_path / "again.pth", found.state, config, found.extra)
