@@ -161,7 +161,15 @@ def test_ablation_says_what_is_absent_extra_agreeing_and_differing(results, publ
         "base+AL against base, paired ssim (garment): published as better (0.809 → 0.829), here worse by 0.0500."
         in told
     )
-    assert "One run each" in told
+    assert "Rows with one run each: the spread is that of the model's 3 runs in the comparison." in told
+    found = directions(view.claims, view.values, "row", published, view._seeds(view.values))
+    assert found.loc[found["metric"] == "ssim", "spread"].tolist() == pytest.approx([0.02 * 2**0.5] * 3)
+
+
+def test_a_warp_is_no_architecture(tmp_path, published):
+    write_results(tmp_path / "results.json", [row("gardiff", 0, 0.5), row("idm_vton", 0, 0.4), row("warp", 0, 0.9)])
+    told = text(Architectures(published, read_measured(tmp_path)).who_wins())
+    assert "gardiff in 2" in told and "warp" not in told
 
 
 def test_directions_within_the_spread_and_held_against_all_printed_metrics(tmp_path, published):

@@ -58,10 +58,13 @@ def winners(values: pd.DataFrame, published: Published) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
-def directions(claims: pd.DataFrame, values: pd.DataFrame, by: str, published: Published) -> pd.DataFrame:
+def directions(
+    claims: pd.DataFrame, values: pd.DataFrame, by: str, published: Published, seeds: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Every claim `row` against `than`, held against our numbers.
 
     claims: `Published.claims`, rows named as in our column `by` ("row" or "model")
+    seeds: values of one model's runs with several seeds, whose deviation stands in for that of rows with one run
 
     Lines of row, than, order, region, metric (ours), basis, says (the printed values), published (+1, -1), gain (ours,
     > 0: `row` is better), spread, verdict (agrees, differs, within spread; equal for a tie where no spread is known).
@@ -70,6 +73,9 @@ def directions(claims: pd.DataFrame, values: pd.DataFrame, by: str, published: P
     """
     lines = []
     ours = summary(values, by).set_index([by, *WHERE])
+    if seeds is not None and len(seeds):
+        known = summary(seeds, "model").set_index(WHERE)["sd"]
+        ours["sd"] = ours["sd"].fillna(ours.index.droplevel(by).map(known).to_series(index=ours.index))
     for (row, than), pair in claims.groupby(["row", "than"], sort=False):
         for order, region, metric in ours.index.droplevel(by).unique():
             if (row, order, region, metric) not in ours.index or (than, order, region, metric) not in ours.index:

@@ -11,7 +11,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-COLOURS = {"architecture": "#0072b2", "control": "#cc79a7", "baseline": "#999999"}  # told apart by the colour-blind too
+# Of what is measured, told apart by the colour-blind too. A warp is a trained one that nothing is diffused from.
+COLOURS = {"architecture": "#0072b2", "control": "#cc79a7", "warp": "#009e73", "baseline": "#999999"}
 FONT = 9  # points
 STYLE = {
     "font.size": FONT, "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; a page falls back to its own

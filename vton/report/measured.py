@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from vton import registry
 from vton.errors import UserError
 from vton.metrics.results import Row, read_results
 from vton.report.summary import costs
@@ -33,7 +34,7 @@ COSTS = {  # column: name in vton.report.summary.costs
 
 @dataclass(frozen=True)
 class Measured:
-    """values: a line per metric of a row. folder (below `root`), model, kind (architecture, control or baseline), row
+    """values: a line per metric of a row. folder (below `root`), model, kind (a key of charts.COLOURS), row
     (of an ablation, or ""), data, split, order, region, category, n, seed, run (what a second seed differs in), budget,
     setting (only rows of one setting may be compared), held (what else they share, in words), metric, value, and the
     columns of COSTS and ORIGIN.
@@ -102,6 +103,8 @@ def _lines(rows: Sequence[Row], folder: str) -> list[dict[str, Any]]:
 def _kind(model: str) -> str:
     if model.startswith("baseline/"):
         return "baseline"
+    if model in registry.names("warp"):
+        return "warp"
     return "control" if model.endswith("]") else "architecture"
 
 

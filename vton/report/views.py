@@ -139,8 +139,9 @@ class View:
         """Every direction between two rows that a published table gives, against ours, and how many agree."""
         parts = []
         for title, values in self._settings():
-            found = directions(self.claims, values, self.by, self.published)
-            parts += [title, self._absent(values), *self._agreement(found)]
+            seeds = self._seeds(values)
+            found = directions(self.claims, values, self.by, self.published, seeds)
+            parts += [title, self._absent(values), *self._agreement(found, seeds["run"].nunique())]
         return self._page(parts)
 
     # parts
@@ -205,8 +206,13 @@ class View:
         means = learned[list(COSTS)].astype(float).groupby(level=0).mean()
         return means.reindex([row for row in self._rows(values) if row in means.index])
 
-    def _agreement(self, found: pd.DataFrame) -> list[str]:
-        """In words how many directions agree and which do not, then all of them."""
+    def _seeds(self, values: pd.DataFrame) -> pd.DataFrame:
+        """Runs of one model, under the same setting, that say how far seeds scatter where rows have one run each."""
+        return values[:0]
+
+    def _agreement(self, found: pd.DataFrame, seeds: int) -> list[str]:
+        """In words how many directions agree and which do not, then all of them; seeds: runs behind the spread of rows
+        with one run."""
         if found.empty:
             return [sentences("No direction can be checked: of no published pair have both rows been run here.")]
         told = []
@@ -228,6 +234,8 @@ class View:
                 )
         if found["spread"].isna().all():
             told.append(f"{ONE_RUN.capitalize()}.")
+        elif seeds:
+            told.append(f"Rows with one run each: the spread is that of the model's {seeds} runs in the comparison.")
         cells = found.assign(
             pair=found["row"] + " against " + found["than"],
             column=found["region"] + " " + found["order"] + " " + found["metric"].map(_name),
@@ -369,6 +377,11 @@ class Ablation(View):
         page = super().tables()
         other = f"Rows here that this table of the paper does not have: {listed(self.others)}." if self.others else ""
         return Page(*page.parts, sentences(other)) if other else page
+
+    def _seeds(self, values: pd.DataFrame) -> pd.DataFrame:
+        ours = self.measured.comparison
+        seeds = ours[(ours["model"] == values["model"].iloc[0]) & (ours["setting"] == values["setting"].iloc[0])]
+        return seeds if seeds["run"].nunique() > 1 else seeds[:0]
 
     def directions(self) -> Page:
         page = super().directions()
