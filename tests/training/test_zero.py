@@ -41,7 +41,8 @@ def test_stopped_and_resumed_equals_uninterrupted(zero, tmp_path, rendered):  # 
     expected, found = (read_checkpoint(states_file(run.last)) for run in (whole, parts))
     assert found["global_step"] == 4
     assert_equal(dict(expected["module"]), dict(found["module"]))
-    assert_equal(expected["callbacks"], found["callbacks"])
+    for callback in ("EMA", "Checkpoints"):  # others know the time
+        assert_equal(expected["callbacks"][callback], found["callbacks"][callback])
     assert len(list(parts.last.glob("step_*"))) == 1
     with pytest.raises(config.UserError, match="cannot read each other"):
         trained("gardiff", tmp_path, rendered, "parts", "train.steps=5")
