@@ -70,8 +70,8 @@ tensorboard: $(READY) ## Curves, pictures, attention and results of every run un
 test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## The tests that take minutes each
-	.venv/bin/python -m pytest -m slow $(ARGS)
+test-slow: $(READY) ## The tests that take minutes each, about half an hour on 2 cores
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	.venv/bin/ruff check .
