@@ -187,20 +187,49 @@ class Scorer:
             for name, pictures in methods.items()
             if "iou" in self.config.metrics and getattr(pictures, "silhouettes", None)
         }
+        orders = {target.order for target in group} | {tally.order for tally in tallies.values()}
+        if len(orders) > 1:
+            raise ValueError(f"one call measures one order, got {' and '.join(sorted(orders))}")
+        for name in found:
+            tallies.setdefault(name, Tally(group[0].order))
         first = 0
-        for chunk in self._chunks([group]):
+        for chunk in self._chunks([group], len(found)):
             parts = self._parts(chunk)
             these = slice(first, first + len(chunk))
-            for name, pictures in found.items():
-                tally = tallies.setdefault(name, Tally(chunk[0].order))
-                if any(target.order != tally.order for target in chunk):
-                    raise ValueError(f"one call measures one order, got {tally.order} and another")
-                self._measure(tally, chunk, pictures[these], parts)
-                if name in silhouettes:
-                    self._overlap(tally, chunk, silhouettes[name][these], parts)
+            self._measure(tallies, chunk, {name: pictures[these] for name, pictures in found.items()}, parts)
+            for name, pictures in silhouettes.items():
+                self._overlap(tallies[name], chunk, pictures[these], parts)
             first = these.stop
 
-    def _measure(self, tally: Tally, chunk: Sequence[Target], pictures: Tensor, parts: Sequence[Part]) -> None:
+    def _measure(
+        self, tallies: dict[str, Tally], chunk: Sequence[Target], found: Mapping[str, Tensor], parts: Sequence[Part]
+    ) -> None:
+        """Measure every method's pictures of a chunk into its tally.
+
+        The networks see the pictures of all methods together: five at once take two thirds of their time one by one.
+        """
+        predictions = [self._prepare(tallies[name], chunk, pictures) for name, pictures in found.items()]
+        for part in parts if found else ():
+            ids = [chunk[row].pair_id for row in part.rows.tolist()]
+            shown = torch.cat([pictures[part.rows] for pictures in predictions])
+            masks = None if part.mask is None else part.mask.repeat(len(found), 1, 1, 1)
+            features = self._inception(shown, masks) if self.inception is not None else None
+            if part.truth is not None:
+                if masks is not None:
+                    shown = torch.where(masks > 0, shown, part.truth.repeat(len(found), 1, 1, 1))
+                lpips = self._lpips(shown) if self.lpips is not None else []
+                dists = self._dists(shown) if self.dists is not None else []
+            for place, name in enumerate(found):
+                rows = slice(place * len(ids), (place + 1) * len(ids))
+                if features is not None:
+                    tallies[name].features.add(part.region, ids, features[rows])
+                if part.truth is not None:
+                    layers = ([layer[rows] for layer in network] for network in (lpips, dists))
+                    for metric, values in self._compare(shown[rows], *layers, part).items():
+                        tallies[name].add(part.region, metric, ids, values)
+
+    def _prepare(self, tally: Tally, chunk: Sequence[Target], pictures: Tensor) -> Tensor:
+        """A method's pictures as the protocol compares them, uint8 (B, 3, H, W). Garment-driven scores on the way."""
         tally.category.update((target.pair_id, target.category) for target in chunk)
         prepared = []
         for target, picture in zip(chunk, pictures, strict=True):
@@ -211,15 +240,7 @@ class Scorer:
                     tally.leave_out(region, metric, target.pair_id, str(value))
                 else:
                     tally.add(region, metric, [target.pair_id], torch.tensor([value], dtype=torch.float64))
-        predictions = torch.stack(prepared).to(self.device)
-        for part in parts:
-            ids = [chunk[row].pair_id for row in part.rows.tolist()]
-            if part.truth is not None:
-                for metric, values in self._compare(predictions[part.rows], part).items():
-                    tally.add(part.region, metric, ids, values)
-            if self.inception is not None:
-                masks = None if part.mask is None else list(part.mask)
-                tally.features.add(part.region, ids, self._inception(list(predictions[part.rows]), masks))
+        return torch.stack(prepared).to(self.device)
 
     def _overlap(self, tally: Tally, chunk: Sequence[Target], silhouettes: Tensor, parts: Sequence[Part]) -> None:
         """IoU of (B, 1, h, w) bool with where the truth shows the garment, for pairs whose truth does."""
@@ -230,19 +251,20 @@ class Scorer:
                 values = pixelwise.iou(torch.stack(warped).to(self.device), part.mask > 0)
                 tally.add(part.region, "iou", [chunk[row].pair_id for row in rows], values)
 
-    def _compare(self, prediction: Tensor, part: Part) -> dict[str, Tensor]:
-        """Scores (B,) of uint8 predictions for the metrics that need a truth."""
-        if part.mask is not None:
-            prediction = torch.where(part.mask > 0, prediction, part.truth)
+    def _compare(self, prediction: Tensor, lpips: list[Tensor], dists: list[Tensor], part: Part) -> dict[str, Tensor]:
+        """Scores (B,) of uint8 predictions, already on the truth outside the region, for metrics that need a truth.
+
+        lpips, dists: the predictions' features.
+        """
         x, y = prediction / 255, part.truth / 255
         scores = {}
         for metric, function in (("ssim", pixelwise.ssim), ("psnr", pixelwise.psnr)):
             if metric in self.config.metrics:
                 scores[metric] = function(x, y, part.mask, self.protocol)
         if self.lpips is not None:
-            scores["lpips"] = self.lpips.distance(self._lpips(prediction), part.lpips, part.mask)
+            scores["lpips"] = self.lpips.distance(lpips, part.lpips, part.mask)
         if self.dists is not None:
-            scores["dists"] = self.dists.distance(self.dists.statistics(self._dists(prediction), part.mask), part.dists)
+            scores["dists"] = self.dists.distance(self.dists.statistics(dists, part.mask), part.dists)
         return scores
 
     def _parts(self, chunk: Sequence[Target]) -> list[Part]:
@@ -331,17 +353,18 @@ class Scorer:
             )
         return found.cpu()
 
-    def _chunks(self, groups: Iterable[Sequence[Target]]) -> Iterator[Sequence[Target]]:
-        """What passes through the networks together: within a group, as much as a GPU's memory bears; 1 on a CPU.
+    def _chunks(self, groups: Iterable[Sequence[Target]], methods: int = 1) -> Iterator[Sequence[Target]]:
+        """The targets whose pictures of all methods pass through the networks together.
 
-        One is as fast there, and a convolution of one picture may sum in another order than of several: with chunks of
-        one, batches and processes cannot show in any number.
+        Within a group, as many as a GPU's memory bears; 1 on a CPU: a convolution of one picture may sum in another
+        order than of several, and with chunks of one target neither batches nor processes show in any number. Which
+        other methods are measured beside one may, in the last digits.
         """
         for group in groups:
             size = 1
             if group and self.device.type != "cpu":
                 height, width = self._size(group[0])
-                size = max(1, PIXELS_AT_ONCE_ON_GPU // (height * width))
+                size = max(1, PIXELS_AT_ONCE_ON_GPU // (height * width * max(methods, 1)))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
