@@ -70,7 +70,7 @@ tensorboard: $(READY) ## Curves, pictures, attention and results of every run un
 test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 7 minutes on 2 cores
+test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
