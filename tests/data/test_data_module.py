@@ -1,6 +1,8 @@
 """The data module: one endless stream that depends on seed and place alone, and evaluation of each sample once."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -203,3 +205,16 @@ def test_padded_squares_hold_the_rectangular_pictures(root):
     assert square.config.unpadded() == config("viton_hd", root)
     for size, inner in (((128, 64), (85, 64)), ((64, 128), (64, 48)), ((1024, 1024), (1024, 768))):
         assert config("viton_hd", root, size=size, pad=True).picture_size == inner
+
+
+def test_an_error_while_loaders_are_at_work_ends_the_process():
+    """Loaders ignore SIGTERM, by which multiprocessing ends what is left at exit."""
+    code = (
+        "from torch.utils.data import DataLoader\n"
+        "from vton.data.module import leave_signals_to_the_parent as init\n"
+        "stream = iter(DataLoader(range(9), num_workers=2, persistent_workers=True, worker_init_fn=init))\n"
+        "next(stream)\n"
+        "raise SystemExit(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")

@@ -8,7 +8,9 @@ use_distributed_sampler=False.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 
@@ -221,6 +223,16 @@ def leave_signals_to_the_parent(worker: int) -> None:
     """Where a whole process group is told to stop, the trainer still needs batches to finish its step."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def kill_loaders() -> None:
+    """Before multiprocessing sends its daemons SIGTERM, which loaders ignore, and waits for them for ever: an error
+    keeps the loader's iterator, which would have ended them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a killed loader an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _spread(count: int, total: int) -> list[int]:
