@@ -227,8 +227,7 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 @atexit.register
 def kill_loaders() -> None:
-    """Before multiprocessing sends its daemons SIGTERM, which loaders ignore, and waits for them for ever: an error
-    keeps the loader's iterator, which would have ended them."""
+    """End what an error has left at work: loaders ignore the SIGTERM of multiprocessing, which would wait for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a killed loader an error
     for child in multiprocessing.active_children():
         if child.daemon:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,7 +119,7 @@ class ImageReward(nn.Module):
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        widths = zip((text.hidden_size, *self.WIDTHS), self.WIDTHS, strict=False)
+        widths = itertools.pairwise((text.hidden_size, *self.WIDTHS))
         self.head = nn.ModuleDict({str(i): nn.Linear(*width) for i, width in zip(self.PLACES, widths, strict=True)})
 
     def forward(self, pixels_B3SS: Tensor, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ class Scorer:
         with _exact(self.device):
             for group in groups:
                 group = _unseen(group, "pair_id", seen)
-                if group:
+                if group and methods:
                     seen.update(target.pair_id for target in group)
                     self._compare_group(group, methods, tallies)
         return tallies
@@ -206,10 +206,10 @@ class Scorer:
     ) -> None:
         """Measure every method's pictures of a chunk into its tally.
 
-        The networks see the pictures of all methods together: five at once take two thirds of their time one by one.
+        The networks see the pictures of all methods together, which on a CPU takes an eighth off an evaluation.
         """
         predictions = [self._prepare(tallies[name], chunk, pictures) for name, pictures in found.items()]
-        for part in parts if found else ():
+        for part in parts:
             ids = [chunk[row].pair_id for row in part.rows.tolist()]
             shown = torch.cat([pictures[part.rows] for pictures in predictions])
             masks = None if part.mask is None else part.mask.repeat(len(found), 1, 1, 1)
@@ -364,7 +364,7 @@ class Scorer:
             size = 1
             if group and self.device.type != "cpu":
                 height, width = self._size(group[0])
-                size = max(1, PIXELS_AT_ONCE_ON_GPU // (height * width * max(methods, 1)))
+                size = max(1, PIXELS_AT_ONCE_ON_GPU // (height * width * methods))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 

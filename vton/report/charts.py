@@ -41,7 +41,7 @@ def bars(panels: Mapping[str, Sequence[Point]], columns: int = 2) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6 * columns, rows * (0.25 * longest + 0.6)), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flat
-        for axis, (title, points) in zip(axes, panels.items(), strict=False):
+        for axis, (title, points) in zip(axes, panels.items(), strict=False):  # the last line may have room
             labels, values, spreads, kinds = zip(*((p.label, p.y, p.sd, p.kind) for p in points), strict=True)
             lines, colours = range(len(points)), [COLOURS[kind] for kind in kinds]
             axis.barh(lines, values, 0.7, xerr=spreads, color=colours, error_kw=WHISKER)

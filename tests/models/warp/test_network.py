@@ -130,7 +130,7 @@ def reference_order(points):
         uneven, bent = [], 0.0
         for i in range(5):
             line = at[:, i] if transposed else at[i]
-            for a, b, c in zip(line, line[1:], line[2:], strict=False):
+            for a, b, c in (line[k : k + 3] for k in range(3)):
                 first, second = b - a, c - b
                 uneven.append((second**2 - first**2).abs().clamp(min=UNEVEN))
                 bent += abs((b[1] - a[1]) * (b[0] - c[0]) - (b[1] - c[1]) * (b[0] - a[0]))
