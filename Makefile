@@ -73,9 +73,10 @@ test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(READY) ## ruff: rules and format
+lint: $(READY) ## ruff: rules and format; import-linter: imports point one way
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
 
 format: $(READY) ## Let ruff rewrite what it can
 	.venv/bin/ruff check --fix .

@@ -1,11 +1,12 @@
-"""Digests of what short trainings leave behind, to show that a change of the code changed no number.
+"""Digests of what short trainings leave behind, to show that a change of the code changed no
+number.
 
     python scripts/digests.py write before.json     # on the commit before the change
     python scripts/digests.py check before.json     # on the commit after it, on the same machine
 
-Each case is trained for 25 steps of its tiny preset on one thread, drawn and scored. Its digests cover the trained
-weights, the pictures and the metrics. They hold on one kind of processor and one version of torch only, which is why
-this is a script and not a test.
+Each case is trained for 25 steps of its tiny preset on one thread, drawn and scored. Its digests
+cover the trained weights, the pictures and the metrics. They hold on one kind of processor and one
+version of torch only, which is why this is a script and not a test.
 """
 
 from __future__ import annotations
@@ -31,16 +32,29 @@ CASES = {
     "tryondiffusion-sr256": ["model=tryondiffusion", "model.stage=sr256"],
     "warp": ["model=warp"],
 }
-SETTINGS = ["train.steps=25", "train.batch_size=4", "train.picture_every=10", "train.checkpoint_every=10",
-            "data.synthetic.train=32", "data.synthetic.test=8", "eval.batch_size=4"]  # fmt: skip
-NAMES = {"tryondiffusion-sr256": "tryondiffusion"}  # an upper stage lies in the run folder of its cascade
+SETTINGS = [
+    "train.steps=25",
+    "train.batch_size=4",
+    "train.picture_every=10",
+    "train.checkpoint_every=10",
+    "data.synthetic.train=32",
+    "data.synthetic.test=8",
+    "eval.batch_size=4",
+]
+NAMES = {
+    "tryondiffusion-sr256": "tryondiffusion"
+}  # an upper stage lies in the run folder of its cascade
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("write", "check"))
     parser.add_argument("file", type=Path, help="JSON file of digests")
-    parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="run this copy of the repository instead")
+    parser.add_argument(
+        "--checkout", type=Path, default=REPOSITORY, help="run this copy of the repository instead"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     args = parser.parse_args()
 
@@ -50,7 +64,12 @@ def main() -> None:
         args.file.write_text(json.dumps(found, indent=1) + "\n")
         return
     expected = json.loads(args.file.read_text())
-    different = [f"{case} {part}" for case in found for part in found[case] if found[case][part] != expected[case][part]]
+    different = [
+        f"{case} {part}"
+        for case in found
+        for part in found[case]
+        if found[case][part] != expected[case][part]
+    ]
     for name in different:
         print(f"different: {name}")
     print(f"{len(found)} cases, {len(different)} digests differ.")

@@ -13,7 +13,9 @@ from vton.models.codecs import LinearCodec, build_codec
 SIZE = (64, 48)
 
 
-def smooth(generator: torch.Generator, channels: int = 3, size: tuple[int, int] = SIZE) -> torch.Tensor:
+def smooth(
+    generator: torch.Generator, channels: int = 3, size: tuple[int, int] = SIZE
+) -> torch.Tensor:
     coarse = torch.rand(1, channels, 8, 6, generator=generator) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(-1, 1)[0]
 
@@ -25,18 +27,34 @@ def random_sample(index: int, size: tuple[int, int] = SIZE) -> TryOnSample:
     mask[:, h // 4 : 3 * h // 4, w // 4 : 3 * w // 4] = 1
     warped_mask[:, h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] = 1
     garment, background = smooth(g, size=size), smooth(g, size=size)
-    worn = torch.where(warped_mask > 0, garment * 0.9, garment.mean((1, 2), keepdim=True).expand_as(garment))
+    worn = torch.where(
+        warped_mask > 0, garment * 0.9, garment.mean((1, 2), keepdim=True).expand_as(garment)
+    )
     person = torch.where(mask > 0, worn, background)
     return TryOnSample(
-        index=index, dataset="synthetic", person_id=f"{index:05d}_00", garment_id=f"{index:05d}_00", order="paired",
-        category="upper_body", person_caption="model is wearing a shirt", garment_caption="a photo of a shirt",
-        person=person, agnostic=person * (1 - mask), agnostic_mask=mask, garment=garment,
-        garment_mask=torch.ones(1, h, w), warped_garment=torch.where(warped_mask > 0, garment, torch.ones(())),
-        warped_mask=warped_mask, pose_map=smooth(g, size=size),
+        index=index,
+        dataset="synthetic",
+        person_id=f"{index:05d}_00",
+        garment_id=f"{index:05d}_00",
+        order="paired",
+        category="upper_body",
+        person_caption="model is wearing a shirt",
+        garment_caption="a photo of a shirt",
+        person=person,
+        agnostic=person * (1 - mask),
+        agnostic_mask=mask,
+        garment=garment,
+        garment_mask=torch.ones(1, h, w),
+        warped_garment=torch.where(warped_mask > 0, garment, torch.ones(())),
+        warped_mask=warped_mask,
+        pose_map=smooth(g, size=size),
         keypoints=torch.rand(JOINTS, 3, generator=g).round(decimals=2),
-        parse=torch.zeros(h, w, dtype=torch.int64), densepose=smooth(g, size=size), truth=person,
-        truth_garment_mask=warped_mask, position=index,
-    )  # fmt: skip
+        parse=torch.zeros(h, w, dtype=torch.int64),
+        densepose=smooth(g, size=size),
+        truth=person,
+        truth_garment_mask=warped_mask,
+        position=index,
+    )
 
 
 def random_batch(count: int = 2, size: tuple[int, int] = SIZE, first: int = 0) -> TryOnBatch:

@@ -3,7 +3,8 @@ import socket
 
 import pytest
 
-os.environ["VTON_METRIC_WEIGHTS"] = ""  # no pretrained metric networks, whatever `make weights` has put on this machine
+# no pretrained metric networks, whatever `make weights` has put on this machine
+os.environ["VTON_METRIC_WEIGHTS"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,7 +14,9 @@ def offline():
     here = ("127.0.0.1", "localhost", "::1")
 
     def connect_here(self, address):
-        if isinstance(address, tuple) and address[0] not in here:  # paths of Unix sockets are strings
+        if (
+            isinstance(address, tuple) and address[0] not in here
+        ):  # paths of Unix sockets are strings
             pytest.fail(f"opened a connection to {address}")
         return connect(self, address)
 

@@ -17,7 +17,9 @@ class Answer(NamedTuple):
 
 @contextmanager
 def serving(answer: Callable[[str], Answer]) -> Iterator[str]:
-    """The address of a server that answers requests for a path with `answer(path)` and then hangs up."""
+    """The address of a server that answers requests for a path with `answer(path)` and then hangs
+    up.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -27,7 +27,9 @@ def test_help_and_list_import_nothing_heavy():
         "print(sorted({'torch', 'lightning', 'diffusers', 'numpy'} & set(sys.modules)))"
     )
     for arguments in (["--help"], ["list"]):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip().endswith("[]")
 
 
@@ -36,7 +38,9 @@ def test_list_names_every_architecture(capsys):
         main(["list", "--json"])
     assert stop.value.code == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["models"] == registry.names() and listed["warps"] == registry.names("warp") == ["warp"]
+    assert listed["models"] == registry.names() and listed["warps"] == registry.names("warp") == [
+        "warp"
+    ]
 
 
 @pytest.mark.parametrize("action", ["check", "make"])
@@ -46,7 +50,10 @@ def test_data_takes_its_action_before_the_overrides(action):
 
 
 def test_a_run_is_chosen_in_one_way(capsys):
-    assert parse(["eval", "--model", "idm_vton"]).model == "idm_vton" and parse(["predict", "--out", "x"]).model is None
+    assert (
+        parse(["eval", "--model", "idm_vton"]).model == "idm_vton"
+        and parse(["predict", "--out", "x"]).model is None
+    )
     with pytest.raises(SystemExit):
         parse(["eval", "--model", "idm_vton", "--run", "x"])
     assert "not allowed with" in capsys.readouterr().err
@@ -56,14 +63,20 @@ def test_a_run_is_chosen_in_one_way(capsys):
 
 
 def test_make_eval_asks_for_a_model_that_is_named_only():
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    alone = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
 
     def spelt(*words: str) -> str:
         """As in a shell, also where `make test` runs this."""
-        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True, env=alone)
+        done = subprocess.run(
+            ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True, env=alone
+        )
         return " ".join(done.stdout.splitlines()[-1].split())
 
-    assert spelt("eval", "MODEL=idm_vton", "DATA=viton_hd").endswith("vton eval --model idm_vton data=viton_hd")
+    assert spelt("eval", "MODEL=idm_vton", "DATA=viton_hd").endswith(
+        "vton eval --model idm_vton data=viton_hd"
+    )
     assert spelt("eval").endswith("vton eval")
     assert spelt("predict", "OUT=o", "RUN=r").endswith("vton predict --run r --out o")
 
@@ -98,7 +111,9 @@ def test_an_unknown_command_is_a_usage_error():
 
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    )
     assert {"train", "eval", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
@@ -119,7 +134,9 @@ def test_info_counts_all_stages_of_a_cascade(capsys):
     assert base["parameters"] == sum(row["parameters"] for row in base["networks"]) == 1_136_019_971
     assert sr256["parameters"] == 1_065_994_755
     assert [rows["stage"] for rows in (base, sr256, sr1024)] == ["base", "sr256", "sr1024"]
-    assert not upper_stages("model=tryondiffusion", "model.stage=base") and not upper_stages("model=gardiff")
+    assert not upper_stages("model=tryondiffusion", "model.stage=base") and not upper_stages(
+        "model=gardiff"
+    )
 
 
 def test_eval_without_a_run_is_one_line(capsys, tmp_path):

@@ -5,13 +5,15 @@ import pytest
 from vton import config as configuration
 from vton import registry
 from vton.config import ConfigError, ablation, choices, load, load_file, to_yaml
-from vton.info import on_meta
+from vton.cost.info import on_meta
 
 
 def test_layers_are_joined_in_order():
     paper, tiny = load("preset=paper"), load("preset=tiny", "train.lr=0.5")
     assert paper.train.lr == 5e-5 and paper.sampler.guidance == 7.5  # the model's file
-    assert paper.model.unet.pretrained and not tiny.model.unet.pretrained  # the model's section for a preset
+    assert (
+        paper.model.unet.pretrained and not tiny.model.unet.pretrained
+    )  # the model's section for a preset
     assert tiny.codec.name == "linear"  # the preset
     assert tiny.train.lr == 0.5  # the command line comes last
 
@@ -37,7 +39,9 @@ def test_every_model_and_preset_round_trips(model, preset, tmp_path):
     assert load_file(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("data", "trainer") for n in choices(g)])
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in ("data", "trainer") for n in choices(g)]
+)
 def test_every_data_and_trainer_file_round_trips(group, name, tmp_path):
     config = load(f"{group}={name}")
     assert getattr(config, group).name == name
@@ -48,7 +52,9 @@ def test_every_data_and_trainer_file_round_trips(group, name, tmp_path):
 @pytest.mark.parametrize("model", choices("ablation"))
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_every_row_of_an_ablation_round_trips(model, preset, tmp_path):
-    """And no two rows of a table are one configuration. tests/models/test_ablations.py has the tiny preset's."""
+    """And no two rows of a table are one configuration. tests/models/test_ablations.py has the tiny
+    preset's.
+    """
     found = []
     for row in ablation(model).rows:
         config = load(f"model={model}", f"preset={preset}", f"ablation={model}/{row}", "name=same")
@@ -70,8 +76,12 @@ BUILT = [
 
 @pytest.mark.parametrize(("model", "preset", "stage"), BUILT)
 def test_every_preset_of_every_stage_can_be_built(model, preset, stage):
-    module = on_meta(load(f"model={model}", f"preset={preset}", *([f"model.stage={stage}"] if stage else [])))
-    assert any(p.requires_grad for p in module.parameters()) and all(p.is_meta for p in module.parameters())
+    module = on_meta(
+        load(f"model={model}", f"preset={preset}", *([f"model.stage={stage}"] if stage else []))
+    )
+    assert any(p.requires_grad for p in module.parameters()) and all(
+        p.is_meta for p in module.parameters()
+    )
 
 
 def test_names_of_models_and_their_yaml_agree():

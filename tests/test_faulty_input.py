@@ -1,7 +1,8 @@
-"""What real folders, settings, checkpoints and pictures have wrong with them: each works as documented, or is refused
-in one line that names it. Nothing is replaced in silence.
+"""What real folders, settings, checkpoints and pictures have wrong with them: each works as
+documented, or is refused in one line that names it. Nothing is replaced in silence.
 
-Each table says what is done to something sound, and what follows: a check of the result, or words of the refusal.
+Each table says what is done to something sound, and what follows: a check of the result, or words
+of the refusal.
 """
 
 from __future__ import annotations
@@ -23,8 +24,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.batches import tiny_module
-from tests.data.folders import coco_18, config, figure, save, write_dresscode, write_json, write_viton_hd
+from tests.data.folders import (
+    coco_18,
+    config,
+    figure,
+    save,
+    write_dresscode,
+    write_json,
+    write_viton_hd,
+)
 from vton.cli import main
+from vton.commands.train import steps_so_far
 from vton.config import CodecConfig, ConfigError, load
 from vton.config import load_file as load_settings
 from vton.data import images, labels
@@ -32,14 +42,15 @@ from vton.data.check import check_folder, require_clean
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.sample import DataError, TryOnSample
 from vton.errors import UserError
-from vton.evaluation import load_module
 from vton.models.codecs import KLCodec, load_codec, small_autoencoder
-from vton.models.pretrained import WeightsError
-from vton.training.run import RunFolder
-from vton.training.train import steps_so_far
+from vton.runs.assemble import load_module
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import WeightsError
 
 Harm = Callable[[Path, pytest.MonkeyPatch], object]
-Works = Callable[[TryOnSample, TryOnSample], object]  # of the sample that was read and of the sound one
+Works = Callable[
+    [TryOnSample, TryOnSample], object
+]  # of the sample that was read and of the sound one
 
 # ---- what can be wrong with a file ----
 
@@ -79,13 +90,17 @@ def forbidden(path: Path, patch: pytest.MonkeyPatch) -> None:
         if str(file) == str(path):
             raise PermissionError(13, "Permission denied", str(file))
 
-    patch.setattr(builtins, "open", lambda file, *args, **kwargs: refuse(file) or whole(file, *args, **kwargs))
+    patch.setattr(
+        builtins, "open", lambda file, *args, **kwargs: refuse(file) or whole(file, *args, **kwargs)
+    )
     patch.setattr(io, "open", builtins.open)
     patch.setattr(Path, "iterdir", lambda folder: refuse(folder) or listed(folder))
 
 
 def written(content: str | bytes) -> Harm:
-    return lambda path, _: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return lambda path, _: path.write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
 
 
 def holding(content) -> Harm:
@@ -107,7 +122,9 @@ def lying(path: Path, _) -> None:
     """As cameras store it: on its side, with an EXIF note to turn it back."""
     exif = Image.Exif()
     exif[images.EXIF_ORIENTATION] = 6  # turned by 90 degrees clockwise when shown
-    saved(lambda image: image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)(path, None)
+    saved(lambda image: image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)(
+        path, None
+    )
 
 
 def deep(image: Image.Image) -> Image.Image:
@@ -133,7 +150,9 @@ def same(field: str, tolerance: float = 0.0) -> Works:
 def grey(found: TryOnSample, sound: TryOnSample) -> None:
     """The luminance (ITU-R BT.601) in all three channels, to two and a half of 255 levels."""
     luminance = torch.einsum("chw,c->hw", sound.person, torch.tensor([0.299, 0.587, 0.114]))
-    assert (found.person == found.person[0]).all() and (found.person[0] - luminance).abs().mean() < 0.02
+    assert (found.person == found.person[0]).all() and (
+        found.person[0] - luminance
+    ).abs().mean() < 0.02
 
 
 def one_line(error: Exception | str) -> str:
@@ -146,7 +165,11 @@ def one_line(error: Exception | str) -> str:
 PHOTO, CLOTH = "test/image/01000_00.jpg", "test/cloth/01000_00.jpg"
 MASK, SILHOUETTE = "test/agnostic-mask/01000_00_mask.png", "test/cloth-mask/01000_00.jpg"
 PARSE, JOINTS = "test/image-parse-v3/01000_00.png", "test/openpose_json/01000_00_keypoints.json"
-PARTS, LIST, TAGS = "test/image-densepose/01000_00.jpg", "test_pairs.txt", "test/vitonhd_test_tagged.json"
+PARTS, LIST, TAGS = (
+    "test/image-densepose/01000_00.jpg",
+    "test_pairs.txt",
+    "test/vitonhd_test_tagged.json",
+)
 PAIRS = "01000_00.jpg 01001_00.jpg\n01001_00.jpg 01000_00.jpg\n"
 
 
@@ -187,31 +210,79 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
     "photo: a folder": (PHOTO, folder_instead, "image cannot be decoded: .*Is a directory"),
     "photo: a link to nowhere": (PHOTO, link_to_nowhere, "image is missing"),
     "photo: no permission": (PHOTO, forbidden, "image cannot be decoded: .*Permission denied"),
-    "photo: CMYK": (PHOTO, saved(lambda image: image.convert("CMYK"), quality=95), same("person", 0.05)),
+    "photo: CMYK": (
+        PHOTO,
+        saved(lambda image: image.convert("CMYK"), quality=95),
+        same("person", 0.05),
+    ),
     "photo: grey": (PHOTO, saved(lambda image: image.convert("L")), grey),
     "photo: 16 bit": (PHOTO, saved(deep, format="PNG"), grey),
     "photo: EXIF-rotated": (PHOTO, lying, same("person", 0.02)),
-    "photo: EXIF that is none": (PHOTO, saved(Image.Image.copy, format="PNG", exif=b"Exif\0\0garbage"), "image cannot"),
-    "photo: transparent": (PHOTO, saved(lambda image: image.convert("RGBA"), format="PNG"), same("person")),
+    "photo: EXIF that is none": (
+        PHOTO,
+        saved(Image.Image.copy, format="PNG", exif=b"Exif\0\0garbage"),
+        "image cannot",
+    ),
+    "photo: transparent": (
+        PHOTO,
+        saved(lambda image: image.convert("RGBA"), format="PNG"),
+        same("person"),
+    ),
     "photo: wrong size": (PHOTO, saved(turned), "parse map is 72x96, image is 96x72"),
     "garment: zero bytes": (CLOTH, emptied, "garment is an empty file"),
     "garment: absent": (CLOTH, absent, "garment is missing"),
     "garment mask: inverted": (SILHOUETTE, saved(inverted), "garment mask sets .* inverted mask"),
-    "garment mask: wrong size": (SILHOUETTE, saved(turned), "garment mask is 96x72, image is 72x96"),
+    "garment mask: wrong size": (
+        SILHOUETTE,
+        saved(turned),
+        "garment mask is 96x72, image is 72x96",
+    ),
     "garment mask: one is absent": (SILHOUETTE, absent, "garment mask is missing"),
-    "mask: inverted": (MASK, saved(inverted), "agnostic mask sets 83% of the picture: inverted mask"),
-    "mask: nothing set": (MASK, saved(lambda image: image.point(lambda _: 0)), "agnostic mask is empty"),
-    "mask: 0 and 1": (MASK, saved(lambda image: image.point(lambda v: v // 255)), "Masks hold 0 and 255"),
-    "mask: three channels": (MASK, saved(lambda image: image.convert("RGB")), same("agnostic_mask")),
+    "mask: inverted": (
+        MASK,
+        saved(inverted),
+        "agnostic mask sets 83% of the picture: inverted mask",
+    ),
+    "mask: nothing set": (
+        MASK,
+        saved(lambda image: image.point(lambda _: 0)),
+        "agnostic mask is empty",
+    ),
+    "mask: 0 and 1": (
+        MASK,
+        saved(lambda image: image.point(lambda v: v // 255)),
+        "Masks hold 0 and 255",
+    ),
+    "mask: three channels": (
+        MASK,
+        saved(lambda image: image.convert("RGB")),
+        same("agnostic_mask"),
+    ),
     "mask: 16 bit": (MASK, saved(deep), same("agnostic_mask")),
     "mask: one bit": (MASK, saved(lambda image: image.convert("1")), same("agnostic_mask")),
     "mask: EXIF-rotated": (MASK, lying, same("agnostic_mask")),
     "mask: wrong size": (MASK, saved(turned), "agnostic mask is 96x72, image is 72x96"),
     "mask: one is absent": (MASK, absent, "agnostic mask is missing"),
-    "masks: a file for the folder": ("test/agnostic-mask", file_instead, "is a file or a link to nowhere"),
-    "masks: a link to nowhere": ("test/agnostic-mask", link_to_nowhere, "is a file or a link to nowhere"),
-    "parse map: colours": (PARSE, saved(lambda image: image.convert("RGB")), "parse map has mode RGB"),
-    "parse map: luminance": (PARSE, saved(lambda i: i.convert("RGB").convert("L")), "parse map has label .* luminance"),
+    "masks: a file for the folder": (
+        "test/agnostic-mask",
+        file_instead,
+        "is a file or a link to nowhere",
+    ),
+    "masks: a link to nowhere": (
+        "test/agnostic-mask",
+        link_to_nowhere,
+        "is a file or a link to nowhere",
+    ),
+    "parse map: colours": (
+        PARSE,
+        saved(lambda image: image.convert("RGB")),
+        "parse map has mode RGB",
+    ),
+    "parse map: luminance": (
+        PARSE,
+        saved(lambda i: i.convert("RGB").convert("L")),
+        "parse map has label .* luminance",
+    ),
     "parse map: 16 bit": (PARSE, saved(deep), "parse map has mode I;16"),
     "parse map: truncated": (PARSE, cut, "parse map cannot be decoded"),
     "keypoints: nobody": (JOINTS, holding({"version": 1.3, "people": []}), nobody),
@@ -219,22 +290,57 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
     "keypoints: truncated": (JOINTS, cut, "keypoints cannot be read"),
     "keypoints: endless brackets": (JOINTS, written("[" * 100_000), "keypoints cannot be read"),
     "keypoints: no people": (JOINTS, holding({}), "keypoints have no list 'people'"),
-    "keypoints: a person that is none": (JOINTS, holding({"people": [3]}), "pose_keypoints_2d has no list"),
-    "keypoints: too few": (JOINTS, holding(person([1, 2, 3])), "pose_keypoints_2d has 3 numbers, expected 75"),
+    "keypoints: a person that is none": (
+        JOINTS,
+        holding({"people": [3]}),
+        "pose_keypoints_2d has no list",
+    ),
+    "keypoints: too few": (
+        JOINTS,
+        holding(person([1, 2, 3])),
+        "pose_keypoints_2d has 3 numbers, expected 75",
+    ),
     "keypoints: text": (JOINTS, holding(person(["1.5"] * 75)), "keypoints hold '1.5'"),
     "keypoints: not a number": (JOINTS, holding(person([float("nan")] * 75)), "keypoints hold nan"),
     "keypoints: beyond floats": (JOINTS, holding(person([10**400] * 75)), "keypoints hold 1000"),
-    "keypoints: lists of lists": (JOINTS, holding(person([[1, 2, 3]] * 75)), r"keypoints hold \[1, 2, 3\]"),
-    "keypoints: no permission": (JOINTS, forbidden, "keypoints cannot be read: .*Permission denied"),
-    "keypoints: folder not listed": ("test/openpose_json", forbidden, "folder cannot be listed .*Permission denied"),
-    "keypoints: no folder": ("test/openpose_json", lambda path, _: shutil.rmtree(path), "no folder for the keypoints"),
+    "keypoints: lists of lists": (
+        JOINTS,
+        holding(person([[1, 2, 3]] * 75)),
+        r"keypoints hold \[1, 2, 3\]",
+    ),
+    "keypoints: no permission": (
+        JOINTS,
+        forbidden,
+        "keypoints cannot be read: .*Permission denied",
+    ),
+    "keypoints: folder not listed": (
+        "test/openpose_json",
+        forbidden,
+        "folder cannot be listed .*Permission denied",
+    ),
+    "keypoints: no folder": (
+        "test/openpose_json",
+        lambda path, _: shutil.rmtree(path),
+        "no folder for the keypoints",
+    ),
     "DensePose: wrong size": (PARTS, saved(turned), "DensePose picture is 96x72, image is 72x96"),
-    "DensePose: other colours": (PARTS, saved(lambda i: i.point(lambda _: 250)), "in none of the part colours"),
+    "DensePose: other colours": (
+        PARTS,
+        saved(lambda i: i.point(lambda _: 250)),
+        "in none of the part colours",
+    ),
     "DensePose: truncated": (PARTS, cut, "DensePose picture cannot be decoded"),
-    "list: CRLF, blanks and tabs": (LIST, written("\r\n" + PAIRS.replace("\n", "\r\n\r\n").replace(" ", "\t  ")),
-                                    same("person")),
+    "list: CRLF, blanks and tabs": (
+        LIST,
+        written("\r\n" + PAIRS.replace("\n", "\r\n\r\n").replace(" ", "\t  ")),
+        same("person"),
+    ),
     "list: byte order mark": (LIST, written("\ufeff" + PAIRS), same("person")),
-    "list: no suffixes, or others": (LIST, written(PAIRS.replace("01000_00.jpg", "01000_00.PNG")), same("person")),
+    "list: no suffixes, or others": (
+        LIST,
+        written(PAIRS.replace("01000_00.jpg", "01000_00.PNG")),
+        same("person"),
+    ),
     "list: non-ASCII names": (LIST, lambda path, _: renamed(path.parent, "übung_试穿"), accented),
     "list: crossed": (LIST, crossed, "is missing .*Are the columns of the pair list crossed"),
     "list: zero bytes": (LIST, emptied, "pair list is empty"),
@@ -242,55 +348,129 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
     "list: one column": (LIST, written("01000_00.jpg\n"), "line 1 of .* has 1 columns"),
     "list: commas": (LIST, written(PAIRS.replace(" ", ",")), "line 1 of .* has 1 columns"),
     "list: four columns": (LIST, written(PAIRS + "a b c d\n"), "line 3 of .* has 4 columns"),
-    "list: out of the folder": (LIST, written("../../etc/passwd a.jpg\n"), "line 1 .* plain file names"),
-    "list: out of it by the garment": (LIST, written("01000_00.jpg ..\\a.jpg\n"), "line 1 .* plain file names"),
+    "list: out of the folder": (
+        LIST,
+        written("../../etc/passwd a.jpg\n"),
+        "line 1 .* plain file names",
+    ),
+    "list: out of it by the garment": (
+        LIST,
+        written("01000_00.jpg ..\\a.jpg\n"),
+        "line 1 .* plain file names",
+    ),
     "list: not UTF-8": (LIST, written(PAIRS.encode("utf-16")), "pair list is not readable"),
     "list: absent": (LIST, absent, "pair list is missing"),
     "list: a folder": (LIST, folder_instead, "pair list is not readable .*Is a directory"),
     "list: no permission": (LIST, forbidden, "pair list is not readable .*Permission denied"),
     "captions: zero bytes": (TAGS, emptied, "caption tags are not readable"),
     "captions: a list": (TAGS, holding([]), "caption tags are not readable"),
-    "captions: endless brackets": (TAGS, written('{"data":' + "[" * 100_000), "caption tags are not readable"),
+    "captions: endless brackets": (
+        TAGS,
+        written('{"data":' + "[" * 100_000),
+        "caption tags are not readable",
+    ),
     "captions: a folder": (TAGS, folder_instead, "caption tags are not readable .*Is a directory"),
     "captions: a link to nowhere": (TAGS, link_to_nowhere, "caption tags are not readable"),
-    "captions: no file name": (TAGS, holding({"data": [{"tag_info": []}]}), "entry 1 of .* has no 'file_name'"),
-    "captions: no tags": (TAGS, holding({"data": [tag("a.jpg", "top"), {"file_name": "b.jpg"}]}), "entry 2 of .* no"),
-    "captions: a number": (TAGS, holding({"data": [tag("a.jpg", 3)]}), "entry 1 of .* has another structure"),
-}  # fmt: skip
+    "captions: no file name": (
+        TAGS,
+        holding({"data": [{"tag_info": []}]}),
+        "entry 1 of .* has no 'file_name'",
+    ),
+    "captions: no tags": (
+        TAGS,
+        holding({"data": [tag("a.jpg", "top"), {"file_name": "b.jpg"}]}),
+        "entry 2 of .* no",
+    ),
+    "captions: a number": (
+        TAGS,
+        holding({"data": [tag("a.jpg", 3)]}),
+        "entry 1 of .* has another structure",
+    ),
+}
 
-# Named is another file than the one that was harmed: the one that no longer fits, or the folder around it.
+# Named is another file than the one that was harmed: the one that no longer fits, or the folder
+# around it.
 NAMED_OTHERWISE = {
-    ("viton_hd", "photo: wrong size"): PARSE, ("viton_hd", "list: crossed"): "test/image/01001_00.jpg",
-    ("viton_hd", "keypoints: no folder"): "test", ("dresscode", "category: absent"): "",
-}  # fmt: skip
+    ("viton_hd", "photo: wrong size"): PARSE,
+    ("viton_hd", "list: crossed"): "test/image/01001_00.jpg",
+    ("viton_hd", "keypoints: no folder"): "test",
+    ("dresscode", "category: absent"): "",
+}
 
 
 def shoulders_alone(found: TryOnSample, sound: TryOnSample) -> None:
-    assert [found.keypoints[joint].any().item() for joint in (2, 3, 4, 5, 6, 7)] == [True, False, False] * 2
+    assert [found.keypoints[joint].any().item() for joint in (2, 3, 4, 5, 6, 7)] == [
+        True,
+        False,
+        False,
+    ] * 2
 
 
 DRESSCODE: dict[str, tuple[str, Harm, str | Works]] = {
-    "joints: missing": ("upper_body/keypoints/000001_2.json", holding(coco_18(missing=(3, 4, 6, 7))), shoulders_alone),
-    "joints: 17": ("upper_body/keypoints/000001_2.json", holding({"keypoints": coco_18()["keypoints"][:17]}),
-                   "not 18 rows"),
-    "joints: text": ("upper_body/keypoints/000001_2.json", holding({"keypoints": [["1", "2", "3"]] * 18}),
-                     "keypoints hold '1'"),
-    "label map: of another parser": ("upper_body/label_maps/000001_4.png", saved(lambda i: i.point(lambda v: v + 30)),
-                                     "parse map has label .* expected 0 to 17"),
-    "DensePose labels: wrong size": ("upper_body/dense/000001_5.png", saved(turned), "is 96x72, image is 72x96"),
-    "list: crossed": ("test_pairs_paired.txt", written("000001_1.jpg\t000001_0.jpg\t0\n"), "Are the columns crossed"),
-    "list: no category": ("test_pairs_paired.txt", written("000001_0.jpg\t000001_1.jpg\n"), "no category 0, 1 or 2"),
-    "list: category 7": ("test_pairs_paired.txt", written("000001_0.jpg\t000001_1.jpg\t7\n"), "no category 0, 1 or 2"),
-    "list: paired with another": ("test_pairs_paired.txt", written("000001_0.jpg\t000003_1.jpg\t0\n"),
-                                  "is a paired list but pairs 000001_0 with 000003_1"),
-    "list: CRLF": ("test_pairs_paired.txt", written("000001_0.jpg  000001_1.jpg 0\r\n\r\n"), same("person")),
+    "joints: missing": (
+        "upper_body/keypoints/000001_2.json",
+        holding(coco_18(missing=(3, 4, 6, 7))),
+        shoulders_alone,
+    ),
+    "joints: 17": (
+        "upper_body/keypoints/000001_2.json",
+        holding({"keypoints": coco_18()["keypoints"][:17]}),
+        "not 18 rows",
+    ),
+    "joints: text": (
+        "upper_body/keypoints/000001_2.json",
+        holding({"keypoints": [["1", "2", "3"]] * 18}),
+        "keypoints hold '1'",
+    ),
+    "label map: of another parser": (
+        "upper_body/label_maps/000001_4.png",
+        saved(lambda i: i.point(lambda v: v + 30)),
+        "parse map has label .* expected 0 to 17",
+    ),
+    "DensePose labels: wrong size": (
+        "upper_body/dense/000001_5.png",
+        saved(turned),
+        "is 96x72, image is 72x96",
+    ),
+    "list: crossed": (
+        "test_pairs_paired.txt",
+        written("000001_1.jpg\t000001_0.jpg\t0\n"),
+        "Are the columns crossed",
+    ),
+    "list: no category": (
+        "test_pairs_paired.txt",
+        written("000001_0.jpg\t000001_1.jpg\n"),
+        "no category 0, 1 or 2",
+    ),
+    "list: category 7": (
+        "test_pairs_paired.txt",
+        written("000001_0.jpg\t000001_1.jpg\t7\n"),
+        "no category 0, 1 or 2",
+    ),
+    "list: paired with another": (
+        "test_pairs_paired.txt",
+        written("000001_0.jpg\t000003_1.jpg\t0\n"),
+        "is a paired list but pairs 000001_0 with 000003_1",
+    ),
+    "list: CRLF": (
+        "test_pairs_paired.txt",
+        written("000001_0.jpg  000001_1.jpg 0\r\n\r\n"),
+        same("person"),
+    ),
     "list: absent, there are the categories'": ("test_pairs_paired.txt", absent, same("person")),
     "list: a link to nowhere": ("test_pairs_paired.txt", link_to_nowhere, "pair list is missing"),
     "category: absent": ("dresses", lambda path, _: shutil.rmtree(path), r"no folder dresses/"),
-    "captions: a line without one": ("upper_body/dc_caption.txt", written("000001_1.jpg red\r\n\r\n000000_1.jpg \r\n"),
-                                     r"line 3 of .* has no caption after '000000_1.jpg'"),
-    "captions: not UTF-8": ("upper_body/dc_caption.txt", written(b"000001_1.jpg \xff\n"), "captions are not readable"),
-}  # fmt: skip
+    "captions: a line without one": (
+        "upper_body/dc_caption.txt",
+        written("000001_1.jpg red\r\n\r\n000000_1.jpg \r\n"),
+        r"line 3 of .* has no caption after '000000_1.jpg'",
+    ),
+    "captions: not UTF-8": (
+        "upper_body/dc_caption.txt",
+        written(b"000001_1.jpg \xff\n"),
+        "captions are not readable",
+    ),
+}
 
 
 FOLDERS = {"viton_hd": VITON_HD, "dresscode": DRESSCODE}
@@ -305,9 +485,16 @@ def sound(tmp_path_factory) -> dict[str, Path]:
     (root / "viton_hd" / LIST).write_text(PAIRS)
     mask = np.zeros((96, 72), np.uint8)
     mask[20:60, 20:50] = 255
-    for name in ("train/agnostic-mask/00000_00", "test/agnostic-mask/01000_00", "test/agnostic-mask/01001_00"):
+    for name in (
+        "train/agnostic-mask/00000_00",
+        "test/agnostic-mask/01000_00",
+        "test/agnostic-mask/01001_00",
+    ):
         save(root / "viton_hd" / f"{name}_mask.png", mask)
-    write_json(root / "viton_hd" / TAGS, {"data": [tag("01000_00.jpg", "blouse"), tag("01001_00.jpg", "top")]})
+    write_json(
+        root / "viton_hd" / TAGS,
+        {"data": [tag("01000_00.jpg", "blouse"), tag("01001_00.jpg", "top")]},
+    )
     return {name: root / name for name in ("viton_hd", "dresscode")}
 
 
@@ -320,7 +507,9 @@ def first(dataset: str, root: Path, order: str = "paired") -> TryOnSample:
     return TryOnDataset(open_folder(settings(dataset, root)), "test", order)[0].check()
 
 
-@pytest.mark.parametrize(("dataset", "case"), [(dataset, case) for dataset in FOLDERS for case in FOLDERS[dataset]])
+@pytest.mark.parametrize(
+    ("dataset", "case"), [(dataset, case) for dataset in FOLDERS for case in FOLDERS[dataset]]
+)
 def test_data_folders(dataset, case, sound, tmp_path, monkeypatch, capsys):
     """The data set and `vton data check` say the same, which then exits with 1."""
     file, harm, expected = FOLDERS[dataset][case]
@@ -328,7 +517,11 @@ def test_data_folders(dataset, case, sound, tmp_path, monkeypatch, capsys):
     harm(root / file, monkeypatch)
     if callable(expected):
         expected(first(dataset, root), first(dataset, sound[dataset]))
-        assert not [str(problem) for problem in check_folder(settings(dataset, root)) if problem.severity != "note"]
+        assert not [
+            str(problem)
+            for problem in check_folder(settings(dataset, root))
+            if problem.severity != "note"
+        ]
         return
     with pytest.raises(DataError, match=expected) as error:
         first(dataset, root, "unpaired" if harm is crossed else "paired")
@@ -446,7 +639,10 @@ RUN_CONFIGS = {
     "no such model": (b"model: {name: gardif}", "Did you mean: 'gardiff'"),
     "a number for a name": (b"model: {name: 3}", "model.name=3 is not a name"),
     "no such reference": (b"model: ${nothing}", "Interpolation key 'nothing' not found"),
-    "of another version": (b"model: {name: gardiff}\ntrain: {momentum: 1}", "no key 'momentum' in 'train'"),
+    "of another version": (
+        b"model: {name: gardiff}\ntrain: {momentum: 1}",
+        "no key 'momentum' in 'train'",
+    ),
     "a list too short": (b"model: {name: gardiff}\ndata: {size: [64]}", "data.size: "),
     "a value left out": (b"model: {name: gardiff}\nseed: ???", "seed=???"),
 }
@@ -491,7 +687,11 @@ def of_another_shape(path: Path, _) -> None:
     save_file(state | {min(state): torch.zeros(7)}, path)
 
 
-WEIGHTS, LAST, CODEC = "checkpoints/weights.safetensors", "checkpoints/last.ckpt", "codec/codec.safetensors"
+WEIGHTS, LAST, CODEC = (
+    "checkpoints/weights.safetensors",
+    "checkpoints/last.ckpt",
+    "codec/codec.safetensors",
+)
 UNSAFE = "not a safe, complete torch file"
 CHECKPOINTS: dict[str, tuple[str, Harm, str | None]] = {
     "weights: sound": (WEIGHTS, lambda path, _: None, None),
@@ -549,7 +749,9 @@ def test_resuming_from_what_is_no_checkpoint(tmp_path):
     run = RunFolder(tmp_path)
     run.checkpoints.mkdir()
     torch.save({"state_dict": {}, "callbacks": {}}, run.last)
-    with pytest.raises(WeightsError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"):
+    with pytest.raises(
+        WeightsError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"
+    ):
         steps_so_far(run, 1)
 
 
@@ -564,13 +766,29 @@ def test_a_broken_training_json_is_named(trained, tmp_path):
 
 AUTOENCODER = CodecConfig(name="kl", widths=(8, 8), layers=1, groups=4)
 AUTOENCODERS: dict[str, tuple[str, Harm, str]] = {
-    "weights: one is missing": ("diffusion_pytorch_model.safetensors", without_one, "lack decoder.conv_in.bias"),
-    "weights: another shape": ("diffusion_pytorch_model.safetensors", of_another_shape, "decoder.conv_in.bias"),
-    "weights: zero bytes": ("diffusion_pytorch_model.safetensors", emptied, "cannot load AutoencoderKL"),
+    "weights: one is missing": (
+        "diffusion_pytorch_model.safetensors",
+        without_one,
+        "lack decoder.conv_in.bias",
+    ),
+    "weights: another shape": (
+        "diffusion_pytorch_model.safetensors",
+        of_another_shape,
+        "decoder.conv_in.bias",
+    ),
+    "weights: zero bytes": (
+        "diffusion_pytorch_model.safetensors",
+        emptied,
+        "cannot load AutoencoderKL",
+    ),
     "weights: absent": ("diffusion_pytorch_model.safetensors", absent, "cannot load AutoencoderKL"),
     "config: zero bytes": ("config.json", emptied, "cannot load AutoencoderKL"),
     "config: a number": ("config.json", written("3"), "cannot load AutoencoderKL"),
-    "config: a word for a number": ("config.json", written('{"latent_channels": "x"}'), "cannot load AutoencoderKL"),
+    "config: a word for a number": (
+        "config.json",
+        written('{"latent_channels": "x"}'),
+        "cannot load AutoencoderKL",
+    ),
 }
 
 
@@ -597,8 +815,16 @@ PICTURES: dict[str, tuple[str, Harm, str | None]] = {
     "prediction: a link to nowhere": (PRED, link_to_nowhere, "not readable as a picture"),
     "prediction: no permission": (PRED, forbidden, "not readable as a picture"),
     "prediction: wrong size": (PRED, saved(turned), "64x48 .*are 48x64"),
-    "prediction: too many": (PRED, lambda path, _: shutil.copy(path, path.with_name("z.png")), "no picture of that"),
-    "prediction: twice": (PRED, lambda path, _: shutil.copy(path, path.with_suffix(".jpg")), "have one name"),
+    "prediction: too many": (
+        PRED,
+        lambda path, _: shutil.copy(path, path.with_name("z.png")),
+        "no picture of that",
+    ),
+    "prediction: twice": (
+        PRED,
+        lambda path, _: shutil.copy(path, path.with_suffix(".jpg")),
+        "have one name",
+    ),
     "prediction: CMYK": (PRED, saved(lambda image: image.convert("CMYK"), format="TIFF"), None),
     "prediction: EXIF-rotated": (PRED, lying, None),
     "prediction: transparent": (PRED, saved(lambda image: image.convert("RGBA")), None),
@@ -611,7 +837,11 @@ PICTURES: dict[str, tuple[str, Harm, str | None]] = {
     "folder: absent": ("pred", lambda path, _: shutil.rmtree(path), "no such folder"),
     "folder: a file": ("pred", file_instead, "no such folder"),
     "folder: not listed": ("pred", forbidden, "cannot be listed: Permission denied"),
-    "folder: without a picture": ("pred", lambda path, _: [p.unlink() for p in path.iterdir()], "no pictures"),
+    "folder: without a picture": (
+        "pred",
+        lambda path, _: [p.unlink() for p in path.iterdir()],
+        "no pictures",
+    ),
     "list: zero bytes": ("list.txt", emptied, "an empty list"),
     "list: CRLF and blank lines": ("list.txt", written("a.jpg x\r\n\r\nb\r\nc.PNG y z\r\n"), None),
     "list: not UTF-8": ("list.txt", written(b"\xff\xfe"), "not readable as a list"),
@@ -620,7 +850,7 @@ PICTURES: dict[str, tuple[str, Harm, str | None]] = {
     "prompts: endless brackets": ("prompts.json", written("[" * 100_000), "not readable as JSON"),
     "prompts: a list": ("prompts.json", written("[]"), "expected prompts by name"),
     "out: a folder": ("rows.json", folder_instead, "Is a directory"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -631,7 +861,10 @@ def pictures(tmp_path_factory) -> Path:
         photo = figure(seed, (64, 48))["photo"]
         save(root / "target" / f"{name}.png", photo)
         save(root / "pred" / f"{name}.png", photo // 2)
-        save(root / "mask" / f"{name}.png", np.uint8(255) * (figure(seed, (64, 48))["parse"] == labels.UPPER))
+        save(
+            root / "mask" / f"{name}.png",
+            np.uint8(255) * (figure(seed, (64, 48))["parse"] == labels.UPPER),
+        )
     (root / "list.txt").write_text("a\nb\nc\n")
     write_json(root / "prompts.json", dict.fromkeys("abc", "a shirt"))
     return root
@@ -639,7 +872,13 @@ def pictures(tmp_path_factory) -> Path:
 
 def score(root: Path, capsys, listed: bool = False) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the real command."""
-    options = {"pred": "pred", "target": "target", "mask": "mask", "prompts": "prompts.json", "out": "rows.json"}
+    options = {
+        "pred": "pred",
+        "target": "target",
+        "mask": "mask",
+        "prompts": "prompts.json",
+        "out": "rows.json",
+    }
     options |= {"list": "list.txt"} if listed else {}
     words = [word for option, name in options.items() for word in (f"--{option}", str(root / name))]
     with pytest.raises(SystemExit) as stop:
@@ -658,7 +897,9 @@ def test_picture_folders(case, pictures, tmp_path, monkeypatch, capsys):
         whole, garment = (row["metrics"]["psnr"] for row in json.loads(out))
         sound = json.loads(score(pictures, capsys)[1])
         tolerance = 0.5 if case.endswith("CMYK") else 1e-9
-        assert [whole, garment] == [pytest.approx(row["metrics"]["psnr"], abs=tolerance) for row in sound]
+        assert [whole, garment] == [
+            pytest.approx(row["metrics"]["psnr"], abs=tolerance) for row in sound
+        ]
         return
     assert code == 2 and re.search(expected, one_line(said)) and str(root) in said
     assert Path(file).stem in said
@@ -666,5 +907,15 @@ def test_picture_folders(case, pictures, tmp_path, monkeypatch, capsys):
 
 def test_a_device_that_is_not_there(pictures, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["metrics", "--pred", str(pictures / "pred"), "--target", str(pictures / "target"), "--device", "gpu9"])
+        main(
+            [
+                "metrics",
+                "--pred",
+                str(pictures / "pred"),
+                "--target",
+                str(pictures / "target"),
+                "--device",
+                "gpu9",
+            ]
+        )
     assert "--device gpu9: not usable here" in one_line(capsys.readouterr().err)

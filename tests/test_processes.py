@@ -12,7 +12,12 @@ from vton.processes import from_every_process, gathered, joined, own_device, pro
 
 
 def joins(rank: int, world: int, port: int, folder) -> None:
-    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    os.environ |= {
+        "RANK": f"{rank}",
+        "WORLD_SIZE": f"{world}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{port}",
+    }
 
     def breaks_on_two_of_three() -> int:
         if rank:

@@ -1,4 +1,6 @@
-"""Nothing that is loaded runs code: hostile pickles at every door, and no other way to load in the sources."""
+"""Nothing that is loaded runs code: hostile pickles at every door, and no other way to load in the
+sources.
+"""
 
 import json
 import pickle
@@ -14,17 +16,17 @@ from safetensors.torch import load_file
 from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
 from tests.models.test_encoders import TEXT, TOWER
 from tests.training.test_train import SMALL, command, rendered, trained  # noqa: F401
-from vton.cascade import chain_of
 from vton.config import CodecConfig
-from vton.evaluation import load_module
 from vton.models.codecs import build_codec, load_codec, small_autoencoder
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control
 from vton.models.imagdressing.config import ControlConfig
-from vton.models.pretrained import WeightsError
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 from vton.models.unet import build_unet
-from vton.training.run import RunFolder
+from vton.runs.assemble import load_module
+from vton.runs.cascade import chain_of
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import WeightsError
 
 SOURCES = Path(__file__).resolve().parent.parent / "vton"
 
@@ -62,7 +64,8 @@ def sharded(state, path: Path) -> None:
 
 @pytest.mark.parametrize("written", [torch.save, pickled])
 @pytest.mark.parametrize(
-    ("model", "name"), [("gardiff", "unet.pth"), ("imagdressing", "IMAGDressing.pt"), ("warp", "warping.pth")]
+    ("model", "name"),
+    [("gardiff", "unet.pth"), ("imagdressing", "IMAGDressing.pt"), ("warp", "warping.pth")],
 )
 def test_an_imported_model_runs_nothing(model, name, written, marker, tmp_path, capsys):
     """Metric networks: tests/metrics/test_weights.py."""
@@ -84,11 +87,17 @@ def as_pickle(folder: Path) -> Path:
 LOADED = {  # what is configured -> how it is loaded from a folder
     "model.clip": lambda folder: clip_image_encoder(ClipConfig(pretrained=folder)),
     "model.text": lambda folder: text_encoder(TextConfig(pretrained=folder, subfolder="")),
-    "model.text_2": lambda folder: text_encoder(TextConfig(pretrained=folder, subfolder="", projection=8)),
+    "model.text_2": lambda folder: text_encoder(
+        TextConfig(pretrained=folder, subfolder="", projection=8)
+    ),
     "codec": lambda folder: build_codec(CodecConfig(name="kl", pretrained=folder, subfolder="")),
     "a run's codec": lambda folder: load_codec(CodecConfig(name="kl"), Path(folder)),
-    "model.unet": lambda folder: build_unet(UNetConfig(folder, subfolder="", context=16), 4, 4, "model.unet"),
-    "model.pose": lambda folder: build_control(ControlConfig(pretrained=folder), None, 8, "model.pose"),
+    "model.unet": lambda folder: build_unet(
+        UNetConfig(folder, subfolder="", context=16), 4, 4, "model.unet"
+    ),
+    "model.pose": lambda folder: build_control(
+        ControlConfig(pretrained=folder), None, 8, "model.pose"
+    ),
 }
 
 
@@ -97,15 +106,25 @@ def hub(tmp_path_factory) -> Path:
     """A folder in the hub's layout for each, with weights as pickles."""
     root = tmp_path_factory.mktemp("hub")
     shape = UNetConfig(
-        widths=(8, 8), attention=(True, False), heads=(2, 2), depth=(1, 1), layers=1, context=16, groups=4
+        widths=(8, 8),
+        attention=(True, False),
+        heads=(2, 2),
+        depth=(1, 1),
+        layers=1,
+        context=16,
+        groups=4,
     )
     unet, text = build_unet(shape, 4, 4, "model.unet"), text_encoder(TextConfig(**TEXT))
     autoencoder = small_autoencoder(CodecConfig(name="kl", widths=(8, 8), layers=1, groups=4))
     networks = {
-        "model.clip": clip_image_encoder(ClipConfig(**TOWER)).tower, "model.text": text.model,
-        "model.text_2": text_encoder(TextConfig(**TEXT, projection=8)).model, "codec": autoencoder,
-        "a run's codec": autoencoder, "model.unet": unet, "model.pose": ControlNetModel.from_unet(unet),
-    }  # fmt: skip
+        "model.clip": clip_image_encoder(ClipConfig(**TOWER)).tower,
+        "model.text": text.model,
+        "model.text_2": text_encoder(TextConfig(**TEXT, projection=8)).model,
+        "codec": autoencoder,
+        "a run's codec": autoencoder,
+        "model.unet": unet,
+        "model.pose": ControlNetModel.from_unet(unet),
+    }
     for name, network in networks.items():
         network.save_pretrained(root / name)
         text.tokenizer.save_pretrained(root / name / "tokenizer")
@@ -162,8 +181,17 @@ def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):  # noqa:
     """Neither in resuming nor in evaluating."""
     run = trained("gardiff", tmp_path, rendered, "run", "train.steps=1", "train.picture_every=0")
     for path in (run.last, run.best):
-        torch.save({"state_dict": Attack(marker), "global_step": 1, "callbacks": Attack(marker)}, path)
-    arguments = ("train", f"runs={tmp_path}", "name=run", f"data.root={rendered}", *SMALL, "train.steps=2")
+        torch.save(
+            {"state_dict": Attack(marker), "global_step": 1, "callbacks": Attack(marker)}, path
+        )
+    arguments = (
+        "train",
+        f"runs={tmp_path}",
+        "name=run",
+        f"data.root={rendered}",
+        *SMALL,
+        "train.steps=2",
+    )
     assert command(*arguments, "train.picture_every=0") == 2
     assert f"{run.last}: not a safe, complete torch file" in capsys.readouterr().err
     stage = chain_of(run)[-1]
@@ -173,10 +201,13 @@ def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):  # noqa:
 
 
 def test_the_sources_know_no_other_way_to_load():
-    """Every torch.load says weights_only=True; pickle, marshal, shelve, joblib, pickled arrays and code from the hub do
-    not occur."""
+    """Every torch.load says weights_only=True; pickle, marshal, shelve, joblib, pickled arrays and
+    code from the hub do not occur.
+    """
     modules = "pickle|marshal|shelve|joblib|dill"
-    forbidden = re.compile(rf"^\s*(import|from) ({modules})|(allow_pickle|trust_remote_code)=True|weights_only=False")
+    forbidden = re.compile(
+        rf"^\s*(import|from) ({modules})|(allow_pickle|trust_remote_code)=True|weights_only=False"
+    )
     for path in SOURCES.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(forbidden.search(line) for line in text.splitlines()), path

@@ -1,8 +1,10 @@
-"""Lets `import torchvision` succeed beside a torch build whose binary its compiled operators do not match.
+"""Lets `import torchvision` succeed beside a torch build whose binary its compiled operators do not
+match.
 
-PyPI's torchvision is compiled against CUDA torch; beside a CPU-only torch its operators stay unregistered, and
-`torchvision._meta_registrations` then fails on `torchvision::nms`. Nothing here uses these operators (they are
-detection layers), so it is enough that their signatures exist. Where they do load, nothing is touched.
+PyPI's torchvision is compiled against CUDA torch; beside a CPU-only torch its operators stay
+unregistered, and `torchvision._meta_registrations` then fails on `torchvision::nms`. Nothing here
+uses these operators (they are detection layers), so it is enough that their signatures exist. Where
+they do load, nothing is touched.
 """
 
 import sys
@@ -15,7 +17,9 @@ SIGNATURES = (
 
 
 class _BeforeMetaRegistrations(MetaPathFinder):
-    """Runs between torchvision's own attempt to load its operators and the module that needs their signatures."""
+    """Runs between torchvision's own attempt to load its operators and the module that needs their
+    signatures.
+    """
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision._meta_registrations":
@@ -31,7 +35,8 @@ def define_missing_operators() -> None:
     for signature in SIGNATURES:
         if not hasattr(torch.ops.torchvision, signature.split("(")[0]):
             library.define(signature)
-    define_missing_operators.library = library  # torch drops the definitions with the last reference
+    # torch drops the definitions with the last reference
+    define_missing_operators.library = library
 
 
 def install() -> None:

@@ -16,7 +16,9 @@ OVERRIDES = "key=value pairs: model=, preset=, data=, trainer=, ablation= choose
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input, 130 and 143 ended by a signal."""
+    """Run one command. Exit codes: 0 good, 1 a check failed, 2 wrong usage or input, 130 and 143
+    ended by a signal.
+    """
     args = parse(arguments)
     try:
         code = args.run(args)
@@ -26,15 +28,23 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, SystemExit) as left:
         if isinstance(left, SystemExit) and not isinstance(left.__context__, KeyboardInterrupt):
             raise  # the others are Ctrl-C as well, of which Lightning makes exit code 1
-        print("vton: interrupted; a training goes on from its last checkpoint, by the same command.", file=sys.stderr)
+        print(
+            "vton: interrupted; a training goes on from its last checkpoint, by the same command.",
+            file=sys.stderr,
+        )
         code = 130
     except BrokenPipeError:  # `vton list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno is None:  # a library's own, not the operating system's word on a file or a disk
+        if (
+            error.errno is None
+        ):  # a library's own, not the operating system's word on a file or a disk
             raise
-        print(f"vton: {error}. Check the path, its permissions and the room on its disk.", file=sys.stderr)
+        print(
+            f"vton: {error}. Check the path, its permissions and the room on its disk.",
+            file=sys.stderr,
+        )
         code = 2
     sys.exit(code or 0)
 
@@ -52,11 +62,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="vton", description="Virtual try-on diffusion architectures on equal terms.")
+    top = argparse.ArgumentParser(
+        prog="vton", description="Virtual try-on diffusion architectures on equal terms."
+    )
     top.add_argument("--version", action="version", version=f"vton {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, text: str, overrides: bool = True, **kwargs) -> argparse.ArgumentParser:
+    def command(
+        name: str, run, text: str, overrides: bool = True, **kwargs
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, **kwargs)
         if overrides:
             sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -70,14 +84,26 @@ def parser() -> argparse.ArgumentParser:
 
 def add_runs(command) -> None:
     train = command("train", run_train, "train, or resume the run that the same command started")
-    train.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    evaluate = command("eval", run_eval, "sample a run's held-out pairs, score them, write results.json and pictures")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
+    evaluate = command(
+        "eval",
+        run_eval,
+        "sample a run's held-out pairs, score them, write results.json and pictures",
+    )
     add_choice_of_run(evaluate)
-    evaluate.add_argument("--checkpoint", choices=("weights", "last", "best"), default="weights",
-                          help="weights at the end of training (default), or of a checkpoint; averaged where training "
-                          "keeps an average")  # fmt: skip
+    evaluate.add_argument(
+        "--checkpoint",
+        choices=("weights", "last", "best"),
+        default="weights",
+        help="weights at the end of training (default), or of a checkpoint; averaged where training "
+        "keeps an average",
+    )
     evaluate.add_argument("--json", action="store_true", help="print the rows as JSON")
-    predict = command("predict", run_predict, "write a run's pictures for held-out pairs, without scoring")
+    predict = command(
+        "predict", run_predict, "write a run's pictures for held-out pairs, without scoring"
+    )
     add_choice_of_run(predict)
     predict.add_argument("--order", choices=("paired", "unpaired"), default="unpaired")
     predict.add_argument("--out", required=True, help="folder for the PNGs")
@@ -91,79 +117,166 @@ def add_choice_of_run(sub: argparse.ArgumentParser) -> None:
 
 def add_metrics(command) -> None:
     usual = EvalConfig()
-    metrics = command("metrics", run_metrics, "score two folders of pictures, from anyone's model", overrides=False)
+    metrics = command(
+        "metrics",
+        run_metrics,
+        "score two folders of pictures, from anyone's model",
+        overrides=False,
+    )
     metrics.add_argument("--pred", required=True, metavar="DIR", help="predictions")
-    metrics.add_argument("--target", required=True, metavar="DIR", help="true pictures, of the same names")
-    metrics.add_argument("--order", choices=("paired", "unpaired"), default="paired",
-                         help="unpaired: only what compares sets, FID and KID")  # fmt: skip
-    metrics.add_argument("--protocol", default=usual.protocol, help=f"{', '.join(PROTOCOLS)} (default: %(default)s)")
-    metrics.add_argument("--metrics", nargs="+", metavar="NAME",
-                         help=f"default: {' '.join(name for name in usual.metrics if name in METRICS)}")  # fmt: skip
-    metrics.add_argument("--size", metavar="HxW", help="compare at this size, whatever the pictures have")
-    metrics.add_argument("--mask", metavar="DIR", help="where the targets show the garment: rows for that region")
     metrics.add_argument(
-        "--repaint-mask", metavar="DIR", help="where the method painted; elsewhere the target is pasted"
+        "--target", required=True, metavar="DIR", help="true pictures, of the same names"
     )
     metrics.add_argument(
-        "--list", dest="listed", metavar="FILE", help="only these targets, the first word of each line: a pair list"
+        "--order",
+        choices=("paired", "unpaired"),
+        default="paired",
+        help="unpaired: only what compares sets, FID and KID",
     )
-    metrics.add_argument("--garment", metavar="DIR", help="in-shop pictures, for cami_u and mp_lpips")
+    metrics.add_argument(
+        "--protocol", default=usual.protocol, help=f"{', '.join(PROTOCOLS)} (default: %(default)s)"
+    )
+    metrics.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: {' '.join(name for name in usual.metrics if name in METRICS)}",
+    )
+    metrics.add_argument(
+        "--size", metavar="HxW", help="compare at this size, whatever the pictures have"
+    )
+    metrics.add_argument(
+        "--mask", metavar="DIR", help="where the targets show the garment: rows for that region"
+    )
+    metrics.add_argument(
+        "--repaint-mask",
+        metavar="DIR",
+        help="where the method painted; elsewhere the target is pasted",
+    )
+    metrics.add_argument(
+        "--list",
+        dest="listed",
+        metavar="FILE",
+        help="only these targets, the first word of each line: a pair list",
+    )
+    metrics.add_argument(
+        "--garment", metavar="DIR", help="in-shop pictures, for cami_u and mp_lpips"
+    )
     metrics.add_argument("--garment-mask", metavar="DIR", help="their silhouettes, for mp_lpips")
     metrics.add_argument("--prompts", metavar="FILE", help="JSON, name to prompt, for image_reward")
-    metrics.add_argument("--mask-rule", default="not stated", help="how the predictions' agnostic masks were made")
+    metrics.add_argument(
+        "--mask-rule", default="not stated", help="how the predictions' agnostic masks were made"
+    )
     metrics.add_argument("--name", help="of the method; default: the folder's")
     metrics.add_argument("--data", help="of the data set; default: the target folder's name")
     metrics.add_argument("--weights", default="", metavar="DIR", help="pretrained metric networks")
-    metrics.add_argument("--batch-size", type=int, default=usual.batch_size,
-                         help="pictures read together (default: %(default)s); no number depends on it")  # fmt: skip
+    metrics.add_argument(
+        "--batch-size",
+        type=int,
+        default=usual.batch_size,
+        help="pictures read together (default: %(default)s); no number depends on it",
+    )
     metrics.add_argument("--device", help="default: cuda where there is one, else cpu")
-    metrics.add_argument("--out", metavar="FILE", help="write the rows there too, as results.json has them")
+    metrics.add_argument(
+        "--out", metavar="FILE", help="write the rows there too, as results.json has them"
+    )
     metrics.add_argument("--json", action="store_true", help="print the rows as JSON")
-    weights = command("weights", run_weights, "fetch and check the pretrained networks of metrics", overrides=False)
-    weights.add_argument("names", nargs="*", metavar="NAME",
-                         help="default: those of every evaluation; a name that is none lists all")  # fmt: skip
-    weights.add_argument("--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton")
+    weights = command(
+        "weights",
+        run_weights,
+        "fetch and check the pretrained networks of metrics",
+        overrides=False,
+    )
+    weights.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="default: those of every evaluation; a name that is none lists all",
+    )
+    weights.add_argument(
+        "--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton"
+    )
 
 
 def add_contests(command) -> None:
     contests = (
-        ("compare", run_compare, "architectures and baselines under one budget, in one table; or go on with it"),
-        ("ablate", run_ablate, "the rows of model=NAME's published ablation table under one budget; or go on with it"),
+        (
+            "compare",
+            run_compare,
+            "architectures and baselines under one budget, in one table; or go on with it",
+        ),
+        (
+            "ablate",
+            run_ablate,
+            "the rows of model=NAME's published ablation table under one budget; or go on with it",
+        ),
     )
     for name, run, text in contests:
         contest = command(name, run, text)
-        contest.add_argument("--dry-run", action="store_true", help="print members, costs and commands, and stop")
-        contest.add_argument("--json", action="store_true", help="print the rows as JSON; progress goes to stderr")
-    table = command("table", run_table, "draw the tables of comparisons again, from their rows alone", overrides=False)
-    table.add_argument("folder", nargs="?", help="of a comparison, or of several; default: compare.results")
+        contest.add_argument(
+            "--dry-run", action="store_true", help="print members, costs and commands, and stop"
+        )
+        contest.add_argument(
+            "--json", action="store_true", help="print the rows as JSON; progress goes to stderr"
+        )
+    table = command(
+        "table",
+        run_table,
+        "draw the tables of comparisons again, from their rows alone",
+        overrides=False,
+    )
+    table.add_argument(
+        "folder", nargs="?", help="of a comparison, or of several; default: compare.results"
+    )
     table.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def add_checks(command) -> None:
     info = command(
-        "info", run_info, "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
-        "stages all, unless dotted overrides or an ablation speak of one"
-    )  # fmt: skip
-    info.add_argument("--gpus", type=int, default=0, help="also the memory of training on so many, by strategy")
+        "info",
+        run_info,
+        "parameters, FLOPs and memory of each network, without allocating weights; of a cascade's "
+        "stages all, unless dotted overrides or an ablation speak of one",
+    )
+    info.add_argument(
+        "--gpus", type=int, default=0, help="also the memory of training on so many, by strategy"
+    )
     info.add_argument("--json", action="store_true")
     verify = command(
-        "verify", run_verify, "reference inputs and weights through our code: errors per tensor", overrides=False
+        "verify",
+        run_verify,
+        "reference inputs and weights through our code: errors per tensor",
+        overrides=False,
     )
     verify.add_argument("folder", help="config.json, weights_*, inputs and outputs.safetensors")
     verify.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    verify.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32",
-                        help="half precisions are held to looser bounds")  # fmt: skip
+    verify.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="half precisions are held to looser bounds",
+    )
     verify.add_argument("--json", action="store_true")
 
 
 def add_exchange(command) -> None:
     bring = command(
-        "import", run_import, "published weights into a run folder that `vton eval` accepts", overrides=False
+        "import",
+        run_import,
+        "published weights into a run folder that `vton eval` accepts",
+        overrides=False,
     )
     bring.add_argument("model", help="architecture")
-    bring.add_argument("path", help="its published files: a folder in the hub's layout, or a checkpoint file")
+    bring.add_argument(
+        "path", help="its published files: a folder in the hub's layout, or a checkpoint file"
+    )
     bring.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    export = command("export", run_export, "a run's weights in the architecture's published format", overrides=False)
+    export = command(
+        "export",
+        run_export,
+        "a run's weights in the architecture's published format",
+        overrides=False,
+    )
     add_choice_of_run(export)
     export.add_argument("--out", required=True, help="folder or file to write; must not exist")
 
@@ -171,10 +284,11 @@ def add_exchange(command) -> None:
 def add_data(command) -> None:
     data = command("data", run_data, "check, make, shard or cache a data folder", overrides=False)
     data.add_argument(
-        "action", choices=("check", "make", "shard", "cache"),
+        "action",
+        choices=("check", "make", "shard", "cache"),
         help="check: name every bad file; make: render synthetic data; shard: write the folder's files into shards; "
         "cache: compute latents and embeddings of frozen encoders into data.encoded",
-    )  # fmt: skip
+    )
     data.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     data.add_argument("--out", help="shard: new folder, which data.root then names")
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
@@ -183,12 +297,24 @@ def add_data(command) -> None:
 
 def add_pages(command) -> None:
     pages = command(
-        "notebooks", run_notebooks, "run notebooks from start to end and write each as a page", overrides=False
+        "notebooks",
+        run_notebooks,
+        "run notebooks from start to end and write each as a page",
+        overrides=False,
     )
     pages.add_argument("notebooks", nargs="*", help="default: all of notebooks/")
-    pages.add_argument("--results", help="folder of results; default: $VTON_RESULTS, or the repository's results/")
-    pages.add_argument("--out", default="build/notebooks", help="folder for the pages (default: %(default)s)")
-    names = command("list", run_list, "architectures, presets, data sets, trainers and ablations", overrides=False)
+    pages.add_argument(
+        "--results", help="folder of results; default: $VTON_RESULTS, or the repository's results/"
+    )
+    pages.add_argument(
+        "--out", default="build/notebooks", help="folder for the pages (default: %(default)s)"
+    )
+    names = command(
+        "list",
+        run_list,
+        "architectures, presets, data sets, trainers and ablations",
+        overrides=False,
+    )
     names.add_argument("--json", action="store_true")
 
 
@@ -197,17 +323,17 @@ def run_train(args) -> None:
 
     config = load(*args.overrides)
     if args.dry_run:
-        from vton.training.run import environment
+        from vton.runs.folder import environment
 
         print(to_yaml(config) + json.dumps(environment(), indent=2))
         return
-    from vton.training.train import train
+    from vton.commands.train import train
 
     train(config)
 
 
 def run_eval(args) -> None:
-    from vton.evaluation import evaluate
+    from vton.commands.evaluate import evaluate
 
     evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
 
@@ -215,7 +341,7 @@ def run_eval(args) -> None:
 def run_predict(args) -> None:
     from pathlib import Path
 
-    from vton.evaluation import predict
+    from vton.commands.evaluate import predict
 
     predict(_chain(args), args.order, Path(args.out))
 
@@ -226,38 +352,57 @@ def run_metrics(args) -> None:
 
     import torch
 
+    from vton.commands import metrics as folders
     from vton.config import load, nearest
-    from vton.metrics import folders
     from vton.metrics.results import write_results
     from vton.processes import joined
     from vton.report.tables import print_table, table_json
 
     given = {"protocol": args.protocol, "batch_size": args.batch_size, "weights": args.weights}
     if args.metrics:
-        given["metrics"] = [name for words in args.metrics for name in words.replace(",", " ").split()]
+        given["metrics"] = [
+            name for words in args.metrics for name in words.replace(",", " ").split()
+        ]
         for name in given["metrics"]:
             if name not in folders.METRICS:
-                raise ConfigError(f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}")
+                raise ConfigError(
+                    f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}"
+                )
     if args.size:
         if not re.fullmatch(r"\d+x\d+", args.size):
-            raise ConfigError(f"--size {args.size}: expected height x width in pixels, such as 512x384.")
+            raise ConfigError(
+                f"--size {args.size}: expected height x width in pixels, such as 512x384."
+            )
         given["size"] = [int(length) for length in args.size.split("x")]
     config = load(*(f"eval.{key}={json.dumps(value)}" for key, value in given.items())).eval
-    paths = {name: getattr(args, name) for name in ("pred", "target", *folders.PARTS, "prompts", "listed")}
+    paths = {
+        name: getattr(args, name)
+        for name in ("pred", "target", *folders.PARTS, "prompts", "listed")
+    }
     compared = folders.Folders(**{name: path and Path(path) for name, path in paths.items()})
     try:
         torch.ones((), device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {args.device}: not usable here ({one_line(error)}).") from None
-    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    names = {"model": args.name or Path(args.pred).name, "data": args.data or Path(args.target).name}
+    device = args.device or (
+        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    )
+    names = {
+        "model": args.name or Path(args.pred).name,
+        "data": args.data or Path(args.target).name,
+    }
     with joined():
-        rows = folders.score(compared, args.order, config, device, **names, mask_rule=args.mask_rule)
+        rows = folders.score(
+            compared, args.order, config, device, **names, mask_rule=args.mask_rule
+        )
     if rows is None:
         return
     size, stored = rows[0].provenance["size"], rows[0].provenance["targets"]["size"]
     if size != stored:
-        print(f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.", file=sys.stderr)
+        print(
+            f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.",
+            file=sys.stderr,
+        )
     if args.out:
         write_results(Path(args.out), rows)
     print(table_json(rows)) if args.json else print_table(rows)
@@ -266,27 +411,27 @@ def run_metrics(args) -> None:
 def run_weights(args) -> None:
     from pathlib import Path
 
-    from vton.metrics.fetch import USUAL, fetch
-    from vton.metrics.weights import fetched_folder
+    from vton.weights.fetch import USUAL, fetch
+    from vton.weights.metric_networks import fetched_folder
 
     for path, done in fetch(args.names or USUAL, Path(args.to) if args.to else fetched_folder()):
         print(f"{path}: {done}", flush=True)
 
 
 def run_compare(args) -> int:
-    from vton.comparison import compare
+    from vton.commands.compare import compare
 
     return run_comparison(compare(*args.overrides), args)
 
 
 def run_ablate(args) -> int:
-    from vton.comparison import ablate
+    from vton.commands.compare import ablate
 
     return run_comparison(ablate(*args.overrides), args)
 
 
 def run_comparison(comparison, args) -> int:
-    from vton.comparison import carry_out, described
+    from vton.commands.compare import carry_out, described
 
     if args.dry_run:
         print(described(comparison))
@@ -321,7 +466,7 @@ def draw_table(folder, as_json: bool) -> None:
 
 def run_info(args) -> None:
     from vton.config import load, upper_stages
-    from vton.info import describe, print_table
+    from vton.cost.info import describe, print_table
 
     rows = describe(load(*args.overrides), args.gpus)
     if upper := upper_stages(*args.overrides):
@@ -330,7 +475,7 @@ def run_info(args) -> None:
 
 
 def run_verify(args) -> int:
-    from vton.verify import report, verify
+    from vton.commands.verify import report, verify
 
     checks = verify(args.folder, args.device, args.dtype)
     return int(not report(checks, args.folder, args.device, args.dtype, args.json))
@@ -339,7 +484,7 @@ def run_verify(args) -> int:
 def run_import(args) -> None:
     from pathlib import Path
 
-    from vton.exchange import import_run
+    from vton.commands.exchange import import_run
 
     run = import_run(args.model, Path(args.path), *args.overrides)
     print(f"{run.path} is ready. Evaluate it: make eval RUN={run.path} DATA=viton_hd")
@@ -348,8 +493,8 @@ def run_import(args) -> None:
 def run_export(args) -> None:
     from pathlib import Path
 
-    from vton.exchange import export_run
-    from vton.training.run import RunFolder
+    from vton.commands.exchange import export_run
+    from vton.runs.folder import RunFolder
 
     run = RunFolder(args.folder) if args.folder else RunFolder.newest("runs", args.model)
     export_run(run, Path(args.out))
@@ -361,7 +506,7 @@ def run_data(args) -> int:
 
     config = load(*args.overrides)
     if args.action == "make":
-        from vton.training.train import data_module
+        from vton.runs.assemble import data_module
 
         module = data_module(config)
         module.prepare_data()
@@ -370,8 +515,8 @@ def run_data(args) -> int:
     if args.action == "shard":
         return shard_data(config, args.out, args.shard_mb)
     if args.action == "cache":
-        from vton.training.encoding import encode
-        from vton.training.train import prepare
+        from vton.runs.assemble import prepare
+        from vton.runs.encodings import encode
 
         _, folder, module = prepare(config)
         computed, kept = encode(module, folder)
@@ -393,7 +538,8 @@ def shard_data(config, out: str | None, shard_mb: float | None) -> int:
     from pathlib import Path
 
     from vton.data.dataset import open_folder
-    from vton.data.shards import SHARD_MB, write_folder
+    from vton.data.packing import write_folder
+    from vton.data.shards import SHARD_MB
 
     if not out:
         raise ConfigError("vton data shard needs --out FOLDER, which data.root then names.")
@@ -402,7 +548,9 @@ def shard_data(config, out: str | None, shard_mb: float | None) -> int:
     place = Path(out) / folder.root.name if config.data.name == "synthetic" else Path(out)
     shards = write_folder(folder, place, shard_mb or SHARD_MB)
     size = sum(size for _, size in shards.names)
-    print(f"{len(shards.files):,} files in {len(shards.names)} shards, {size / 1e6:,.1f} MB. Use it: data.root={out}")
+    print(
+        f"{len(shards.files):,} files in {len(shards.names)} shards, {size / 1e6:,.1f} MB. Use it: data.root={out}"
+    )
     return 0
 
 
@@ -412,7 +560,9 @@ def run_notebooks(args) -> None:
     from vton.report.notebooks import NOTEBOOKS, write_pages
 
     paths = args.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
-    for page, seconds in write_pages(paths, Path(args.out), **({"VTON_RESULTS": args.results} if args.results else {})):
+    for page, seconds in write_pages(
+        paths, Path(args.out), **({"VTON_RESULTS": args.results} if args.results else {})
+    ):
         print(f"{page} written in {seconds:.1f} s.")
 
 
@@ -428,11 +578,17 @@ def run_list(args) -> None:
 
 
 def _chain(args) -> list:
-    """What --run names, or the newest run, of --model where it is given, with the whole cascade that it belongs to."""
-    from vton.cascade import chain_of
-    from vton.training.run import RunFolder
+    """What --run names, or the newest run, of --model where it is given, with the whole cascade
+    that it belongs to.
+    """
+    from vton.runs.cascade import chain_of
+    from vton.runs.folder import RunFolder
 
-    run = RunFolder(args.folder) if args.folder else RunFolder.newest(_runs(args.overrides), args.model)
+    run = (
+        RunFolder(args.folder)
+        if args.folder
+        else RunFolder.newest(_runs(args.overrides), args.model)
+    )
     return chain_of(run, *_groups_as_files(args.overrides), whole=not args.folder)
 
 
@@ -441,7 +597,9 @@ def _runs(overrides: list[str]) -> str:
 
 
 def _groups_as_files(overrides: list[str]) -> list[str]:
-    """`data=dresscode` beside a run folder means that group's file on top of the run's own settings."""
+    """`data=dresscode` beside a run folder means that group's file on top of the run's own
+    settings.
+    """
     from omegaconf import OmegaConf
 
     from vton.config import CONFIGS, flatten, nearest

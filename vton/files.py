@@ -22,10 +22,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the block writes there is synced and takes its place when the block ends.
+    """A temporary path beside `path`; what the block writes there is synced and takes its place
+    when the block ends.
 
-    Whenever the process dies, `path` is what it was before or the new file, whole. Raises UserError, naming the path
-    and the room on its disk, where writing fails.
+    Whenever the process dies, `path` is what it was before or the new file, whole. Raises
+    UserError, naming the path and the room on its disk, where writing fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -33,7 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)  # the rename itself
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own for a full disk
         if isinstance(error, UserError):
             raise
         free = shutil.disk_usage(path.parent).free / 2**20

@@ -1,4 +1,6 @@
-"""The processes of one run: which share is ours, where it is computed, and bringing results together."""
+"""The processes of one run: which share is ours, where it is computed, and bringing results
+together.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def joined() -> Iterator[None]:
 
 
 def own_device(accelerator: str) -> torch.device:
-    """What this process computes on by trainer.accelerator, for work that is done before a Trainer is there."""
+    """What this process computes on by trainer.accelerator, for work that is done before a Trainer
+    is there.
+    """
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -55,8 +59,8 @@ def from_every_process(value: T) -> list[T]:
 def gathered(measure: Callable[[], T]) -> list[T] | None:
     """What `measure` returns on every process, by rank, on the first process; None on the others.
 
-    Every process must call it. Where `measure` raises UserError on any of them, no other waits in vain: the first
-    process raises the error of the lowest rank.
+    Every process must call it. Where `measure` raises UserError on any of them, no other waits in
+    vain: the first process raises the error of the lowest rank.
     """
     part: Any
     try:

@@ -3,11 +3,13 @@
     python -m tests.benchmarks.encoded_training            # as the tiny preset is: linear codec, CLIP trained along
     python -m tests.benchmarks.encoded_training --frozen   # AutoencoderKL and CLIP, both frozen, as in the paper
 
-Augmentation is off in both, for what it changes cannot be computed ahead. Steps with and without alternate on the same
-batches and weights: forward, backward, AdamW. Beside them stands where a step's time goes: the loader, which works in
-this process, the encoders' readings, and the rest: the UNet, the appearance loss's decoding, backward and optimizer.
-Parts are in CPU seconds of the process, which other processes on the core do not lengthen; `wall` is the clock's.
-`--frozen` leaves the codec as initialised: its cost is that of a trained one.
+Augmentation is off in both, for what it changes cannot be computed ahead. Steps with and without
+alternate on the same
+batches and weights: forward, backward, AdamW. Beside them stands where a step's time goes: the
+loader, which works in this process, the encoders' readings, and the rest: the UNet, the appearance
+loss's decoding, backward and optimizer. Parts are in CPU seconds of the process, which other
+processes on the core do not lengthen; `wall` is the clock's. `--frozen` leaves the codec as
+initialised: its cost is that of a trained one.
 """
 
 from __future__ import annotations
@@ -21,12 +23,25 @@ from pathlib import Path
 
 from vton.config import load
 from vton.models.codecs import KLCodec, small_autoencoder
-from vton.training.encoding import encode, use_encodings
-from vton.training.train import data_module, prepare
+from vton.runs.assemble import data_module, prepare
+from vton.runs.encodings import encode, use_encodings
 
-PLAIN = ("data.augment.flip=0", "data.augment.colour=0", "data.synthetic.train=48", "data.synthetic.test=4",
-         "data.synthetic.workers=1", "data.check=false", "codec.fit_images=96")  # fmt: skip
-FROZEN = ("codec.name=kl", "codec.widths=[32,64,64]", "codec.channels=4", "codec.layers=1", "model.clip.trained=false")
+PLAIN = (
+    "data.augment.flip=0",
+    "data.augment.colour=0",
+    "data.synthetic.train=48",
+    "data.synthetic.test=4",
+    "data.synthetic.workers=1",
+    "data.check=false",
+    "codec.fit_images=96",
+)
+FROZEN = (
+    "codec.name=kl",
+    "codec.widths=[32,64,64]",
+    "codec.channels=4",
+    "codec.layers=1",
+    "model.clip.trained=false",
+)
 
 
 def measured(module, optimizer, stream) -> dict[str, float]:
@@ -60,8 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=9, help="of each kind")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        places = (f"runs={scratch}/runs", f"data.root={scratch}/data", f"data.encoded={Path(scratch) / 'encoded'}")
-        config = load("model=gardiff", *PLAIN, *(FROZEN if args.frozen else ()), *places, *args.overrides)
+        places = (
+            f"runs={scratch}/runs",
+            f"data.root={scratch}/data",
+            f"data.encoded={Path(scratch) / 'encoded'}",
+        )
+        config = load(
+            "model=gardiff", *PLAIN, *(FROZEN if args.frozen else ()), *places, *args.overrides
+        )
         if args.frozen:
             config.codec.pretrained = scratch
             KLCodec(small_autoencoder(config.codec)).save(Path(scratch) / config.codec.subfolder)
@@ -76,18 +97,34 @@ def main(arguments: list[str] | None = None) -> None:
                 pass
         optimizer = module.configure_optimizers()["optimizer"]
         streams = {"live": iter(live.train_dataloader()), "stored": iter(stored.train_dataloader())}
-        steps = [{kind: measured(module, optimizer, stream) for kind, stream in streams.items()}
-                 for _ in range(args.steps + 1)][1:]  # fmt: skip
+        steps = [
+            {kind: measured(module, optimizer, stream) for kind, stream in streams.items()}
+            for _ in range(args.steps + 1)
+        ][1:]
     table = {
-        kind: {part: round(statistics.median(step[kind][part] for step in steps), 4) for part in steps[0][kind]}
+        kind: {
+            part: round(statistics.median(step[kind][part] for step in steps), 4)
+            for part in steps[0][kind]
+        }
         for kind in streams
     }
     rates = {
-        clock: {kind: round(config.train.batch_size / parts[clock], 2) for kind, parts in table.items()}
+        clock: {
+            kind: round(config.train.batch_size / parts[clock], 2) for kind, parts in table.items()
+        }
         for clock in ("step", "wall")
     }
     ratios = {clock: round(kinds["stored"] / kinds["live"], 2) for clock, kinds in rates.items()}
-    print(json.dumps({"samples_per_second": rates, "ratio": ratios, "seconds": table, "writing": round(writing, 2)}))
+    print(
+        json.dumps(
+            {
+                "samples_per_second": rates,
+                "ratio": ratios,
+                "seconds": table,
+                "writing": round(writing, 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python -m tests.benchmarks.loader_throughput                                     # rendered at 1024x768, 2 workers
     python -m tests.benchmarks.loader_throughput data.root=DIR data.workers=8        # a real folder
 
-One run: both read the same pairs in the same order, in turns. `cold` is after the system was asked to forget the files
-(posix_fadvise), `warm` the same once more. The process that asks does nothing with the batches but count them. CPU
-milliseconds per sample are those of one process without workers, warm: other work on the machine does not move them.
+One run: both read the same pairs in the same order, in turns. `cold` is after the system was asked
+to forget the files (posix_fadvise), `warm` the same once more. The process that asks does nothing
+with the batches but count them. CPU milliseconds per sample are those of one process without
+workers, warm: other work on the machine does not move them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from vton.config import load
 from vton.data import synthetic
 from vton.data.dataset import open_folder
 from vton.data.module import TryOnDataModule
-from vton.data.shards import ShardPath, write_folder
-from vton.training.train import quiet_libraries
+from vton.data.packing import write_folder
+from vton.data.shards import ShardPath
+from vton.training.trainer import quiet_libraries
 
 SETTINGS = ("data=viton_hd", "data.size=[512,384]", "data.workers=2", "train.batch_size=4")
 
@@ -40,9 +42,13 @@ def forget(root: Path) -> None:
 
 
 def measured(overrides: list[str], root: Path, batches: int, clock: Callable[[], float]) -> float:
-    """Samples per second of `clock` over `batches` batches, the first one apart: workers start with it."""
+    """Samples per second of `clock` over `batches` batches, the first one apart: workers start with
+    it.
+    """
     config = load(*overrides, f"data.root={root}")
-    data = TryOnDataModule(config.data, seed=0, batch_size=config.train.batch_size, eval_batch_size=1)
+    data = TryOnDataModule(
+        config.data, seed=0, batch_size=config.train.batch_size, eval_batch_size=1
+    )
     assert isinstance(data.root, ShardPath) == (root / "shards.json").exists()
     stream = iter(data.train_dataloader())
     next(stream)
@@ -63,8 +69,18 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(load(*overrides).data.root or Path(scratch) / "plain")
         if not root.exists():
-            synthetic.ensure(root, layout="viton_hd", size=(1024, 768), train=args.pairs, test=2, seed=0, workers=1)
-        write_folder(open_folder(load(*overrides, f"data.root={root}").data), Path(scratch) / "sharded")
+            synthetic.ensure(
+                root,
+                layout="viton_hd",
+                size=(1024, 768),
+                train=args.pairs,
+                test=2,
+                seed=0,
+                workers=1,
+            )
+        write_folder(
+            open_folder(load(*overrides, f"data.root={root}").data), Path(scratch) / "sharded"
+        )
         found: dict[str, list[float]] = {}
         cpu: dict[str, list[float]] = {}
         for _, (name, place) in itertools.product(
@@ -77,8 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
                 )
             alone = measured([*overrides, "data.workers=0"], place, args.batches, time.process_time)
             cpu.setdefault(name, []).append(1000 / alone)
-    rates, milliseconds = ({name: round(statistics.median(v), 2) for name, v in kind.items()} for kind in (found, cpu))
-    print(json.dumps({"samples_per_second": rates, "cpu_ms_per_sample": milliseconds, "all": found, "all_cpu": cpu}))
+    rates, milliseconds = (
+        {name: round(statistics.median(v), 2) for name, v in kind.items()} for kind in (found, cpu)
+    )
+    print(
+        json.dumps(
+            {
+                "samples_per_second": rates,
+                "cpu_ms_per_sample": milliseconds,
+                "all": found,
+                "all_cpu": cpu,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

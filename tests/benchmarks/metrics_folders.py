@@ -1,10 +1,11 @@
-"""Seconds and peak memory of `vton metrics` on two folders of pictures made up here, with random extractors.
+"""Seconds and peak memory of `vton metrics` on two folders of pictures made up here, with random
+extractors.
 
     python -m tests.benchmarks.metrics_folders            # 1,000 pairs at 256x192, all but DISTS; bar: 6 min on 2 cores
     python -m tests.benchmarks.metrics_folders --dists    # DISTS too; bar: 15 min
 
-The command runs in a process of its own. Seconds of CPU stand beside those of the clock: where they are far fewer than
-seconds times cores, something else was running. The bar for memory is 3 GB.
+The command runs in a process of its own. Seconds of CPU stand beside those of the clock: where they
+are far fewer than seconds times cores, something else was running. The bar for memory is 3 GB.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vton.metrics.weights import VARIABLE
+from vton.weights.metric_networks import VARIABLE
 
 USUAL = ("ssim", "psnr", "lpips", "fid", "kid")
 
@@ -43,7 +44,14 @@ def write_pairs(folder: Path, pairs: int, size: tuple[int, int]) -> None:
 def measured(folder: Path, metrics: Sequence[str]) -> dict:
     """One run of the command on `pred` and `target`. Raises CalledProcessError where it fails."""
     command = [sys.executable, "-m", "vton", "metrics", "--pred", str(folder / "pred")]
-    command += ["--target", str(folder / "target"), "--metrics", *metrics, "--out", str(folder / "rows.json")]
+    command += [
+        "--target",
+        str(folder / "target"),
+        "--metrics",
+        *metrics,
+        "--out",
+        str(folder / "rows.json"),
+    ]
     started = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | {VARIABLE: ""})
     _, status, used = os.wait4(process.pid, 0)
@@ -52,17 +60,26 @@ def measured(folder: Path, metrics: Sequence[str]) -> dict:
         raise subprocess.CalledProcessError(process.returncode, command)
     (row,) = json.loads((folder / "rows.json").read_text())
     return {
-        "pairs": row["n"], "metrics": sorted(row["metrics"]), "size": row["provenance"]["size"],
-        "cores": len(os.sched_getaffinity(0)), "threads": os.environ.get("OMP_NUM_THREADS", "as many"),
-        "nice": os.nice(0), "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "peak_memory_gb": round(used.ru_maxrss * 1024 / 1e9, 2),
-    }  # fmt: skip
+        "pairs": row["n"],
+        "metrics": sorted(row["metrics"]),
+        "size": row["provenance"]["size"],
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": os.environ.get("OMP_NUM_THREADS", "as many"),
+        "nice": os.nice(0),
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_memory_gb": round(used.ru_maxrss * 1024 / 1e9, 2),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--dists", action="store_true", help="DISTS too")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

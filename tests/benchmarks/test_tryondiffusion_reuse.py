@@ -14,7 +14,10 @@ def test_both_ways_agree_and_reuse_runs_the_networks_less(capsys):
     drawn = found["sampling"]
     assert drawn["largest_difference"] < 1e-5 < 1e-2 < drawn["largest_value"]
     slow, fast = drawn["rows_per_step"]["recomputing"], drawn["rows_per_step"]["reusing"]
-    assert slow["garment_unet"] == slow["person_unet"] == fast["person_unet"] == 2 and fast["garment_unet"] == 1
+    assert (
+        slow["garment_unet"] == slow["person_unet"] == fast["person_unet"] == 2
+        and fast["garment_unet"] == 1
+    )
     assert slow["pose_encoder"] == 2 and fast["pose_encoder"] == pytest.approx(2 / 3)
     assert found["gflop_per_step"]["reusing"] < found["gflop_per_step"]["recomputing"]
     assert len(drawn["seconds_per_step"]["reusing"]) == 2 and found["training"]["backward"] > 0

@@ -1,4 +1,6 @@
-"""Small data set folders written by hand, in both layouts, from one drawn figure: files as the archives name them."""
+"""Small data set folders written by hand, in both layouts, from one drawn figure: files as the
+archives name them.
+"""
 
 import json
 from pathlib import Path
@@ -11,27 +13,54 @@ from vton.data import densepose, labels
 
 SIZE = (96, 72)  # height, width of the pictures
 # COCO-18 as x, y in fractions of the picture. The person's left is on the right of the picture.
-JOINTS = np.array([
-    (0.50, 0.12), (0.50, 0.22), (0.38, 0.25), (0.30, 0.38), (0.24, 0.50), (0.62, 0.25), (0.72, 0.34), (0.82, 0.42),
-    (0.43, 0.54), (0.42, 0.72), (0.41, 0.90), (0.57, 0.54), (0.58, 0.72), (0.60, 0.92),
-    (0.48, 0.10), (0.52, 0.10), (0.45, 0.11), (0.55, 0.11),
-])  # fmt: skip
+JOINTS = np.array(
+    [
+        (0.50, 0.12),
+        (0.50, 0.22),
+        (0.38, 0.25),
+        (0.30, 0.38),
+        (0.24, 0.50),
+        (0.62, 0.25),
+        (0.72, 0.34),
+        (0.82, 0.42),
+        (0.43, 0.54),
+        (0.42, 0.72),
+        (0.41, 0.90),
+        (0.57, 0.54),
+        (0.58, 0.72),
+        (0.60, 0.92),
+        (0.48, 0.10),
+        (0.52, 0.10),
+        (0.45, 0.11),
+        (0.55, 0.11),
+    ]
+)
 MISSING = 17  # the left ear is not found, as in many real files
 TO_DRESSCODE = {int(ours): atr for atr, ours in enumerate(labels.FROM_DRESSCODE)}
 SEGMENTS = (  # label, DensePose part, joints, width in fractions of the height
-    (labels.RIGHT_LEG, 11, (9, 10), 0.07), (labels.LEFT_LEG, 12, (12, 13), 0.07),
-    (labels.PANTS, 7, (8, 9), 0.10), (labels.PANTS, 8, (11, 12), 0.10),
-    (labels.RIGHT_ARM, 20, (3, 4), 0.05), (labels.LEFT_ARM, 19, (6, 7), 0.05),
-    (labels.UPPER, 16, (2, 3), 0.07), (labels.UPPER, 15, (5, 6), 0.07),
-)  # fmt: skip
+    (labels.RIGHT_LEG, 11, (9, 10), 0.07),
+    (labels.LEFT_LEG, 12, (12, 13), 0.07),
+    (labels.PANTS, 7, (8, 9), 0.10),
+    (labels.PANTS, 8, (11, 12), 0.10),
+    (labels.RIGHT_ARM, 20, (3, 4), 0.05),
+    (labels.LEFT_ARM, 19, (6, 7), 0.05),
+    (labels.UPPER, 16, (2, 3), 0.07),
+    (labels.UPPER, 15, (5, 6), 0.07),
+)
 SKIN, HAIR, WALL = (224, 180, 150), (60, 40, 30), (180, 190, 200)
 
 
 def figure(seed: int, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
-    """A person as photograph, parse map (our labels) and DensePose parts; the garment colour depends on the seed."""
+    """A person as photograph, parse map (our labels) and DensePose parts; the garment colour
+    depends on the seed.
+    """
     height, width = size
     points = [(x * width, y * height) for x, y in JOINTS]
-    photo, parse, parts = Image.new("RGB", (width, height), WALL), Image.new("L", (width, height)), None
+    photo, parse, parts = (
+        Image.new("RGB", (width, height), WALL),
+        Image.new("L", (width, height)),
+        None,
+    )
     parts = Image.new("L", (width, height))
     top = colour(seed)
     paint = {labels.PANTS: (40, 50, 90), labels.UPPER: top}
@@ -41,7 +70,14 @@ def figure(seed: int, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
             getattr(ImageDraw.Draw(image), shape)(where, fill=value, **kwargs)
 
     for label, part, (start, end), share in SEGMENTS:
-        draw("line", [points[start], points[end]], label, part, paint.get(label, SKIN), width=round(share * height))
+        draw(
+            "line",
+            [points[start], points[end]],
+            label,
+            part,
+            paint.get(label, SKIN),
+            width=round(share * height),
+        )
     torso = [points[2], points[5], points[11], points[8]]
     draw("polygon", torso, labels.UPPER, 2, top)
     (x, y), r = points[0], 0.06 * height
@@ -66,8 +102,12 @@ def garment(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.nda
     return photo, mask
 
 
-def write_viton_hd(root: Path, train: int = 4, test: int = 4, size: tuple[int, int] = SIZE, **names: str) -> Path:
-    """A VITON-HD folder with everything but captions. `names` renames folders, such as parse="image-parse"."""
+def write_viton_hd(
+    root: Path, train: int = 4, test: int = 4, size: tuple[int, int] = SIZE, **names: str
+) -> Path:
+    """A VITON-HD folder with everything but captions. `names` renames folders, such as
+    parse="image-parse".
+    """
     folders = {"parse": "image-parse-v3", "keypoints": "openpose_json"} | names
     for split, first, count in (("train", 0, train), ("test", 1000, test)):
         base = root / split
@@ -86,9 +126,13 @@ def write_viton_hd(root: Path, train: int = 4, test: int = 4, size: tuple[int, i
     return root
 
 
-def write_dresscode(root: Path, count: int = 2, size: tuple[int, int] = SIZE, masks: bool = True) -> Path:
+def write_dresscode(
+    root: Path, count: int = 2, size: tuple[int, int] = SIZE, masks: bool = True
+) -> Path:
     """A DressCode folder with `count` training and `count` test pairs per category, and root lists."""
-    lists: dict[str, list[str]] = {name: [] for name in ("train_pairs", "test_pairs_paired", "test_pairs_unpaired")}
+    lists: dict[str, list[str]] = {
+        name: [] for name in ("train_pairs", "test_pairs_paired", "test_pairs_unpaired")
+    }
     for index, category in enumerate(("upper_body", "lower_body", "dresses")):
         base = root / category
         start = 2 * count * index
@@ -125,11 +169,16 @@ def body_25(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) 
     body[[*range(8), *range(9, 19)]] = rows
     body[8] = (384, 550, 0.9)  # the mid hip, which COCO-18 lacks
     body[19:] = (11, 22, 0.9)  # feet, likewise
-    return {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": body.ravel().tolist()}]}
+    return {
+        "version": 1.3,
+        "people": [{"person_id": [-1], "pose_keypoints_2d": body.ravel().tolist()}],
+    }
 
 
 def coco_18(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) -> dict:
-    """DressCode's file: pixels of 384x512, missing joints -1,-1,0,-1, and a fourth number that is no joint id."""
+    """DressCode's file: pixels of 384x512, missing joints -1,-1,0,-1, and a fourth number that is
+    no joint id.
+    """
     rows = [[x * 384, y * 512, 0.9, float(i)] for i, (x, y) in enumerate(joints)]
     for joint in missing:
         rows[joint] = [-1.0, -1.0, 0.0, -1.0]
@@ -137,7 +186,9 @@ def coco_18(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) 
 
 
 def save(path: Path, array: np.ndarray, palette: bytes | None = None) -> None:
-    """uint8 picture; with a palette, a palette picture of indices. JPEG as the archives have it: quality 95."""
+    """uint8 picture; with a palette, a palette picture of indices. JPEG as the archives have it:
+    quality 95.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(array)
     if palette is not None:

@@ -24,13 +24,22 @@ NAMES = (
 
 
 def entry(name, **tags):
-    return {"file_name": name, "category_name": "TOPS",
-            "tag_info": [{"tag_name": tag, "tag_category": tags.get(tag)} for tag in NAMES]}  # fmt: skip
+    return {
+        "file_name": name,
+        "category_name": "TOPS",
+        "tag_info": [{"tag_name": tag, "tag_category": tags.get(tag)} for tag in NAMES],
+    }
 
 
 def test_sleeve_neckline_and_item_in_this_order(tmp_path):
     tags = [
-        entry("00001_00.jpg", item="T-shirts", sleeveLength="Short Sleeve", neckLine="Round Neck", colors="red"),
+        entry(
+            "00001_00.jpg",
+            item="T-shirts",
+            sleeveLength="Short Sleeve",
+            neckLine="Round Neck",
+            colors="red",
+        ),
         entry("00002_00.jpg", item="tank top", neckLine="V Neck"),
         entry("00003_00.jpg"),
     ]
@@ -52,7 +61,9 @@ def test_samples_carry_the_caption_of_their_garment(tmp_path):
     assert unpaired.person_caption == "model is wearing long blouse"
     assert unpaired.garment_caption == "a photo of long blouse"
     assert TryOnDataset(folder, "test", "paired")[0].garment_caption == "a photo of tops"
-    generic = open_folder(config("viton_hd", tmp_path, caption_fallback="clothes", caption_source="fallback"))
+    generic = open_folder(
+        config("viton_hd", tmp_path, caption_fallback="clothes", caption_source="fallback")
+    )
     assert TryOnDataset(generic, "test", "unpaired")[0].garment_caption == "a photo of clothes"
     assert TryOnDataset(generic, "test", "unpaired").without_caption(where_absent=True) == ""
 
@@ -63,12 +74,19 @@ def test_templates_stand_around_the_annotation(tmp_path):
         "garment_caption": "a {} top, flat",
     }
     write_viton_hd(tmp_path, train=1, test=1)
-    settings = config("viton_hd", tmp_path, person_caption="{} on a model", garment_caption="best quality, {}")
+    settings = config(
+        "viton_hd", tmp_path, person_caption="{} on a model", garment_caption="best quality, {}"
+    )
     for sample in (
         TryOnDataset(open_folder(settings), "test", "paired")[0],
-        TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1).train_dataset()[Draw(0, 0)],
+        TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1).train_dataset()[
+            Draw(0, 0)
+        ],
     ):
-        assert (sample.person_caption, sample.garment_caption) == ("shirts on a model", "best quality, shirts")
+        assert (sample.person_caption, sample.garment_caption) == (
+            "shirts on a model",
+            "best quality, shirts",
+        )
 
 
 def test_dresscode_lines(tmp_path):
@@ -99,8 +117,12 @@ def test_garments_that_a_caption_file_leaves_out_are_said_once(tmp_path, caplog)
         "2 of 3 garments have no caption; they get 'tops' (data.caption_fallback). "
         f"The first is 01001_00; captions come from {tags}."
     )
-    assert caplog.messages == [f"viton_hd test: {said}"]  # the training split has no file, and needs none
-    notes = [problem.message for problem in check_folder(settings) if "no caption" in problem.message]
+    assert caplog.messages == [
+        f"viton_hd test: {said}"
+    ]  # the training split has no file, and needs none
+    notes = [
+        problem.message for problem in check_folder(settings) if "no caption" in problem.message
+    ]
     absent = root / "train/vitonhd_train_tagged.json"
     assert f"paired: {said}" in notes and any(f"{absent} (absent)" in note for note in notes)
 
@@ -111,5 +133,10 @@ def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
         (root / category / "dc_caption.txt").write_text(f"{number:06d}_1.jpg shirt\n")
     with caplog.at_level(logging.WARNING, "vton"):
         open_loaders(config("dresscode", root))
-    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("dresscode train: 2 of 2 garments")
-    assert "upper_body/dc_caption.txt, " in caplog.messages[0] and "dresses/dc_caption.txt." in caplog.messages[0]
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(
+        "dresscode train: 2 of 2 garments"
+    )
+    assert (
+        "upper_body/dc_caption.txt, " in caplog.messages[0]
+        and "dresses/dc_caption.txt." in caplog.messages[0]
+    )

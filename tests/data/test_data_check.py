@@ -1,10 +1,20 @@
-"""The data check: every broken file of a folder is reported by data set, id and path; nothing else is."""
+"""The data check: every broken file of a folder is reported by data set, id and path; nothing else
+is.
+"""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.folders import body_25, config, figure, save, write_dresscode, write_json, write_viton_hd
+from tests.data.folders import (
+    body_25,
+    config,
+    figure,
+    save,
+    write_dresscode,
+    write_json,
+    write_viton_hd,
+)
 from vton.data import check, labels
 from vton.data.check import check_folder, format_problems
 from vton.data.sample import DataError
@@ -29,19 +39,26 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def test_sound_folders_have_no_problem(tmp_path, root):
-    for settings in (config("viton_hd", root), config("dresscode", write_dresscode(tmp_path / "d"))):
+    for settings in (
+        config("viton_hd", root),
+        config("dresscode", write_dresscode(tmp_path / "d")),
+    ):
         problems = check_folder(settings)
         assert not found(problems) and not found(problems, "optional")
         assert format_problems(problems).endswith("All files can be read.")
 
 
 def test_counts_stand_beside_the_official_ones(tmp_path, root):
-    assert "train paired, upper_body: 3 pairs (official: 11,647)" in notes(check_folder(config("viton_hd", root)))
+    assert "train paired, upper_body: 3 pairs (official: 11,647)" in notes(
+        check_folder(config("viton_hd", root))
+    )
     said = notes(check_folder(config("dresscode", write_dresscode(tmp_path / "d"))))
-    for line in ("train paired, upper_body: 2 pairs (official: 13,563)",
-                 "train paired, lower_body: 2 pairs (official: 7,151)",
-                 "train paired, dresses: 2 pairs (official: 27,678)",
-                 "test unpaired, dresses: 2 pairs (official: 1,800)"):  # fmt: skip
+    for line in (
+        "train paired, upper_body: 2 pairs (official: 13,563)",
+        "train paired, lower_body: 2 pairs (official: 7,151)",
+        "train paired, dresses: 2 pairs (official: 27,678)",
+        "test unpaired, dresses: 2 pairs (official: 1,800)",
+    ):
         assert line in said
 
 
@@ -54,7 +71,9 @@ BREAKAGES = {
     "train/image-parse-v3/00000_00.png": lambda path: save(path, figure(0)["parse"] + np.uint8(30)),
     "train/image-parse-v3/00001_00.png": lambda path: Image.open(path).convert("RGB").save(path),
     "train/openpose_json/00000_00_keypoints.json": lambda path: path.write_text("{"),
-    "test/image-parse-v3/01000_00.png": lambda path: save(path, figure(0, (72, 96))["parse"], labels.VITON_HD_PALETTE),
+    "test/image-parse-v3/01000_00.png": lambda path: save(
+        path, figure(0, (72, 96))["parse"], labels.VITON_HD_PALETTE
+    ),
     "test/cloth/01002_00.jpg": lambda path: path.write_text("not a picture"),
 }
 
@@ -69,7 +88,11 @@ def test_every_breakage_is_found_once_with_its_path(root):
     assert set(paths) == {str(root / name) for name in expected}
     assert len(paths) == len(set(paths))
     for problem in problems:
-        assert problem.dataset == "viton_hd" and problem.sample_id in problem.path and problem.path in problem.message
+        assert (
+            problem.dataset == "viton_hd"
+            and problem.sample_id in problem.path
+            and problem.path in problem.message
+        )
     text = format_problems(problems)
     assert text.splitlines()[-1] == f"{len(expected)} required and 0 optional problems."
     assert all(path in text for path in paths)
@@ -80,7 +103,10 @@ def test_inverted_agnostic_mask(root):
         for i in range(3):
             mask = np.zeros((96, 72), np.uint8)
             mask[20:60, 20:50] = 255
-            save(root / split / f"agnostic-mask/{first + i:05d}_00_mask.png", 255 - mask if i == 1 else mask)
+            save(
+                root / split / f"agnostic-mask/{first + i:05d}_00_mask.png",
+                255 - mask if i == 1 else mask,
+            )
     problems = found(check_folder(config("viton_hd", root)))
     assert [problem.sample_id for problem in problems] == ["00001_00", "01001_00"]
     assert "agnostic mask sets 83% of the picture: inverted mask" in problems[0].message
@@ -102,13 +128,18 @@ def test_missing_lists_folders_and_roots_are_single_problems(tmp_path, root):
     (root / "test/openpose_json").rmdir()
     problems = found(check_folder(config("viton_hd", root)))
     assert len(problems) == 2
-    assert "pair list is missing" in problems[0].message and "no folder for the keypoints" in problems[1].message
+    assert (
+        "pair list is missing" in problems[0].message
+        and "no folder for the keypoints" in problems[1].message
+    )
     nowhere = check_folder(config("viton_hd", tmp_path / "nowhere"))
     assert len(nowhere) == 1 and nowhere[0].severity == "required"
 
 
 def test_known_oddities_are_notes(tmp_path, root):
-    (root / "test_pairs.txt").write_text("01000_00.jpg 01000_00.jpg\n" + "01001_00.jpg 01002_00.jpg\n" * 2)
+    (root / "test_pairs.txt").write_text(
+        "01000_00.jpg 01000_00.jpg\n" + "01001_00.jpg 01002_00.jpg\n" * 2
+    )
     write_json(root / "test/openpose_json/01000_00_keypoints.json", {"version": 1.3, "people": []})
     problems = check_folder(config("viton_hd", root))
     assert not found(problems)
@@ -120,13 +151,21 @@ def test_known_oddities_are_notes(tmp_path, root):
 
 
 def test_person_without_anything_to_paint(root):
-    """Neither a garment label nor a joint: no rule can derive a mask, so the first epoch would stop there."""
+    """Neither a garment label nor a joint: no rule can derive a mask, so the first epoch would stop
+    there.
+    """
     for name in ("00000_00", "00001_00"):
-        save(root / f"train/image-parse-v3/{name}.png", np.zeros((96, 72), np.uint8), labels.VITON_HD_PALETTE)
+        save(
+            root / f"train/image-parse-v3/{name}.png",
+            np.zeros((96, 72), np.uint8),
+            labels.VITON_HD_PALETTE,
+        )
     write_json(root / "train/openpose_json/00001_00_keypoints.json", {"people": []})
     problems = check_folder(config("viton_hd", root))
     assert [problem.sample_id for problem in found(problems)] == ["00001_00"]
-    assert "train parse map shows no garment of upper_body" in "\n".join(notes(problems))  # drawn from joints
+    assert "train parse map shows no garment of upper_body" in "\n".join(
+        notes(problems)
+    )  # drawn from joints
 
 
 def test_processes_find_what_one_process_finds(root, monkeypatch):
@@ -154,6 +193,8 @@ def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkey
         with pytest.raises(DataError, match=r"^[^\n]*00001_00[^\n]*Training does not start[^\n]*$"):
             check.require_clean(settings)
     (root / "train/image/00001_00.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"^[^\n]*This and 1 more required files[^\n]*Run `make data-check`[^\n]*$"):
+    with pytest.raises(
+        DataError, match=r"^[^\n]*This and 1 more required files[^\n]*Run `make data-check`[^\n]*$"
+    ):
         check.require_clean(settings)
     check.require_clean(config("viton_hd", root, limit_train=1))  # the broken file is not read

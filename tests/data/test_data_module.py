@@ -1,4 +1,6 @@
-"""The data module: one endless stream that depends on seed and place alone, and evaluation of each sample once."""
+"""The data module: one endless stream that depends on seed and place alone, and evaluation of each
+sample once.
+"""
 
 import itertools
 import subprocess
@@ -20,7 +22,9 @@ def root(tmp_path_factory):
 
 
 def module(root, name="viton_hd", seed=0, batch_size=2, **settings):
-    return TryOnDataModule(config(name, root, **settings), seed=seed, batch_size=batch_size, eval_batch_size=2)
+    return TryOnDataModule(
+        config(name, root, **settings), seed=seed, batch_size=batch_size, eval_batch_size=2
+    )
 
 
 def take(sampler, count):
@@ -33,9 +37,10 @@ def flat(lists):
 
 def equal(one, other):
     return one.position == other.position and all(
-        torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
         if isinstance(a, torch.Tensor)
-    )  # fmt: skip
+    )
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
@@ -55,15 +60,25 @@ def test_stream_starts_anywhere():
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_global_batch(world):
     alone = take(EndlessBatches(11, 2 * world, seed=4), 6)
-    ranks = [take(EndlessBatches(11, 2, seed=4, share=lambda r=rank: (r, world)), 6) for rank in range(world)]
+    ranks = [
+        take(EndlessBatches(11, 2, seed=4, share=lambda r=rank: (r, world)), 6)
+        for rank in range(world)
+    ]
     assert [flat(shares) for shares in zip(*ranks, strict=True)] == alone
 
 
 def test_streams_of_seeds_ranks_and_workers_share_nothing():
-    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice, and no two of 10,000
-    augmentations alike, those of another seed included."""
-    streams = [take(EndlessBatches(11, 5, seed=0, share=lambda r=rank: (r, 2)), 1000) for rank in (0, 1)]
-    places = [{draw.position for draw in flat(stream[worker::2])} for stream in streams for worker in (0, 1)]
+    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice, and no
+    two of 10,000 augmentations alike, those of another seed included.
+    """
+    streams = [
+        take(EndlessBatches(11, 5, seed=0, share=lambda r=rank: (r, 2)), 1000) for rank in (0, 1)
+    ]
+    places = [
+        {draw.position for draw in flat(stream[worker::2])}
+        for stream in streams
+        for worker in (0, 1)
+    ]
     assert [len(own) for own in places] == [2_500] * 4 and set.union(*places) == set(range(10_000))
     always = AugmentConfig(affine=1)
     moves = {Changes.draw(always, seed, place).person for seed in (0, 1) for place in range(5_000)}
@@ -91,7 +106,11 @@ def test_training_batches_do_not_depend_on_workers_restarts_or_cache(root):
 def test_training_is_augmented_and_evaluation_is_not(root):
     every = AugmentConfig(flip=1, affine=0, garment_affine=0, colour=0)
     batch = next(iter(module(root, augment=every).train_dataloader()))
-    plain = next(iter(module(root, augment=AugmentConfig(0, 0, garment_affine=0, colour=0)).train_dataloader()))
+    plain = next(
+        iter(
+            module(root, augment=AugmentConfig(0, 0, garment_affine=0, colour=0)).train_dataloader()
+        )
+    )
     assert batch.person_id == plain.person_id and torch.equal(batch.person, plain.person.flip(-1))
     evaluated = module(root, augment=every)
     first = next(iter(evaluated.eval_dataloader("paired")))
@@ -128,7 +147,9 @@ def test_training_pictures_are_plain_persons_and_garments(root):
     pictures = module(root).training_pictures(4)
     assert pictures.shape == (4, 3, 96, 72) and pictures.abs().max() <= 1
     stream = module(root).train_dataset()
-    assert torch.equal(pictures[0], stream.pairs[0].person) and torch.equal(pictures[1], stream.pairs[0].garment)
+    assert torch.equal(pictures[0], stream.pairs[0].person) and torch.equal(
+        pictures[1], stream.pairs[0].garment
+    )
     assert len(module(root).training_pictures(1000)) == 10
 
 
@@ -140,8 +161,15 @@ def test_memory_cache_reads_files_once(tmp_path):
         path.unlink()
     second = next(loader)
     assert sorted(first.index) == sorted(second.index) and first.position != second.position
-    record = module(write_viton_hd(tmp_path / "b", train=1, test=1), cache="memory").train_dataset().pairs.record(0)
-    assert record.person.dtype == record.parse.dtype == torch.uint8 and record.agnostic_mask.dtype == torch.bool
+    record = (
+        module(write_viton_hd(tmp_path / "b", train=1, test=1), cache="memory")
+        .train_dataset()
+        .pairs.record(0)
+    )
+    assert (
+        record.person.dtype == record.parse.dtype == torch.uint8
+        and record.agnostic_mask.dtype == torch.bool
+    )
 
 
 def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
@@ -152,7 +180,9 @@ def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
         checked.prepare_data()
     module(tmp_path / "data").setup("test")
     module(tmp_path / "data", check=False).setup("fit")
-    with pytest.raises(DataError, match=r"test 01000_00: image is an empty file .* Training does not start"):
+    with pytest.raises(
+        DataError, match=r"test 01000_00: image is an empty file .* Training does not start"
+    ):
         module(tmp_path / "data").setup("fit")
 
 
@@ -170,7 +200,9 @@ def test_broken_file_stops_a_loader_with_one_line(tmp_path, workers):
 
 
 def test_trainer_sees_an_endless_loader(root):
-    """Lightning must stop by steps, not by a length it finds; and it moves our batches as one object."""
+    """Lightning must stop by steps, not by a length it finds; and it moves our batches as one
+    object.
+    """
     from lightning import LightningModule, Trainer
 
     class Seen(LightningModule):
@@ -189,9 +221,15 @@ def test_trainer_sees_an_endless_loader(root):
 
     seen = Seen()
     Trainer(
-        max_steps=6, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    ).fit(seen, train_dataloaders=module(root).train_dataloader())  # fmt: skip
+        max_steps=6,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    ).fit(seen, train_dataloaders=module(root).train_dataloader())
     assert seen.positions == list(range(12))
 
 
@@ -199,8 +237,13 @@ def test_padded_squares_hold_the_rectangular_pictures(root):
     square = module(root, size=(96, 96), pad=True)
     assert square.config.picture_size == (96, 72)
     flat, padded = module(root).eval_dataset("paired")[0], square.eval_dataset("paired")[0]
-    assert padded.person.shape == (3, 96, 96) and torch.equal(padded.person[..., 12:-12], flat.person)
-    assert torch.equal(padded.agnostic[..., 12:-12], flat.agnostic) and (padded.agnostic[..., :12] == 1).all()
+    assert padded.person.shape == (3, 96, 96) and torch.equal(
+        padded.person[..., 12:-12], flat.person
+    )
+    assert (
+        torch.equal(padded.agnostic[..., 12:-12], flat.agnostic)
+        and (padded.agnostic[..., :12] == 1).all()
+    )
     assert next(iter(square.train_dataloader())).person[..., :12].eq(1).all()
     assert square.config.unpadded() == config("viton_hd", root)
     for size, inner in (((128, 64), (85, 64)), ((64, 128), (64, 48)), ((1024, 1024), (1024, 768))):

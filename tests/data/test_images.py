@@ -1,4 +1,6 @@
-"""Decoding single files: every odd or broken kind gives the right pixels or one error that names it."""
+"""Decoding single files: every odd or broken kind gives the right pixels or one error that names
+it.
+"""
 
 import numpy as np
 import pytest
@@ -41,18 +43,24 @@ def test_masks_are_thresholded_and_one_channel_of_three_is_taken(tmp_path):
 
 
 def test_a_garment_may_fill_the_picture_but_not_its_frame(tmp_path):
-    """As a skirt photographed close does; agnostic masks know people at the picture's edge, and are told by area."""
+    """As a skirt photographed close does; agnostic masks know people at the picture's edge, and are
+    told by area.
+    """
     skirt = np.zeros((32, 24), bool)
     skirt[1:, 1:-1] = True
     assert skirt.mean() > 0.8
     save(tmp_path / "skirt.png", skirt * np.uint8(255))
     save(tmp_path / "turned.png", ~skirt * np.uint8(255))
-    found = images.read_mask(tmp_path / "skirt.png", "garment mask", ORIGIN, (24, 32), silhouette=True)
+    found = images.read_mask(
+        tmp_path / "skirt.png", "garment mask", ORIGIN, (24, 32), silhouette=True
+    )
     assert np.array_equal(found, skirt)
     with pytest.raises(DataError, match="inverted mask"):
         images.read_mask(tmp_path / "turned.png", "garment mask", ORIGIN, (24, 32), silhouette=True)
     with pytest.raises(DataError, match="inverted mask"):
-        images.read_mask(tmp_path / "skirt.png", "agnostic mask", ORIGIN, (24, 32), silhouette=False)
+        images.read_mask(
+            tmp_path / "skirt.png", "agnostic mask", ORIGIN, (24, 32), silhouette=False
+        )
 
 
 def test_size_error_names_both_sizes_and_the_file(tmp_path):

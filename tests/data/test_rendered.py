@@ -1,4 +1,6 @@
-"""Rendered folders through the readers of the real layouts: both layouts, both orders, every optional part."""
+"""Rendered folders through the readers of the real layouts: both layouts, both orders, every
+optional part.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,9 @@ def test_rendered_folder_is_sound(module):
 def test_every_part_is_there_and_agrees(module, order):
     batch = module.val_batch(order, 9)
     layout = module.config.synthetic.layout
-    assert sorted(set(batch.category)) == (["upper_body"] if layout == "viton_hd" else sorted(CATEGORIES))
+    assert sorted(set(batch.category)) == (
+        ["upper_body"] if layout == "viton_hd" else sorted(CATEGORIES)
+    )
     assert batch.dataset == ["synthetic"] * len(batch)
     assert batch.densepose.shape == batch.truth.shape == (len(batch), 3, *SIZE)
     assert batch.truth_garment_mask.flatten(1).any(1).all()
@@ -51,7 +55,9 @@ def test_every_part_is_there_and_agrees(module, order):
         joints = batch.keypoints[row, [6, 7]]
         if arm.any() and joints[:, 2].all():  # the left forearm lies where the left arm's label is
             rows, columns = arm.nonzero().float().T / torch.tensor(SIZE)[:, None]
-            gap = ((columns - joints[:, :1]) ** 2 + (rows - joints[:, 1:2]) ** 2).min(1).values.sqrt()
+            gap = (
+                ((columns - joints[:, :1]) ** 2 + (rows - joints[:, 1:2]) ** 2).min(1).values.sqrt()
+            )
             assert gap.min() < 0.06
 
 
@@ -65,7 +71,10 @@ def test_warp_of_the_renderer_needs_asking_for(module):
 
     def error(batch):
         inside = batch.warped_mask * batch.truth_garment_mask
-        return float(((batch.warped_garment - batch.truth).abs().mean(1, keepdim=True) * inside).sum() / inside.sum())
+        return float(
+            ((batch.warped_garment - batch.truth).abs().mean(1, keepdim=True) * inside).sum()
+            / inside.sum()
+        )
 
     assert error(batch) < error(plain)
 
@@ -82,7 +91,9 @@ def test_a_removed_file_is_named(module, tmp_path):
     kept = person.read_bytes()
     person.write_bytes(kept[:100])
     try:
-        with pytest.raises(DataError, match=rf"synthetic train {pairs.pairs[0].person}: image .*{person.name}"):
+        with pytest.raises(
+            DataError, match=rf"synthetic train {pairs.pairs[0].person}: image .*{person.name}"
+        ):
             pairs[0]
     finally:
         person.write_bytes(kept)

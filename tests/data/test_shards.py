@@ -1,4 +1,6 @@
-"""Shards: the same batches as the folder, bit for bit, in the same order; what breaks is named; nothing unpickles."""
+"""Shards: the same batches as the folder, bit for bit, in the same order; what breaks is named;
+nothing unpickles.
+"""
 
 import itertools
 import json
@@ -21,7 +23,8 @@ from vton.cli import main
 from vton.data.check import check_folder
 from vton.data.dataset import open_folder
 from vton.data.module import TryOnDataModule
-from vton.data.shards import INDEX, ShardError, ShardPath, Shards, ShardWriter, write_folder
+from vton.data.packing import write_folder
+from vton.data.shards import INDEX, ShardError, ShardPath, Shards, ShardWriter
 
 SHARD_MB = 0.02  # several shards
 
@@ -29,7 +32,9 @@ SHARD_MB = 0.02  # several shards
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = write_viton_hd(tmp_path_factory.mktemp("data") / "plain", train=5, test=3)
-    tags = [{"file_name": "00000_00.jpg", "tag_info": [{"tag_name": "item", "tag_category": "shirt"}]}]
+    tags = [
+        {"file_name": "00000_00.jpg", "tag_info": [{"tag_name": "item", "tag_category": "shirt"}]}
+    ]
     (root / "train/vitonhd_train_tagged.json").write_text(json.dumps({"data": tags}))
     return root
 
@@ -47,7 +52,9 @@ def module(root, name="viton_hd", **settings) -> TryOnDataModule:
 def assert_equal(one, other) -> None:
     for name, value in vars(one).items():
         found = getattr(other, name)
-        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
+        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, (
+            name
+        )
 
 
 def take(module, count: int) -> list:
@@ -66,7 +73,9 @@ def test_batches_equal_those_of_the_folder_bit_for_bit(name, root, sharded, tmp_
     for one, other in zip(take(plain, 4), take(stored, 4), strict=True):
         assert_equal(one, other)
     for order in ("paired", "unpaired"):
-        for one, other in zip(plain.eval_dataloader(order), stored.eval_dataloader(order), strict=True):
+        for one, other in zip(
+            plain.eval_dataloader(order), stored.eval_dataloader(order), strict=True
+        ):
             assert_equal(one, other)
 
 
@@ -98,10 +107,16 @@ def test_the_same_folder_gives_the_same_bytes(root, sharded, tmp_path):
 def test_webdataset_reads_the_records(root, sharded):
     """The library's own reader sees one sample for each id."""
     shards = [str(path) for path in sorted(sharded.glob("*.tar"))]
-    samples = {s["__key__"]: s for s in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)}
+    samples = {
+        s["__key__"]: s
+        for s in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
+    }
     record = samples["train/00002_00"]
     assert record["image.jpg"] == (root / "train/image/00002_00.jpg").read_bytes()
-    assert record["openpose_json_keypoints.json"] == (root / "train/openpose_json/00002_00_keypoints.json").read_bytes()
+    assert (
+        record["openpose_json_keypoints.json"]
+        == (root / "train/openpose_json/00002_00_keypoints.json").read_bytes()
+    )
     assert sum(key.startswith("train/0") for key in samples) == 5
 
 
@@ -110,13 +125,19 @@ def test_shards_behind_a_url_are_fetched_once_and_kept(root, sharded, tmp_path):
     memory.put(str(sharded), "/bucket/viton_hd", recursive=True)
     try:
         kept = {"shards_kept": str(tmp_path / "kept")}
-        assert_equal(take(module(root), 1)[0], take(module("memory://bucket/viton_hd", **kept), 1)[0])
+        assert_equal(
+            take(module(root), 1)[0], take(module("memory://bucket/viton_hd", **kept), 1)[0]
+        )
         whole = take(module("memory://bucket/viton_hd", **kept), 3)
         for shard in sharded.glob("*.tar"):
             memory.rm(f"/bucket/viton_hd/{shard.name}")
-        for one, other in zip(whole, take(module("memory://bucket/viton_hd", **kept), 3), strict=True):
+        for one, other in zip(
+            whole, take(module("memory://bucket/viton_hd", **kept), 3), strict=True
+        ):
             assert_equal(one, other)
-        with pytest.raises(ShardError, match=r"memory://bucket/viton_hd/shard-0000\d\.tar cannot be fetched"):
+        with pytest.raises(
+            ShardError, match=r"memory://bucket/viton_hd/shard-0000\d\.tar cannot be fetched"
+        ):
             take(module("memory://bucket/viton_hd", shards_kept=str(tmp_path / "other")), 1)
     finally:
         memory.rm("/bucket", recursive=True)
@@ -134,7 +155,9 @@ def test_a_shard_that_arrives_short_is_not_kept(root, sharded, tmp_path):
             take(module("memory://short/viton_hd", **kept), 1)
         for shard in sharded.glob("*.tar"):
             memory.pipe(f"/short/viton_hd/{shard.name}", shard.read_bytes())
-        assert_equal(take(module(root), 1)[0], take(module("memory://short/viton_hd", **kept), 1)[0])
+        assert_equal(
+            take(module(root), 1)[0], take(module("memory://short/viton_hd", **kept), 1)[0]
+        )
     finally:
         memory.rm("/short", recursive=True)
 
@@ -155,7 +178,10 @@ def test_what_a_file_system_raises_is_one_line(failing, sharded, tmp_path):
         with pytest.raises(ShardError, match=r"shard-00000\.tar cannot be fetched \(") as caught:
             shards.read(next(iter(shards.files)))
     assert "\n" not in str(caught.value)
-    with serving(lambda path: Answer(status=500)) as address, pytest.raises(ShardError, match=r"json cannot be read"):
+    with (
+        serving(lambda path: Answer(status=500)) as address,
+        pytest.raises(ShardError, match=r"json cannot be read"),
+    ):
         _ = Shards(address).files
 
 
@@ -205,7 +231,10 @@ def test_what_a_killed_writer_leaves_is_restored_or_removed(killed, tmp_path):
 def test_nothing_but_what_may_be_replaced_ever_is(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ShardError, match="exists"), ShardWriter(out) as writer:  # an empty folder is taken
+    with (
+        pytest.raises(ShardError, match="exists"),
+        ShardWriter(out) as writer,
+    ):  # an empty folder is taken
         writer.add("a", {"a.txt": ("txt", b"a")})
         (out / "mine.txt").write_text("came while shards were written")
     write(tmp_path / "shards", b"a")
@@ -215,14 +244,20 @@ def test_nothing_but_what_may_be_replaced_ever_is(tmp_path):
         with pytest.raises(ShardError, match="which nothing here may delete"):
             write(place, b"b")
     write(tmp_path / "others", b"a")
-    with pytest.raises(ShardError, match="may delete"), ShardWriter(tmp_path / "others", replaceable=re.compile("b")):
+    with (
+        pytest.raises(ShardError, match="may delete"),
+        ShardWriter(tmp_path / "others", replaceable=re.compile("b")),
+    ):
         pass
     assert (out / "mine.txt").exists() and (tmp_path / "shards" / "mine.txt").exists()
     assert Shards(str(tmp_path / "others")).read("a.txt") == b"a" and (tmp_path / "file").exists()
 
 
 def test_an_id_with_a_dot_is_named(tmp_path):
-    with pytest.raises(ShardError, match=r"image/00.1\.jpg: its id has a dot"), ShardWriter(tmp_path / "out") as writer:
+    with (
+        pytest.raises(ShardError, match=r"image/00.1\.jpg: its id has a dot"),
+        ShardWriter(tmp_path / "out") as writer,
+    ):
         writer.add("train/00.1", {"train/image/00.1.jpg": ("image.jpg", b"")})
     assert not (tmp_path / "out").exists()
 
@@ -241,13 +276,21 @@ def changed(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("harm", "problem"), [(missing, "is missing"), (cut, "bytes, the index says"),
-                                               (changed, "as it was written: its digest differs")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (missing, "is missing"),
+        (cut, "bytes, the index says"),
+        (changed, "as it was written: its digest differs"),
+    ],
+)
 def test_a_broken_shard_is_one_line_that_names_it(harm, problem, sharded, tmp_path, capsys):
     broken = shutil.copytree(sharded, tmp_path / "broken")
     harm(broken / "shard-00001.tar")
     found = [p for p in check_folder(config("viton_hd", broken)) if p.severity == "required"]
-    assert found and all(f"shard {broken}/shard-00001.tar" in str(p) and problem in str(p) for p in found)
+    assert found and all(
+        f"shard {broken}/shard-00001.tar" in str(p) and problem in str(p) for p in found
+    )
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "data=viton_hd", f"data.root={broken}"])
     assert f"shard {broken}/shard-00001.tar" in capsys.readouterr().out
@@ -283,7 +326,11 @@ def test_a_pickle_in_a_shard_runs_nothing(tmp_path):
         (root / "train" / name).write_bytes(attack)
     (root / "test/openpose_json/01000_00_keypoints.json").write_bytes(attack)
     write_folder(open_folder(config("viton_hd", root)), tmp_path / "sharded")
-    found = [p for p in check_folder(config("viton_hd", tmp_path / "sharded")) if p.severity == "required"]
+    found = [
+        p
+        for p in check_folder(config("viton_hd", tmp_path / "sharded"))
+        if p.severity == "required"
+    ]
     assert len(found) == 3 and not (tmp_path / "marker").exists()
     (tmp_path / "sharded" / INDEX).write_bytes(attack)
     with pytest.raises(ShardError, match="no index"):
@@ -294,7 +341,9 @@ def test_a_pickle_in_a_shard_runs_nothing(tmp_path):
 def test_the_command_writes_shards_that_training_reads(root, tmp_path, capsys):
     save(root / "train" / "unknown" / "00000_00.png", torch.zeros(2, 2, dtype=torch.uint8).numpy())
     with pytest.raises(SystemExit, match="0"):
-        main(["data", "shard", "data=viton_hd", f"data.root={root}", "--out", str(tmp_path / "out")])
+        main(
+            ["data", "shard", "data=viton_hd", f"data.root={root}", "--out", str(tmp_path / "out")]
+        )
     assert "in 1 shards" in capsys.readouterr().out
     assert_equal(take(module(root), 1)[0], take(module(tmp_path / "out"), 1)[0])
     assert not any("unknown" in name for name in module(tmp_path / "out").root.shards.files)

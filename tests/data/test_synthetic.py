@@ -1,4 +1,6 @@
-"""The renderer: exact annotations, real file formats, determinism, and folders that are never half written."""
+"""The renderer: exact annotations, real file formats, determinism, and folders that are never half
+written.
+"""
 
 import json
 from dataclasses import asdict
@@ -10,10 +12,20 @@ from scipy import ndimage
 
 from vton.config import DataConfig, SyntheticConfig
 from vton.data import labels, pose
-from vton.data.agnostic import agnostic_mask
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
+from vton.data.derived.agnostic import agnostic_mask
 from vton.data.sample import DataError
-from vton.data.synthetic import STAMP, Defects, ensure, keypoints, render, texture, words, write, writing
+from vton.data.synthetic import (
+    STAMP,
+    Defects,
+    ensure,
+    keypoints,
+    render,
+    texture,
+    words,
+    write,
+    writing,
+)
 from vton.data.synthetic.catalogue import CATEGORIES, LAYOUTS, Catalogue
 from vton.data.synthetic.files import smoothed
 from vton.data.synthetic.parts import body_parts
@@ -38,7 +50,11 @@ def dresscode(tmp_path_factory):
 
 
 def files(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
 
 
 def scenes(layout, count):
@@ -64,7 +80,15 @@ def near(mask):
 def test_files_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "_CHUNK", 2)
     for workers in (1, 2):
-        write(tmp_path / str(workers), layout="viton_hd", size=(48, 36), train=3, test=2, seed=3, workers=workers)
+        write(
+            tmp_path / str(workers),
+            layout="viton_hd",
+            size=(48, 36),
+            train=3,
+            test=2,
+            seed=3,
+            workers=workers,
+        )
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
@@ -112,7 +136,9 @@ def test_joints_lie_on_their_limbs(layout):
     own |= {9: labels.RIGHT_LEG, 10: labels.RIGHT_LEG, 12: labels.LEFT_LEG, 13: labels.LEFT_LEG}
     hits = {joint: 0 for joint in own}
     for _, scene, (worn, _) in scenes(layout, 12):
-        points = scene.person.camera.to_canvas(scene.person.body.joints[pose.FROM_BODY_25], SIZE[1], SIZE[0])
+        points = scene.person.camera.to_canvas(
+            scene.person.body.joints[pose.FROM_BODY_25], SIZE[1], SIZE[0]
+        )
         for joint, (x, y) in enumerate(points):
             if joint not in allowed or not (0 <= x < SIZE[1] and 0 <= y < SIZE[0]):
                 continue
@@ -140,13 +166,24 @@ def test_the_parse_map_matches_the_picture(layout):
     for _, scene, (worn, _) in scenes(layout, 4):
         height, width = SIZE
         y, x = (np.mgrid[:height, :width] + 0.5) / np.reshape(SIZE, (2, 1, 1))
-        backdrop = scene.person.backdrop.colour(x.ravel().astype("f4"), y.ravel().astype("f4")).reshape(*SIZE, 3)
-        flat = ndimage.maximum_filter(backdrop, (3, 3, 1)) - ndimage.minimum_filter(backdrop, (3, 3, 1)) < 0.02
+        backdrop = scene.person.backdrop.colour(
+            x.ravel().astype("f4"), y.ravel().astype("f4")
+        ).reshape(*SIZE, 3)
+        flat = (
+            ndimage.maximum_filter(backdrop, (3, 3, 1))
+            - ndimage.minimum_filter(backdrop, (3, 3, 1))
+            < 0.02
+        )
         background = interior(worn.parse == labels.BACKGROUND) & flat.all(-1)
         difference = np.abs(worn.picture.astype(float) - 255 * backdrop)[background]
         assert difference.max() < 2
         shown = interior(worn.garment_mask)
-        label = {"top": labels.UPPER, "dress": labels.DRESS, "skirt": labels.SKIRT, "trousers": labels.PANTS}
+        label = {
+            "top": labels.UPPER,
+            "dress": labels.DRESS,
+            "skirt": labels.SKIRT,
+            "trousers": labels.PANTS,
+        }
         assert ((worn.parse == label[scene.garment.kind]) == worn.garment_mask).all()
         # On the person the cloth keeps its colour up to shading.
         ratio = (worn.picture[shown].mean(-1) + 1) / (worn.garment[shown].mean(-1) + 1)
@@ -159,14 +196,21 @@ def test_the_cloth_on_the_person_is_that_of_the_product_picture():
     catalogue, compared = Catalogue("viton_hd", SIZE, 60, 2, 0), 0
     for entry in catalogue.of("train"):
         scene, cloth = catalogue.scene(entry), catalogue.garment(entry).texture
-        if "stripes" not in cloth.kind or cloth.trim or cloth.sleeves or scene.garment.sleeve != "none":
+        if (
+            "stripes" not in cloth.kind
+            or cloth.trim
+            or cloth.sleeves
+            or scene.garment.sleeve != "none"
+        ):
             continue
         (worn,) = render.draw(scene.person, [scene.outfit()], SIZE, samples=1)
         product, mask = render.draw_product(scene.garment, SIZE, samples=1)
         colours = np.round(np.array([cloth.base, cloth.accent]) * 255)
         on_person, in_shop = worn.garment[worn.garment_mask].astype(int), product[mask].astype(int)
         assert (np.abs(on_person[:, None] - colours).max(-1).min(-1) <= 1).all()
-        shares = [(np.abs(pixels - colours[1]).max(-1) <= 1).mean() for pixels in (on_person, in_shop)]
+        shares = [
+            (np.abs(pixels - colours[1]).max(-1) <= 1).mean() for pixels in (on_person, in_shop)
+        ]
         assert abs(shares[0] - shares[1]) < 0.2
         compared += 1
     assert compared >= 3
@@ -176,7 +220,9 @@ def test_the_cloth_on_the_person_is_that_of_the_product_picture():
 def test_the_unpaired_truth_differs_only_where_garment_or_skin_is(layout):
     for category, _, (worn, truth) in scenes(layout, 8):
         garment = np.isin(worn.parse, labels.GARMENT_LABELS[category]) | truth.garment_mask
-        skin = np.isin(worn.parse, SKIN) & np.isin(truth.parse, SKIN + labels.GARMENT_LABELS[category])
+        skin = np.isin(worn.parse, SKIN) & np.isin(
+            truth.parse, SKIN + labels.GARMENT_LABELS[category]
+        )
         changed = (worn.picture != truth.picture).any(-1)
         assert (changed & ~near(garment | skin)).sum() <= SLIVERS
         assert (changed & garment).sum() > 0.5 * garment.sum()
@@ -193,7 +239,10 @@ def test_body_parts_follow_the_body_not_the_clothes(layout):
         assert uv.dtype == np.float32 and uv.min() >= 0 and uv.max() <= 1
         assert not uv[:, parts == 0].any()
         for drawing in (worn, truth):
-            for label, ids in ((labels.LEFT_ARM, (4, 15, 17, 19, 21)), (labels.RIGHT_ARM, (3, 16, 18, 20, 22))):
+            for label, ids in (
+                (labels.LEFT_ARM, (4, 15, 17, 19, 21)),
+                (labels.RIGHT_ARM, (3, 16, 18, 20, 22)),
+            ):
                 shown = interior(drawing.parse == label)
                 assert np.isin(parts[shown], ids).all()
             assert np.isin(parts[interior(drawing.parse == labels.FACE)], (23, 24)).all()
@@ -209,7 +258,9 @@ def test_nothing_of_the_worn_garment_shows_in_the_agnostic_picture(viton):
         assert 0.1 < (mask > 0).mean() < 0.5
         agnostic = np.asarray(Image.open(viton / f"test/agnostic-v3.2/{name}.jpg")).astype(int)
         assert np.abs(agnostic[interior(mask[..., 0] > 0, 8)] - 128).max() <= 8  # JPEG's ringing
-        agnostic_parse = np.asarray(Image.open(viton / f"test/image-parse-agnostic-v3.2/{name}.png"))
+        agnostic_parse = np.asarray(
+            Image.open(viton / f"test/image-parse-agnostic-v3.2/{name}.png")
+        )
         assert not np.isin(agnostic_parse, (labels.UPPER, labels.NECK)).any()
         assert (agnostic_parse == labels.FACE).sum() == (parse == labels.FACE).sum()
 
@@ -220,7 +271,10 @@ def test_nothing_of_the_worn_garment_shows_in_the_agnostic_picture(viton):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_test_garments_never_occur_in_training(layout):
     catalogue = Catalogue(layout, SIZE, 150, 60, 0)
-    garments = {split: [catalogue.garment(entry) for entry in catalogue.of(split)] for split in ("train", "test")}
+    garments = {
+        split: [catalogue.garment(entry) for entry in catalogue.of(split)]
+        for split in ("train", "test")
+    }
     textures = {split: {garment.texture for garment in found} for split, found in garments.items()}
     assert not textures["train"] & textures["test"]
 
@@ -240,7 +294,8 @@ def test_unpaired_order_is_a_derangement_within_each_category(test):
     entries = catalogue.of("test")
     others = [catalogue.other(entry) for entry in entries]
     assert all(
-        entry.id != other.id and entry.category == other.category for entry, other in zip(entries, others, strict=True)
+        entry.id != other.id and entry.category == other.category
+        for entry, other in zip(entries, others, strict=True)
     )
     assert sorted(other.id for other in others) == [entry.id for entry in entries]
 
@@ -250,7 +305,9 @@ def test_textures_stay_recognisable_at_128_pixels():
         catalogue = Catalogue(layout, SIZE, 100, 2, 0)
         for entry in catalogue.of("train"):
             cloth = catalogue.garment(entry).texture
-            feature = cloth.period * (2 * cloth.duty if cloth.kind == "dots" else min(cloth.duty, 1 - cloth.duty))
+            feature = cloth.period * (
+                2 * cloth.duty if cloth.kind == "dots" else min(cloth.duty, 1 - cloth.duty)
+            )
             if "stripes" in cloth.kind or cloth.kind in ("checks", "dots"):
                 assert feature * scale * 128 > 3.3, cloth
 
@@ -261,15 +318,25 @@ def test_textures_stay_recognisable_at_128_pixels():
 def test_viton_hd_holds_every_official_folder_and_format(viton):
     names = ["00003_00", "00004_00", "00005_00", "00006_00"]
     expected = {
-        "image": ("{}.jpg", "RGB"), "cloth": ("{}.jpg", "RGB"), "cloth-mask": ("{}.jpg", "L"),
-        "image-parse-v3": ("{}.png", "P"), "image-parse-agnostic-v3.2": ("{}.png", "P"),
-        "agnostic-v3.2": ("{}.jpg", "RGB"), "agnostic-mask": ("{}_mask.png", "RGB"),
-        "openpose_img": ("{}_rendered.png", "RGB"), "image-densepose": ("{}.jpg", "RGB"),
-        "cloth-warp": ("{}.jpg", "RGB"), "cloth-warp-mask": ("{}.jpg", "L"), "gt_cloth_warped_mask": ("{}.jpg", "L"),
-        "unpaired-cloth-warp": ("{}.jpg", "RGB"), "unpaired-cloth-warp-mask": ("{}.jpg", "L"),
-    }  # fmt: skip
+        "image": ("{}.jpg", "RGB"),
+        "cloth": ("{}.jpg", "RGB"),
+        "cloth-mask": ("{}.jpg", "L"),
+        "image-parse-v3": ("{}.png", "P"),
+        "image-parse-agnostic-v3.2": ("{}.png", "P"),
+        "agnostic-v3.2": ("{}.jpg", "RGB"),
+        "agnostic-mask": ("{}_mask.png", "RGB"),
+        "openpose_img": ("{}_rendered.png", "RGB"),
+        "image-densepose": ("{}.jpg", "RGB"),
+        "cloth-warp": ("{}.jpg", "RGB"),
+        "cloth-warp-mask": ("{}.jpg", "L"),
+        "gt_cloth_warped_mask": ("{}.jpg", "L"),
+        "unpaired-cloth-warp": ("{}.jpg", "RGB"),
+        "unpaired-cloth-warp-mask": ("{}.jpg", "L"),
+    }
     for folder, (pattern, mode) in expected.items():
-        assert sorted(p.name for p in (viton / "test" / folder).iterdir()) == [pattern.format(name) for name in names]
+        assert sorted(p.name for p in (viton / "test" / folder).iterdir()) == [
+            pattern.format(name) for name in names
+        ]
         with Image.open(viton / "test" / folder / pattern.format(names[0])) as image:
             assert image.size == SIZE[::-1] and image.mode == mode, folder
     with Image.open(viton / "train/image/00000_00.jpg") as image:
@@ -284,7 +351,10 @@ def test_viton_hd_lists_name_the_unpaired_garment_in_both_splits(viton):
         assert sorted(row[1] for row in rows) == sorted(row[0] for row in rows)
         assert all(len(row) == 2 and row[0] != row[1] for row in rows)
     truths = {path.stem for path in (viton / "test/gt-unpaired").iterdir()}
-    rows = [line.replace(".jpg", "").split() for line in (viton / "test_pairs.txt").read_text().splitlines()]
+    rows = [
+        line.replace(".jpg", "").split()
+        for line in (viton / "test_pairs.txt").read_text().splitlines()
+    ]
     assert truths == {"__".join(row) for row in rows}
     assert truths == {path.stem for path in (viton / "test/gt-unpaired-parse").iterdir()}
 
@@ -336,25 +406,49 @@ def test_dresscode_keypoints_follow_the_data_sets_conventions(dresscode):
 
 
 def test_dresscode_lists_and_ids(dresscode):
-    order = [("train", c) for c in CATEGORIES for _ in range(2)] + [("test", c) for c in CATEGORIES for _ in range(3)]
+    order = [("train", c) for c in CATEGORIES for _ in range(2)] + [
+        ("test", c) for c in CATEGORIES for _ in range(3)
+    ]
     ids = {key: [] for key in order}
     for number, key in enumerate(order):
         ids[key].append(f"{number:06d}")
     for name, split in (("train_pairs.txt", "train"), ("test_pairs_paired.txt", "test")):
-        expected = [f"{i}_0.jpg\t{i}_1.jpg\t{n}" for n, c in enumerate(CATEGORIES) for i in ids[split, c]]
+        expected = [
+            f"{i}_0.jpg\t{i}_1.jpg\t{n}" for n, c in enumerate(CATEGORIES) for i in ids[split, c]
+        ]
         assert (dresscode / name).read_text() == "".join(f"{line}\n" for line in expected)
-    whole = [line.split("\t") for line in (dresscode / "test_pairs_unpaired.txt").read_text().splitlines()]
+    whole = [
+        line.split("\t")
+        for line in (dresscode / "test_pairs_unpaired.txt").read_text().splitlines()
+    ]
     for number, category in enumerate(CATEGORIES):
-        own = [line.split("\t") for line in (dresscode / category / "test_pairs_unpaired.txt").read_text().splitlines()]
+        own = [
+            line.split("\t")
+            for line in (dresscode / category / "test_pairs_unpaired.txt").read_text().splitlines()
+        ]
         assert own == [row[:2] for row in whole if row[2] == str(number)]
-        assert sorted(row[0][:6] for row in own) == sorted(row[1][:6] for row in own) == ids["test", category]
+        assert (
+            sorted(row[0][:6] for row in own)
+            == sorted(row[1][:6] for row in own)
+            == ids["test", category]
+        )
         assert all(row[0][:6] != row[1][:6] for row in own)
         for person, garment in own:
-            assert (dresscode / category / "gt-unpaired" / f"{person[:6]}__{garment[:6]}.png").is_file()
-        captions = [line.split(" ", 1) for line in (dresscode / category / "dc_caption.txt").read_text().splitlines()]
-        assert [name for name, _ in captions] == [f"{i}_1.jpg" for s in ("train", "test") for i in ids[s, category]]
+            assert (
+                dresscode / category / "gt-unpaired" / f"{person[:6]}__{garment[:6]}.png"
+            ).is_file()
+        captions = [
+            line.split(" ", 1)
+            for line in (dresscode / category / "dc_caption.txt").read_text().splitlines()
+        ]
+        assert [name for name, _ in captions] == [
+            f"{i}_1.jpg" for s in ("train", "test") for i in ids[s, category]
+        ]
         assert all(1 <= len(words.split()) <= 8 for _, words in captions)
-    triplets = [line.split("\t") for line in (dresscode / "multigarment_test_triplets.txt").read_text().splitlines()]
+    triplets = [
+        line.split("\t")
+        for line in (dresscode / "multigarment_test_triplets.txt").read_text().splitlines()
+    ]
     assert sorted(row[0] for row in triplets) == sorted(
         f"{i}_0.jpg" for i in ids["test", "upper_body"] for _ in range(3)
     )
@@ -366,10 +460,17 @@ def test_dresscode_holds_every_kind_of_file(dresscode):
     for category in CATEGORIES:
         first = json.loads((dresscode / STAMP).read_text())["train"] * CATEGORIES.index(category)
         for path, mode in {
-            "images/{}_0.jpg": "RGB", "images/{}_1.jpg": "RGB", "masks/{}_1.png": "L", "label_maps/{}_4.png": "P",
-            "skeletons/{}_5.jpg": "RGB", "dense/{}_5.png": "L", "image-densepose/{}_0.jpg": "RGB",
-            "agnostic_masks/{}_0.png": "L", "warped_cloth/{}_0.jpg": "RGB", "warped_mask/{}_0.png": "L",
-        }.items():  # fmt: skip
+            "images/{}_0.jpg": "RGB",
+            "images/{}_1.jpg": "RGB",
+            "masks/{}_1.png": "L",
+            "label_maps/{}_4.png": "P",
+            "skeletons/{}_5.jpg": "RGB",
+            "dense/{}_5.png": "L",
+            "image-densepose/{}_0.jpg": "RGB",
+            "agnostic_masks/{}_0.png": "L",
+            "warped_cloth/{}_0.jpg": "RGB",
+            "warped_mask/{}_0.png": "L",
+        }.items():
             with Image.open(dresscode / category / path.format(f"{first:06d}")) as image:
                 assert image.size == SIZE[::-1] and image.mode == mode, path
         with np.load(dresscode / category / f"dense/{first:06d}_5_uv.npz") as arrays:
@@ -390,8 +491,12 @@ def test_tags_have_idm_vtons_structure(viton):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_readers_accept_every_sample_in_both_orders(tmp_path, layout):
     rendered = SyntheticConfig(layout=layout, train=1, test=2, seed=1, workers=1)
-    config = DataConfig(name="synthetic", root=str(tmp_path), size=(64, 48), synthetic=rendered, densepose=True)
-    ensure(dataset_root(config), layout=layout, size=config.size, train=1, test=2, seed=1, workers=1)
+    config = DataConfig(
+        name="synthetic", root=str(tmp_path), size=(64, 48), synthetic=rendered, densepose=True
+    )
+    ensure(
+        dataset_root(config), layout=layout, size=config.size, train=1, test=2, seed=1, workers=1
+    )
     for split, order in (("train", "paired"), ("test", "paired"), ("test", "unpaired")):
         samples = TryOnDataset(open_folder(config), split, order)
         assert len(samples) == (1 if split == "train" else 2) * (3 if layout == "dresscode" else 1)
@@ -405,22 +510,46 @@ def test_the_readers_accept_every_sample_in_both_orders(tmp_path, layout):
 
 def test_defects_are_written_where_asked_for(tmp_path):
     defects = Defects(
-        empty_people=1, missing_joints=1.0, untagged=2, gray_palette=True, smooth_parse=True, swapped_sides=1,
-        paired_in_unpaired=2, no_agnostic=True, old_names=True, missing_file="test/cloth/00002_00.jpg",
-    )  # fmt: skip
-    write(tmp_path, layout="viton_hd", size=SIZE, train=1, test=4, seed=0, workers=1, defects=defects)
-    people = [len(json.loads(p.read_text())["people"]) for p in sorted((tmp_path / "test/openpose-json").iterdir())]
+        empty_people=1,
+        missing_joints=1.0,
+        untagged=2,
+        gray_palette=True,
+        smooth_parse=True,
+        swapped_sides=1,
+        paired_in_unpaired=2,
+        no_agnostic=True,
+        old_names=True,
+        missing_file="test/cloth/00002_00.jpg",
+    )
+    write(
+        tmp_path, layout="viton_hd", size=SIZE, train=1, test=4, seed=0, workers=1, defects=defects
+    )
+    people = [
+        len(json.loads(p.read_text())["people"])
+        for p in sorted((tmp_path / "test/openpose-json").iterdir())
+    ]
     assert people == [0, 1, 1, 1]
-    (person,) = json.loads((tmp_path / "test/openpose-json/00003_00_keypoints.json").read_text())["people"]
+    (person,) = json.loads((tmp_path / "test/openpose-json/00003_00_keypoints.json").read_text())[
+        "people"
+    ]
     body = np.reshape(person["pose_keypoints_2d"], (25, 3))
     assert (body[[3, 4, 6, 7]] == 0).all() and (body[[2, 5], 2] > 0).all()
     assert len(json.loads((tmp_path / "test/vitonhd_test_tagged.json").read_text())["data"]) == 2
     with Image.open(tmp_path / "test/image-parse/00001_00.png") as image:
         assert image.mode == "L" and np.asarray(image).max() < 20
-    same = [row.split()[0] == row.split()[1] for row in (tmp_path / "test_pairs.txt").read_text().splitlines()]
+    same = [
+        row.split()[0] == row.split()[1]
+        for row in (tmp_path / "test_pairs.txt").read_text().splitlines()
+    ]
     assert same[:2] == [True, True]
-    assert not (tmp_path / "test/agnostic-mask").exists() and not (tmp_path / "test/image-parse-v3").exists()
-    assert not (tmp_path / "test/cloth/00002_00.jpg").exists() and (tmp_path / "test/cloth/00003_00.jpg").exists()
+    assert (
+        not (tmp_path / "test/agnostic-mask").exists()
+        and not (tmp_path / "test/image-parse-v3").exists()
+    )
+    assert (
+        not (tmp_path / "test/cloth/00002_00.jpg").exists()
+        and (tmp_path / "test/cloth/00003_00.jpg").exists()
+    )
     assert json.loads((tmp_path / STAMP).read_text())["defects"] == asdict(defects)
 
 
@@ -431,12 +560,19 @@ def test_label_defects_change_the_parse_map_alone(tmp_path):
     write(broken, **arguments, defects=Defects(skirt_as_pants=True, swapped_sides=1))
     a, b = files(plain), files(broken)
     changed = {name for name in a if a[name] != b[name]} - {STAMP}
-    assert changed and all(name.startswith(("test/image-parse-v3/", "train/image-parse-v3/")) for name in changed)
-    before, after = (np.asarray(Image.open(r / "test/image-parse-v3/00001_00.png")) for r in (plain, broken))
+    assert changed and all(
+        name.startswith(("test/image-parse-v3/", "train/image-parse-v3/")) for name in changed
+    )
+    before, after = (
+        np.asarray(Image.open(r / "test/image-parse-v3/00001_00.png")) for r in (plain, broken)
+    )
     assert ((before == labels.LEFT_ARM) == (after == labels.RIGHT_ARM)).all()
     skirts = [np.asarray(Image.open(path)) for path in (broken / "test/image-parse-v3").iterdir()]
     assert not any((parse == labels.SKIRT).any() for parse in skirts)
-    assert any((np.asarray(Image.open(p)) == labels.SKIRT).any() for p in (plain / "test/image-parse-v3").iterdir())
+    assert any(
+        (np.asarray(Image.open(p)) == labels.SKIRT).any()
+        for p in (plain / "test/image-parse-v3").iterdir()
+    )
 
 
 def test_smoothed_parse_edges_are_near_but_not_exact():
@@ -510,7 +646,13 @@ def test_ensure_leaves_other_folders_alone(tmp_path, content):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"layout": "viton"}, {"size": (8, 6)}, {"train": 0}, {"test": 1}, {"layout": "viton_hd", "train": 100_000}],
+    [
+        {"layout": "viton"},
+        {"size": (8, 6)},
+        {"train": 0},
+        {"test": 1},
+        {"layout": "viton_hd", "train": 100_000},
+    ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(DataError, match="synthetic"):

@@ -21,7 +21,9 @@ BUSY = AugmentConfig(flip=0.5, affine=1, garment_affine=1, colour=1, mask_dilate
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     root = write_viton_hd(tmp_path_factory.mktemp("data"), train=1, test=1)
-    return TryOnDataset(open_folder(config("viton_hd", root, densepose=True)), "train", "paired").record(0)
+    return TryOnDataset(
+        open_folder(config("viton_hd", root, densepose=True)), "train", "paired"
+    ).record(0)
 
 
 def same(one, other):
@@ -72,12 +74,16 @@ def test_flip_twice_is_the_identity(record):
 
 def test_flip_exchanges_left_and_right_everywhere(record):
     flipped = transforms.flip(record)
-    assert torch.equal(flipped.person, record.person.flip(-1)) and torch.equal(flipped.garment, record.garment.flip(-1))
+    assert torch.equal(flipped.person, record.person.flip(-1)) and torch.equal(
+        flipped.garment, record.garment.flip(-1)
+    )
     left, right = record.parse == labels.LEFT_ARM, flipped.parse == labels.RIGHT_ARM
     assert left.any() and torch.equal(left.flip(-1), right)
     assert torch.equal((record.densepose == 19).flip(-1), flipped.densepose == 20)
     wrist = pose.NAMES.index("left wrist"), pose.NAMES.index("right wrist")
-    np.testing.assert_allclose(flipped.joints[wrist[1], 0], 1 - record.joints[wrist[0], 0], atol=1e-6)
+    np.testing.assert_allclose(
+        flipped.joints[wrist[1], 0], 1 - record.joints[wrist[0], 0], atol=1e-6
+    )
     # The pose map is drawn anew: the colours of the sides stay with the sides.
     assert not torch.equal(to_sample(flipped).pose_map, to_sample(record).pose_map.flip(-1))
 
@@ -85,7 +91,9 @@ def test_flip_exchanges_left_and_right_everywhere(record):
 @settings(max_examples=25, deadline=None)
 @given(position=st.integers(0, 10**6))
 def test_augmented_samples_keep_the_contract(record, position):
-    """to_sample checks shapes, ranges and polarity; beyond it, parts must still describe the same picture."""
+    """to_sample checks shapes, ranges and polarity; beyond it, parts must still describe the same
+    picture.
+    """
     sample = to_sample(augment(record, Changes.draw(BUSY, 0, position)), position)
     assert sample.position == position and sample.truth is sample.person
     mask = sample.agnostic_mask
@@ -97,8 +105,14 @@ def test_augmented_samples_keep_the_contract(record, position):
 
 
 def test_record_is_left_alone(record):
-    before = replace(record, **{f.name: getattr(record, f.name).clone() for f in fields(record)
-                                if isinstance(getattr(record, f.name), torch.Tensor)})  # fmt: skip
+    before = replace(
+        record,
+        **{
+            f.name: getattr(record, f.name).clone()
+            for f in fields(record)
+            if isinstance(getattr(record, f.name), torch.Tensor)
+        },
+    )
     augment(record, Changes.draw(BUSY, 0, 5))
     assert same(record, before)
 
@@ -111,9 +125,14 @@ def test_move_takes_labels_joints_and_picture_to_the_same_place(record):
         x, y = moved.joints[[start, end], :2].mean(0) * (width, height)
         assert moved.parse[int(y), int(x)] == label
         before = record.joints[[start, end], :2].mean(0) * (width, height)
-        there, here = moved.person[:, int(y), int(x)], record.person[:, int(before[1]), int(before[0])] / 255
+        there, here = (
+            moved.person[:, int(y), int(x)],
+            record.person[:, int(before[1]), int(before[0])] / 255,
+        )
         assert (there - here).abs().max() < 0.15
-    np.testing.assert_allclose(moved.joints[1, :2], (record.joints[1, :2] - 0.5) * 0.8 + 0.5 + [0.1, -0.1], atol=1e-6)
+    np.testing.assert_allclose(
+        moved.joints[1, :2], (record.joints[1, :2] - 0.5) * 0.8 + 0.5 + [0.1, -0.1], atol=1e-6
+    )
 
 
 def test_whole_pixel_shift_is_exact(record):
@@ -121,7 +140,9 @@ def test_whole_pixel_shift_is_exact(record):
     moved = transforms.move_person(record, Move(scale=1, right=5 / width, down=3 / height))
     assert torch.equal(moved.parse[3:, 5:], record.parse[:-3, :-5])
     assert torch.equal(moved.agnostic_mask[:, 3:, 5:], record.agnostic_mask[:, :-3, :-5])
-    assert torch.allclose(moved.person[:, 3:, 5:] * 255, record.person[:, :-3, :-5].float(), atol=0.1)
+    assert torch.allclose(
+        moved.person[:, 3:, 5:] * 255, record.person[:, :-3, :-5].float(), atol=0.1
+    )
     assert torch.equal(moved.parse[:, 0], moved.parse[:, 4])  # what comes in repeats the edge
 
 
@@ -148,13 +169,18 @@ def test_garment_moves_alone_on_its_background(record):
 
 
 def test_colour_change_is_one_function_for_all_pictures(record):
-    """A patch of the same colour on person, garment and warped garment stays the same; whites of other pictures and
-    their means must not matter."""
+    """A patch of the same colour on person, garment and warped garment stays the same; whites of
+    other pictures and their means must not matter.
+    """
     shared = torch.tensor([200, 40, 60], dtype=torch.uint8)[:, None, None]
     everywhere = torch.ones_like(record.garment_mask)
     dark = torch.where(torch.arange(record.size[1]) < 20, shared, torch.zeros_like(record.person))
-    light = torch.where(torch.arange(record.size[1]) < 20, shared, torch.full_like(record.person, 255))
-    painted = replace(record, person=dark, garment=light, warped_garment=light, garment_mask=everywhere)
+    light = torch.where(
+        torch.arange(record.size[1]) < 20, shared, torch.full_like(record.person, 255)
+    )
+    painted = replace(
+        record, person=dark, garment=light, warped_garment=light, garment_mask=everywhere
+    )
     changed = transforms.change_colour(painted, ColourChange(0.9, 1.2, 0.8, 0.04))
     assert torch.equal(changed.person[:, :, :20], changed.garment[:, :, :20])
     assert torch.equal(changed.person[:, :, :20], changed.warped_garment[:, :, :20])
@@ -172,8 +198,15 @@ def test_colour_change_stays_in_range_before_normalisation(record):
 def test_single_colour_changes_mean_what_they_say(record):
     def red(**change):
         values = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | change
-        flat = torch.tensor([160, 80, 80], dtype=torch.uint8)[:, None, None].expand_as(record.person)
-        return transforms.change_colour(replace(record, person=flat), ColourChange(**values)).person[:, 0, 0] * 255
+        flat = torch.tensor([160, 80, 80], dtype=torch.uint8)[:, None, None].expand_as(
+            record.person
+        )
+        return (
+            transforms.change_colour(replace(record, person=flat), ColourChange(**values)).person[
+                :, 0, 0
+            ]
+            * 255
+        )
 
     assert torch.allclose(red(), torch.tensor([160.0, 80, 80]), atol=0.1)
     assert torch.allclose(red(brightness=1.1), torch.tensor([176.0, 88, 88]), atol=0.1)
@@ -190,7 +223,10 @@ def test_dilation_and_box_grow_the_mask(record):
     grown = augment(record, replace(still, dilate_px=2)).agnostic_mask
     boxed = augment(record, replace(still, box=True)).agnostic_mask
     assert (grown >= record.agnostic_mask).all() and grown.sum() > record.agnostic_mask.sum()
-    rows, columns = record.agnostic_mask[0].any(1).nonzero(), record.agnostic_mask[0].any(0).nonzero()
+    rows, columns = (
+        record.agnostic_mask[0].any(1).nonzero(),
+        record.agnostic_mask[0].any(0).nonzero(),
+    )
     area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
     assert boxed.sum() == area and (boxed >= record.agnostic_mask).all()
 
@@ -209,7 +245,10 @@ def test_masks_stay_binary_and_the_repaint_mask_covers(size):
     mask = np.zeros((96, 72), bool)
     mask[50, 30] = True  # a single pixel
     mask[10:40, 10:40] = True
-    covering, silhouette = transforms.resize_repaint(mask, size), transforms.resize_silhouette(mask, size)
+    covering, silhouette = (
+        transforms.resize_repaint(mask, size),
+        transforms.resize_silhouette(mask, size),
+    )
     assert covering.dtype == silhouette.dtype == bool and covering.shape == size
     assert covering[int(50.5 / 96 * size[0]), int(30.5 / 72 * size[1])]
     assert (covering >= silhouette).all()
@@ -220,14 +259,20 @@ def test_padding_keeps_pixels_joints_and_polarity(record):
     """96x72 in 96x96: 12 columns on each side; every part, joints included, stays on its pixels."""
     padded = transforms.pad(record, (96, 96))
     middle = padded.person[..., 12:-12]
-    assert torch.equal(middle, record.person) and torch.equal(transforms.unpad_picture(padded.person, (96, 72)), middle)
+    assert torch.equal(middle, record.person) and torch.equal(
+        transforms.unpad_picture(padded.person, (96, 72)), middle
+    )
     assert (padded.person[..., :12] == 255).all() and (padded.garment[..., -12:] == 255).all()
     for name in ("agnostic_mask", "garment_mask", "warped_mask", "parse", "densepose"):
-        assert not getattr(padded, name)[..., :12].any() and not getattr(padded, name)[..., -12:].any(), name
+        assert (
+            not getattr(padded, name)[..., :12].any() and not getattr(padded, name)[..., -12:].any()
+        ), name
     seen = record.joints[:, 2] > 0
     pixels, before = padded.joints[:, :2] * 96, record.joints[:, :2] * (72, 96)
     np.testing.assert_allclose(pixels[seen], before[seen] + (12, 0), atol=1e-4)
-    assert (padded.joints[~seen] == 0).all() and not seen.all() and padded.joints.dtype == np.float32
+    assert (
+        (padded.joints[~seen] == 0).all() and not seen.all() and padded.joints.dtype == np.float32
+    )
     assert to_sample(padded).pose_map.shape == (3, 96, 96)
     same(transforms.pad(transforms.flip(record), (96, 96)), transforms.flip(padded))
     bright = transforms.pad(transforms.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96))

@@ -45,7 +45,9 @@ def run(schedule, oracle=None, prediction="sample", seed=1, watch=None, **settin
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("solver", "steps"), [("ddim", 1), ("ddim", 7), ("ddpm", 7), ("dpmpp_2m", 7), ("unipc", 7)])
+@pytest.mark.parametrize(
+    ("solver", "steps"), [("ddim", 1), ("ddim", 7), ("ddpm", 7), ("dpmpp_2m", 7), ("unipc", 7)]
+)
 def test_every_solver_recovers_what_a_perfect_model_predicts(schedule, solver, steps):
     """From epsilon too, which has to be exact where almost no signal is left."""
 
@@ -98,6 +100,8 @@ def test_dynamic_thresholding_pushes_saturated_samples_inwards():
             return 3 * conditions["truth"]
 
     truth, z = run("continuous_cosine", Loud(), solver="ddim", steps=3, dynamic_threshold=1.0)
-    torch.testing.assert_close(z, truth / truth.abs().amax((1, 2, 3), keepdim=True), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        z, truth / truth.abs().amax((1, 2, 3), keepdim=True), atol=1e-5, rtol=0
+    )
     _, clipped = run("continuous_cosine", Loud(), solver="ddim", steps=3, clip_sample=1.0)
     torch.testing.assert_close(clipped, (3 * truth).clamp(-1, 1), atol=1e-5, rtol=0)

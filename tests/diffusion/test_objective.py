@@ -12,20 +12,28 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def latents(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, 2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, 2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_noise_and_velocity_equal_diffusers_at_every_timestep(schedule, zero_snr):
-    config = ObjectiveConfig(schedule=schedule, zero_terminal_snr=zero_snr, prediction="v_prediction")
+    config = ObjectiveConfig(
+        schedule=schedule, zero_terminal_snr=zero_snr, prediction="v_prediction"
+    )
     reference = DDPMScheduler(
         beta_schedule=schedule, beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=zero_snr
     )
     objective, t = Objective(config), torch.arange(1000)
     x0, eps = latents(1000), latents(1000, 1)
-    torch.testing.assert_close(objective.add_noise(x0, eps, t), reference.add_noise(x0, eps, t), atol=1e-6, rtol=0)
-    torch.testing.assert_close(objective.target(x0, eps, t), reference.get_velocity(x0, eps, t), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        objective.add_noise(x0, eps, t), reference.add_noise(x0, eps, t), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        objective.target(x0, eps, t), reference.get_velocity(x0, eps, t), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
@@ -36,7 +44,9 @@ def test_snr_weights_equal_diffusers_at_every_timestep(schedule, prediction):
     reference = DDPMScheduler(beta_schedule=schedule, beta_start=0.00085, beta_end=0.012)
     objective, t = Objective(config), torch.arange(1000)
     snr = compute_snr(reference, t).double()
-    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction]  # as diffusers' training scripts
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[
+        prediction
+    ]  # as diffusers' training scripts
     torch.testing.assert_close(objective.snr(t).double(), snr, rtol=1e-6, atol=0)
     expected = snr.clamp(max=config.min_snr_gamma) / divisor
     torch.testing.assert_close(objective.weight(t).double(), expected, rtol=1e-6, atol=0)
@@ -46,7 +56,9 @@ def test_snr_weights_at_a_terminal_snr_of_zero():
     """Nothing is left to learn of the clean sample; all of the noise."""
     last = torch.tensor([999])
     for prediction, weight in (("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)):
-        config = ObjectiveConfig(prediction=prediction, loss_weight="min_snr", zero_terminal_snr=True)
+        config = ObjectiveConfig(
+            prediction=prediction, loss_weight="min_snr", zero_terminal_snr=True
+        )
         assert Objective(config).weight(last).tolist() == [weight]
 
 
@@ -62,16 +74,22 @@ def test_a_perfect_prediction_gives_the_clean_sample_and_no_loss(prediction):
 
 def test_clean_equals_the_prediction_inside_ddim():
     objective = Objective(ObjectiveConfig())
-    solver = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    solver = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
     solver.set_timesteps(1000)
     z_t, eps = latents(1).float(), latents(1, 1).float()
     expected = solver.step(eps, 700, z_t).pred_original_sample
-    torch.testing.assert_close(objective.clean(z_t, torch.tensor([700]), eps), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        objective.clean(z_t, torch.tensor([700]), eps), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_means_the_same_in_every_prediction_type(prediction):
-    """min(SNR, 5) on the clean sample's error, whatever the network predicts (arXiv 2303.09556, Section 3.4)."""
+    """min(SNR, 5) on the clean sample's error, whatever the network predicts (arXiv 2303.09556,
+    Section 3.4).
+    """
     objective = Objective(ObjectiveConfig(prediction=prediction, loss_weight="min_snr"))
     x0, eps, t = latents(5), latents(5, 1), torch.tensor([1, 100, 400, 700, 990])
     z_t = objective.add_noise(x0, eps, t)
@@ -79,7 +97,9 @@ def test_min_snr_means_the_same_in_every_prediction_type(prediction):
     clean_error = ((objective.clean(z_t, t, wrong) - x0) ** 2).flatten(1).mean(1)
     abar = objective.alphas_cumprod[t].double()
     expected = (abar / (1 - abar)).clamp(max=5) * clean_error
-    torch.testing.assert_close(objective.loss(wrong, x0, eps, t).double(), expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        objective.loss(wrong, x0, eps, t).double(), expected, rtol=2e-3, atol=0
+    )
 
 
 def test_timestep_power_moves_draws_towards_noise():

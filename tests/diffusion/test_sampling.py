@@ -14,7 +14,9 @@ CPU = torch.device("cpu")
 
 
 class Oracle:
-    """Knows the clean sample: predicts it exactly, or zero for the unconditional branch. Counts its calls."""
+    """Knows the clean sample: predicts it exactly, or zero for the unconditional branch. Counts its
+    calls.
+    """
 
     def __init__(self):
         self.passes = self.feature_calls = 0
@@ -39,7 +41,13 @@ def run(count=3, conditions=None, **settings):
     truth = torch.randn(count, 4, 6, 5, generator=torch.Generator().manual_seed(1))
     draws = [noise.generator(0, "sample", i) for i in range(count)]
     model = Oracle()
-    z = sample(model, {"truth": truth}, drawing((4, 6, 5), draws, CPU), SamplerConfig(**settings), objective)
+    z = sample(
+        model,
+        {"truth": truth},
+        drawing((4, 6, 5), draws, CPU),
+        SamplerConfig(**settings),
+        objective,
+    )
     return model, truth, z
 
 
@@ -47,7 +55,8 @@ def run(count=3, conditions=None, **settings):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_every_solver_arrives_at_what_a_perfect_model_predicts(solver, spacing):
     _, truth, z = run(solver=solver, spacing=spacing, steps=8)
-    # "leading" stops at t = 1 with alpha_bar below 1; the solvers of higher order extrapolate the last step
+    # "leading" stops at t = 1 with alpha_bar below 1; the solvers of higher order extrapolate the
+    # last step
     torch.testing.assert_close(z, truth, atol=0.15 if spacing == "leading" else 2e-2, rtol=0)
 
 
@@ -69,7 +78,10 @@ def test_guidance_formula():
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm"])
 def test_a_sample_does_not_depend_on_its_batch(solver):
-    objective, settings = Objective(ObjectiveConfig(prediction="epsilon")), SamplerConfig(solver=solver, steps=4)
+    objective, settings = (
+        Objective(ObjectiveConfig(prediction="epsilon")),
+        SamplerConfig(solver=solver, steps=4),
+    )
 
     class Blind(Oracle):
         def denoise(self, z_t, t, conditions, features):
@@ -79,13 +91,17 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
 
     def draw(rows):
         draws = [noise.generator(7, "sample", i) for i in rows]
-        return sample(Blind(), {"truth": truth[rows]}, drawing((2, 4, 4), draws, CPU), settings, objective)
+        return sample(
+            Blind(), {"truth": truth[rows]}, drawing((2, 4, 4), draws, CPU), settings, objective
+        )
 
     torch.testing.assert_close(draw([0, 1, 2])[1], draw([1])[0], atol=1e-6, rtol=0)
 
 
 def test_ancestral_steps_equal_the_ddpm_scheduler():
-    """The same noise through diffusers' DDPMScheduler, with clipping, which re-derives the direction."""
+    """The same noise through diffusers' DDPMScheduler, with clipping, which re-derives the
+    direction.
+    """
     from diffusers import DDPMScheduler
 
     objective = Objective(ObjectiveConfig())
@@ -97,11 +113,18 @@ def test_ancestral_steps_equal_the_ddpm_scheduler():
         def denoise(self, z_t, t, conditions, features):
             return 0.9 * z_t
 
-    sample(Blind(), {}, lambda: next(noises), config, objective, lambda step, eps, z: seen.append(z))
+    sample(
+        Blind(), {}, lambda: next(noises), config, objective, lambda step, eps, z: seen.append(z)
+    )
     reference = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading",
-        clip_sample=True, clip_sample_range=1.5,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+        clip_sample=True,
+        clip_sample_range=1.5,
+    )
     reference.set_timesteps(5)
     z, *steps = torch.randn(6, 2, 4, 6, 5, generator=torch.Generator().manual_seed(3))
     for t, noise_of_step, found in zip(reference.timesteps, steps, seen, strict=True):
@@ -125,16 +148,27 @@ def test_known_latents_stay_outside_the_mask():
 
     truth = {"truth": torch.zeros(1, 4, 6, 5)}
     config = SamplerConfig(steps=4, spacing="trailing")
-    z = sample(Inpainting(), truth, lambda: start, config, objective, lambda step, x0, z: seen.append((step, z)))
+    z = sample(
+        Inpainting(),
+        truth,
+        lambda: start,
+        config,
+        objective,
+        lambda step, x0, z: seen.append((step, z)),
+    )
     outside = (mask == 0).expand_as(z)
     assert torch.equal(z[outside], latents[outside]) and z[~outside].abs().max() < 0.1
-    expected = objective.add_noise(latents, start, torch.tensor([749]))  # after the first step of 999, 749, 499, 249
+    expected = objective.add_noise(
+        latents, start, torch.tensor([749])
+    )  # after the first step of 999, 749, 499, 249
     torch.testing.assert_close(seen[0][1][outside], expected[outside])
     assert seen[-1][0] == Step(3, 4)
 
 
 def test_generators_are_functions_of_their_key():
-    first, again, other = (noise.normal((4,), [noise.generator(0, "train", p)], torch.empty(0)) for p in (5, 5, 6))
+    first, again, other = (
+        noise.normal((4,), [noise.generator(0, "train", p)], torch.empty(0)) for p in (5, 5, 6)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

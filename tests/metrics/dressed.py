@@ -20,17 +20,25 @@ def dressed_sample(index: int, order: str = "paired", category: str = "upper_bod
     height, width = SIZE
     colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
     rows = torch.arange(height).view(1, height, 1)
-    stripes = torch.where(rows // (2 + index % 4) % 2 > 0, colours[0], colours[1]).expand(3, height, width)
+    stripes = torch.where(rows // (2 + index % 4) % 2 > 0, colours[0], colours[1]).expand(
+        3, height, width
+    )
     grain = 0.1 * torch.randn(3, height, width, generator=generator)
     truth = torch.where(sample.warped_mask > 0, stripes, sample.person).add(grain).clamp(-1, 1)
     garment_id = sample.garment_id if order == "paired" else f"{index + 1:05d}_00"
     person = truth if order == "paired" else sample.person
-    return replace(sample, order=order, category=category, garment_id=garment_id, person=person, truth=truth)
+    return replace(
+        sample, order=order, category=category, garment_id=garment_id, person=person, truth=truth
+    )
 
 
-def dressed_batches(count: int, size: int, order: str = "paired", categories: int = 1) -> list[TryOnBatch]:
+def dressed_batches(
+    count: int, size: int, order: str = "paired", categories: int = 1
+) -> list[TryOnBatch]:
     """`count` pairs in batches of `size`; sample i is of category i modulo `categories`."""
-    samples = [dressed_sample(index, order, CATEGORIES[index % categories]) for index in range(count)]
+    samples = [
+        dressed_sample(index, order, CATEGORIES[index % categories]) for index in range(count)
+    ]
     return [TryOnBatch.collate(samples[start : start + size]) for start in range(0, count, size)]
 
 

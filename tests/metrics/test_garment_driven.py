@@ -1,4 +1,6 @@
-"""CAMI and point matching against numbers from OpenCV, scikit-image and the published code's own arithmetic."""
+"""CAMI and point matching against numbers from OpenCV, scikit-image and the published code's own
+arithmetic.
+"""
 
 import math
 from pathlib import Path
@@ -10,7 +12,7 @@ from skimage.feature import local_binary_pattern
 from skimage.metrics import structural_similarity
 
 from vton.metrics import garment_driven as metric
-from vton.models.pretrained import read_safetensors
+from vton.weights.pretrained import read_safetensors
 
 VECTORS = Path(__file__).parents[1] / "vectors/garment_driven"
 INPUTS = read_safetensors(VECTORS / "inputs.safetensors")
@@ -19,7 +21,9 @@ REFERENCE, GENERATED = INPUTS["reference_rgb"].numpy(), INPUTS["generated_rgb"].
 
 
 def test_resized_reference_and_corners_equal_opencv():
-    np.testing.assert_array_equal(metric.resize_bilinear(REFERENCE, (64, 48)), EXPECTED["reference_resized_rgb"])
+    np.testing.assert_array_equal(
+        metric.resize_bilinear(REFERENCE, (64, 48)), EXPECTED["reference_resized_rgb"]
+    )
     np.testing.assert_array_equal(metric.harris_corners(REFERENCE), EXPECTED["keypoints_reference"])
     np.testing.assert_array_equal(metric.harris_corners(GENERATED), EXPECTED["keypoints_generated"])
 
@@ -63,7 +67,9 @@ def test_matched_points_equal_the_references(chunk):
 
 
 def opencv_resize(image, height, width):
-    """OpenCV's INTER_LINEAR of one channel, pixel by pixel: columns are clamped with their weights, rows without."""
+    """OpenCV's INTER_LINEAR of one channel, pixel by pixel: columns are clamped with their weights,
+    rows without.
+    """
 
     def place(index, length, wanted):
         centre = np.float32((index + 0.5) * (1 / (wanted / length)) - 0.5)
@@ -81,7 +87,9 @@ def opencv_resize(image, height, width):
         sums = []
         for r in (row, row + 1):
             line = image[min(max(r, 0), image.shape[0] - 1)].tolist()
-            sums.append(line[column] * weights(x)[0] + line[min(column + 1, len(line) - 1)] * weights(x)[1])
+            sums.append(
+                line[column] * weights(x)[0] + line[min(column + 1, len(line) - 1)] * weights(x)[1]
+            )
         (above, below), (b0, b1) = sums, weights(y)
         result[i, j] = ((b0 * (above >> 4) >> 16) + (b1 * (below >> 4) >> 16) + 2) >> 2
     return result
@@ -92,18 +100,24 @@ def test_resizing_to_any_size_is_opencvs(size):
     image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     resized = metric.resize_bilinear(image, size)
     for channel in range(3):
-        np.testing.assert_array_equal(resized[..., channel], opencv_resize(image[..., channel], *size))
+        np.testing.assert_array_equal(
+            resized[..., channel], opencv_resize(image[..., channel], *size)
+        )
 
 
 def test_a_picture_is_most_like_itself():
     scores = metric.cami_u(REFERENCE, REFERENCE)
-    assert scores == pytest.approx({"ssim": 1, "keypoints": 1, "texture": 1, "cami_u": 3}, abs=1e-12)
+    assert scores == pytest.approx(
+        {"ssim": 1, "keypoints": 1, "texture": 1, "cami_u": 3}, abs=1e-12
+    )
 
 
 def test_corner_distance_is_one_directional_and_has_two_limits():
     corners = np.array([[0, 0], [3, 4]])
     assert metric.corner_distance(np.array([[0, 0]]), corners) == 0
-    assert metric.corner_distance(corners, np.array([[0, 0]])) == pytest.approx(2.5 / (512 * math.sqrt(2)))
+    assert metric.corner_distance(corners, np.array([[0, 0]])) == pytest.approx(
+        2.5 / (512 * math.sqrt(2))
+    )
     grid = np.argwhere(np.ones((50, 101)))
     assert metric.corner_distance(corners, grid[:5000]) == 0
     for unusable in (grid, np.zeros((0, 2))):
@@ -125,7 +139,10 @@ def test_pose_pixels_whose_sum_or_product_wraps_are_lost_unless_repaired():
 
 
 def test_no_face_scores_zero():
-    pose, text = np.ones((8, 8, 3), dtype=np.uint8), (torch.ones(4, dtype=torch.bfloat16), np.ones((1, 4)))
+    pose, text = (
+        np.ones((8, 8, 3), dtype=np.uint8),
+        (torch.ones(4, dtype=torch.bfloat16), np.ones((1, 4))),
+    )
     scores = metric.cami_s(REFERENCE, GENERATED, pose, pose, None, text)
     assert scores["face"] == 0 and scores["cami_s"] == pytest.approx(scores["cami_u"] + 2)
 

@@ -10,7 +10,9 @@ IDS = ["00001_00__00002_00", "00003_00__00004_00"]
 
 
 def write_two(folder, size=(16, 12)):
-    pictures = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(
+        0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     write_pictures(folder, IDS, pictures)
     return pictures
 

@@ -15,8 +15,12 @@ EXACT = protocol("exact")
 
 def two_pictures():
     generator = torch.Generator().manual_seed(0)
-    truth = torch.nn.functional.interpolate(torch.rand(3, 3, 8, 8, generator=generator), (40, 32), mode="bicubic")
-    noise = torch.randn(3, 3, 40, 32, generator=generator) * torch.tensor([0.01, 0.05, 0.2]).view(3, 1, 1, 1)
+    truth = torch.nn.functional.interpolate(
+        torch.rand(3, 3, 8, 8, generator=generator), (40, 32), mode="bicubic"
+    )
+    noise = torch.randn(3, 3, 40, 32, generator=generator) * torch.tensor([0.01, 0.05, 0.2]).view(
+        3, 1, 1, 1
+    )
     return (truth + noise).clamp(0, 1), truth.clamp(0, 1)
 
 
@@ -30,7 +34,11 @@ def scipy_ssim_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    return (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return (
+        (2 * mean_x * mean_y + c1)
+        * (2 * covariance + c2)
+        / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    )
 
 
 def test_ssim_agrees_with_scipy_over_picture_and_mask():
@@ -48,20 +56,31 @@ def test_ssim_agrees_with_scipy_over_picture_and_mask():
 def test_ssim_is_the_one_of_torchmetrics_scikit_image_and_of_piq_without_downsampling():
     x, y = two_pictures()
     ours = pixelwise.ssim(x, y, None, EXACT)
-    theirs = structural_similarity_index_measure(x.double(), y.double(), data_range=1.0, reduction="none")
+    theirs = structural_similarity_index_measure(
+        x.double(), y.double(), data_range=1.0, reduction="none"
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
-    in_single_precision = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
+    in_single_precision = structural_similarity_index_measure(
+        x, y, data_range=1.0, reduction="none"
+    )
     torch.testing.assert_close(ours.float(), in_single_precision, rtol=0, atol=2e-4)
     inner = torch.zeros(3, 1, 40, 32)
     inner[:, :, 5:-5, 5:-5] = 1  # scikit-image and piq leave out what the window cannot cover
-    settings = {"data_range": 1, "gaussian_weights": True, "use_sample_covariance": False, "channel_axis": 0}
+    settings = {
+        "data_range": 1,
+        "gaussian_weights": True,
+        "use_sample_covariance": False,
+        "channel_axis": 0,
+    }
     pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)
     theirs = [structural_similarity(*pair, **settings) for pair in pairs]
     np.testing.assert_allclose(pixelwise.ssim(x, y, inner, EXACT), theirs, atol=1e-10)
     second_opinion = piq.ssim(
         x, y, kernel_sigma=1.5, kernel_size=11, data_range=1.0, downsample=False, reduction="none"
     )
-    torch.testing.assert_close(pixelwise.ssim(x, y, inner, EXACT).float(), second_opinion, rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        pixelwise.ssim(x, y, inner, EXACT).float(), second_opinion, rtol=0, atol=2e-4
+    )
 
 
 def test_ssim_of_a_white_background_is_exactly_one():

@@ -77,36 +77,58 @@ def test_repainting_is_hard_or_catvtons_blend():
         ImageFilter.GaussianBlur(3)
     )  # 100 // 50 + 1
     share = np.asarray(blurred)[..., None] / 255
-    expected = (np.asarray(pillow(person)) * (1 - share) + np.asarray(pillow(painted)) * share).astype(np.uint8)
-    np.testing.assert_array_equal(pillow(prepare.repaint(painted, person, mask, feathered=True)), expected)
+    expected = (
+        np.asarray(pillow(person)) * (1 - share) + np.asarray(pillow(painted)) * share
+    ).astype(np.uint8)
+    np.testing.assert_array_equal(
+        pillow(prepare.repaint(painted, person, mask, feathered=True)), expected
+    )
 
 
 def test_grey_ssim_is_scikit_images():
     x, y = picture(40, 32), picture(40, 32, seed=1) // 2 + picture(40, 32) // 2
     grey = [np.asarray(pillow(p).convert("L")) for p in (x, y)]
-    theirs = structural_similarity(*grey, data_range=255, gaussian_weights=True, use_sample_covariance=False)
+    theirs = structural_similarity(
+        *grey, data_range=255, gaussian_weights=True, use_sample_covariance=False
+    )
     ours = pixelwise.ssim(x[None] / 255, y[None] / 255, None, protocol("hrviton_compat"))
     assert ours.item() == pytest.approx(theirs, abs=1e-7)  # 1/255 is rounded to float32
-    assert abs(ours.item() - pixelwise.ssim(x[None] / 255, y[None] / 255, None, protocol("exact")).item()) > 1e-3
+    assert (
+        abs(
+            ours.item()
+            - pixelwise.ssim(x[None] / 255, y[None] / 255, None, protocol("exact")).item()
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("size", [(80, 60), (400, 300)])
 def test_inception_sees_what_clean_fid_and_torch_fidelity_make_of_a_picture(size):
     source = picture(*size)
     clean = build_resizer("clean")(source.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
-    np.testing.assert_allclose(inception.resize(source[None], 299, "clean_fid")[0], clean, atol=1e-2)  # of 255 levels
+    np.testing.assert_allclose(
+        inception.resize(source[None], 299, "clean_fid")[0], clean, atol=1e-2
+    )  # of 255 levels
 
     rows, columns = (np.arange(149) * (length / 149) for length in size)
     pixels = source.double().numpy()
     padded = np.pad(pixels, ((0, 0), (0, 1), (0, 1)), mode="edge")
-    expected = ndimage.map_coordinates(padded[0], np.meshgrid(rows, columns, indexing="ij"), order=1)
-    np.testing.assert_allclose(inception.resize(source[None], 149, "torch_fidelity")[0, 0], expected, atol=1e-2)
-    three = [inception.resize(source[None], 149, style) for style in ("torchmetrics", "clean_fid", "torch_fidelity")]
+    expected = ndimage.map_coordinates(
+        padded[0], np.meshgrid(rows, columns, indexing="ij"), order=1
+    )
+    np.testing.assert_allclose(
+        inception.resize(source[None], 149, "torch_fidelity")[0, 0], expected, atol=1e-2
+    )
+    three = [
+        inception.resize(source[None], 149, style)
+        for style in ("torchmetrics", "clean_fid", "torch_fidelity")
+    ]
     assert min((three[i] - three[j]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.05
 
 
 def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypatch):
-    """Its resizer and distances on JPEGs of predictions and the stored truths, all through one extractor of 6 features.
+    """Its resizer and distances on JPEGs of predictions and the stored truths, all through one
+    extractor of 6 features.
 
     1e-3 relative: pictures of 8 bits that differ by 0.01 at most, and nearly singular covariances.
     """
@@ -115,7 +137,9 @@ def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypa
     batches = dressed_batches(16, size=8)
     predicted = Remembered(batches, lambda p: p // 2 + 40)
     tally = scorer.score(batches, {"m": predicted})["m"]
-    row = scorer.rows(tally, scorer.people(batches), model="m", data="d", split="test", provenance={})[0]
+    row = scorer.rows(
+        tally, scorer.people(batches), model="m", data="d", split="test", provenance={}
+    )[0]
 
     resize = make_resizer("PIL", False, "bicubic", (scorer.side, scorer.side))
 
@@ -127,8 +151,12 @@ def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypa
     x = features(through_jpeg(pillow(p), 95) for p in predicted.pictures.values())
     y = features(pillow(p) for p in Remembered(batches).pictures.values())
     moments = [part for side in (x, y) for part in (side.mean(0), np.cov(side, rowvar=False))]
-    assert row.metrics["fid_random"] == pytest.approx(clean_fid.frechet_distance(*moments), rel=1e-3)
-    assert row.metrics["kid_random"] == pytest.approx(clean_fid.kernel_distance(x, y, num_subsets=1), rel=1e-3)
+    assert row.metrics["fid_random"] == pytest.approx(
+        clean_fid.frechet_distance(*moments), rel=1e-3
+    )
+    assert row.metrics["kid_random"] == pytest.approx(
+        clean_fid.kernel_distance(x, y, num_subsets=1), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -149,7 +177,9 @@ def test_every_protocol_scores_and_signs_its_rows(name, monkeypatch):
 
 
 def test_originals_are_what_protocols_with_their_own_resize_start_from(monkeypatch):
-    """A stored truth of four times the size: FID's reference is that picture, the comparison a filtered one."""
+    """A stored truth of four times the size: FID's reference is that picture, the comparison a
+    filtered one.
+    """
     monkeypatch.setattr(inception, "Inception", TinyExtractor)
     batches, asked = dressed_batches(2, size=2), []
 
@@ -164,7 +194,9 @@ def test_originals_are_what_protocols_with_their_own_resize_start_from(monkeypat
             pair: prepare.resize(picture(256, 192, seed=i), (64, 48), "bilinear")
             for i, pair in enumerate(batches[0].pair_id)
         }
-        perfect = scorer.score(batches, {"m": lambda ids: torch.stack([small[i] for i in ids])}, originals)["m"]
+        perfect = scorer.score(
+            batches, {"m": lambda ids: torch.stack([small[i] for i in ids])}, originals
+        )["m"]
         return scorer, people, perfect
 
     scorer, people, perfect = score("hrviton_compat")
@@ -173,7 +205,9 @@ def test_originals_are_what_protocols_with_their_own_resize_start_from(monkeypat
         memory_format=torch.channels_last
     )
     with torch.inference_mode():
-        torch.testing.assert_close(people.regions["image"][batches[0].person_id[0]], scorer.inception(stored)[0])
+        torch.testing.assert_close(
+            people.regions["image"][batches[0].person_id[0]], scorer.inception(stored)[0]
+        )
     asked.clear()
     score("exact")
     assert not asked

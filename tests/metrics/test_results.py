@@ -6,7 +6,18 @@ import pytest
 from vton.errors import UserError
 from vton.metrics.results import Row, digest_of_ids, provenance, read_results, write_results
 
-ROW = Row("gardiff", "synthetic", "test", "paired", "garment", "all", "exact", 4, {"ssim": 0.9}, {"seed": 0})
+ROW = Row(
+    "gardiff",
+    "synthetic",
+    "test",
+    "paired",
+    "garment",
+    "all",
+    "exact",
+    4,
+    {"ssim": 0.9},
+    {"seed": 0},
+)
 
 
 def test_rows_come_back_as_written_with_exactly_the_documented_keys(tmp_path):
@@ -14,8 +25,17 @@ def test_rows_come_back_as_written_with_exactly_the_documented_keys(tmp_path):
     write_results(path, [ROW, replace(ROW, order="unpaired")])
     assert read_results(path) == [ROW, replace(ROW, order="unpaired")]
     assert list(json.loads(path.read_text())[0]) == [
-        "model", "data", "split", "order", "region", "category", "protocol", "n", "metrics", "provenance",
-    ]  # fmt: skip
+        "model",
+        "data",
+        "split",
+        "order",
+        "region",
+        "category",
+        "protocol",
+        "n",
+        "metrics",
+        "provenance",
+    ]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -28,7 +48,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "{}", '[{"model": "gardiff"}]', "[3]", json.dumps([asdict(ROW) | {"mode": 1}])]
+    "content",
+    ["", "{", "{}", '[{"model": "gardiff"}]', "[3]", json.dumps([asdict(ROW) | {"mode": 1}])],
 )
 def test_unreadable_results_name_the_file(tmp_path, content):
     path = tmp_path / "results.json"

@@ -22,7 +22,9 @@ def test_merging_equals_measuring_in_one_process_in_any_order():
     for merged in (merge(split), merge(split[::-1])):
         assert merged.pair_ids("image") == whole.pair_ids("image") == ["a", "b", "d1"]
         assert merged.pair_ids("image", "dresses") == ["d1"]
-        assert merged.mean("image", "ssim", ["a", "b", "d1"]) == whole.mean("image", "ssim", ["a", "b", "d1"])
+        assert merged.mean("image", "ssim", ["a", "b", "d1"]) == whole.mean(
+            "image", "ssim", ["a", "b", "d1"]
+        )
         torch.testing.assert_close(merged.features.stack("image"), whole.features.stack("image"))
 
 

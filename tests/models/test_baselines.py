@@ -26,10 +26,15 @@ def test_keeps_what_is_known_paints_the_rest_and_sees_no_truth(name, batch):
     assert pictures.abs().max() <= 1 + 1e-5
     kept = (1 - batch.agnostic_mask).expand_as(pictures) > 0
     assert torch.equal(pictures[kept], batch.agnostic[kept])
-    blind = replace(batch, person=torch.zeros_like(batch.person), truth=None, truth_garment_mask=None)
+    blind = replace(
+        batch, person=torch.zeros_like(batch.person), truth=None, truth_garment_mask=None
+    )
     assert torch.equal(BASELINES[name](blind), pictures)
     assert torch.equal(BASELINES[name](batch[1:2]), pictures[1:2])  # rows do not see each other
-    assert all(torch.equal(getattr(batch, field), getattr(before, field)) for field in ("agnostic", "garment"))
+    assert all(
+        torch.equal(getattr(batch, field), getattr(before, field))
+        for field in ("agnostic", "garment")
+    )
 
 
 def test_mean_colour_is_the_garments_not_the_backgrounds(batch):
@@ -66,4 +71,6 @@ def test_a_hole_is_filled_smoothly_between_its_borders():
 
 
 def test_a_picture_that_is_all_hole_stays_finite():
-    assert torch.equal(fill_hole(torch.zeros(1, 3, 9, 7), torch.ones(1, 1, 9, 7)), torch.zeros(1, 3, 9, 7))
+    assert torch.equal(
+        fill_hole(torch.zeros(1, 3, 9, 7), torch.ones(1, 1, 9, 7)), torch.zeros(1, 3, 9, 7)
+    )

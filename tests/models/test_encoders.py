@@ -1,4 +1,6 @@
-"""Encoders of garments and captions: what they see, and which of their parameters a result depends on."""
+"""Encoders of garments and captions: what they see, and which of their parameters a result depends
+on.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,15 @@ from vton.config import ConfigError
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, clip_image_encoder, text_encoder
 from vton.models.settings import ClipConfig, TextConfig
 
-TOWER = {"width": 16, "layers": 2, "heads": 2, "mlp": 32, "patch": 8, "image_size": 32, "projection": 8}
+TOWER = {
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "mlp": 32,
+    "patch": 8,
+    "image_size": 32,
+    "projection": 8,
+}
 TEXT = {"width": 16, "layers": 2, "heads": 2, "mlp": 32, "vocabulary": 384, "length": 24}
 
 
@@ -37,7 +47,10 @@ def test_image_encoder_names_the_parameters_behind_each_output(output):
     encoder = clip_image_encoder(ClipConfig(**TOWER))
     results = {"pooled": encoder.pooled, "last": encoder, "penultimate": encoder.penultimate}
     result = results[output](torch.rand(2, 3, 64, 48))
-    assert result.shape == {"pooled": (2, 1, 8), "last": (2, 17, 16), "penultimate": (2, 17, 16)}[output]
+    assert (
+        result.shape
+        == {"pooled": (2, 1, 8), "last": (2, 17, 16), "penultimate": (2, 17, 16)}[output]
+    )
     result.square().sum().backward()
     read = {id(p) for p in encoder.read_by(output)}
     assert {id(p) for p in encoder.parameters() if p.grad is not None} == read

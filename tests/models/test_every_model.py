@@ -8,10 +8,10 @@ import torch
 from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.config import flatten, load
+from vton.cost.info import describe
 from vton.diffusion import noise
 from vton.diffusion.sampling import drawing, sample, sampling_times
-from vton.info import describe
-from vton.models.pretrained import load_state, read_safetensors, write_tensors
+from vton.weights.pretrained import load_state, read_safetensors, write_tensors
 
 pytestmark = pytest.mark.parametrize("model", registry.names())
 
@@ -42,16 +42,22 @@ def test_gradients_reach_every_trained_parameter_and_no_other(model):
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_every_parameter_has_a_gradient_whatever_is_dropped(model, dropout):
-    """Several processes wait for it, and one of them may drop its whole share of a batch, or nothing."""
+    """Several processes wait for it, and one of them may drop its whole share of a batch, or
+    nothing.
+    """
     module = tiny_module(model)
     module.config.model.condition_dropout = dropout
     module.training_step(random_batch(1), 0).backward()
-    assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [
+        name for name, p in module.named_parameters() if p.requires_grad and p.grad is None
+    ] == []
 
 
 def test_frozen_networks_stay_out_of_the_state(model):
     module = tiny_module(model)
-    assert not any(key.startswith(tuple(f"{name}." for name in module.frozen)) for key in module.state_dict())
+    assert not any(
+        key.startswith(tuple(f"{name}." for name in module.frozen)) for key in module.state_dict()
+    )
 
 
 def test_training_draws_depend_on_position_only(model):
@@ -80,7 +86,9 @@ def test_guidance_in_one_batch_equals_two_passes(model):
         null = module.unconditional(conditions)
         assert {k: v.shape for k, v in null.items()} == {k: v.shape for k, v in conditions.items()}
         z, t = torch.randn(2, *module.latent_shape(), dtype=torch.float64), torch.tensor([500, 500])
-        cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
+        cond, uncond = (
+            module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null)
+        )
         assert (cond - uncond).abs().max() > 1e-4  # the garment is really dropped
 
         module.config.sampler.guidance, module.config.sampler.steps = 2.0, 1
@@ -88,7 +96,9 @@ def test_guidance_in_one_batch_equals_two_passes(model):
         z = noise.normal(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z)
         together = sample(module, conditions, draw, module.config.sampler, module.objective)
         t = sampling_times(module.config.sampler, module.objective).expand(2)
-        cond, uncond = (module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null))
+        cond, uncond = (
+            module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null)
+        )
     expected = module.objective.clean(z, t, uncond + 2.0 * (cond - uncond))
     known = module.known(conditions)
     if known is not None:
@@ -96,10 +106,16 @@ def test_guidance_in_one_batch_equals_two_passes(model):
     torch.testing.assert_close(together.double(), expected, atol=2e-6, rtol=0)
 
 
-def test_scale_1_makes_one_pass_per_step_and_sampling_leaves_the_global_random_state(model, monkeypatch):
-    module = tiny_module(model, "sampler.solver=ddpm", "sampler.steps=2").eval()  # which draws at every step
+def test_scale_1_makes_one_pass_per_step_and_sampling_leaves_the_global_random_state(
+    model, monkeypatch
+):
+    module = tiny_module(
+        model, "sampler.solver=ddpm", "sampler.steps=2"
+    ).eval()  # which draws at every step
     denoise, rows = module.denoise, []
-    monkeypatch.setattr(module, "denoise", lambda z_t, *rest: rows.append(len(z_t)) or denoise(z_t, *rest))
+    monkeypatch.setattr(
+        module, "denoise", lambda z_t, *rest: rows.append(len(z_t)) or denoise(z_t, *rest)
+    )
     before = torch.get_rng_state()
     for guidance, branches in ((1.0, 1), (2.0, 2)):
         module.config.sampler.guidance = guidance
@@ -112,9 +128,13 @@ def test_scale_1_makes_one_pass_per_step_and_sampling_leaves_the_global_random_s
 def test_gradient_checkpointing_changes_nothing(model):
     """Loss within 1e-5, gradients within 5e-5: diffusers' own bounds."""
     settings = flatten(asdict(load(f"model={model}").model))
-    switches = [f"model.{name}=true" for name in settings if name.endswith("gradient_checkpointing")]
+    switches = [
+        f"model.{name}=true" for name in settings if name.endswith("gradient_checkpointing")
+    ]
     if not switches:
-        pytest.skip("has no network to checkpoint")  # none of those here, but an architecture may be so small
+        pytest.skip(
+            "has no network to checkpoint"
+        )  # none of those here, but an architecture may be so small
     losses, gradients, calls = [], [], []
     for overrides in ((), switches):
         module, called = randomised(tiny_module(model, *overrides)).train(), []
@@ -140,8 +160,14 @@ def test_dropping_rows_leaves_the_others_alone(model):
 
 
 def test_weights_round_trip_bit_equal(model, tmp_path):
-    """Through the file of a run folder; published formats, where there are any, in the architectures' own tests."""
-    module, other, path = randomised(tiny_module(model)), tiny_module(model), tmp_path / "weights.safetensors"
+    """Through the file of a run folder; published formats, where there are any, in the
+    architectures' own tests.
+    """
+    module, other, path = (
+        randomised(tiny_module(model)),
+        tiny_module(model),
+        tmp_path / "weights.safetensors",
+    )
     write_tensors(path, module.state_dict())
     load_state(other, read_safetensors(path), path)
     batch = random_batch(2)
@@ -151,7 +177,9 @@ def test_weights_round_trip_bit_equal(model, tmp_path):
 def test_the_picture_depends_on_the_garment(model):
     module = randomised(tiny_module(model)).eval()
     batch = random_batch(2)
-    other = {name: getattr(batch, name).flip(0) for name in ("garment", "garment_mask", "warped_garment")}
+    other = {
+        name: getattr(batch, name).flip(0) for name in ("garment", "garment_mask", "warped_garment")
+    }
     shuffled = replace(batch, **other)
     assert (module.generate(batch) - module.generate(shuffled)).abs().max() > 1e-3
 

@@ -1,4 +1,6 @@
-"""README, "Adding an architecture": the folder and the YAML that it shows are all that an architecture takes."""
+"""README, "Adding an architecture": the folder and the YAML that it shows are all that an
+architecture takes.
+"""
 
 import re
 import shutil
@@ -12,10 +14,10 @@ import vton.models
 from tests.batches import random_batch
 from tests.training.test_train import rendered, trained  # noqa: F401
 from vton import registry
-from vton.cascade import chain_of
 from vton.config import CONFIGS, load
-from vton.evaluation import load_module
-from vton.info import describe
+from vton.cost.info import describe
+from vton.runs.assemble import load_module
+from vton.runs.cascade import chain_of
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -23,8 +25,12 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """The example's files, beside the shipped ones."""
-    section = README.read_text(encoding="utf-8").split("## Adding an architecture")[1].split("\n## ")[0]
-    config, module, settings = re.findall(r"^ *```\w+\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    section = (
+        README.read_text(encoding="utf-8").split("## Adding an architecture")[1].split("\n## ")[0]
+    )
+    config, module, settings = re.findall(
+        r"^ *```\w+\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE
+    )
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.py").write_text(textwrap.dedent(config))

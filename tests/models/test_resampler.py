@@ -8,12 +8,16 @@ from vton.models.resampler import Resampler
 
 def test_formula_with_explicit_softmax():
     torch.manual_seed(0)
-    resampler = Resampler(24, depth=2, heads=3, head_width=5, queries=4, input_width=10, output_width=14)
+    resampler = Resampler(
+        24, depth=2, heads=3, head_width=5, queries=4, input_width=10, output_width=14
+    )
     x = torch.randn(2, 7, 10)
     projected, queries = resampler.proj_in(x), resampler.latents.expand(2, -1, -1)
     for attention, mlp in resampler.layers:
         normed = F.layer_norm(queries, (24,))
-        keys, values = (torch.cat([F.layer_norm(projected, (24,)), normed], 1) @ attention.to_kv.weight.T).chunk(2, -1)
+        keys, values = (
+            torch.cat([F.layer_norm(projected, (24,)), normed], 1) @ attention.to_kv.weight.T
+        ).chunk(2, -1)
         heads = []
         for head in range(3):
             part = slice(5 * head, 5 * head + 5)

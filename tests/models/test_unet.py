@@ -19,7 +19,13 @@ from vton.models.unet import (
 )
 
 SMALL = UNetConfig(
-    widths=(8, 16, 16), attention=(False, True, True), heads=(1, 2, 2), depth=(1, 1, 2), layers=1, context=12, groups=4
+    widths=(8, 16, 16),
+    attention=(False, True, True),
+    heads=(1, 2, 2),
+    depth=(1, 1, 2),
+    layers=1,
+    context=12,
+    groups=4,
 )
 
 
@@ -30,23 +36,33 @@ def unet(request) -> UNet2DConditionModel:
 
 def built(positions: float, **changed) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return build_unet(replace(SMALL, positions=positions, **changed), 4, 4, key="model.unet", aspect=16 / 12)
+    return build_unet(
+        replace(SMALL, positions=positions, **changed), 4, 4, key="model.unet", aspect=16 / 12
+    )
 
 
 def inputs(batch: int = 2):
     g = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 4, 16, 12, generator=g), torch.tensor([7] * batch), torch.randn(batch, 5, 12, generator=g)
+    return (
+        torch.randn(batch, 4, 16, 12, generator=g),
+        torch.tensor([7] * batch),
+        torch.randn(batch, 5, 12, generator=g),
+    )
 
 
 def test_taps_are_what_enters_self_attention_in_execution_order(unet):
     entered = []
     for name in execution_order(unet):
         layer = unet.get_submodule(f"{name}.attn1")
-        layer.register_forward_pre_hook(lambda module, arguments, name=name: entered.append((name, arguments[0])))
+        layer.register_forward_pre_hook(
+            lambda module, arguments, name=name: entered.append((name, arguments[0]))
+        )
     taps = garment_taps(unet, *inputs(), whole=True)
     assert list(taps) == [name for name, _ in entered] == execution_order(unet)
     assert all(torch.equal(taps[name], value) for name, value in entered)
-    assert [name.split(".")[0] for name in taps] == ["down_blocks"] * 3 + ["mid_block"] * 2 + ["up_blocks"] * 6
+    assert [name.split(".")[0] for name in taps] == ["down_blocks"] * 3 + ["mid_block"] * 2 + [
+        "up_blocks"
+    ] * 6
     assert attention_names(unet)[-1].startswith("mid_block")  # modules are listed down, up, mid
 
 
@@ -91,7 +107,9 @@ def test_position_code_tells_places_apart_whatever_the_grid():
     code = PositionCode(width=64, amplitude=3.0, aspect=16 / 12)
     fine, coarse = code.code(16 * 12, torch.device("cpu")), code.code(8 * 6, torch.device("cpu"))
     torch.testing.assert_close(fine.square().mean(1), torch.full((16 * 12,), 3.0**2 / 2))
-    nearest = torch.cdist(fine, coarse).argmin(1).view(16, 12)  # the coarse token whose area a fine one lies in
+    nearest = (
+        torch.cdist(fine, coarse).argmin(1).view(16, 12)
+    )  # the coarse token whose area a fine one lies in
     expected = torch.arange(8 * 6).view(8, 6).repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert torch.equal(nearest, expected)
     tokens = torch.randn(2, 8 * 6, 64)
@@ -106,12 +124,18 @@ def test_attention_of_a_fresh_unet_with_position_code_starts_at_its_own_place():
         scores = block.attn1.to_q(place) @ block.attn1.to_k(place).transpose(1, 2)
         assert (scores[0].argmax(1) == torch.arange(12)).float().mean() > 0.9, name
         for layer in (block.attn1.to_v, block.attn1.to_out[0]):  # what is read arrives undiminished
-            torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(len(layer.weight)), atol=1e-5, rtol=0)
-    assert unet.state_dict().keys() == built(positions=0.0).state_dict().keys()  # nothing to load or save
+            torch.testing.assert_close(
+                layer.weight @ layer.weight.T, torch.eye(len(layer.weight)), atol=1e-5, rtol=0
+            )
+    assert (
+        unet.state_dict().keys() == built(positions=0.0).state_dict().keys()
+    )  # nothing to load or save
 
 
 def test_position_code_is_for_networks_from_scratch_with_room_for_it():
     with pytest.raises(ConfigError, match="has no position code: set positions=0"):
         replace(SMALL, pretrained="runwayml/anything", positions=1.0)
     with pytest.raises(ConfigError, match="divisible by 4, not 18"):
-        build_unet(replace(SMALL, widths=(8, 18, 16), groups=2, positions=1.0), 4, 4, key="model.unet")
+        build_unet(
+            replace(SMALL, widths=(8, 18, 16), groups=2, positions=1.0), 4, 4, key="model.unet"
+        )

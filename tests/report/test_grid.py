@@ -12,7 +12,9 @@ def solid(colour, size=(300, 400)):
 
 
 def test_pictures_stand_in_their_row_and_column_below_titles():
-    grid = picture_grid([[solid("red"), solid("green")], [solid("blue"), solid("black")]], ["a", "b"])
+    grid = picture_grid(
+        [[solid("red"), solid("green")], [solid("blue"), solid("black")]], ["a", "b"]
+    )
     assert grid.size == (2 * 306 + MARGIN, 32 + 2 * 406)
     assert grid.getpixel((MARGIN + 150, 32 + 200)) == (255, 0, 0)
     assert grid.getpixel((MARGIN + 306 + 150, 32 + 200)) == (0, 128, 0)

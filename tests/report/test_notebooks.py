@@ -13,11 +13,22 @@ from nbformat.v4 import new_code_cell, new_notebook
 from vton.cli import main
 from vton.report.notebooks import NOTEBOOKS, NotebookError, run_notebook, write_pages
 
-GOLDEN = Path(__file__).parent / "golden"  # a few made-up rows for each notebook, and the tables that follow from them
+GOLDEN = (
+    Path(__file__).parent / "golden"
+)  # a few made-up rows for each notebook, and the tables that follow from them
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 OURS = tuple(
     f".{name}()"
-    for name in ("tables", "provenance", "costs", "pictures", "bars", "over_cost", "who_wins", "directions")
+    for name in (
+        "tables",
+        "provenance",
+        "costs",
+        "pictures",
+        "bars",
+        "over_cost",
+        "who_wins",
+        "directions",
+    )
 )
 
 
@@ -28,7 +39,10 @@ def cells(path, kind="code"):
 def tables(page) -> list[list[list[str]]]:
     """The text of every cell of every table of a page."""
     found = BeautifulSoup(page, "html.parser").find_all("table")
-    return [[[cell.get_text() for cell in line.find_all(["th", "td"])] for line in one.find_all("tr")] for one in found]
+    return [
+        [[cell.get_text() for cell in line.find_all(["th", "td"])] for line in one.find_all("tr")]
+        for one in found
+    ]
 
 
 def golden(stem) -> list[list[list[str]]]:
@@ -44,14 +58,19 @@ def written(path, *sources):
 
 def test_one_for_the_comparison_and_one_for_each_papers_ablation():
     assert [path.stem for path in PATHS] == [
-        "ablation_gardiff", "ablation_idm_vton", "ablation_imagdressing", "ablation_tryondiffusion", "comparison",
-    ]  # fmt: skip
+        "ablation_gardiff",
+        "ablation_idm_vton",
+        "ablation_imagdressing",
+        "ablation_tryondiffusion",
+        "comparison",
+    ]
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the cells of a notebook show, or those that end so, run here: a kernel for each notebook costs more than all
-    of its cells."""
+    """What the cells of a notebook show, or those that end so, run here: a kernel for each notebook
+    costs more than all of its cells.
+    """
 
     def run(path, results="", ending=""):
         monkeypatch.setenv("VTON_RESULTS", str(results))
@@ -71,7 +90,11 @@ def test_shows_the_results_of_this_repository(path, shown):
     assert "<h4>" in page and "arXiv" in page  # published values with their source
     if path.stem == "comparison":
         told = re.sub(r"<[^>]+>", " ", page)
-        assert "Best architecture, of" in told and "data:image/jpeg" in page and page.count("<svg") >= 2
+        assert (
+            "Best architecture, of" in told
+            and "data:image/jpeg" in page
+            and page.count("<svg") >= 2
+        )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -92,7 +115,9 @@ def test_every_kernel_shows_them_within_a_minute(tmp_path):
 def test_says_so_where_there_is_no_result(path, shown, tmp_path):
     page = "\n".join(shown(path, tmp_path))
     ours = [cell for cell in cells(path) if cell.source.endswith(OURS)]
-    assert page.count(f"Nothing measured to show: no results.json below {tmp_path}.") == len(ours) >= 6
+    assert (
+        page.count(f"Nothing measured to show: no results.json below {tmp_path}.") == len(ours) >= 6
+    )
     assert "arXiv" in page
 
 
@@ -102,7 +127,9 @@ def test_is_thin_reads_results_only_and_keeps_no_outputs(path):
     nbformat.validate(stored)
     assert (stored.nbformat, stored.nbformat_minor) == (4, 5)
     for cell in cells(path):
-        assert not cell.outputs and not cell.execution_count, f"{path}: clear all outputs in Jupyter and save again"
+        assert not cell.outputs and not cell.execution_count, (
+            f"{path}: clear all outputs in Jupyter and save again"
+        )
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.Import | ast.FunctionDef | ast.For | ast.If)
             assert not isinstance(node, ast.ImportFrom) or node.module == "vton.report.views"
@@ -110,18 +137,34 @@ def test_is_thin_reads_results_only_and_keeps_no_outputs(path):
 
 def test_runs_from_start_to_end_in_a_kernel_and_its_page_needs_no_network():
     page = run_notebook(NOTEBOOKS / "ablation_gardiff.ipynb", VTON_RESULTS="")
-    assert "<title>ablation_gardiff</title>" in page and '<h2 id="Published">' in page and "arXiv" in page
+    assert (
+        "<title>ablation_gardiff</title>" in page
+        and '<h2 id="Published">' in page
+        and "arXiv" in page
+    )
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", page)
 
 
-def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell_that_fails(tmp_path, capsys):
+def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell_that_fails(
+    tmp_path, capsys
+):
     shown = "import os, sys\nprint('hi <there>')\nsys.executable, os.getcwd(), os.environ['VTON_RESULTS'], x"
     good, bad = (
         written(tmp_path / "good.ipynb", "x = 20\nx + 1", shown),
         written(tmp_path / "bad.ipynb", "1", "raise ValueError('no\\nmore')"),
     )
     with pytest.raises(SystemExit) as stop:
-        main(["notebooks", str(good), str(bad), "--results", "some", "--out", str(tmp_path / "pages")])
+        main(
+            [
+                "notebooks",
+                str(good),
+                str(bad),
+                "--results",
+                "some",
+                "--out",
+                str(tmp_path / "pages"),
+            ]
+        )
     assert stop.value.code == 2
     (page,) = (tmp_path / "pages").iterdir()
     page = html.unescape(page.read_text())
@@ -132,7 +175,9 @@ def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell
     assert told.err == f"vton: {bad}, cell 2: ValueError: no\n"
 
 
-@pytest.mark.parametrize("stored", ["{}", "[]", "not JSON", '{"nbformat": 4, "nbformat_minor": 5, "cells": []}'])
+@pytest.mark.parametrize(
+    "stored", ["{}", "[]", "not JSON", '{"nbformat": 4, "nbformat_minor": 5, "cells": []}']
+)
 def test_what_is_no_notebook_is_refused(tmp_path, stored):
     (tmp_path / "mine.ipynb").write_text(stored)
     with pytest.raises(NotebookError, match=r"mine.ipynb: not readable as a notebook: "):
@@ -141,5 +186,7 @@ def test_what_is_no_notebook_is_refused(tmp_path, stored):
 
 def test_without_jupyters_packages_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbclient", None)
-    with pytest.raises(NotebookError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"):
+    with pytest.raises(
+        NotebookError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"
+    ):
         run_notebook(tmp_path / "mine.ipynb")

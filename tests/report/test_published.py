@@ -16,8 +16,12 @@ def test_totals(published):
     assert kinds == {"comparison": 216, "requoted": 597, "ablation": 60, "user_study": 25}
     assert published.values["name"].nunique() == 39
     assert published.values["mark"].value_counts().to_dict() == {
-        "stated": 804, "recalled": 54, "inferred": 29, "second_hand": 6, "misprint": 5,
-    }  # fmt: skip
+        "stated": 804,
+        "recalled": 54,
+        "inferred": 29,
+        "second_hand": 6,
+        "misprint": 5,
+    }
     assert published.models == ["gardiff", "idm_vton", "imagdressing", "tryondiffusion"]
 
 
@@ -26,7 +30,9 @@ def test_every_value_has_source_table_and_protocol_and_stands_once(published):
     for column in ("source", "table", "protocol", "data", "order", "metric", "mark"):
         assert values[column].str.len().min() > 0
     assert not values.duplicated(["name", "order", "metric", "row"]).any()
-    assert not values.duplicated(["paper", "table", "data", "category", "protocol", "order", "metric", "row"]).any()
+    assert not values.duplicated(
+        ["paper", "table", "data", "category", "protocol", "order", "metric", "row"]
+    ).any()
 
 
 @pytest.mark.parametrize(
@@ -34,16 +40,56 @@ def test_every_value_has_source_table_and_protocol_and_stands_once(published):
     [
         ("gardiff/viton_hd", "GarDiff", "unpaired", "fid", "7.89", 7.89, "stated"),
         ("gardiff/viton_hd", "VITON-HD", "unpaired", "kid", "0.300", 0.003, "stated"),  # x100
-        ("gardiff/dresscode/lower_body", "GarDiff", "paired", "kid", "0.090", 0.0009, "stated"),  # x100
-        ("gardiff/dresscode/lower_body", "GarDiff", "unpaired", "kid", "2.88", 0.00288, "inferred"),  # read as x1000
+        (
+            "gardiff/dresscode/lower_body",
+            "GarDiff",
+            "paired",
+            "kid",
+            "0.090",
+            0.0009,
+            "stated",
+        ),  # x100
+        (
+            "gardiff/dresscode/lower_body",
+            "GarDiff",
+            "unpaired",
+            "kid",
+            "2.88",
+            0.00288,
+            "inferred",
+        ),  # read as x1000
         ("gardiff/ablation", "base+GFA", "paired", "ssim", "0.898", 0.898, "stated"),
         ("idm_vton/viton_hd", "IDM-VTON", "unstated", "fid", "6.29", 6.29, "second_hand"),
         ("idm_vton/viton_hd", "GP-VTON", "paired", "clip_i", "0.874", 0.874, "recalled"),
         ("imagdressing/ablation", "A1", "generated", "image_reward", "-0.178", -0.178, "stated"),
-        ("tryondiffusion/ablation/viton_hd", "warp_then_blend", "unpaired", "kid", "17.339", 0.017339, "stated"),
-        ("tryondiffusion/training_pairs/viton_hd", "pairs_300", "unpaired", "kid", "10.732", 0.010732, "stated"),
+        (
+            "tryondiffusion/ablation/viton_hd",
+            "warp_then_blend",
+            "unpaired",
+            "kid",
+            "17.339",
+            0.017339,
+            "stated",
+        ),
+        (
+            "tryondiffusion/training_pairs/viton_hd",
+            "pairs_300",
+            "unpaired",
+            "kid",
+            "10.732",
+            0.010732,
+            "stated",
+        ),
         ("fia_vton/viton_hd", "IDM-VTON", "unpaired", "fid", "8.64", 8.64, "misprint"),
-        ("spm_diff/dresscode/dresses", "IDM-VTON on SDXL", "paired", "lpips", "0.060", 0.060, "stated"),
+        (
+            "spm_diff/dresscode/dresses",
+            "IDM-VTON on SDXL",
+            "paired",
+            "lpips",
+            "0.060",
+            0.060,
+            "stated",
+        ),
     ],
 )
 def test_spot_values(published, name, row, order, metric, printed, value, mark):
@@ -59,8 +105,12 @@ def test_kid_of_one_method_is_on_one_scale_whatever_the_paper_prints(published):
 
 
 def test_papers_about_idm_vton_are_as_far_apart_as_its_reviewers_say(published):
-    """The ranges that a survey of these papers gives: SSIM .816-.916, paired FID 5.76-8.21, unpaired 7.03-10.75."""
-    values = published.values.query("model == 'idm_vton' and data == 'viton_hd' and mark != 'misprint'")
+    """The ranges that a survey of these papers gives: SSIM .816-.916, paired FID 5.76-8.21,
+    unpaired 7.03-10.75.
+    """
+    values = published.values.query(
+        "model == 'idm_vton' and data == 'viton_hd' and mark != 'misprint'"
+    )
     ranges = values.groupby(["order", "metric"])["value"].agg(["min", "max"])
     assert ranges.loc[("paired", "ssim")].tolist() == pytest.approx([0.816, 0.916], abs=6e-4)
     assert ranges.loc[("paired", "fid")].tolist() == pytest.approx([5.76, 8.21], abs=6e-3)
@@ -69,10 +119,25 @@ def test_papers_about_idm_vton_are_as_far_apart_as_its_reviewers_say(published):
 
 def test_metrics_and_their_directions_are_ours_and_the_papers(published):
     assert published.better.keys() > DIGITS.keys()
-    higher = ("ssim", "psnr_random", "iou", "cami_u_true_mask", "image_reward", "clip_i", "preferred_pose")
+    higher = (
+        "ssim",
+        "psnr_random",
+        "iou",
+        "cami_u_true_mask",
+        "image_reward",
+        "clip_i",
+        "preferred_pose",
+    )
     assert all(published.towards(metric) == 1 for metric in higher)
-    assert all(published.towards(metric) == -1 for metric in ("lpips_squeeze_random", "dists", "fid", "kid_random"))
-    for metric, stem in {"lpips_random": "lpips", "mp_lpips_true_mask": "mp_lpips", "kid": "kid"}.items():
+    assert all(
+        published.towards(metric) == -1
+        for metric in ("lpips_squeeze_random", "dists", "fid", "kid_random")
+    )
+    for metric, stem in {
+        "lpips_random": "lpips",
+        "mp_lpips_true_mask": "mp_lpips",
+        "kid": "kid",
+    }.items():
         assert published.base(metric) == base(metric) == stem
     assert published.base("preferred_detail") == "preferred_detail" and base("clip_i") == "clip_i"
     with pytest.raises(PublishedError, match="metric beauty_random is not in"):
@@ -81,7 +146,9 @@ def test_metrics_and_their_directions_are_ours_and_the_papers(published):
 
 def test_claims_follow_the_metric_and_leave_misprints_out(published):
     claims = published.claims_of("gardiff").set_index(["row", "than", "order", "metric"])
-    assert len(claims) == 6 * 6 and (claims["sign"] == 1).all()  # every row of Table 3 beats those above it
+    assert (
+        len(claims) == 6 * 6 and (claims["sign"] == 1).all()
+    )  # every row of Table 3 beats those above it
     assert claims.loc[("base+AL", "base", "paired", "lpips"), "says"] == "0.117 → 0.090"
     pairs = published.claims_of("tryondiffusion_pairs").set_index(["name", "row", "than", "metric"])
     kid = ("tryondiffusion/training_pairs/viton_hd", "full", "pairs_300", "kid")
@@ -91,15 +158,28 @@ def test_claims_follow_the_metric_and_leave_misprints_out(published):
         ["full", "without_garment_net", "paired", "*", 1]
     ]
     models = published.claims_between_models()
-    assert set(models["name"]) == {"fia_vton/viton_hd"} and set(models["metric"]) == {"ssim", "lpips"}
+    assert set(models["name"]) == {"fia_vton/viton_hd"} and set(models["metric"]) == {
+        "ssim",
+        "lpips",
+    }
     assert models[["row", "than"]].drop_duplicates().values.tolist() == [["gardiff", "idm_vton"]]
 
 
 def test_rows_of_ablations_are_rows_of_the_configuration(published):
-    """Each configs/ablation/<file>.yaml that is there holds the rows of the studies of its architecture."""
-    studies = {study: published.rows_of(study) for study in published.values["study"].unique() if study}
+    """Each configs/ablation/<file>.yaml that is there holds the rows of the studies of its
+    architecture.
+    """
+    studies = {
+        study: published.rows_of(study) for study in published.values["study"].unique() if study
+    }
     studies["idm_vton"] = published.rows_of("idm_vton")
-    assert set(studies) == {"gardiff", "idm_vton", "imagdressing", "tryondiffusion", "tryondiffusion_pairs"}
+    assert set(studies) == {
+        "gardiff",
+        "idm_vton",
+        "imagdressing",
+        "tryondiffusion",
+        "tryondiffusion_pairs",
+    }
     for study, rows in studies.items():
         path = CONFIGS / "ablation" / f"{study.removesuffix('_pairs')}.yaml"
         known = list(yaml.safe_load(path.read_text())["rows"]) if path.exists() else list(rows)
@@ -109,13 +189,29 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("GarDiff: [0.912, 0.036, 6.02,", "GarDiff: [0.912, 0.036,", "GarDiff has 5 values for 6 columns"),
-        ("GarDiff: [0.912, 0.036, 6.02,", "GarDiff: [0.912, 0.036, good,", "fid: good is no number"),
+        (
+            "GarDiff: [0.912, 0.036, 6.02,",
+            "GarDiff: [0.912, 0.036,",
+            "GarDiff has 5 values for 6 columns",
+        ),
+        (
+            "GarDiff: [0.912, 0.036, 6.02,",
+            "GarDiff: [0.912, 0.036, good,",
+            "fid: good is no number",
+        ),
         ("GarDiff: [0.912, 0.036, 6.02,", "PF-AFN: [0.912, 0.036, 6.02,", "'PF-AFN'. stands twice"),
         ("unpaired kid x100]", "unpaired kid]", '"unpaired kid" is not'),
         ("[paired ssim,", "[paired beauty,", '"paired beauty" is not'),
-        ("  clip_i: higher", "  clip_i: higher\n  ssim: lower", r"metrics \['ssim'\] are ours already"),
-        ("name: gardiff/viton_hd", "name: gardiff/ablation", r"name stands twice: \['gardiff/ablation'\]"),
+        (
+            "  clip_i: higher",
+            "  clip_i: higher\n  ssim: lower",
+            r"metrics \['ssim'\] are ours already",
+        ),
+        (
+            "name: gardiff/viton_hd",
+            "name: gardiff/ablation",
+            r"name stands twice: \['gardiff/ablation'\]",
+        ),
         ("kind: comparison", "kind: guess", "kind is guess"),
         ("mark: stated", "mark: sure", "mark sure is not one of"),
         ("    protocol: ", "    note: ", r"lacks \['protocol'\]"),

@@ -16,28 +16,61 @@ def row(model="gardiff", seed=0, psnr=18.0, order="paired", **facts):
     """A row as a comparison leaves it; of a baseline where the model's name says so."""
     settings = {"protocol": {"version": 1}, "networks": {"inception": "random"}}
     provenance = {
-        "size": [128, 96], "mask": "folder:agnostic-mask", "warp": "geometric", "commit": "0123456789abcdef",
-        "pairs_sha256": "p", "metrics": settings,
-    }  # fmt: skip
+        "size": [128, 96],
+        "mask": "folder:agnostic-mask",
+        "warp": "geometric",
+        "commit": "0123456789abcdef",
+        "pairs_sha256": "p",
+        "metrics": settings,
+    }
     if not model.startswith("baseline/"):
         provenance |= {
-            "solver": "ddim", "steps": 1, "guidance": 1.0, "seconds_per_picture": 0.04,
+            "solver": "ddim",
+            "steps": 1,
+            "guidance": 1.0,
+            "seconds_per_picture": 0.04,
             "training": {
-                "seed": seed, "batch_size": 8, "accumulate": 1, "lr": 1e-3, "warmup_steps": 100, "schedule": "cosine",
-                "precision": "fp32", "timestep_power": 16.0, "steps": 900, "seconds": 300.0, "peak_memory_gib": 1.5,
+                "seed": seed,
+                "batch_size": 8,
+                "accumulate": 1,
+                "lr": 1e-3,
+                "warmup_steps": 100,
+                "schedule": "cosine",
+                "precision": "fp32",
+                "timestep_power": 16.0,
+                "steps": 900,
+                "seconds": 300.0,
+                "peak_memory_gib": 1.5,
             },
-            "comparison": {"name": "c", "ablation": "", "budget": {"kind": "steps", "amount": 900}, "changes": []},
-            "cost": {"parameters": 6_000_000, "picture_flops": 2e9, "step_flops": 5e10, "sampling_bytes": 2**24},
-        }  # fmt: skip
+            "comparison": {
+                "name": "c",
+                "ablation": "",
+                "budget": {"kind": "steps", "amount": 900},
+                "changes": [],
+            },
+            "cost": {
+                "parameters": 6_000_000,
+                "picture_flops": 2e9,
+                "step_flops": 5e10,
+                "sampling_bytes": 2**24,
+            },
+        }
     metrics = {"psnr": psnr, "fid_random": 100 / psnr}
-    found = Row(model, "synthetic", "test", order, "garment", "all", "exact", 200, metrics, provenance)
+    found = Row(
+        model, "synthetic", "test", order, "garment", "all", "exact", 200, metrics, provenance
+    )
     return replace(found, provenance=provenance | facts)
 
 
 ROWS = [
-    row(seed=0, psnr=18.0), row(seed=1, psnr=19.0), row("idm_vton", psnr=20.0), row("gardiff[shuffled]", psnr=30.0),
-    row("baseline/mean_colour", psnr=17.0), row(order="unpaired", psnr=16.0), row(order="unpaired", seed=1, psnr=16.5),
-]  # fmt: skip
+    row(seed=0, psnr=18.0),
+    row(seed=1, psnr=19.0),
+    row("idm_vton", psnr=20.0),
+    row("gardiff[shuffled]", psnr=30.0),
+    row("baseline/mean_colour", psnr=17.0),
+    row(order="unpaired", psnr=16.0),
+    row(order="unpaired", seed=1, psnr=16.5),
+]
 
 
 def test_seeds_are_averaged_with_their_sample_standard_deviation():
@@ -56,16 +89,25 @@ def test_quality_of_both_orders_and_cost_stand_in_one_table():
     assert psnr.best == {"idm_vton"}  # the control does not compete
     assert cells["unpaired, garment", "psnr ↑"].cells == {"gardiff": "16.25 ± 0.35"}
     cost = {heading: column.cells for (group, heading), column in cells.items() if group == "cost"}
-    assert cost["M parameters"] == {"gardiff": "6.00", "idm_vton": "6.00"}  # neither control nor baseline
+    assert cost["M parameters"] == {
+        "gardiff": "6.00",
+        "idm_vton": "6.00",
+    }  # neither control nor baseline
     assert cost["train TFLOP"]["gardiff"] == "45.0" and cost["GFLOP / image"]["gardiff"] == "2.00"
     assert cost["s / image"]["gardiff"] == "0.040" and cost["sampling MiB"]["gardiff"] == "16.0"
     assert cost["train min"]["gardiff"] == "5.0" and cost["train GiB"]["gardiff"] == "1.50"
 
 
 def test_markdown_says_what_was_equal():
-    text = markdown(over_seeds([*ROWS[:-1], row(order="unpaired", seed=1, psnr=16.5, commit="fedcba9876543210")]))
+    text = markdown(
+        over_seeds(
+            [*ROWS[:-1], row(order="unpaired", seed=1, psnr=16.5, commit="fedcba9876543210")]
+        )
+    )
     head = text.splitlines()[0]
-    assert head.startswith("| method | paired, garment<br>psnr ↑ | ") and "cost<br>train TFLOP" in head
+    assert (
+        head.startswith("| method | paired, garment<br>psnr ↑ | ") and "cost<br>train TFLOP" in head
+    )
     assert "| idm_vton | **20.00** | **5.00** | - | - | 6.00 |" in text
     assert "Budget: 900 optimizer steps" in text and "batches of 8 (x 1) in fp32" in text
     assert "Training seeds: 0 and 1 (gardiff), 0 (idm_vton), 0 (gardiff[shuffled])." in text
@@ -80,8 +122,15 @@ def test_an_ablation_names_what_each_row_changes():
 
 def test_latex_is_escaped_and_braces_match():
     text = latex(over_seeds(ROWS))
-    assert r"idm\_vton & \textbf{20.00}" in text and r"18.50 $\pm$ 0.71" in text and r"psnr $\uparrow$" in text
-    assert r"\multicolumn{2}{c}{paired, garment}" in text and r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in text
+    assert (
+        r"idm\_vton & \textbf{20.00}" in text
+        and r"18.50 $\pm$ 0.71" in text
+        and r"psnr $\uparrow$" in text
+    )
+    assert (
+        r"\multicolumn{2}{c}{paired, garment}" in text
+        and r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in text
+    )
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {12}
@@ -92,7 +141,12 @@ def test_csv_holds_plain_numbers():
     lines = list(csv.DictReader(io.StringIO(comma_separated(over_seeds(ROWS)))))
     assert len(lines) == 5
     first = lines[0]
-    assert (first["model"], first["order"], first["seeds"], float(first["psnr"])) == ("gardiff", "paired", "2", 18.5)
+    assert (first["model"], first["order"], first["seeds"], float(first["psnr"])) == (
+        "gardiff",
+        "paired",
+        "2",
+        18.5,
+    )
     assert float(first["psnr_std"]) == pytest.approx(statistics.stdev([18, 19]))
     assert float(first["training_flops"]) == 4.5e13 and float(first["picture_flops"]) == 2e9
     assert next(line for line in lines if line["model"].startswith("baseline/"))["parameters"] == ""
@@ -101,7 +155,10 @@ def test_csv_holds_plain_numbers():
 def test_other_budgets_sizes_and_protocols_do_not_mix():
     other = {"name": "c", "budget": {"kind": "flops", "amount": 40.0}, "changes": []}
     for changed, word in (
-        (row("idm_vton", comparison=other), "budget is {'kind': 'steps', 'amount': 900} and {'kind': 'flops'"),
+        (
+            row("idm_vton", comparison=other),
+            "budget is {'kind': 'steps', 'amount': 900} and {'kind': 'flops'",
+        ),
         (row("idm_vton", size=[256, 192]), "size"),
         (replace(row("idm_vton"), protocol="ladi_compat"), "protocol is exact and ladi_compat"),
         (replace(row("idm_vton"), data="viton_hd"), "data is synthetic and viton_hd"),
@@ -121,4 +178,9 @@ def test_tables_are_drawn_from_the_folder_alone(tmp_path):
         write_tables(tmp_path)
     write_results(tmp_path / "results.json", ROWS)
     write_tables(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "table.md", "table.csv", "table.tex"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.json",
+        "table.md",
+        "table.csv",
+        "table.tex",
+    }

@@ -11,9 +11,15 @@ from vton.report.tables import grouped, print_table, table_json, table_markdown
 
 
 def row(model, ssim=0.5, kid=0.0123, **changes):
-    details = {"pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}}}
+    details = {
+        "pairs_sha256": "p",
+        "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}},
+    }
     metrics = {"kid_random": kid, "ssim": ssim, "psnr": 20.0}
-    return replace(Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, details), **changes)
+    return replace(
+        Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, details),
+        **changes,
+    )
 
 
 def printed(rows):
@@ -23,9 +29,19 @@ def printed(rows):
 
 
 def test_models_then_controls_then_baselines_with_the_best_marked():
-    rows = [row("baseline/mean_colour", 0.7), row("gardiff[shuffled]", 0.99), row("gardiff", 0.9), row("idm_vton", 0.8)]
+    rows = [
+        row("baseline/mean_colour", 0.7),
+        row("gardiff[shuffled]", 0.99),
+        row("gardiff", 0.9),
+        row("idm_vton", 0.8),
+    ]
     lines = [line for line in printed(rows).splitlines() if "0." in line]
-    assert [line.split()[0] for line in lines] == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]
+    assert [line.split()[0] for line in lines] == [
+        "gardiff",
+        "idm_vton",
+        "gardiff[shuffled]",
+        "baseline/mean_colour",
+    ]
     markdown = table_markdown(rows)
     assert "**0.9000**" in markdown  # best method
     assert "**0.9900**" not in markdown  # the control does not compete
@@ -44,9 +60,15 @@ def test_columns_are_ordered_scaled_and_random_names_explained():
 
 
 def test_title_says_data_order_region_n_and_protocol():
-    assert "synthetic test, paired, garment: n = 8, protocol exact v1\n" in printed([row("gardiff")])
-    changed = row("gardiff", provenance=details(changes=["size=(64, 48)", "repaint=True"]) | {"mask": "hull"})
-    assert "protocol exact v1 with size=(64, 48), repaint=True, mask hull" in table_markdown([changed])
+    assert "synthetic test, paired, garment: n = 8, protocol exact v1\n" in printed(
+        [row("gardiff")]
+    )
+    changed = row(
+        "gardiff", provenance=details(changes=["size=(64, 48)", "repaint=True"]) | {"mask": "hull"}
+    )
+    assert "protocol exact v1 with size=(64, 48), repaint=True, mask hull" in table_markdown(
+        [changed]
+    )
 
 
 def test_groups_are_separate_and_a_lone_category_is_not_repeated():
@@ -57,10 +79,16 @@ def test_groups_are_separate_and_a_lone_category_is_not_repeated():
         for category in ("upper_body", "all")
     ]
     assert list(grouped(rows)) == [
-        ("paired", "garment", "all"), ("paired", "image", "all"),
-        ("unpaired", "garment", "all"), ("unpaired", "image", "all"),
-    ]  # fmt: skip
-    two = [row("gardiff"), row("gardiff", category="dresses", n=3), row("gardiff", category="upper_body", n=5)]
+        ("paired", "garment", "all"),
+        ("paired", "image", "all"),
+        ("unpaired", "garment", "all"),
+        ("unpaired", "image", "all"),
+    ]
+    two = [
+        row("gardiff"),
+        row("gardiff", category="dresses", n=3),
+        row("gardiff", category="upper_body", n=5),
+    ]
     assert [key[2] for key in grouped(two)] == ["all", "dresses", "upper_body"]
 
 
@@ -70,7 +98,10 @@ def test_a_metric_that_one_method_lacks_is_a_dash():
 
 
 def details(**metrics):
-    return {"pairs_sha256": "p", "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}} | metrics}
+    return {
+        "pairs_sha256": "p",
+        "metrics": {"protocol": {"version": 1}, "networks": {"inception": "random"}} | metrics,
+    }
 
 
 @pytest.mark.parametrize(

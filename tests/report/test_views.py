@@ -1,4 +1,6 @@
-"""The notebooks' numbers and sentences, on rows made up here: 2 seeds, known means, one row missing."""
+"""The notebooks' numbers and sentences, on rows made up here: 2 seeds, known means, one row
+missing.
+"""
 
 import html
 import re
@@ -25,15 +27,28 @@ def published():
 def row(model, seed=0, ssim=0.5, lpips=0.2, comparison="compare-mine", steps=60, **details):
     """A row as `vton compare` and `vton ablate` write it; the latter names models after rows."""
     known = {
-        "pairs_sha256": "p", "metrics": MEASURED, "seed": 7, "size": [128, 96],
+        "pairs_sha256": "p",
+        "metrics": MEASURED,
+        "seed": 7,
+        "size": [128, 96],
         "checkpoint_sha256": f"{comparison}{model}{seed}",
-    }  # fmt: skip
+    }
     if not model.startswith("baseline/"):
-        known |= {"training": {"seed": seed, "steps": steps, "seconds": 30.0}, "cost": {"step_flops": 2e9}}
-        budget, ablated = {"kind": "steps", "amount": steps}, re.match(r"(?:ablate-(\w+))?", comparison)[1] or ""
-        known |= {"comparison": {"name": comparison, "ablation": ablated, "budget": budget, "changes": []}}
+        known |= {
+            "training": {"seed": seed, "steps": steps, "seconds": 30.0},
+            "cost": {"step_flops": 2e9},
+        }
+        budget, ablated = (
+            {"kind": "steps", "amount": steps},
+            re.match(r"(?:ablate-(\w+))?", comparison)[1] or "",
+        )
+        known |= {
+            "comparison": {"name": comparison, "ablation": ablated, "budget": budget, "changes": []}
+        }
     metrics = {"ssim": ssim, "lpips_random": lpips}
-    return Row(model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, known | details)
+    return Row(
+        model, "synthetic", "test", "paired", "garment", "all", "exact", 8, metrics, known | details
+    )
 
 
 @pytest.fixture
@@ -42,11 +57,14 @@ def results(tmp_path):
     write_results(
         tmp_path / "some" / "results.json",
         [
-            row("gardiff", 0, 0.60, 0.10, seconds_per_picture=0.5), row("gardiff", 1, 0.64, 0.12),
-            row("idm_vton", 0, 0.61, 0.30), row("idm_vton", 1, 0.61, 0.34),
-            row("gardiff[shuffled]", 0, 0.2, 0.9), row("baseline/mean_colour", 0, 0.4, 0.05),
+            row("gardiff", 0, 0.60, 0.10, seconds_per_picture=0.5),
+            row("gardiff", 1, 0.64, 0.12),
+            row("idm_vton", 0, 0.61, 0.30),
+            row("idm_vton", 1, 0.61, 0.34),
+            row("gardiff[shuffled]", 0, 0.2, 0.9),
+            row("baseline/mean_colour", 0, 0.4, 0.05),
         ],
-    )  # fmt: skip
+    )
     write_results(
         tmp_path / "other" / "results.json",
         [row("baseline/mean_colour", 0, 0.4 + 1e-9, 0.05), row("gardiff", 2, 0.62, 0.11)],
@@ -55,11 +73,14 @@ def results(tmp_path):
     write_results(
         tmp_path / "third" / "deeper" / "results.json",
         [
-            row("baseline/mean_colour", 0, 0.4, 0.05), row("base", 0, 0.30, 0.5, **ablation),
-            row("base+AL", 0, 0.25, 0.4, **ablation), row("base+GFA+AL", 0, 0.60, 0.1, **ablation),
-            row("base+GFA+AL[shuffled]", 0, 0.1, 0.9, **ablation), row("mine", 0, 0.6, 0.1, **ablation),
+            row("baseline/mean_colour", 0, 0.4, 0.05),
+            row("base", 0, 0.30, 0.5, **ablation),
+            row("base+AL", 0, 0.25, 0.4, **ablation),
+            row("base+GFA+AL", 0, 0.60, 0.1, **ablation),
+            row("base+GFA+AL[shuffled]", 0, 0.1, 0.9, **ablation),
+            row("mine", 0, 0.6, 0.1, **ablation),
         ],
-    )  # fmt: skip
+    )
     return tmp_path
 
 
@@ -71,8 +92,17 @@ def test_rows_are_found_in_any_folder_and_a_baseline_stands_once(results):
     found = read_measured(results)
     assert (found.comparison["kind"] == "baseline").sum() == 2  # its two metrics, once
     assert found.comparison["setting"].nunique() == 1
-    assert list(found.ablation("gardiff")["row"].unique()) == ["base", "base+AL", "base+GFA+AL", "mine"]
-    assert found.comparison.query("model == 'gardiff' and metric == 'ssim'")["seed"].tolist() == [2, 0, 1]
+    assert list(found.ablation("gardiff")["row"].unique()) == [
+        "base",
+        "base+AL",
+        "base+GFA+AL",
+        "mine",
+    ]
+    assert found.comparison.query("model == 'gardiff' and metric == 'ssim'")["seed"].tolist() == [
+        2,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +114,11 @@ def test_rows_are_found_in_any_folder_and_a_baseline_stands_once(results):
         {"provenance": row("idm_vton", size=[256, 192]).provenance},
         {"provenance": row("idm_vton", pairs_sha256="q").provenance},
         {"provenance": row("idm_vton", metrics={"networks": {"lpips": "pretrained"}}).provenance},
-        {"provenance": row("idm_vton", metrics=MEASURED | {"changes": ["repaint=True"]}).provenance},
+        {
+            "provenance": row(
+                "idm_vton", metrics=MEASURED | {"changes": ["repaint=True"]}
+            ).provenance
+        },
     ],
 )
 def test_rows_measured_or_trained_otherwise_are_another_setting(tmp_path, published, change):
@@ -92,7 +126,9 @@ def test_rows_measured_or_trained_otherwise_are_another_setting(tmp_path, publis
     write_results(tmp_path / "two" / "results.json", [replace(row("idm_vton"), **change)])
     found = read_measured(tmp_path)
     assert found.values["setting"].nunique() == 2
-    assert "idm_vton is the best" in text(Architectures(published, found).who_wins())  # alone, not before gardiff
+    assert "idm_vton is the best" in text(
+        Architectures(published, found).who_wins()
+    )  # alone, not before gardiff
 
 
 def test_winners_with_margin_spread_and_baseline(results, published):
@@ -100,16 +136,24 @@ def test_winners_with_margin_spread_and_baseline(results, published):
     ssim, lpips = found.loc["ssim"], found.loc["lpips_random"]
     assert (ssim["best"], ssim["runner_up"]) == ("gardiff", "idm_vton")
     assert ssim["margin"] == pytest.approx(0.01) and ssim["spread"] == pytest.approx(0.02)
-    assert lpips["margin"] == pytest.approx(0.21) and lpips["spread"] == pytest.approx((0.01**2 + 0.04**2 / 2) ** 0.5)
+    assert lpips["margin"] == pytest.approx(0.21) and lpips["spread"] == pytest.approx(
+        (0.01**2 + 0.04**2 / 2) ** 0.5
+    )
     assert ssim["beats_baseline"] and not lpips["beats_baseline"]
 
 
 def test_sentences_about_winners_follow_the_numbers(results, published):
     told = text(Architectures(published, read_measured(results)).who_wins())
     assert "Best architecture, of 2 combinations of order, region and metric: gardiff in 2." in told
-    assert "ssim by 0.0100 before idm_vton" in told and "lpips_random by 0.2100 before idm_vton" in told
+    assert (
+        "ssim by 0.0100 before idm_vton" in told
+        and "lpips_random by 0.2100 before idm_vton" in told
+    )
     assert "the lead lies within the spread of seeds in ssim." in told
-    assert "no architecture beats what needs no learning in lpips_random (baseline/mean_colour)" in told
+    assert (
+        "no architecture beats what needs no learning in lpips_random (baseline/mean_colour)"
+        in told
+    )
     assert "one run each" not in told
 
 
@@ -122,13 +166,17 @@ def test_our_table_has_the_published_order_spread_and_absent_rows(results, publi
     assert names == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]
     assert "training budget 60 optimizer steps" in text(view.provenance())
     assert "1.2e+11" in text(view.costs())  # FLOP of 60 steps
-    assert "seconds a picture" in view.over_cost()._repr_html_()  # a scatter of the one row that records it
+    assert (
+        "seconds a picture" in view.over_cost()._repr_html_()
+    )  # a scatter of the one row that records it
     assert "Not recorded by these rows" in text(view.over_cost())
 
 
 def test_several_categories_have_their_own_tables_and_a_lone_one_has_none(tmp_path, published):
-    several = [replace(row("gardiff", ssim=ssim), category=category, n=n)
-               for category, ssim, n in [("all", 0.5, 8), ("dresses", 0.4, 3), ("upper_body", 0.6, 5)]]  # fmt: skip
+    several = [
+        replace(row("gardiff", ssim=ssim), category=category, n=n)
+        for category, ssim, n in [("all", 0.5, 8), ("dresses", 0.4, 3), ("upper_body", 0.6, 5)]
+    ]
     for kept, folded in [(several, True), (several[:2], False)]:
         write_results(tmp_path / "results.json", kept)
         page = Architectures(published, read_measured(tmp_path)).tables()._repr_html_()
@@ -138,13 +186,19 @@ def test_several_categories_have_their_own_tables_and_a_lone_one_has_none(tmp_pa
 
 def test_a_tie_of_single_runs_is_neither_agreement_nor_difference(tmp_path, published):
     """Of the two metrics one is equal, the other agrees."""
-    rows = [row(name, 0, 0.3, lpips, "ablate-gardiff-tiny") for name, lpips in [("base", 0.5), ("base+AL", 0.4)]]
+    rows = [
+        row(name, 0, 0.3, lpips, "ablate-gardiff-tiny")
+        for name, lpips in [("base", 0.5), ("base+AL", 0.4)]
+    ]
     write_results(tmp_path / "results.json", rows)
     view = Ablation("gardiff", published, read_measured(tmp_path))
     found = directions(view.claims, view.values, "row", published).set_index("metric")
     assert found["verdict"].to_dict() == {"ssim": "equal", "lpips_random": "agrees"}
     told = text(view.directions())
-    assert "1 of 2 directions agree, 0 differ, 0 lie within the spread of seeds, 1 are equal here." in told
+    assert (
+        "1 of 2 directions agree, 0 differ, 0 lie within the spread of seeds, 1 are equal here."
+        in told
+    )
     assert "worse by" not in told
 
 
@@ -161,27 +215,44 @@ def test_ablation_says_what_is_absent_extra_agreeing_and_differing(results, publ
         "base+AL against base, paired ssim (garment): published as better (0.809 → 0.829), here worse by 0.0500."
         in told
     )
-    assert "Rows with one run each: the spread is that of the model's 3 runs in the comparison." in told
+    assert (
+        "Rows with one run each: the spread is that of the model's 3 runs in the comparison."
+        in told
+    )
     found = directions(view.claims, view.values, "row", published, view._seeds(view.values))
-    assert found.loc[found["metric"] == "ssim", "spread"].tolist() == pytest.approx([0.02 * 2**0.5] * 3)
+    assert found.loc[found["metric"] == "ssim", "spread"].tolist() == pytest.approx(
+        [0.02 * 2**0.5] * 3
+    )
 
 
 def test_a_warp_is_no_architecture(tmp_path, published):
-    write_results(tmp_path / "results.json", [row("gardiff", 0, 0.5), row("idm_vton", 0, 0.4), row("warp", 0, 0.9)])
+    write_results(
+        tmp_path / "results.json",
+        [row("gardiff", 0, 0.5), row("idm_vton", 0, 0.4), row("warp", 0, 0.9)],
+    )
     told = text(Architectures(published, read_measured(tmp_path)).who_wins())
     assert "gardiff in 2" in told and "warp" not in told
 
 
 def test_directions_within_the_spread_and_held_against_all_printed_metrics(tmp_path, published):
     runs = [(0, 0.50, 0.3), (1, 0.60, 0.3)], [(0, 0.51, 0.2), (1, 0.63, 0.2)]
-    rows = [row(name, seed, ssim, lpips, "ablate-imagdressing-synthetic-tiny")
-            for name, values in zip(("A0", "A2"), runs, strict=True) for seed, ssim, lpips in values]  # fmt: skip
+    rows = [
+        row(name, seed, ssim, lpips, "ablate-imagdressing-synthetic-tiny")
+        for name, values in zip(("A0", "A2"), runs, strict=True)
+        for seed, ssim, lpips in values
+    ]
     write_results(tmp_path / "results.json", rows)
-    found = directions(published.claims_of("imagdressing"), read_measured(tmp_path).values, "row", published)
+    found = directions(
+        published.claims_of("imagdressing"), read_measured(tmp_path).values, "row", published
+    )
     found = found.set_index("metric")
-    assert found["basis"].tolist() == ["all its metrics"] * 2  # the paper prints neither SSIM nor LPIPS
+    assert (
+        found["basis"].tolist() == ["all its metrics"] * 2
+    )  # the paper prints neither SSIM nor LPIPS
     assert found["verdict"].to_dict() == {"ssim": "within spread", "lpips_random": "agrees"}
-    mixed = directions(published.claims_of("tryondiffusion"), read_measured(tmp_path).values, "row", published)
+    mixed = directions(
+        published.claims_of("tryondiffusion"), read_measured(tmp_path).values, "row", published
+    )
     assert mixed.empty
 
 
@@ -191,19 +262,34 @@ def test_statements_without_numbers_are_checked_on_every_metric_of_their_order(t
     write_results(tmp_path / "results.json", rows)
     told = text(Ablation("idm_vton", published, read_measured(tmp_path)).directions())
     assert "On the paper's own metrics (garment): 1 of 2 directions agree, 1 differ" in told
-    assert "full against without_ip_adapter: the paper claims no metric, so none is checked." in told
+    assert (
+        "full against without_ip_adapter: the paper claims no metric, so none is checked." in told
+    )
 
 
 def test_pictures_are_those_of_the_rows_folders(results, published):
     shutil.copy(RESULTS / "gardiff-synthetic-tiny" / "pictures_paired.jpg", results / "some")
     view = Architectures(published, read_measured(results))
     assert "some/pictures_paired.jpg" in text(view.pictures())
-    assert "These folders hold no pictures." in text(Ablation("gardiff", published, view.measured).pictures())
+    assert "These folders hold no pictures." in text(
+        Ablation("gardiff", published, view.measured).pictures()
+    )
 
 
 def test_no_results_is_said_and_no_folder_is_an_error(tmp_path, published):
     view = Architectures(published, read_measured(tmp_path))
-    pages = (view.tables, view.provenance, view.costs, view.who_wins, view.bars, view.over_cost, view.directions)
-    assert all(f"Nothing measured to show: no results.json below {tmp_path}." in text(page()) for page in pages)
+    pages = (
+        view.tables,
+        view.provenance,
+        view.costs,
+        view.who_wins,
+        view.bars,
+        view.over_cost,
+        view.directions,
+    )
+    assert all(
+        f"Nothing measured to show: no results.json below {tmp_path}." in text(page())
+        for page in pages
+    )
     with pytest.raises(UserError, match="no such folder of results"):
         read_measured(tmp_path / "absent")

@@ -1,4 +1,6 @@
-"""Callbacks one by one: what their numbers mean, and in which precision held-out pictures are drawn."""
+"""Callbacks one by one: what their numbers mean, and in which precision held-out pictures are
+drawn.
+"""
 
 from types import SimpleNamespace
 
@@ -28,13 +30,25 @@ class Logger:
 def trainer(**more) -> SimpleNamespace:
     """What callbacks ask of a Trainer, before its first step."""
     strategy = SimpleNamespace(
-        root_device=torch.device("cpu"), broadcast=lambda x: x, reduce_boolean_decision=lambda x, all: x
+        root_device=torch.device("cpu"),
+        broadcast=lambda x: x,
+        reduce_boolean_decision=lambda x, all: x,
     )
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
-    return SimpleNamespace(**{
-        "accumulate_grad_batches": 1, "global_step": 0, "max_steps": 4, "world_size": 1, "is_global_zero": True,
-        "strategy": strategy, "optimizers": [optimizer], "logger": Logger(), "precision_plugin": Precision(),
-    } | more)  # fmt: skip
+    return SimpleNamespace(
+        **{
+            "accumulate_grad_batches": 1,
+            "global_step": 0,
+            "max_steps": 4,
+            "world_size": 1,
+            "is_global_zero": True,
+            "strategy": strategy,
+            "optimizers": [optimizer],
+            "logger": Logger(),
+            "precision_plugin": Precision(),
+        }
+        | more
+    )
 
 
 @pytest.fixture
@@ -51,13 +65,23 @@ class Module:
     config = SimpleNamespace(objective=SimpleNamespace(train_timesteps=1000))
 
     def learn(self, t: list[int], loss: float) -> dict:
-        self.last_losses = {"t": torch.tensor(t), "diffusion": torch.full([len(t)], loss), "extra": torch.tensor(loss)}
+        self.last_losses = {
+            "t": torch.tensor(t),
+            "diffusion": torch.full([len(t)], loss),
+            "extra": torch.tensor(loss),
+        }
         return {"loss": torch.tensor(loss / 2)}
 
 
 def test_telemetry_times_steps_without_what_comes_after_them(clock):
-    """Two steps of two batches: 1 s of waiting and 2 s of work each, and 50 s of pictures after a step."""
-    found, telemetry, module = trainer(accumulate_grad_batches=2, world_size=3), Telemetry(2, batch_size=5), Module()
+    """Two steps of two batches: 1 s of waiting and 2 s of work each, and 50 s of pictures after a
+    step.
+    """
+    found, telemetry, module = (
+        trainer(accumulate_grad_batches=2, world_size=3),
+        Telemetry(2, batch_size=5),
+        Module(),
+    )
     for callback in (telemetry, telemetry.data_wait):
         callback.on_train_start(found, module)
     for batch_idx in range(8):
@@ -73,14 +97,23 @@ def test_telemetry_times_steps_without_what_comes_after_them(clock):
     logged = found.logger.scalars
     assert logged.keys() == {2, 4}
     for step, loss in ((2, 1.5), (4, 5.5)):
-        losses = ("train/loss", "train/loss_extra", "train/loss_by_t/0-249", "train/loss_by_t/750-999")
-        assert {name: value for name, value in logged[step].items() if "loss" in name} == dict.fromkeys(losses, loss)
+        losses = (
+            "train/loss",
+            "train/loss_extra",
+            "train/loss_by_t/0-249",
+            "train/loss_by_t/750-999",
+        )
+        assert {
+            name: value for name, value in logged[step].items() if "loss" in name
+        } == dict.fromkeys(losses, loss)
         assert logged[step]["perf/step_ms"] == 6000 and logged[step]["perf/data_wait_ms"] == 2000
         assert logged[step]["perf/images_per_second"] == 4 * 5 * 3 / 12
 
 
 def test_losses_are_means_over_all_processes(monkeypatch):
-    """Another process saw three times as many samples of the first quarter, and alone some of the second."""
+    """Another process saw three times as many samples of the first quarter, and alone some of the
+    second.
+    """
     other = {"loss": (8.0, 1), "loss_by_t/0-249": (24.0, 3), "loss_by_t/250-499": (3.0, 1)}
     monkeypatch.setattr(callbacks, "from_every_process", lambda sums: [sums, other])
     found, telemetry, module = trainer(global_step=1), Telemetry(1, batch_size=1), Module()
@@ -88,13 +121,24 @@ def test_losses_are_means_over_all_processes(monkeypatch):
     telemetry.data_wait.on_train_start(found, module)
     telemetry.on_train_batch_start(found, module, None, 0)
     telemetry.on_train_batch_end(found, module, module.learn([10], 4.0), None, 0)
-    losses = {name.removeprefix("train/"): v for name, v in found.logger.scalars[1].items() if "loss" in name}
-    assert losses == {"loss": 5.0, "loss_extra": 4.0, "loss_by_t/0-249": 7.0, "loss_by_t/250-499": 3.0}
+    losses = {
+        name.removeprefix("train/"): v
+        for name, v in found.logger.scalars[1].items()
+        if "loss" in name
+    }
+    assert losses == {
+        "loss": 5.0,
+        "loss_extra": 4.0,
+        "loss_by_t/0-249": 7.0,
+        "loss_by_t/250-499": 3.0,
+    }
 
 
 def test_memory_of_a_run_on_the_cpu_is_this_processs_beside_a_gpu_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30 if device.index == 1 else 0)
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30 if device.index == 1 else 0
+    )
     assert peak_memory_gib(torch.device("cpu")) > 0.01
     assert peak_memory_gib(torch.device("cuda", 1)) == 3
 
@@ -104,7 +148,9 @@ def test_the_console_says_each_step_once(capsys):
     console.on_train_start(found, module)
     for batch_idx in range(8):
         found.global_step = (batch_idx + 1) // 2
-        console.on_train_batch_end(found, module, module.learn([0], float(batch_idx)), None, batch_idx)
+        console.on_train_batch_end(
+            found, module, module.learn([0], float(batch_idx)), None, batch_idx
+        )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in lines] == [
         [f"step {step}/4", f"loss {2 * step - 1.5:.4f}"] for step in range(1, 5)
@@ -112,7 +158,11 @@ def test_the_console_says_each_step_once(capsys):
 
 
 def test_other_processes_print_and_keep_nothing(capsys):
-    found, console, module = trainer(is_global_zero=False, global_step=1), Console(steps=4), Module()
+    found, console, module = (
+        trainer(is_global_zero=False, global_step=1),
+        Console(steps=4),
+        Module(),
+    )
     console.on_train_start(found, module)
     console.on_train_batch_end(found, module, module.learn([0], 1.0), None, 0)
     assert console.losses == [] and capsys.readouterr().out == ""
@@ -132,7 +182,9 @@ def test_only_a_gradient_has_a_norm(gradient):
 
 @pytest.mark.parametrize("plugin", [Precision(), MixedPrecision("bf16-mixed", "cpu")])
 def test_held_out_pictures_are_drawn_as_predictions_are(plugin):
-    """In the precision of training; a pair whose picture shows no garment does not count as a perfect one."""
+    """In the precision of training; a pair whose picture shows no garment does not count as a
+    perfect one.
+    """
     module, batch = randomised(tiny_module("gardiff")), random_batch(3)
     batch.truth_garment_mask[1] = 0
     found = trainer(global_step=2, precision_plugin=plugin)

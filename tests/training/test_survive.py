@@ -27,11 +27,11 @@ from tests.training.test_train import (
 from vton import cli, registry
 from vton.errors import UserError
 from vton.models.base import TryOnModule
-from vton.models.pretrained import read_checkpoint
+from vton.runs.folder import RunFolder
 from vton.training.callbacks import FiniteNumbers, TrainingError
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.training.preemption import Preemption
-from vton.training.run import RunFolder
+from vton.weights.pretrained import read_checkpoint
 
 BLIND = ("train.picture_every=0", "train.checkpoint_every=1", "train.batch_size=2")
 PLAIN = (*BLIND, "model.appearance.weight=0")  # GarDiff without DISTS
@@ -52,8 +52,14 @@ def twelve(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("model", registry.names())
 def test_eight_steps_equal_four_and_four(model, stop, pairs, workers, tmp_path, twelve):
     """Step 4 has seen 8 samples of an epoch of `pairs`."""
-    more = ("data.synthetic.train=12", f"data.limit_train={pairs}", f"data.workers={workers}", *BLIND,
-            "model.condition_dropout=0.3", "data.augment.affine=0.5")  # fmt: skip
+    more = (
+        "data.synthetic.train=12",
+        f"data.limit_train={pairs}",
+        f"data.workers={workers}",
+        *BLIND,
+        "model.condition_dropout=0.3",
+        "data.augment.affine=0.5",
+    )
     more += ("train.steps=8", "train.schedule=cosine", "train.warmup_steps=2")
     whole = trained(model, tmp_path, twelve, "whole", *more)
     with stopping_after(4):
@@ -68,7 +74,10 @@ def test_the_same_seed_twice_is_the_same_training(model, tmp_path, rendered):  #
     """Losses of every step and weights, bit by bit; another seed is another training."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runs = [trained(model, tmp_path, rendered, name, *BLIND, "train.steps=10") for name in ("one", "two")]
+    runs = [
+        trained(model, tmp_path, rendered, name, *BLIND, "train.steps=10")
+        for name in ("one", "two")
+    ]
     runs.append(trained(model, tmp_path, rendered, "other", *BLIND, "train.steps=10", "seed=1"))
     curves = []
     for run in runs:
@@ -79,20 +88,23 @@ def test_the_same_seed_twice_is_the_same_training(model, tmp_path, rendered):  #
     assert curves[0] == curves[1] != curves[2] and len(curves[0]) == 10
 
 
-# ---- kills and signals: training in processes of their own, forked from one that has imported everything ----
+# ---- kills and signals: training in processes of their own, forked from one that has imported
+# everything ----
 
 
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vton.training.train", "vton.models.gardiff.module"])
+    context.set_forkserver_preload(["vton.commands.train", "vton.models.gardiff.module"])
     return context
 
 
 def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.setpgrp()  # with its loader processes, and without the test's
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell runs the tests in the background
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
     cli.main(arguments)
@@ -101,11 +113,23 @@ def run_command(arguments: list[str], environment: dict[str, str], log: str) -> 
 class Started:
     """`vton train` under way."""
 
-    def __init__(self, processes, runs: Path, rendered: Path, name: str, *more: str, **environment: str):  # noqa: F811
+    def __init__(
+        self, processes, runs: Path, rendered: Path, name: str, *more: str, **environment: str
+    ):  # noqa: F811
         self.run, self.log = RunFolder(runs / name), runs / f"{name}.log"
-        arguments = ["train", "model=gardiff", f"runs={runs}", f"name={name}",
-                     f"data.root={rendered}", *SMALL, *PLAIN, *more]  # fmt: skip
-        self.process = processes.Process(target=run_command, args=(arguments, environment, str(self.log)))
+        arguments = [
+            "train",
+            "model=gardiff",
+            f"runs={runs}",
+            f"name={name}",
+            f"data.root={rendered}",
+            *SMALL,
+            *PLAIN,
+            *more,
+        ]
+        self.process = processes.Process(
+            target=run_command, args=(arguments, environment, str(self.log))
+        )
         self.process.start()
 
     def saved(self) -> int:
@@ -124,12 +148,16 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)]
+    ("number", "code", "workers"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)],
 )
-def test_a_signal_writes_a_checkpoint_and_its_exit_code(number, code, workers, processes, tmp_path, rendered):  # noqa: F811
+def test_a_signal_writes_a_checkpoint_and_its_exit_code(
+    number, code, workers, processes, tmp_path, rendered
+):  # noqa: F811
     """At an odd step, where no checkpoint is due; what goes on afterwards is the same training.
 
-    Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job, terminals Ctrl-C.
+    Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job,
+    terminals Ctrl-C.
     """
     rare = ("train.checkpoint_every=1000", f"data.workers={workers}")
     started = Started(processes, tmp_path, rendered, "stopped", "train.steps=200", *rare)
@@ -139,13 +167,17 @@ def test_a_signal_writes_a_checkpoint_and_its_exit_code(number, code, workers, p
     os.killpg(started.process.pid, number)
     assert started.exit_code() == code, started.log.read_text()
     step = read_checkpoint(started.run.last)["global_step"]
-    assert 5 <= step < 200 and f"at step {step}; the same command continues" in started.log.read_text()
+    assert (
+        5 <= step < 200 and f"at step {step}; the same command continues" in started.log.read_text()
+    )
     assert "Traceback" not in started.log.read_text() and "vton:" not in started.log.read_text()
     assert not started.run.weights.exists()  # which would say that the training is finished
 
     settings = (*PLAIN, f"train.steps={step + 2}", *rare)
     whole = trained("gardiff", tmp_path, rendered, "whole", *settings)
-    assert_same_training(whole, trained("gardiff", tmp_path, rendered, "stopped", *settings), step + 2)
+    assert_same_training(
+        whole, trained("gardiff", tmp_path, rendered, "stopped", *settings), step + 2
+    )
 
 
 @pytest.fixture
@@ -163,7 +195,10 @@ def test_a_second_ctrl_c_ends_at_once_and_background_jobs_get_none(ctrl_c):
         preemption = Preemption(checkpoints=None)
         preemption.on_train_start(None, None)
         signal.raise_signal(signal.SIGINT)
-        assert preemption.received == {signal.SIGINT} and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert (
+            preemption.received == {signal.SIGINT}
+            and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        )
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         Preemption(checkpoints=None).on_train_start(None, None)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -171,23 +206,45 @@ def test_a_second_ctrl_c_ends_at_once_and_background_jobs_get_none(ctrl_c):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_ctrl_c_where_lightning_catches_it_is_130_and_one_line(ctrl_c, tmp_path, rendered, monkeypatch, capsys):  # noqa: F811
+def test_ctrl_c_where_lightning_catches_it_is_130_and_one_line(
+    ctrl_c, tmp_path, rendered, monkeypatch, capsys
+):  # noqa: F811
     """Before the first step, where nothing notes the signal yet."""
 
     def interrupted(self, trainer, module):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Preemption, "on_train_start", interrupted)
-    assert command("train", f"runs={tmp_path}", f"data.root={rendered}", *SMALL, *PLAIN, "train.steps=1") == 130
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("vton: interrupted")]
+    assert (
+        command(
+            "train", f"runs={tmp_path}", f"data.root={rendered}", *SMALL, *PLAIN, "train.steps=1"
+        )
+        == 130
+    )
+    assert [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("vton: interrupted")
+    ]
 
 
-def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(processes, tmp_path, rendered, capsys):  # noqa: F811
-    """Also by kill -9, at once: its loader processes, which may outlive it by seconds, hold nothing."""
+def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(
+    processes, tmp_path, rendered, capsys
+):  # noqa: F811
+    """Also by kill -9, at once: its loader processes, which may outlive it by seconds, hold
+    nothing.
+    """
     started = Started(processes, tmp_path, rendered, "one", "train.steps=1000", "data.workers=2")
     started.wait_for_a_checkpoint()
     before = started.run.config.stat().st_mtime_ns
-    settings = ("model=gardiff", f"runs={tmp_path}", "name=one", f"data.root={rendered}", *SMALL, *PLAIN)
+    settings = (
+        "model=gardiff",
+        f"runs={tmp_path}",
+        "name=one",
+        f"data.root={rendered}",
+        *SMALL,
+        *PLAIN,
+    )
     assert command("train", *settings, "train.steps=9") == 2
     refused = f"vton: Another process is training in {started.run.path}. "
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(refused)]
@@ -199,14 +256,23 @@ def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(processes
 
 
 def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):  # noqa: F811
-    """As sbatch --signal=SIGUSR1@60 sends it; scontrol is a stand-in that writes down what it was asked."""
+    """As sbatch --signal=SIGUSR1@60 sends it; scontrol is a stand-in that writes down what it was
+    asked.
+    """
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "vton", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
-             "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
-             "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}  # fmt: skip
+    slurm = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "vton",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }
     started = Started(processes, tmp_path, rendered, "queued", "train.steps=1000", **slurm)
     started.wait_for_a_checkpoint()
     os.kill(started.process.pid, signal.SIGUSR1)
@@ -214,7 +280,10 @@ def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):  # noqa:
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     step = read_checkpoint(started.run.last)["global_step"]
     again = Started(processes, tmp_path, rendered, "queued", f"train.steps={step + 1}", **slurm)
-    assert again.exit_code() == 0 and f"Resuming {again.run.path} at step {step} of" in again.log.read_text()
+    assert (
+        again.exit_code() == 0
+        and f"Resuming {again.run.path} at step {step} of" in again.log.read_text()
+    )
 
 
 @pytest.mark.slow
@@ -233,7 +302,10 @@ def test_twenty_kills_leave_a_loadable_checkpoint_each(processes, tmp_path, rend
         assert started.exit_code() == -signal.SIGKILL
         writing += bool(list(started.run.checkpoints.glob(".last.ckpt.*")))
         steps.append(read_checkpoint(started.run.last)["global_step"])
-        print(f"kill {number + 1}: loadable at step {steps[-1]}, {writing} of them while writing", file=sys.stderr)
+        print(
+            f"kill {number + 1}: loadable at step {steps[-1]}, {writing} of them while writing",
+            file=sys.stderr,
+        )
     assert steps == sorted(set(steps)) and writing >= 5
 
     settings = (*PLAIN, f"train.steps={steps[-1] + 2}")
@@ -270,7 +342,9 @@ def spoilt(monkeypatch):
     return spoil
 
 
-@pytest.mark.parametrize(("what", "said"), [("loss", "Loss is nan"), ("gradient", "Gradient norm is (nan|inf)")])
+@pytest.mark.parametrize(
+    ("what", "said"), [("loss", "Loss is nan"), ("gradient", "Gradient norm is (nan|inf)")]
+)
 def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, tmp_path, rendered):  # noqa: F811
     """The second micro-batch of step 3 is bad; last.ckpt is of step 2."""
     calls = spoilt(what, first=6)
@@ -279,15 +353,29 @@ def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, 
     message = str(error.value)
     named = [pair for pair in {*calls[4], *calls[5]} if pair in message]
     assert sorted(named) == sorted([calls[5][1]] if what == "loss" else {*calls[4], *calls[5]})
-    assert "\n" not in message and read_checkpoint(RunFolder(tmp_path / "run").last)["global_step"] == 2
+    assert (
+        "\n" not in message
+        and read_checkpoint(RunFolder(tmp_path / "run").last)["global_step"] == 2
+    )
 
 
 def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys):  # noqa: F811
     """Step 2 leaves weights and moments as step 1 made them."""
     spoilt("loss", first=2)
-    run = trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=2", "train.keep_last=2",
-                  "train.non_finite=skip")  # fmt: skip
-    assert "Loss is nan at step 2" in (printed := capsys.readouterr().out) and "Step skipped" in printed
+    run = trained(
+        "gardiff",
+        tmp_path,
+        rendered,
+        "run",
+        *PLAIN,
+        "train.steps=2",
+        "train.keep_last=2",
+        "train.non_finite=skip",
+    )
+    assert (
+        "Loss is nan at step 2" in (printed := capsys.readouterr().out)
+        and "Step skipped" in printed
+    )
     before, after = read_checkpoint(run.numbered("last", 1)), read_checkpoint(run.last)
     assert_equal(before["state_dict"], after["state_dict"])
     assert_equal(before["optimizer_states"][0]["state"], after["optimizer_states"][0]["state"])
@@ -298,26 +386,43 @@ def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkey
     monkeypatch.setattr(FiniteNumbers, "PATIENCE", 3)
     spoilt("gradient", first=1, count=99)
     with pytest.raises(TrainingError, match=r"at step 3, .*3th in a row"):
-        trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=9", "train.non_finite=skip")
+        trained(
+            "gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=9", "train.non_finite=skip"
+        )
 
 
 # ---- checkpoints ----
 
 
 def test_the_last_and_the_best_stay(tmp_path, rendered):  # noqa: F811
-    run = trained("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=4", "train.picture_every=1",
-                  "train.keep_last=2", "train.keep_best=2")  # fmt: skip
+    run = trained(
+        "gardiff",
+        tmp_path,
+        rendered,
+        "run",
+        *PLAIN,
+        "train.steps=4",
+        "train.picture_every=1",
+        "train.keep_last=2",
+        "train.keep_best=2",
+    )
     assert {path.name for path in run.checkpoints.glob("last*")} == {
-        "last.ckpt", "last_00000003.ckpt", "last_00000004.ckpt"
-    }  # fmt: skip
+        "last.ckpt",
+        "last_00000003.ckpt",
+        "last_00000004.ckpt",
+    }
     assert run.last.samefile(run.numbered("last", 4))  # takes no room of its own
     scores = read_checkpoint(run.last)["callbacks"]["Checkpoints"]["scores"]
-    assert {path.name for path in run.checkpoints.glob("best_*")} == {f"best_{step:08d}.ckpt" for step in scores}
+    assert {path.name for path in run.checkpoints.glob("best_*")} == {
+        f"best_{step:08d}.ckpt" for step in scores
+    }
     assert len(scores) == 2 and run.best.samefile(run.numbered("best", max(scores, key=scores.get)))
 
 
 def test_a_loaded_checkpoint_is_its_own(tmp_path):
-    """Though it lies on the disk until it is used; files of the old form, which cannot be mapped, load as well."""
+    """Though it lies on the disk until it is used; files of the old form, which cannot be mapped,
+    load as well.
+    """
     path, written = tmp_path / "last.ckpt", AtomicCheckpointIO()
     written.save_checkpoint({"weights": torch.zeros(2**16)}, path)
     former = read_checkpoint(path)["weights"]
@@ -347,9 +452,18 @@ def test_a_failed_write_keeps_the_previous_checkpoint_and_names_the_path(tmp_pat
     assert read_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_ends_the_run_with_the_former_checkpoint(tmp_path, rendered, monkeypatch, capsys):  # noqa: F811
+def test_a_full_disk_ends_the_run_with_the_former_checkpoint(
+    tmp_path, rendered, monkeypatch, capsys
+):  # noqa: F811
     """And the same command goes on when there is room."""
-    arguments = (f"runs={tmp_path}", "name=run", f"data.root={rendered}", *SMALL, *PLAIN, "train.steps=3")
+    arguments = (
+        f"runs={tmp_path}",
+        "name=run",
+        f"data.root={rendered}",
+        *SMALL,
+        *PLAIN,
+        "train.steps=3",
+    )
     save, saved = torch.save, []
 
     def save_until_full(*content, **options):
@@ -364,7 +478,9 @@ def test_a_full_disk_ends_the_run_with_the_former_checkpoint(tmp_path, rendered,
     assert f"{run.last} could not be written (" in capsys.readouterr().err
     assert read_checkpoint(run.last)["global_step"] == 1 and not list(run.checkpoints.glob(".*"))
     assert command("train", *arguments) == 0
-    assert_same_training(trained("gardiff", tmp_path, rendered, "whole", *PLAIN, "train.steps=3"), run, 3)
+    assert_same_training(
+        trained("gardiff", tmp_path, rendered, "whole", *PLAIN, "train.steps=3"), run, 3
+    )
 
 
 # ---- several processes, as torchrun starts them ----
@@ -375,12 +491,22 @@ def torchrun(processes, log: Path, *arguments: str) -> list:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-              "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "vton"}  # fmt: skip
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "vton",
+    }
     started = []
     for rank in "01":
         environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        started.append(processes.Process(target=run_command, args=(["train", *arguments], environment, str(log))))
+        started.append(
+            processes.Process(
+                target=run_command, args=(["train", *arguments], environment, str(log))
+            )
+        )
         started[-1].start()
     return started
 
@@ -397,8 +523,17 @@ def sharded(processes, tmp_path, rendered):  # noqa: F811
 
     def train(model: str, name: str, *more: str) -> RunFolder:
         shared = ("train.batch_size=2", "trainer.devices=2", "trainer.strategy=fsdp")
-        started = torchrun(processes, tmp_path / "log", f"model={model}", f"runs={tmp_path}", f"name={name}",
-                           f"data.root={rendered}", *SMALL, *shared, *more)  # fmt: skip
+        started = torchrun(
+            processes,
+            tmp_path / "log",
+            f"model={model}",
+            f"runs={tmp_path}",
+            f"name={name}",
+            f"data.root={rendered}",
+            *SMALL,
+            *shared,
+            *more,
+        )
         assert exit_codes(started) == [0, 0], (tmp_path / "log").read_text()
         return RunFolder(tmp_path / name)
 
@@ -408,40 +543,69 @@ def sharded(processes, tmp_path, rendered):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("model", registry.names())
 def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # noqa: F811
-    """The gradient within 1e-6, and each continues what the other began. Pictures are drawn on the way."""
+    """The gradient within 1e-6, and each continues what the other began. Pictures are drawn on the
+    way.
+    """
     alone = ("train.grad_clip=0", "train.checkpoint_every=1")
     one = trained(model, tmp_path, rendered, "one", *alone, "train.steps=1")
     two = sharded(model, "two", *alone, "train.steps=1")
-    # TryOnDiffusion's last bias sums up 12,288 pixels, channels last in one process, which FSDP2 does not know.
+    # TryOnDiffusion's last bias sums up 12,288 pixels, channels last in one process, which FSDP2
+    # does not know.
     assert gradient_distance(one, two) < (1e-5 if model == "tryondiffusion" else 1e-6)
     expected, found = read_checkpoint(one.last), read_checkpoint(two.last)
     assert expected["state_dict"].keys() == found["state_dict"].keys()
-    assert expected["callbacks"]["EMA"]["average"].keys() == found["callbacks"]["EMA"]["average"].keys()
+    assert (
+        expected["callbacks"]["EMA"]["average"].keys()
+        == found["callbacks"]["EMA"]["average"].keys()
+    )
     one = sharded(model, "one", *alone, "train.steps=3")
     two = trained(model, tmp_path, rendered, "two", *alone, "train.steps=3")
     expected, found = (read_checkpoint(run.last) for run in (one, two))
     for part in (lambda c: c["state_dict"], lambda c: c["callbacks"]["EMA"]["average"]):
-        differences = torch.cat([(part(expected)[n] - part(found)[n]).abs().float().flatten() for n in part(found)])
-        assert differences.mean() < 1e-6 and differences.max() < 5e-3  # Adam magnifies rounding where gradients vanish
+        differences = torch.cat(
+            [(part(expected)[n] - part(found)[n]).abs().float().flatten() for n in part(found)]
+        )
+        assert (
+            differences.mean() < 1e-6 and differences.max() < 5e-3
+        )  # Adam magnifies rounding where gradients vanish
 
 
 @pytest.mark.slow
 def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):  # noqa: F811
-    """bf16 weights are gathered where one process casts them: first gradients agree to bf16's digits.
+    """bf16 weights are gathered where one process casts them: first gradients agree to bf16's
+    digits.
 
     Pictures are drawn with such weights too.
     """
-    half = ("train.precision=bf16", "train.grad_clip=0.1", "train.steps=1", "train.checkpoint_every=1")
-    one, two = trained("gardiff", tmp_path, rendered, "one", *half), sharded("gardiff", "two", *half)
+    half = (
+        "train.precision=bf16",
+        "train.grad_clip=0.1",
+        "train.steps=1",
+        "train.checkpoint_every=1",
+    )
+    one, two = (
+        trained("gardiff", tmp_path, rendered, "one", *half),
+        sharded("gardiff", "two", *half),
+    )
     states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, two)]
-    expected, found = (torch.cat([state[i]["exp_avg"].flatten() for i in state]) for state in states)
+    expected, found = (
+        torch.cat([state[i]["exp_avg"].flatten() for i in state]) for state in states
+    )
     assert (expected - found).norm() < 2e-2 * expected.norm()
 
 
 @pytest.mark.slow
 def test_sigterm_to_the_first_of_two_processes_stops_both(processes, tmp_path, rendered):  # noqa: F811
-    arguments = (f"runs={tmp_path}", "name=two", f"data.root={rendered}", *SMALL, *BLIND, "train.steps=1000",
-                 "trainer.devices=2", "trainer.strategy=ddp")  # fmt: skip
+    arguments = (
+        f"runs={tmp_path}",
+        "name=two",
+        f"data.root={rendered}",
+        *SMALL,
+        *BLIND,
+        "train.steps=1000",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+    )
     started = torchrun(processes, tmp_path / "log", *arguments)
     run = RunFolder(tmp_path / "two")
     while not run.last.exists():

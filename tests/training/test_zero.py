@@ -1,4 +1,6 @@
-"""DeepSpeed, where it is installed: on one CPU process, which Lightning refuses, so its check for CUDA is lifted."""
+"""DeepSpeed, where it is installed: on one CPU process, which Lightning refuses, so its check for
+CUDA is lifted.
+"""
 
 import sys
 
@@ -10,9 +12,9 @@ from lightning.pytorch.strategies import deepspeed as lightnings
 
 from tests.training.test_train import assert_equal, rendered, trained  # noqa: F401
 from vton import config
-from vton.models.pretrained import WeightsError, read_checkpoint
-from vton.training import train
-from vton.training.checkpoint import states_file
+from vton.commands import train
+from vton.runs.checkpoint import states_file
+from vton.weights.pretrained import WeightsError, read_checkpoint
 
 
 @pytest.fixture
@@ -21,12 +23,17 @@ def zero(monkeypatch):
     pytest.importorskip("deepspeed.comm.torch")
     from vton.training.zero import ZeRO2
 
-    monkeypatch.setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # compiles for minutes
+    monkeypatch.setattr(
+        sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None
+    )  # compiles for minutes
     monkeypatch.setattr(lightnings, "CUDAAccelerator", CPUAccelerator)
     monkeypatch.setattr(lightnings, "_validate_device_index_selection", lambda devices: None)
 
     def strategy(_):
-        options = {"parallel_devices": [torch.device("cpu", 0)], "cluster_environment": LightningEnvironment()}
+        options = {
+            "parallel_devices": [torch.device("cpu", 0)],
+            "cluster_environment": LightningEnvironment(),
+        }
         return ZeRO2(process_group_backend="gloo", **options)
 
     monkeypatch.setattr(train, "strategy", strategy)

@@ -1,4 +1,5 @@
-"""The configuration: dataclasses are the schema, YAML files pick values, dotted overrides come last.
+"""The configuration: dataclasses are the schema, YAML files pick values, dotted overrides come
+last.
 
 Nothing here imports torch or lightning: `vton list` and `vton --help` stay fast.
 """
@@ -14,7 +15,6 @@ from vton.config.loading import (
     load,
     load_file,
     load_shared,
-    nearest,
     to_yaml,
     upper_stages,
 )
@@ -34,6 +34,7 @@ from vton.config.schema import (
     SyntheticConfig,
     TrainedConfig,
     TrainerConfig,
+    nearest,
 )
 
 __all__ = [

@@ -2,18 +2,19 @@
 
 `load("model=gardiff", "preset=tiny", "train.lr=1e-4")` joins, in this order,
 
-    configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own `presets.<preset>`
-    <- data/<name>.yaml <- trainer/<name>.yaml <- row of ablation/<name>.yaml <- overrides
+    configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own
+    `presets.<preset>` <- data/<name>.yaml <- trainer/<name>.yaml <- row of ablation/<name>.yaml <-
+    overrides
 
-and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with `modes`, chosen by
-`model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own `presets.<preset>` after the file's;
-and a cascade's with `stages.<model.stage>`, which acts just before `presets.<preset>`: what all presets of a stage
-share, such as its size; the stage's own `presets.<preset>` comes after the file's.
+and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with
+`modes`, chosen by `model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own
+`presets.<preset>` after the file's; and a cascade's with `stages.<model.stage>`, which acts just
+before `presets.<preset>`: what all presets of a stage share, such as its size; the stage's own
+`presets.<preset>` comes after the file's.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import os
@@ -27,10 +28,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from vton.config.schema import ConfigError, DataConfig, ExperimentConfig, ModelConfig, TrainedConfig
+from vton.config.models import config_class
+from vton.config.schema import (
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TrainedConfig,
+    nearest,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}  # group -> default choice
+GROUPS = {
+    "model": "gardiff",
+    "preset": "tiny",
+    "data": "synthetic",
+    "trainer": "cpu",
+}  # group -> default choice
 
 
 def choices(group: str) -> list[str]:
@@ -41,11 +55,9 @@ def choices(group: str) -> list[str]:
 def load(*overrides: str) -> ExperimentConfig:
     """The experiment that the overrides describe.
 
-    `model=`, `preset=`, `data=`, `trainer=` and `ablation=` choose files; every other override is a dotted key.
-    Raises ConfigError with one line that names the key and its nearest neighbour.
+    `model=`, `preset=`, `data=`, `trainer=` and `ablation=` choose files; every other override is a
+    dotted key. Raises ConfigError with one line that names the key and its nearest neighbour.
     """
-    from vton import registry
-
     chosen, dotted = _split(overrides)
     if chosen["ablation"]:
         dotted = [*_ablation_row(chosen["ablation"]), *dotted]
@@ -63,7 +75,7 @@ def load(*overrides: str) -> ExperimentConfig:
     layers.append(given)
     layers.append({"preset": chosen["preset"], "ablation": chosen["ablation"]})
     layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
-    model_class = registry.config_class(chosen["model"])
+    model_class = config_class(chosen["model"])
     if stages:
         asked = [_name(OmegaConf.create(layer), "model.stage") for layer in layers]
         stage = next((stage for stage in reversed(asked) if stage), model_class().stage)
@@ -79,7 +91,8 @@ def load(*overrides: str) -> ExperimentConfig:
 
 
 def upper_stages(*overrides: str) -> list[ExperimentConfig]:
-    """The other stages of the cascade that the overrides load the first of; none where dotted keys or an ablation do.
+    """The other stages of the cascade that the overrides load the first of; none where dotted keys
+    or an ablation do.
 
     A size, a width or a row of an ablation is one stage's own, which `model.stage` chooses.
     """
@@ -87,13 +100,17 @@ def upper_stages(*overrides: str) -> list[ExperimentConfig]:
     if dotted or chosen["ablation"]:
         return []
     first = load(*overrides).model
-    return [load(*overrides, f"model.stage={stage}") for stage in first.CASCADE if stage != first.stage]
+    return [
+        load(*overrides, f"model.stage={stage}") for stage in first.CASCADE if stage != first.stage
+    ]
 
 
 def load_shared(*overrides: str) -> ExperimentConfig:
-    """What experiments of all architectures start from: `load` without anything that is the model's own.
+    """What experiments of all architectures start from: `load` without anything that is the model's
+    own.
 
-    Its `model` and `name` are empty; overrides below `model.` are left out. Raises ConfigError as `load` does.
+    Its `model` and `name` are empty; overrides below `model.` are left out. Raises ConfigError as
+    `load` does.
     """
     chosen, dotted = _split(overrides)
     layers = [_read(CONFIGS / "default.yaml")]
@@ -119,15 +136,27 @@ def ablation(name: str) -> Ablation:
     """The table of that name. Raises ConfigError naming file and row."""
     path = _file("ablation", name)
     content = OmegaConf.to_container(_read(path))
-    if set(content) != {"source", "rows"} or not isinstance(content["source"], str) or not content["rows"]:
-        raise ConfigError(f"{path}: expected `source`, a line on where the table stands, and `rows`, name: settings.")
+    if (
+        set(content) != {"source", "rows"}
+        or not isinstance(content["source"], str)
+        or not content["rows"]
+    ):
+        raise ConfigError(
+            f"{path}: expected `source`, a line on where the table stands, and `rows`, name: settings."
+        )
     for row, settings in content["rows"].items():
         if not re.fullmatch(r"[\w+.-]+", str(row)):
-            raise ConfigError(f"{path}: row '{row}' becomes a folder; use letters, digits and _ + . - only.")
+            raise ConfigError(
+                f"{path}: row '{row}' becomes a folder; use letters, digits and _ + . - only."
+            )
         if not isinstance(settings, dict):
-            raise ConfigError(f"{path}: row '{row}' must hold settings, {{}} for none, not {settings!r}.")
-    rows = {str(row): [as_override(*item) for item in flatten(settings).items()] for row, settings in
-            content["rows"].items()}  # fmt: skip
+            raise ConfigError(
+                f"{path}: row '{row}' must hold settings, {{}} for none, not {settings!r}."
+            )
+    rows = {
+        str(row): [as_override(*item) for item in flatten(settings).items()]
+        for row, settings in content["rows"].items()
+    }
     return Ablation(content["source"], rows)
 
 
@@ -137,7 +166,9 @@ def as_override(key: str, value: Any) -> str:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
-    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to tuples."""
+    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to
+    tuples.
+    """
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -149,8 +180,6 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """A resolved config.yaml of a run folder, with dotted overrides on top. Raises ConfigError."""
-    from vton import registry
-
     if not Path(path).is_file():
         raise ConfigError(f"No run configuration at {path}.")
     stored = _read(Path(path))
@@ -162,7 +191,7 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
         name = _name(stored, "model.name")
         if not name:
             raise ConfigError("no model.name: not a run's config.yaml.")
-        return _checked(registry.config_class(name), [stored, given])
+        return _checked(config_class(name), [stored, given])
     except ConfigError as error:
         if any(str(error).startswith(override.partition("=")[0]) for override in overrides):
             raise
@@ -179,12 +208,6 @@ def data_root(data: DataConfig) -> str:
     if data.root:
         return os.path.expanduser(data.root).rstrip("/")
     return f"{os.environ.get('VTON_DATA', 'data').rstrip('/')}/{data.name}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """'Did you mean ...?' for a mistyped name, or the list of known ones."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean: '{close[0]}'?" if close else f"Known: {', '.join(known)}."
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -211,16 +234,22 @@ def _dotted(overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         key = override.partition("=")[0]
         if key in ("model.name", "trainer.name"):
-            raise ConfigError(f"{override}: a file of configs/ is chosen by {key.partition('.')[0]}=.")
+            raise ConfigError(
+                f"{override}: a file of configs/ is chosen by {key.partition('.')[0]}=."
+            )
     try:
         content = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}") from None
+        raise ConfigError(
+            f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}"
+        ) from None
     return _without_gaps(content)
 
 
 def _without_gaps(content: DictConfig, where: str = "") -> DictConfig:
-    """The same. Raises ConfigError for OmegaConf's ???, which it would pass over as if the key were not there."""
+    """The same. Raises ConfigError for OmegaConf's ???, which it would pass over as if the key were
+    not there.
+    """
     for key, value in flatten(OmegaConf.to_container(content)).items():
         if value == "???":
             raise ConfigError(f"{where}{key}=???: give it a value, or leave the key out.")
@@ -228,7 +257,9 @@ def _without_gaps(content: DictConfig, where: str = "") -> DictConfig:
 
 
 def _name(content: DictConfig, key: str) -> str:
-    """The value of a key that decides which settings are read; "" where it is not given. Raises ConfigError."""
+    """The value of a key that decides which settings are read; "" where it is not given. Raises
+    ConfigError.
+    """
     try:
         value = OmegaConf.select(content, key)
     except OmegaConfBaseException as error:
@@ -267,20 +298,30 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> Experim
     try:
         return OmegaConf.to_object(OmegaConf.merge(_schema(model_class), *layers))
     except ConfigKeyError as error:
-        known = [field.name for field in fields(error.object_type)] if is_dataclass(error.object_type) else []
+        known = (
+            [field.name for field in fields(error.object_type)]
+            if is_dataclass(error.object_type)
+            else []
+        )
         *_, group, key = ["", *str(error.full_key).split(".")]
         where = f" in '{group}'" if group else ""
-        raise ConfigError(f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}") from None
+        raise ConfigError(
+            f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}"
+        ) from None
     # TypeError: its word for keys below a list; OverflowError: an integer that no float can be.
     except (OmegaConfBaseException, TypeError, OverflowError) as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{key}: {_first_line(error)}" if key else _refused(model_class, layers, error)) from None
+        raise ConfigError(
+            f"{key}: {_first_line(error)}" if key else _refused(model_class, layers, error)
+        ) from None
     except RecursionError:
         raise ConfigError("The settings refer to each other without end.") from None
 
 
 def _refused(model_class: type[TrainedConfig], layers: Sequence[Any], error: Exception) -> str:
-    """What to say for an error that OmegaConf raises without a key: the first setting that does not fit by itself."""
+    """What to say for an error that OmegaConf raises without a key: the first setting that does not
+    fit by itself.
+    """
 
     def misfit(content: Any) -> Exception | None:
         try:
@@ -293,7 +334,11 @@ def _refused(model_class: type[TrainedConfig], layers: Sequence[Any], error: Exc
             alone = OmegaConf.create()
             OmegaConf.update(alone, key, value)
             if found := misfit(alone):
-                reason = _first_line(found).replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
+                reason = (
+                    _first_line(found)
+                    .replace("$VALUE_TYPE", type(value).__name__)
+                    .replace("$VALUE", str(value))
+                )
                 return f"{key}: {reason}"
     return _first_line(error)
 

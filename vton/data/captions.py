@@ -1,8 +1,8 @@
 """Captions of person and garment from one short annotation per garment, as IDM-VTON builds them.
 
-VITON-HD's come from IDM-VTON's tag files (sleeve length, neckline and item, in this order; null tags are left out),
-DressCode's from IDM-VTON's `dc_caption.txt`. A garment without annotation gets the configured fallback: 158 of
-VITON-HD's 2,032 test garments have none.
+VITON-HD's come from IDM-VTON's tag files (sleeve length, neckline and item, in this order; null
+tags are left out), DressCode's from IDM-VTON's `dc_caption.txt`. A garment without annotation gets
+the configured fallback: 158 of VITON-HD's 2,032 test garments have none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Templates(NamedTuple):
 
 
 def read_tags(path: Source) -> dict[str, str]:
-    """Annotation by file stem from a tag file of VITON-HD. Raises DataError that names file and entry."""
+    """Annotation by file stem from a tag file of VITON-HD. Raises DataError that names file and
+    entry.
+    """
     advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
@@ -50,16 +52,21 @@ def read_tags(path: Source) -> dict[str, str]:
             tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
             words = " ".join(tags[name] for name in TAGS if tags.get(name))
         except KeyError as error:
-            raise DataError(f"viton_hd: entry {number} of {path} has no {error}. {advice}") from None
+            raise DataError(
+                f"viton_hd: entry {number} of {path} has no {error}. {advice}"
+            ) from None
         except TypeError as error:
-            raise DataError(f"viton_hd: entry {number} of {path} has another structure ({error}). {advice}") from None
+            raise DataError(
+                f"viton_hd: entry {number} of {path} has another structure ({error}). {advice}"
+            ) from None
         if words:
             found[stem] = words
     return found
 
 
 def read_lines(path: Source) -> dict[str, str]:
-    """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each line.
+    """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each
+    line.
 
     Blank lines do not count. Raises DataError that names file and line.
     """
@@ -69,12 +76,16 @@ def read_lines(path: Source) -> dict[str, str]:
     except ShardError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError(f"dresscode: captions are not readable ({path}): {error}. {advice}") from None
+        raise DataError(
+            f"dresscode: captions are not readable ({path}): {error}. {advice}"
+        ) from None
     found = {}
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if len(words) == 1:
-            raise DataError(f"dresscode: line {number} of {path} has no caption after {words[0]!r}. {advice}")
+            raise DataError(
+                f"dresscode: line {number} of {path} has no caption after {words[0]!r}. {advice}"
+            )
         if words:
             found[PurePosixPath(words[0]).stem] = " ".join(words[1:])
     return found

@@ -1,7 +1,9 @@
-"""The data check: every bad or missing file of a folder, named, before a run meets the first of them.
+"""The data check: every bad or missing file of a folder, named, before a run meets the first of
+them.
 
-It reads each file with the functions that training uses, so the two cannot disagree. Real archives have known oddities
-(untagged garments, people lists that are empty, four "unpaired" lines that are paired): these are notes, not problems.
+It reads each file with the functions that training uses, so the two cannot disagree. Real archives
+have known oddities (untagged garments, people lists that are empty, four "unpaired" lines that are
+paired): these are notes, not problems.
 """
 
 from __future__ import annotations
@@ -32,23 +34,42 @@ from vton.data.shards import ShardError, fingerprint
 
 Severity = Literal["required", "optional", "note"]
 
-LISTS: tuple[tuple[Split, Order], ...] = (("train", "paired"), ("test", "paired"), ("test", "unpaired"))
+LISTS: tuple[tuple[Split, Order], ...] = (
+    ("train", "paired"),
+    ("test", "paired"),
+    ("test", "unpaired"),
+)
 PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
-SUMMARISED = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")  # optional parts of published sets
+SUMMARISED = (
+    "garment_mask",
+    "agnostic_mask",
+    "densepose",
+    "warped_garment",
+)  # optional parts of published sets
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 
 # What a clean check depends on besides the files.
 SETTINGS = (
-    "name", "category", "limit_train", "limit_test", "mask_source", "warp_source", "warp_folder",
-    "warp_folder_unpaired", "warp_key", "densepose",
-)  # fmt: skip
+    "name",
+    "category",
+    "limit_train",
+    "limit_test",
+    "mask_source",
+    "warp_source",
+    "warp_folder",
+    "warp_folder_unpaired",
+    "warp_key",
+    "densepose",
+)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding. "required" stops training, "optional" concerns files this configuration does not read."""
+    """One finding. "required" stops training, "optional" concerns files this configuration does not
+    read.
+    """
 
     dataset: str
     split: str
@@ -63,7 +84,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Task:
-    """Files that belong to one id, checked together. `required` names the parts that training would read."""
+    """Files that belong to one id, checked together. `required` names the parts that training would
+    read.
+    """
 
     split: Split
     order: Order
@@ -81,10 +104,12 @@ class _Task:
 
 
 def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
-    """Everything wrong with the configured data set, and notes on what it holds, in the order of its lists.
+    """Everything wrong with the configured data set, and notes on what it holds, in the order of
+    its lists.
 
-    Covers the pairs that data.category, data.limit_train and data.limit_test leave. Reads every file in full, with
-    `workers` processes for large sets. Nothing is printed and nothing raised for bad data.
+    Covers the pairs that data.category, data.limit_train and data.limit_test leave. Reads every
+    file in full, with `workers` processes for large sets. Nothing is printed and nothing raised for
+    bad data.
     """
     try:
         folder = open_folder(config)
@@ -100,21 +125,31 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         problems += _notes(pairs) + _absent_folders(pairs) + _captions(pairs)
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
-    problems += [problem for found in _run(config, folder, list(tasks.values()), workers) for problem in found]
-    # A list that two orders share, or a folder that many files lie in, fails several times with the same words.
+    problems += [
+        problem
+        for found in _run(config, folder, list(tasks.values()), workers)
+        for problem in found
+    ]
+    # A list that two orders share, or a folder that many files lie in, fails several times with the
+    # same words.
     return list(dict.fromkeys(problems))
 
 
 def require_clean(config: DataConfig, workers: int = 1) -> None:
     """Raise DataError, one line: the first broken required file and how many there are.
 
-    A clean result is remembered by the names, sizes and times of all files, so that the next start takes seconds.
+    A clean result is remembered by the names, sizes and times of all files, so that the next start
+    takes seconds.
     """
     marker = _marker(config)
-    with FileLock(marker.with_suffix(".lock")):  # of several processes one checks, the others find the mark
+    with FileLock(
+        marker.with_suffix(".lock")
+    ):  # of several processes one checks, the others find the mark
         if marker.exists():
             return
-        broken = [problem for problem in check_folder(config, workers) if problem.severity == "required"]
+        broken = [
+            problem for problem in check_folder(config, workers) if problem.severity == "required"
+        ]
         if not broken:
             marker.touch()
             return
@@ -131,11 +166,15 @@ def format_problems(problems: Sequence[Problem]) -> str:
     """Notes, then every problem on a line of its own, then the count."""
     lines = [f"note      {problem}" for problem in problems if problem.severity == "note"]
     for severity in ("required", "optional"):
-        lines += [f"{severity:<9} {problem}" for problem in problems if problem.severity == severity]
+        lines += [
+            f"{severity:<9} {problem}" for problem in problems if problem.severity == severity
+        ]
     count = Counter(problem.severity for problem in problems)
     if not count["required"] and not count["optional"]:
         return "\n".join([*lines, "All files can be read."])
-    return "\n".join([*lines, f"{count['required']} required and {count['optional']} optional problems."])
+    return "\n".join(
+        [*lines, f"{count['required']} required and {count['optional']} optional problems."]
+    )
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:
@@ -144,17 +183,27 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
     notes = []
     for category, count in Counter(pair.category for pair in pairs.pairs).items():
         official = folder.expected[split, category] if folder.dataset != "synthetic" else None
-        notes.append(f"{order}, {category}: {count:,} pairs" + (f" (official: {official:,})" if official else ""))
-    notes.append(f"{order}: " + ", ".join(f"{name} from {source}" for name, source in sorted(pairs.sources.items())))
+        notes.append(
+            f"{order}, {category}: {count:,} pairs"
+            + (f" (official: {official:,})" if official else "")
+        )
+    notes.append(
+        f"{order}: "
+        + ", ".join(f"{name} from {source}" for name, source in sorted(pairs.sources.items()))
+    )
     absent = [part for part in SUMMARISED if folder.place(part, split, order) is None]
     if absent:
-        notes.append(f"{order}: no folder with " + ", ".join(folder.parts[part].what for part in absent))
+        notes.append(
+            f"{order}: no folder with " + ", ".join(folder.parts[part].what for part in absent)
+        )
     same = [pair.person for pair in pairs.pairs if pair.person == pair.garment]
     if order == "unpaired" and same:
         notes.append(f"{len(same)} unpaired lines are in fact paired: {', '.join(same[:8])}")
     repeated = [pair.person for pair, times in Counter(pairs.pairs).items() if times > 1]
     if repeated:
-        notes.append(f"{order}: {len(repeated)} pairs are listed more than once: {', '.join(repeated[:8])}")
+        notes.append(
+            f"{order}: {len(repeated)} pairs are listed more than once: {', '.join(repeated[:8])}"
+        )
     return [Problem(folder.dataset, split, "", str(folder.root), "note", note) for note in notes]
 
 
@@ -173,7 +222,9 @@ def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
     found = []
     for part in REQUIRED:
         try:
-            folder.locate(part, split, pairs.order, pairs.pairs[0], Origin(folder.dataset, split, ""))
+            folder.locate(
+                part, split, pairs.order, pairs.pairs[0], Origin(folder.dataset, split, "")
+            )
         except FileError:
             continue  # one missing file, reported with its pair
         except DataError as error:
@@ -183,7 +234,11 @@ def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
 
 def _about_list(folder: Folder, split: Split, error: DataError) -> Problem:
     message = str(error).removesuffix(images.ADVICE).strip()
-    for prefix in (f"{folder.dataset} {split} ", f"{folder.dataset} {split}: ", f"{folder.dataset}: "):
+    for prefix in (
+        f"{folder.dataset} {split} ",
+        f"{folder.dataset} {split}: ",
+        f"{folder.dataset}: ",
+    ):
         message = message.removeprefix(prefix)
     return Problem(folder.dataset, split, "", str(folder.root), "required", message)
 
@@ -201,7 +256,9 @@ def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
             yield _Task(pairs.split, pairs.order, pair, parts, tuple(required))
 
 
-def _run(config: DataConfig, folder: Folder, tasks: list[_Task], workers: int) -> Iterable[list[Problem]]:
+def _run(
+    config: DataConfig, folder: Folder, tasks: list[_Task], workers: int
+) -> Iterable[list[Problem]]:
     if workers <= 1 or len(tasks) < POOL_FROM:
         yield from (_check(folder, task) for task in tasks)
         return
@@ -224,7 +281,8 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
     files = folder.files(task.split, task.order, task.pair)
     problems = []
     for part in task.parts:
-        # A garment mask without folder is derived, which can fail too; other absent folders are reported once.
+        # A garment mask without folder is derived, which can fail too; other absent folders are
+        # reported once.
         if part != "garment_mask" and folder.place(part, task.split, task.order) is None:
             continue
         if part.startswith("truth") and task.order == "paired":
@@ -233,24 +291,36 @@ def _check(folder: Folder, task: _Task) -> list[Problem]:
         try:
             content = _read(files, part)
             if part == "parse" and not np.isin(content, GARMENT_LABELS[task.pair.category]).any():
-                severity = "required" if "agnostic_mask" not in task.required and _nobody(files) else "note"
+                severity = (
+                    "required"
+                    if "agnostic_mask" not in task.required and _nobody(files)
+                    else "note"
+                )
                 problem = f"parse map shows no garment of {task.pair.category}"
                 raise files.origin(part).error(
                     problem, files.path(part), "Without keypoints there is nothing to paint."
                 )
         except FileError as error:
             path, message = str(error.path), error.problem
-            problems.append(Problem(folder.dataset, task.split, error.origin.id, path, severity, message))
+            problems.append(
+                Problem(folder.dataset, task.split, error.origin.id, path, severity, message)
+            )
         except ShardError as error:
             id_ = files.origin(part).id
-            problems.append(Problem(folder.dataset, task.split, id_, str(files.path(part)), "required", str(error)))
+            problems.append(
+                Problem(
+                    folder.dataset, task.split, id_, str(files.path(part)), "required", str(error)
+                )
+            )
         except DataError as error:
             problems.append(_about_list(folder, task.split, error))
     return problems
 
 
 def _read(files: PairFiles, part: str) -> np.ndarray | None:
-    """Read one part as training would; a parse map is returned. Sizes are compared with the header of its picture."""
+    """Read one part as training would; a parse map is returned. Sizes are compared with the header
+    of its picture.
+    """
     if part in ("person", "garment", "warped_garment", "truth"):
         files.photo(part)
     elif part == "keypoints":
@@ -266,7 +336,11 @@ def _read(files: PairFiles, part: str) -> np.ndarray | None:
             return None  # reported as the garment's own problem
         files.garment_mask(garment)
     else:
-        picture = {"garment_mask": "garment", "warped_mask": "warped_garment", "agnostic_mask": "person"}[part]
+        picture = {
+            "garment_mask": "garment",
+            "warped_mask": "warped_garment",
+            "agnostic_mask": "person",
+        }[part]
         files.mask(part, _size(files, picture))
     return None
 
@@ -289,14 +363,18 @@ def _marker(config: DataConfig) -> Path:
     """The file whose existence says that this very folder was found clean."""
     root = dataset_root(config)
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
-    digest = hashlib.sha256(json.dumps([where, *(getattr(config, name) for name in SETTINGS)]).encode())
+    digest = hashlib.sha256(
+        json.dumps([where, *(getattr(config, name) for name in SETTINGS)]).encode()
+    )
     for line in fingerprint(root):
         digest.update(os.fsencode(line))  # names may be in any bytes
     return _cache() / digest.hexdigest()
 
 
 def _cache() -> Path:
-    """Where marks of clean folders go: data folders are often read-only, and so are some home folders of clusters."""
+    """Where marks of clean folders go: data folders are often read-only, and so are some home
+    folders of clusters.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (home, tempfile.gettempdir()):
         folder = Path(base) / "vton" / "checked"
@@ -306,4 +384,6 @@ def _cache() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise DataError(f"no folder to remember data checks in: {home} and {base} are read-only. Set XDG_CACHE_HOME.")
+    raise DataError(
+        f"no folder to remember data checks in: {home} and {base} are read-only. Set XDG_CACHE_HOME."
+    )

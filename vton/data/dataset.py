@@ -1,4 +1,6 @@
-"""From files to records and samples: the un-augmented data set, and the stream of augmented training samples."""
+"""From files to records and samples: the un-augmented data set, and the stream of augmented
+training samples.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from vton import config as configuration
 from vton.config import DataConfig
 from vton.data import labels, transforms
 from vton.data import record as records
-from vton.data.agnostic import agnostic_mask
 from vton.data.captions import Templates
+from vton.data.derived.agnostic import agnostic_mask
+from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
 from vton.data.encoded import Encodings
 from vton.data.folder import Folder, Pair, PairFiles, Split
@@ -24,44 +27,58 @@ from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
 from vton.data.shards import Source, open_source, stands
 from vton.data.viton_hd import VitonHD
-from vton.data.warp import WarpSource, warp_source
 
 LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 
 
 def dataset_root(config: DataConfig) -> Source:
-    """The folder or shards to read. Rendered data has one per setting below data.root, so that settings never mix."""
+    """The folder or shards to read. Rendered data has one per setting below data.root, so that
+    settings never mix.
+    """
     root = configuration.data_root(config)
     if config.name == "synthetic":
         rendered, (height, width) = config.synthetic, config.picture_size
-        root += f"/{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+        root += (
+            f"/{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+        )
     return open_source(root, config.shards_kept)
 
 
 def open_folder(config: DataConfig) -> Folder:
-    """The reader of the configured data set. Raises DataError when the folder or the chosen category is absent."""
+    """The reader of the configured data set. Raises DataError when the folder or the chosen
+    category is absent.
+    """
     layout = config.synthetic.layout if config.name == "synthetic" else config.name
     return LAYOUTS[layout](dataset_root(config), config, config.name)
 
 
 class TryOnDataset(Dataset):
-    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises DataError.
+    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises
+    DataError.
 
-    shuffled: the control experiment. Every sample keeps its person, truth and name but gets the garment of the next
-    pair of its category, fitted to its own person. A model that uses its garment must get worse.
+    shuffled: the control experiment. Every sample keeps its person, truth and name but gets the
+    garment of the next pair of its category, fitted to its own person. A model that uses its
+    garment must get worse.
     warp: the source that data.warp_source=learned means.
     Records stay in this process when data.cache is "memory".
     """
 
     def __init__(
-        self, folder: Folder, split: Split, order: Order, shuffled: bool = False, warp: WarpSource | None = None
+        self,
+        folder: Folder,
+        split: Split,
+        order: Order,
+        shuffled: bool = False,
+        warp: WarpSource | None = None,
     ):
         config = folder.config
         self.folder = folder
         self.split = split
         self.order = order
         self.size = config.picture_size
-        for part in folder.parts:  # what stands in the place of a folder without being one is named here
+        for (
+            part
+        ) in folder.parts:  # what stands in the place of a folder without being one is named here
             folder.place(part, split, order)
         pairs = folder.pairs(split, order)
         if split == "train" and config.limit_train > len(pairs):
@@ -74,9 +91,15 @@ class TryOnDataset(Dataset):
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()
         if config.densepose and not self._exists("densepose"):
-            raise self._absent("densepose", "data.densepose=true", "Use data.densepose=false for models without it.")
+            raise self._absent(
+                "densepose",
+                "data.densepose=true",
+                "Use data.densepose=false for models without it.",
+            )
         self.templates = Templates(config.person_caption, config.garment_caption)
-        self._warp = warp if self.warp_source in ("folder", "learned") else warp_source(self.warp_source)
+        self._warp = (
+            warp if self.warp_source in ("folder", "learned") else warp_source(self.warp_source)
+        )
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -92,7 +115,9 @@ class TryOnDataset(Dataset):
 
     def sample(self, record: Record, position: int = -1) -> TryOnSample:
         """A record of this data set, changed or not, as models see it: at data.size."""
-        return transforms.to_sample(transforms.pad(record, self.folder.config.size), position, self.templates)
+        return transforms.to_sample(
+            transforms.pad(record, self.folder.config.size), position, self.templates
+        )
 
     def record(self, index: int) -> Record:
         """Pair `index`, decoded and brought to its size, without padding."""
@@ -104,12 +129,16 @@ class TryOnDataset(Dataset):
 
     def photos(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Person and garment of pair `index`, as `record` has them but without reading the rest."""
-        person, garment = (self.folder.files(self.split, self.order, of[index]) for of in (self.pairs, self.garments))
+        person, garment = (
+            self.folder.files(self.split, self.order, of[index])
+            for of in (self.pairs, self.garments)
+        )
         photos = (person.photo("person"), garment.photo("garment"))
         return tuple(records.picture(transforms.resize_photo(photo, self.size)) for photo in photos)
 
     def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Person and truth of pair `index` as stored, uint8 (3, h, w); no truth for real unpaired pairs.
+        """Person and truth of pair `index` as stored, uint8 (3, h, w); no truth for real unpaired
+        pairs.
 
         Evaluation protocols that resize in their own way start from these.
         """
@@ -117,7 +146,9 @@ class TryOnDataset(Dataset):
         person = records.picture(np.array(files.photo("person")))
         if self.order == "paired":
             return person, person
-        return person, records.picture(np.array(files.photo("truth"))) if self._exists("truth") else None
+        return person, records.picture(np.array(files.photo("truth"))) if self._exists(
+            "truth"
+        ) else None
 
     def _decode(self, index: int) -> Record:
         size, pair = self.size, self.pairs[index]
@@ -133,7 +164,11 @@ class TryOnDataset(Dataset):
         warped, warped_mask = self._warped(clothes, garment, silhouette, joints, agnostic, repaint)
         truth, worn = self._truth(files)
         return Record(
-            index=index, dataset=self.folder.dataset, pair=pair, order=self.order, annotation=clothes.annotation(),
+            index=index,
+            dataset=self.folder.dataset,
+            pair=pair,
+            order=self.order,
+            annotation=clothes.annotation(),
             person=records.picture(person),
             garment=records.picture(garment),
             warped_garment=records.picture(warped),
@@ -143,13 +178,17 @@ class TryOnDataset(Dataset):
             warped_mask=records.mask(warped_mask & repaint),
             truth_garment_mask=None if worn is None else records.mask(worn),
             parse=torch.from_numpy(transforms.resize_labels(parse, size)),
-            densepose=None if parts is None else torch.from_numpy(transforms.resize_labels(parts, size)),
+            densepose=None
+            if parts is None
+            else torch.from_numpy(transforms.resize_labels(parts, size)),
             joints=joints,
-        )  # fmt: skip
+        )
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where masks and warped garments come from, for the provenance of results: both change the numbers."""
+        """Where masks and warped garments come from, for the provenance of results: both change the
+        numbers.
+        """
         learned = self.warp_source == "learned" and self._warp is not None
         warp = str(self._warp) if learned else self.warp_source
         sources = {"warp": warp, "mask": f"derive:{self.folder.config.mask_rule}"}
@@ -157,17 +196,22 @@ class TryOnDataset(Dataset):
             if getattr(self, f"{name}_source") == "folder":
                 sources[name] = f"folder:{self.folder.place(part, self.split, self.order).folder}"
         has_masks = self.folder.place("garment_mask", self.split, self.order)
-        return sources | {"garment_mask": f"folder:{has_masks.folder}" if has_masks else "derive:near_white"}
+        return sources | {
+            "garment_mask": f"folder:{has_masks.folder}" if has_masks else "derive:near_white"
+        }
 
     def without_caption(self, where_absent: bool) -> str:
-        """One line on the garments that get data.caption_fallback, "" when there are none. Raises DataError.
+        """One line on the garments that get data.caption_fallback, "" when there are none. Raises
+        DataError.
 
         where_absent: also those of caption files that do not exist, for a data set needs none.
         """
         folder, split = self.folder, self.split
         if folder.config.caption_source == "fallback":  # no garment is asked for one
             return ""
-        garments = dict.fromkeys(Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs)
+        garments = dict.fromkeys(
+            Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs
+        )
         files = {garment: folder.caption_file(split, garment.category) for garment in garments}
         counted = [garment for garment, file in files.items() if where_absent or stands(file)]
         left_out = [garment for garment in counted if folder.annotation(split, garment) is None]
@@ -184,15 +228,20 @@ class TryOnDataset(Dataset):
     def _mask_source(self) -> str:
         source, exists = self.folder.config.mask_source, self._exists("agnostic_mask")
         if source == "folder" and not exists:
-            raise self._absent("agnostic_mask", "data.mask_source=folder", "Use data.mask_source=derive.")
+            raise self._absent(
+                "agnostic_mask", "data.mask_source=folder", "Use data.mask_source=derive."
+            )
         return ("folder" if exists else "derive") if source == "auto" else source
 
     def _warp_source(self) -> str:
         source, exists = self.folder.config.warp_source, self._exists("warped_garment")
         if source == "folder" and not exists:
-            raise self._absent("warped_garment", "data.warp_source=folder", "Use data.warp_source=geometric.")
+            raise self._absent(
+                "warped_garment", "data.warp_source=folder", "Use data.warp_source=geometric."
+            )
         if source == "auto":
-            # The renderer's own warp is exact: with it a synthetic comparison would measure who copies best.
+            # The renderer's own warp is exact: with it a synthetic comparison would measure who
+            # copies best.
             return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
         return source
 
@@ -206,11 +255,18 @@ class TryOnDataset(Dataset):
             f"{self.folder.parts[part].what} of every pair; looked for {names} below {self.folder.root}. {advice}"
         )
 
-    def _repaint(self, files: PairFiles, person: Image.Image, parse: np.ndarray, joints: np.ndarray) -> np.ndarray:
+    def _repaint(
+        self, files: PairFiles, person: Image.Image, parse: np.ndarray, joints: np.ndarray
+    ) -> np.ndarray:
         """(h, w) bool agnostic mask at the stored size, where the rules' constants hold best."""
         if self.mask_source == "folder":
             return files.mask("agnostic_mask", person.size)
-        return agnostic_mask(parse, _in_pixels(joints, parse.shape), files.pair.category, self.folder.config.mask_rule)
+        return agnostic_mask(
+            parse,
+            _in_pixels(joints, parse.shape),
+            files.pair.category,
+            self.folder.config.mask_rule,
+        )
 
     def _warped(
         self,
@@ -224,16 +280,26 @@ class TryOnDataset(Dataset):
         """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool."""
         if self.warp_source != "folder":
             if self._warp is None:
-                raise DataError("data.warp_source=learned: this data set was opened without its warp.")
+                raise DataError(
+                    "data.warp_source=learned: this data set was opened without its warp."
+                )
             joints = _in_pixels(joints, self.size)
             return self._warp(garment, silhouette, joints, agnostic, repaint, files.pair.category)
         image = files.photo("warped_garment")
         has_mask = self.folder.place("warped_mask", self.split, self.order) is not None
-        stored = files.mask("warped_mask", image.size) if has_mask else (np.asarray(image) < WHITE).any(axis=2)
-        return transforms.resize_photo(image, self.size), transforms.resize_silhouette(stored, self.size)
+        stored = (
+            files.mask("warped_mask", image.size)
+            if has_mask
+            else (np.asarray(image) < WHITE).any(axis=2)
+        )
+        return transforms.resize_photo(image, self.size), transforms.resize_silhouette(
+            stored, self.size
+        )
 
     def _truth(self, files: PairFiles) -> tuple[Image.Image | None, np.ndarray | None]:
-        """The true picture of an unpaired pair, which rendered data has, and (H, W) bool where it shows the garment."""
+        """The true picture of an unpaired pair, which rendered data has, and (H, W) bool where it
+        shows the garment.
+        """
         if self.order == "paired" or not self._exists("truth"):
             return None, None
         truth = files.photo("truth")
@@ -252,7 +318,9 @@ class Draw(NamedTuple):
 
 
 class TrainingStream(Dataset):
-    """Augmented training samples, addressed by Draw, with what is stored of frozen encoders' readings."""
+    """Augmented training samples, addressed by Draw, with what is stored of frozen encoders'
+    readings.
+    """
 
     def __init__(self, pairs: TryOnDataset, seed: int):
         self.pairs = pairs
@@ -263,8 +331,12 @@ class TrainingStream(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, draw: Draw) -> TryOnSample:
-        changes = transforms.Changes.draw(self.pairs.folder.config.augment, self.seed, draw.position)
-        sample = self.pairs.sample(transforms.augment(self.pairs.record(draw.index), changes), draw.position)
+        changes = transforms.Changes.draw(
+            self.pairs.folder.config.augment, self.seed, draw.position
+        )
+        sample = self.pairs.sample(
+            transforms.augment(self.pairs.record(draw.index), changes), draw.position
+        )
         if self.encodings is not None:
             sample.encoded = self.encodings.of(sample)
         return sample
@@ -278,14 +350,18 @@ def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
 
 
 def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """For every pair another of its category, in a cycle. Raises DataError for a category with a single pair."""
+    """For every pair another of its category, in a cycle. Raises DataError for a category with a
+    single pair.
+    """
     places: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
         places.setdefault(pair.category, []).append(place)
     others = list(pairs)
     for category, members in places.items():
         if len(members) == 1:
-            raise DataError(f"{category} has a single pair, so garments cannot be exchanged; use eval.shuffled=false.")
+            raise DataError(
+                f"{category} has a single pair, so garments cannot be exchanged; use eval.shuffled=false."
+            )
         for place, other in zip(members, members[1:] + members[:1], strict=True):
             others[place] = pairs[other]
     return others

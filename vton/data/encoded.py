@@ -1,9 +1,11 @@
-"""What frozen encoders say of the training pairs, computed ahead by `vton data cache`: latents and embeddings.
+"""What frozen encoders say of the training pairs, computed ahead by `vton data cache`: latents and
+embeddings.
 
-One safetensors file for each pair, in the tar shards of vton.data.shards. Beside each tensor stands its key, a digest
-of the encoder's weights, of how it is asked, and of the very values it read: the sample's fields after decoding,
-resizing, masking, padding and captioning. The key is made again from the sample at hand whenever a tensor is read, so
-what another encoder, size, mask rule or file left behind is recognised and never used.
+One safetensors file for each pair, in the tar shards of vton.data.shards. Beside each tensor stands
+its key, a digest of the encoder's weights, of how it is asked, and of the very values it read: the
+sample's fields after decoding, resizing, masking, padding and captioning. The key is made again
+from the sample at hand whenever a tensor is read, so what another encoder, size, mask rule or file
+left behind is recognised and never used.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class EncodingError(DataError):
 
 
 class Asked(NamedTuple):
-    """A reading as the data knows it: a digest of the encoders and of how they are asked, and the fields they read."""
+    """A reading as the data knows it: a digest of the encoders and of how they are asked, and the
+    fields they read.
+    """
 
     encoder: str
     of: tuple[str, ...]
@@ -54,14 +58,21 @@ class Encodings:
     def keys(self, fields: TryOnSample | Mapping) -> dict[str, str]:
         """The key that each reading of a sample must carry."""
         get = fields.get if isinstance(fields, Mapping) else lambda name: getattr(fields, name)
-        parts = {name: _content(get(name)) for name in {name for asked in self.asked.values() for name in asked.of}}
+        parts = {
+            name: _content(get(name))
+            for name in {name for asked in self.asked.values() for name in asked.of}
+        }
         return {
-            name: hashlib.sha256("".join([asked.encoder, *(parts[part] for part in asked.of)]).encode()).hexdigest()
+            name: hashlib.sha256(
+                "".join([asked.encoder, *(parts[part] for part in asked.of)]).encode()
+            ).hexdigest()
             for name, asked in self.asked.items()
         }
 
     def fresh(self, index: int, keys: Mapping[str, str]) -> dict[str, Tensor]:
-        """Those of pair `index`'s stored readings whose key is the given one. Raises EncodingError, ShardError."""
+        """Those of pair `index`'s stored readings whose key is the given one. Raises EncodingError,
+        ShardError.
+        """
         name = _file(index)
         if not self.exist or name not in self.shards.files:
             return {}
@@ -69,8 +80,14 @@ class Encodings:
         try:
             tensors, stored = load(content), _stored_keys(content)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise EncodingError(f"{self.where}: {name} is no safetensors file ({error}). Remove the folder.") from None
-        return {name: tensors[name] for name, key in keys.items() if name in tensors and stored.get(name) == key}
+            raise EncodingError(
+                f"{self.where}: {name} is no safetensors file ({error}). Remove the folder."
+            ) from None
+        return {
+            name: tensors[name]
+            for name, key in keys.items()
+            if name in tensors and stored.get(name) == key
+        }
 
     def of(self, sample: TryOnSample) -> dict[str, Tensor]:
         """Every reading of a sample. Raises EncodingError where one is absent or stale."""
@@ -83,12 +100,16 @@ class Encodings:
         return found
 
 
-def write_encodings(writer: ShardWriter, index: int, tensors: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
+def write_encodings(
+    writer: ShardWriter, index: int, tensors: Mapping[str, Tensor], keys: Mapping[str, str]
+) -> None:
     """One pair's readings and their keys."""
     name = _file(index)
     stored = {reading: tensor.cpu().contiguous() for reading, tensor in sorted(tensors.items())}
     # One string, for the library writes several in no order.
-    content = save(stored, metadata={KEYS: json.dumps({reading: keys[reading] for reading in stored})})
+    content = save(
+        stored, metadata={KEYS: json.dumps({reading: keys[reading] for reading in stored})}
+    )
     writer.add(name.removesuffix(".safetensors"), {name: ("safetensors", content)})
 
 

@@ -1,7 +1,8 @@
 """A data set on disk: its pair lists, where each file of a pair lies, and how each is decoded.
 
-`Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs. Loading and
-checking go through the same `PairFiles`, so that what `make data-check` accepts is exactly what training can read.
+`Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs.
+Loading and checking go through the same `PairFiles`, so that what `make data-check` accepts is
+exactly what training can read.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of file: what it is called in messages and the places it is found under, current names first."""
+    """One kind of file: what it is called in messages and the places it is found under, current
+    names first.
+    """
 
     what: str
     places: tuple[Place, ...]
@@ -60,10 +63,14 @@ REQUIRED = ("person", "garment", "parse", "keypoints")
 
 
 class Folder(ABC):
-    """One data set's folder. `dataset` is its name in samples and messages, which for rendered data is "synthetic"."""
+    """One data set's folder. `dataset` is its name in samples and messages, which for rendered data
+    is "synthetic".
+    """
 
     parts: ClassVar[dict[str, Part]]
-    warps: ClassVar[dict[Order, tuple[tuple[Place, Place], ...]]]  # warped garment and its mask, per order
+    warps: ClassVar[
+        dict[Order, tuple[tuple[Place, Place], ...]]
+    ]  # warped garment and its mask, per order
     expected: ClassVar[dict[tuple[Split, Category], int]]  # pairs of the official archive
     categories: tuple[Category, ...]
 
@@ -80,7 +87,9 @@ class Folder(ABC):
 
     @abstractmethod
     def pairs(self, split: Split, order: Order) -> list[Pair]:
-        """All pairs of a split in the order of its list. Training pairs are always paired. Raises DataError."""
+        """All pairs of a split in the order of its list. Training pairs are always paired. Raises
+        DataError.
+        """
 
     @abstractmethod
     def base(self, split: Split, category: Category) -> Source:
@@ -95,7 +104,9 @@ class Folder(ABC):
         """(18, 3) COCO-18 joints in [0, 1] with validity."""
 
     @abstractmethod
-    def read_densepose(self, path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+    def read_densepose(
+        self, path: Source, origin: Origin, size: tuple[int, int] | None
+    ) -> np.ndarray:
         """(H, W) uint8 DensePose part ids."""
 
     @abstractmethod
@@ -104,13 +115,17 @@ class Folder(ABC):
 
     @abstractmethod
     def annotation(self, split: Split, pair: Pair) -> str | None:
-        """A few words on the garment, None where there are none. Raises DataError for a broken caption file."""
+        """A few words on the garment, None where there are none. Raises DataError for a broken
+        caption file.
+        """
 
     def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
         return PairFiles(self, split, order, pair)
 
     def place(self, part: str, split: Split, order: Order) -> Place | None:
-        """Where a part lies in this folder: the first known place that exists in every category, None if none does."""
+        """Where a part lies in this folder: the first known place that exists in every category,
+        None if none does.
+        """
         key = (part, split, order)
         if key not in self._places:
             places = self.places(part, order)
@@ -131,10 +146,13 @@ class Folder(ABC):
     def bases(self, split: Split) -> list[Source]:
         return [self.base(split, category) for category in self.categories]
 
-    def locate(self, part: str, split: Split, order: Order, pair: Pair, origin: Origin) -> Source | None:
+    def locate(
+        self, part: str, split: Split, order: Order, pair: Pair, origin: Origin
+    ) -> Source | None:
         """The file of a part; None when the whole folder is absent from the data set.
 
-        Raises DataError when the folder is there and the file is not, or when a required part has no folder.
+        Raises DataError when the folder is there and the file is not, or when a required part has
+        no folder.
         """
         what = self.parts[part].what
         place = self.place(part, split, order)
@@ -149,16 +167,22 @@ class Folder(ABC):
         stem = place.stem.format(person=pair.person, garment=pair.garment)
         names = self._stems(base / place.folder, self.parts[part].suffixes)
         if stem not in names:
-            advice = self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
+            advice = (
+                self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
+            )
             neighbour = next(iter(names.values()), "")
             suffix = PurePath(neighbour).suffix or self.parts[part].suffixes[0]
             raise origin.error(f"{what} is missing", base / place.folder / (stem + suffix), advice)
         return base / place.folder / names[stem]
 
     def _crossed(self, split: Split, order: Order, pair: Pair) -> str:
-        """Advice when a line names the garment first, a slip of some scripts: only swapped do both files exist."""
+        """Advice when a line names the garment first, a slip of some scripts: only swapped do both
+        files exist.
+        """
         swapped = Pair(pair.garment, pair.person, pair.category)
-        if pair == swapped or any(self._exists(part, split, order, pair) for part in ("person", "garment")):
+        if pair == swapped or any(
+            self._exists(part, split, order, pair) for part in ("person", "garment")
+        ):
             return ""
         if not all(self._exists(part, split, order, swapped) for part in ("person", "garment")):
             return ""
@@ -168,17 +192,23 @@ class Folder(ABC):
         place = self.place(part, split, order)
         if place is None:
             return False
-        stems = self._stems(self.base(split, pair.category) / place.folder, self.parts[part].suffixes)
+        stems = self._stems(
+            self.base(split, pair.category) / place.folder, self.parts[part].suffixes
+        )
         return place.stem.format(person=pair.person, garment=pair.garment) in stems
 
     def _stems(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """File name by stem, listed once per folder. Where a stem has several suffixes, the one named first wins."""
+        """File name by stem, listed once per folder. Where a stem has several suffixes, the one
+        named first wins.
+        """
         key = (folder, suffixes)
         if key not in self._listings:
             try:
                 files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
             except OSError as error:
-                raise DataError(f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}.") from None
+                raise DataError(
+                    f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}."
+                ) from None
             files.sort(key=lambda path: (-suffixes.index(path.suffix.lower()), path.name))
             self._listings[key] = {path.stem: path.name for path in files}
         return self._listings[key]
@@ -186,7 +216,9 @@ class Folder(ABC):
     def _has(self, place: Place, split: Split) -> bool:
         folders = [base / place.folder for base in self.bases(split)]
         for folder in folders:
-            if stands(folder) and not folder.is_dir():  # not absent: what it stands for must not be lost
+            if (
+                stands(folder) and not folder.is_dir()
+            ):  # not absent: what it stands for must not be lost
                 raise DataError(
                     f"{self.dataset} {split}: {folder} is a file or a link to nowhere, not a folder. Repair it."
                 )
@@ -211,7 +243,9 @@ class PairFiles:
 
     def origin(self, part: str) -> Origin:
         of_garment = self.folder.parts[part].of_garment
-        return Origin(self.folder.dataset, self.split, self.pair.garment if of_garment else self.pair.person)
+        return Origin(
+            self.folder.dataset, self.split, self.pair.garment if of_garment else self.pair.person
+        )
 
     def path(self, part: str) -> Source | None:
         """The part's file; None when the data set has no folder for this optional part."""
@@ -220,18 +254,28 @@ class PairFiles:
     def photo(self, part: str) -> Image.Image | None:
         """An upright RGB picture, None where the part is absent."""
         path = self.path(part)
-        return None if path is None else images.read_photo(path, self.folder.parts[part].what, self.origin(part))
+        return (
+            None
+            if path is None
+            else images.read_photo(path, self.folder.parts[part].what, self.origin(part))
+        )
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
-        """(H, W) bool, None where the part is absent. size: (width, height) of its picture, None to skip comparing."""
+        """(H, W) bool, None where the part is absent. size: (width, height) of its picture, None to
+        skip comparing.
+        """
         path = self.path(part)
         if path is None:
             return None
         what = self.folder.parts[part].what
-        return images.read_mask(path, what, self.origin(part), size, silhouette=part != "agnostic_mask")
+        return images.read_mask(
+            path, what, self.origin(part), size, silhouette=part != "agnostic_mask"
+        )
 
     def garment_mask(self, garment: Image.Image) -> np.ndarray:
-        """(H, W) bool silhouette of the in-shop garment: the file, or derived where the data set has no such folder."""
+        """(H, W) bool silhouette of the in-shop garment: the file, or derived where the data set
+        has no such folder.
+        """
         mask = self.mask("garment_mask", garment.size)
         if mask is not None:
             return mask
@@ -248,19 +292,29 @@ class PairFiles:
     def densepose(self, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) uint8 DensePose part ids, None where the part is absent."""
         path = self.path("densepose")
-        return None if path is None else self.folder.read_densepose(path, self.origin("densepose"), size)
+        return (
+            None
+            if path is None
+            else self.folder.read_densepose(path, self.origin("densepose"), size)
+        )
 
     def annotation(self) -> str:
         config = self.folder.config
-        own = None if config.caption_source == "fallback" else self.folder.annotation(self.split, self.pair)
+        own = (
+            None
+            if config.caption_source == "fallback"
+            else self.folder.annotation(self.split, self.pair)
+        )
         return own or config.caption_fallback
 
 
 def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
-    """The columns of a pair list, two or three per line. Any run of blanks or tabs separates; blank lines do not count.
+    """The columns of a pair list, two or three per line. Any run of blanks or tabs separates; blank
+    lines do not count.
 
-    Picture suffixes are dropped: some lists name .png where the photograph is .jpg. Raises DataError on a missing or
-    empty file, a line of another width, or a name that would leave the data set's folder.
+    Picture suffixes are dropped: some lists name .png where the photograph is .jpg. Raises
+    DataError on a missing or empty file, a line of another width, or a name that would leave the
+    data set's folder.
     """
     advice = "Restore the list from the archive."
     try:
@@ -270,7 +324,9 @@ def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
     except ShardError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError(f"{dataset}: pair list is not readable ({path}): {error}. {advice}") from None
+        raise DataError(
+            f"{dataset}: pair list is not readable ({path}): {error}. {advice}"
+        ) from None
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         columns = line.split()
@@ -292,7 +348,9 @@ def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]
     if category == "all":
         return tuple(known)
     if category not in known:
-        raise DataError(f"{dataset}: data.category={category} is not in this data set. {nearest(category, known)}")
+        raise DataError(
+            f"{dataset}: data.category={category} is not in this data set. {nearest(category, known)}"
+        )
     return (category,)
 
 

@@ -1,7 +1,7 @@
 """Body joints of both data sets in one form, COCO-18 in [0, 1], and the one drawing of them.
 
-VITON-HD stores OpenPose's BODY_25 in pixels of a 768x1024 canvas, DressCode COCO-18 in pixels of a 384x512 canvas,
-whatever the size of the picture file. Left and right are the person's.
+VITON-HD stores OpenPose's BODY_25 in pixels of a 768x1024 canvas, DressCode COCO-18 in pixels of a
+384x512 canvas, whatever the size of the picture file. Left and right are the person's.
 """
 
 from __future__ import annotations
@@ -17,46 +17,88 @@ from vton.data.sample import JOINTS
 from vton.data.shards import ShardError, Source
 
 NAMES = (
-    "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
-    "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
-    "right eye", "left eye", "right ear", "left ear",
-)  # fmt: skip
-MIRROR = np.array([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])  # joint that each becomes
+    "nose",
+    "neck",
+    "right shoulder",
+    "right elbow",
+    "right wrist",
+    "left shoulder",
+    "left elbow",
+    "left wrist",
+    "right hip",
+    "right knee",
+    "right ankle",
+    "left hip",
+    "left knee",
+    "left ankle",
+    "right eye",
+    "left eye",
+    "right ear",
+    "left ear",
+)
+MIRROR = np.array(
+    [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+)  # joint that each becomes
 FROM_BODY_25 = np.array([*range(8), *range(9, 19)])  # without the mid hip and the feet
 
 VITON_HD_CANVAS = (768, 1024)  # width, height
 DRESSCODE_CANVAS = (384, 512)
 FARTHEST = 1e6  # px; numbers beyond it, NaN among them, are no coordinates
 
-# Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on: a hue wheel of 18.
+# Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on:
+# a hue wheel of 18.
 LIMBS = (
-    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
-    (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
-)  # fmt: skip
-COLOURS = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / JOINTS, 1, 1)) for i in range(JOINTS)]
+    (1, 2),
+    (1, 5),
+    (2, 3),
+    (3, 4),
+    (5, 6),
+    (6, 7),
+    (1, 8),
+    (8, 9),
+    (9, 10),
+    (1, 11),
+    (11, 12),
+    (12, 13),
+    (1, 0),
+    (0, 14),
+    (14, 16),
+    (0, 15),
+    (15, 17),
+)
+COLOURS = [
+    tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / JOINTS, 1, 1)) for i in range(JOINTS)
+]
 LIMB_SHADE = 0.6  # limbs are darker than joints, as in OpenPose
 
 
 def read_body_25(path: Source, origin: Origin) -> np.ndarray:
-    """(18, 3) float32 joints of a VITON-HD file: x and y in [0, 1], validity 0 or 1. Raises DataError.
+    """(18, 3) float32 joints of a VITON-HD file: x and y in [0, 1], validity 0 or 1. Raises
+    DataError.
 
-    Nobody found (an empty `people` list, true of a few official files) gives 18 invalid joints. Of several people the
-    one with the highest summed confidence counts.
+    Nobody found (an empty `people` list, true of a few official files) gives 18 invalid joints. Of
+    several people the one with the highest summed confidence counts.
     """
     people = _read(path, origin, "people")
     if not people:
         return np.zeros((JOINTS, 3), np.float32)
-    bodies = [_table(person.get("pose_keypoints_2d") if isinstance(person, dict) else None, path, origin)
-              for person in people]  # fmt: skip
+    bodies = [
+        _table(person.get("pose_keypoints_2d") if isinstance(person, dict) else None, path, origin)
+        for person in people
+    ]
     body = max(bodies, key=lambda joints: joints[:, 2].sum())
     return _normalised(body[FROM_BODY_25], VITON_HD_CANVAS)
 
 
 def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
-    """(18, 3) float32 joints of a DressCode file, as `read_body_25`. The fourth number of a joint is not a joint id."""
+    """(18, 3) float32 joints of a DressCode file, as `read_body_25`. The fourth number of a joint
+    is not a joint id.
+    """
     rows = _read(path, origin, "keypoints")
     if len(rows) != JOINTS or not all(isinstance(row, list) and len(row) >= 3 for row in rows):
-        raise origin.error("keypoints are not 18 rows of x, y, confidence", path, "Restore it from the archive.")
+        raise origin.error(
+            "keypoints are not 18 rows of x, y, confidence", path, "Restore it from the archive."
+        )
     numbers = [number for row in rows for number in row[:3]]
     return _normalised(_numbers(numbers, path, origin).reshape(JOINTS, 3), DRESSCODE_CANVAS)
 
@@ -64,14 +106,17 @@ def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
 def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8: coloured limbs and joints on black.
 
-    joints: (18, 3) as in TryOnSample.keypoints. size: height, width. Limbs with an invalid end are left out.
+    joints: (18, 3) as in TryOnSample.keypoints. size: height, width. Limbs with an invalid end are
+    left out.
     """
     height, width = size
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
     points = [(x * width, y * height) for x, y in joints[:, :2].tolist()]
     valid = joints[:, 2] > 0
-    for (start, end), colour in zip(LIMBS, COLOURS, strict=False):  # colours are one for each joint, limbs are fewer
+    for (start, end), colour in zip(
+        LIMBS, COLOURS, strict=False
+    ):  # colours are one for each joint, limbs are fewer
         if valid[start] and valid[end]:
             shade = tuple(round(LIMB_SHADE * c) for c in colour)
             draw.line([points[start], points[end]], fill=shade, width=max(1, round(height / 64)))
@@ -97,7 +142,8 @@ def drop_outside(joints: np.ndarray) -> np.ndarray:
 
 
 def _normalised(joints: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    # Missing is 0,0,0 in VITON-HD and -1,-1,0 in DressCode, whose cropped heads are "present" at y = 0.
+    # Missing is 0,0,0 in VITON-HD and -1,-1,0 in DressCode, whose cropped heads are "present" at y
+    # = 0.
     return drop_outside(np.column_stack([joints[:, :2] / canvas, joints[:, 2] > 0]))
 
 
@@ -106,7 +152,9 @@ def _read(path: Source, origin: Origin, key: str) -> list:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise origin.error("keypoints are missing", path, "Restore it or take its pairs out of the list.") from None
+        raise origin.error(
+            "keypoints are missing", path, "Restore it or take its pairs out of the list."
+        ) from None
     except ShardError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -120,7 +168,9 @@ def _table(numbers, path: Source, origin: Origin) -> np.ndarray:
     if not isinstance(numbers, list) or len(numbers) != 75:
         found = f"{len(numbers)} numbers" if isinstance(numbers, list) else "no list"
         raise origin.error(
-            f"pose_keypoints_2d has {found}, expected 75 (BODY_25)", path, "Use OpenPose's BODY_25 model."
+            f"pose_keypoints_2d has {found}, expected 75 (BODY_25)",
+            path,
+            "Use OpenPose's BODY_25 model.",
         )
     return _numbers(numbers, path, origin).reshape(25, 3)
 
@@ -130,6 +180,8 @@ def _numbers(values: list, path: Source, origin: Origin) -> np.ndarray:
     for value in values:
         if type(value) not in (int, float) or not abs(value) < FARTHEST:
             raise origin.error(
-                f"keypoints hold {repr(value)[:40]}, which is no coordinate", path, "Restore it from the archive."
+                f"keypoints hold {repr(value)[:40]}, which is no coordinate",
+                path,
+                "Restore it from the archive.",
             )
     return np.array(values, dtype=np.float64)

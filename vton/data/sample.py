@@ -1,7 +1,8 @@
 """The one record that crosses from data to models: TryOnSample, and TryOnBatch, its collated form.
 
-Images are RGB in [-1, 1]; masks are 0 or 1 and 1 means *paint here*. Paired order: the garment is the one the person
-wears, so `person` is the truth. Unpaired order: another garment; `person` still wears the old one.
+Images are RGB in [-1, 1]; masks are 0 or 1 and 1 means *paint here*. Paired order: the garment is
+the one the person wears, so `person` is the truth. Unpaired order: another garment; `person` still
+wears the old one.
 
 Legend: B batch, H W picture height and width, J = 18 COCO-18 joints.
 """
@@ -26,11 +27,16 @@ Order = Literal["paired", "unpaired"]
 
 
 class DataError(UserError):
-    """A data set or one of its files is not usable; the message names data set, id, path and what to do."""
+    """A data set or one of its files is not usable; the message names data set, id, path and what
+    to do.
+    """
 
     def __init__(self, message: str):
-        # torch hands an error of a loader process over as the text of its traceback, which ends with the message.
-        super().__init__(message.rsplit("Error: ", 1)[-1].rstrip() if message.startswith("Caught ") else message)
+        # torch hands an error of a loader process over as the text of its traceback, which ends
+        # with the message.
+        super().__init__(
+            message.rsplit("Error: ", 1)[-1].rstrip() if message.startswith("Caught ") else message
+        )
 
 
 @dataclass
@@ -51,7 +57,8 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    warped_garment: Tensor  # (3, H, W) in [-1, 1]; the garment bent onto the person, white elsewhere
+    # (3, H, W) in [-1, 1]; the garment bent onto the person, white elsewhere
+    warped_garment: Tensor
     warped_mask: Tensor  # (1, H, W) 0 or 1; where the warped garment lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
     keypoints: Tensor  # (J, 3) float: x and y in [0, 1] of width and height, and validity 0 or 1
@@ -59,15 +66,22 @@ class TryOnSample:
 
     # Optional: present for the whole batch or absent.
     densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
-    truth: Tensor | None = None  # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
+    # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
+    truth: Tensor | None = None
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
-    garment_keypoints: Tensor | None = None  # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
-    position: int = -1  # place in the endless training stream, which seeds this sample's noise; -1 outside training
-    encoded: dict[str, Tensor] | None = None  # readings of frozen encoders by name, where data.encoded holds them
+    # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
+    garment_keypoints: Tensor | None = None
+    position: int = (
+        -1
+    )  # place in the endless training stream, which seeds this sample's noise; -1 outside training
+    # readings of frozen encoders by name, where data.encoded holds them
+    encoded: dict[str, Tensor] | None = None
 
     @property
     def pair_id(self) -> str:
-        """Name of this pair in file names and tables: person and garment, so that orders never collide."""
+        """Name of this pair in file names and tables: person and garment, so that orders never
+        collide.
+        """
         return f"{self.person_id}__{self.garment_id}"
 
     def check(self) -> TryOnSample:
@@ -78,7 +92,9 @@ class TryOnSample:
             if image is None and name in _OPTIONAL:
                 continue
             if tuple(image.shape) != (channels, height, width):
-                self._reject(name, f"has shape {tuple(image.shape)}, expected {(channels, height, width)}")
+                self._reject(
+                    name, f"has shape {tuple(image.shape)}, expected {(channels, height, width)}"
+                )
             low, high = (bound.item() for bound in image.aminmax())
             if not image.is_floating_point() or not math.isfinite(low) or not math.isfinite(high):
                 self._reject(name, "is not a finite float image")
@@ -91,9 +107,14 @@ class TryOnSample:
             if joints is not None and tuple(joints.shape) != (JOINTS, 3):
                 self._reject(name, f"has shape {tuple(joints.shape)}, expected {(JOINTS, 3)}")
         if tuple(self.parse.shape) != (height, width) or self.parse.dtype != torch.int64:
-            self._reject("parse", f"is {self.parse.dtype} {tuple(self.parse.shape)}, expected int64 {(height, width)}")
+            self._reject(
+                "parse",
+                f"is {self.parse.dtype} {tuple(self.parse.shape)}, expected int64 {(height, width)}",
+            )
         if self.category not in CATEGORIES:
-            self._reject("category", f"is {self.category!r}, expected one of {', '.join(CATEGORIES)}")
+            self._reject(
+                "category", f"is {self.category!r}, expected one of {', '.join(CATEGORIES)}"
+            )
         if not self.agnostic_mask.any():
             self._reject("agnostic_mask", "is empty: nothing to paint")
         if (self.agnostic * self.agnostic_mask).abs().max() > 0:
@@ -105,19 +126,32 @@ class TryOnSample:
         return self
 
     def _reject(self, field: str, problem: str) -> None:
-        raise DataError(f"{self.dataset} {self.order} {self.pair_id}: {field} {problem}. Run `make data-check`.")
+        raise DataError(
+            f"{self.dataset} {self.order} {self.pair_id}: {field} {problem}. Run `make data-check`."
+        )
 
 
 _OPTIONAL = ("densepose", "truth", "truth_garment_mask")
 _IMAGES = {
-    "person": 3, "agnostic": 3, "garment": 3, "warped_garment": 3, "pose_map": 3, "densepose": 3, "truth": 3,
-    "agnostic_mask": 1, "garment_mask": 1, "warped_mask": 1, "truth_garment_mask": 1,
-}  # fmt: skip
+    "person": 3,
+    "agnostic": 3,
+    "garment": 3,
+    "warped_garment": 3,
+    "pose_map": 3,
+    "densepose": 3,
+    "truth": 3,
+    "agnostic_mask": 1,
+    "garment_mask": 1,
+    "warped_mask": 1,
+    "truth_garment_mask": 1,
+}
 
 
 @dataclass
 class TryOnBatch:
-    """Samples stacked: every tensor of TryOnSample gains a leading B, every other field becomes a list of length B."""
+    """Samples stacked: every tensor of TryOnSample gains a leading B, every other field becomes a
+    list of length B.
+    """
 
     index: list[int]
     dataset: list[str]
@@ -149,7 +183,9 @@ class TryOnBatch:
 
     @classmethod
     def collate(cls, samples: Sequence[TryOnSample]) -> TryOnBatch:
-        """Stack samples. Raises DataError when an optional field is present in some and absent in others."""
+        """Stack samples. Raises DataError when an optional field is present in some and absent in
+        others.
+        """
         columns = {}
         for column in fields(TryOnSample):
             values = [getattr(sample, column.name) for sample in samples]
@@ -163,9 +199,13 @@ class TryOnBatch:
             if absent[0]:
                 columns[column.name] = None
             elif isinstance(values[0], dict):
-                columns[column.name] = {name: torch.stack([value[name] for value in values]) for name in values[0]}
+                columns[column.name] = {
+                    name: torch.stack([value[name] for value in values]) for name in values[0]
+                }
             else:
-                columns[column.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+                columns[column.name] = (
+                    torch.stack(values) if isinstance(values[0], Tensor) else values
+                )
         return cls(**columns)
 
     def __len__(self) -> int:
@@ -173,7 +213,10 @@ class TryOnBatch:
 
     @property
     def pair_id(self) -> list[str]:
-        return [f"{person}__{garment}" for person, garment in zip(self.person_id, self.garment_id, strict=True)]
+        return [
+            f"{person}__{garment}"
+            for person, garment in zip(self.person_id, self.garment_id, strict=True)
+        ]
 
     def map_tensors(self, function) -> TryOnBatch:
         """The batch with `function` applied to every tensor."""
@@ -184,7 +227,9 @@ class TryOnBatch:
         return TryOnBatch(**values)
 
     def to(self, *args, **kwargs) -> TryOnBatch:
-        """Move tensors between devices (Lightning calls this); dtype changes would hit labels, so pass devices only."""
+        """Move tensors between devices (Lightning calls this); dtype changes would hit labels, so
+        pass devices only.
+        """
         return self.map_tensors(lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> TryOnBatch:

@@ -1,12 +1,15 @@
-"""Sharded storage: a data set's files as WebDataset records in tar shards, read by the same code as a plain folder.
+"""Sharded storage: a data set's files as WebDataset records in tar shards, read by the same code as
+a plain folder.
 
-A record is everything that belongs to one id, its files byte for byte as they were: consecutive members of a tar shard
-that share the part of their names before the first dot, which is what the webdataset library yields as one sample.
-`shards.json` beside them says where each file of the folder lies: shard, offset, size and SHA-256. With it any file is
-one read away, so training keeps its own order and resumes in the middle of an epoch as it does from a folder.
+A record is everything that belongs to one id, its files byte for byte as they were: consecutive
+members of a tar shard that share the part of their names before the first dot, which is what the
+webdataset library yields as one sample. `shards.json` beside them says where each file of the
+folder lies: shard, offset, size and SHA-256. With it any file is one read away, so training keeps
+its own order and resumes in the middle of an epoch as it does from a folder.
 
-The shards lie in a folder or behind a URL that fsspec knows (s3://, gs://, https://, ...), from which each is fetched
-when first needed, and kept. Every file's digest is checked on every reading. Nothing here unpickles anything.
+The shards lie in a folder or behind a URL that fsspec knows (s3://, gs://, https://, ...), from
+which each is fetched when first needed, and kept. Every file's digest is checked on every reading.
+Nothing here unpickles anything.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 from filelock import FileLock
@@ -31,9 +34,6 @@ from filelock import FileLock
 from vton.data.sample import DataError
 from vton.errors import one_line
 from vton.files import sync
-
-if TYPE_CHECKING:
-    from vton.data.folder import Folder
 
 INDEX = "shards.json"
 FORMAT = "vton-shards-1"
@@ -85,7 +85,10 @@ def _parsed(index: bytes) -> Contents:
         for parent in (folder, *map(str, PurePosixPath(folder).parents)):
             folders.setdefault("" if parent == "." else parent, [])
     for path, entry in files.items():
-        if not (0 <= entry.shard < len(names) and 0 <= entry.offset <= entry.end <= names[entry.shard][1]):
+        if not (
+            0 <= entry.shard < len(names)
+            and 0 <= entry.offset <= entry.end <= names[entry.shard][1]
+        ):
             raise ValueError(f"{path} lies outside its shards")
         folder, _, name = path.rpartition("/")
         folders.setdefault(folder, []).append(name)
@@ -104,7 +107,12 @@ class Shards:
         self._handles: dict[int, io.FileIO] = {}
 
     def __getstate__(self) -> dict:
-        return {"where": self.where, "keep": self.keep, "remote": self.remote, "_handles": {}}  # spawned ones read anew
+        return {
+            "where": self.where,
+            "keep": self.keep,
+            "remote": self.remote,
+            "_handles": {},
+        }  # spawned ones read anew
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Shards) and self.where == other.where
@@ -118,13 +126,19 @@ class Shards:
         try:
             with fsspec.open(path, "rb") as file:
                 index = file.read()
-        except Exception as error:  # each file system has its own: aiohttp's and botocore's are no OSError
-            raise ShardError(f"no shards at {self.where}: {path} cannot be read ({one_line(error)}).") from None
+        except (
+            Exception
+        ) as error:  # each file system has its own: aiohttp's and botocore's are no OSError
+            raise ShardError(
+                f"no shards at {self.where}: {path} cannot be read ({one_line(error)})."
+            ) from None
         try:
             return _parsed(index)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ShardError(f"{path} is no index of shards: {problem}. Write the shards again.") from None
+            raise ShardError(
+                f"{path} is no index of shards: {problem}. Write the shards again."
+            ) from None
 
     @property
     def digest(self) -> str:
@@ -147,13 +161,17 @@ class Shards:
         return self._contents.folders
 
     def read(self, path: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed shard."""
+        """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed
+        shard.
+        """
         entry = self.files.get(path)
         if entry is None:
             raise FileNotFoundError(f"{self.where} holds no {path}")
         content = os.pread(self._handle(entry.shard).fileno(), entry.size, entry.offset)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise self._error(entry.shard, f"does not hold {path} as it was written: its digest differs")
+            raise self._error(
+                entry.shard, f"does not hold {path} as it was written: its digest differs"
+            )
         return content
 
     def _handle(self, shard: int) -> io.FileIO:
@@ -164,7 +182,9 @@ class Shards:
                 self._require_size(shard, path.stat().st_size)
                 self._handles[shard] = open(path, "rb", buffering=0)  # noqa: SIM115 - kept open
             except OSError as error:
-                raise self._error(shard, "is missing" if not path.exists() else one_line(error)) from None
+                raise self._error(
+                    shard, "is missing" if not path.exists() else one_line(error)
+                ) from None
         return self._handles[shard]
 
     def _local(self, shard: int) -> Path:
@@ -172,7 +192,10 @@ class Shards:
         name = self.names[shard][0]
         if not self.remote:
             return Path(self.where) / name
-        folder = kept_folder(self.keep) / hashlib.sha256(f"{self.where} {self.digest}".encode()).hexdigest()[:16]
+        folder = (
+            kept_folder(self.keep)
+            / hashlib.sha256(f"{self.where} {self.digest}".encode()).hexdigest()[:16]
+        )
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
         with FileLock(folder / f".{name}.lock"):  # of several loader processes one fetches
@@ -194,8 +217,14 @@ class Shards:
 
     def _error(self, shard: int, problem: str) -> ShardError:
         name = self.names[shard][0]
-        kept = f" Fetched shards lie in {kept_folder(self.keep)}; remove them to fetch again." if self.remote else ""
-        return ShardError(f"shard {self.where}/{name} {problem}. Copy it again or write the shards anew.{kept}")
+        kept = (
+            f" Fetched shards lie in {kept_folder(self.keep)}; remove them to fetch again."
+            if self.remote
+            else ""
+        )
+        return ShardError(
+            f"shard {self.where}/{name} {problem}. Copy it again or write the shards anew.{kept}"
+        )
 
 
 @dataclass(frozen=True)
@@ -259,18 +288,24 @@ Source = Path | ShardPath  # where a data set lies
 
 def stands(source: Source) -> bool:
     """Whether anything is in this place, be it a link to nowhere."""
-    return os.path.lexists(source) if isinstance(source, Path) else source.is_dir() or source.is_file()
+    return (
+        os.path.lexists(source) if isinstance(source, Path) else source.is_dir() or source.is_file()
+    )
 
 
 def open_source(where: str, keep: str = "") -> Source:
-    """The folder, or its shards where `where` is a URL or a folder with an index. Reads nothing yet."""
+    """The folder, or its shards where `where` is a URL or a folder with an index. Reads nothing
+    yet.
+    """
     if "://" in where or (Path(where) / INDEX).is_file():
         return ShardPath(Shards(where, keep), PurePosixPath())
     return Path(where)
 
 
 def fingerprint(source: Source) -> Iterator[str]:
-    """Lines that change with the source: names, sizes and times of a folder's files, or the digest of shards."""
+    """Lines that change with the source: names, sizes and times of a folder's files, or the digest
+    of shards.
+    """
     if isinstance(source, ShardPath):
         yield source.shards.digest
         return
@@ -290,26 +325,34 @@ def kept_folder(keep: str) -> Path:
 
 
 class ShardWriter:
-    """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and their index at the end.
+    """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and their index at the
+    end.
 
-    A context manager. Everything is written beside `out`, synced, and takes its name when complete, so that `out` is
-    never half written, whenever the process dies: the next writer restores or removes what it left. Of two that write
-    one folder the second waits for the first. The same records give the same bytes.
+    A context manager. Everything is written beside `out`, synced, and takes its name when complete,
+    so that `out` is never half written, whenever the process dies: the next writer restores or
+    removes what it left. Of two that write one folder the second waits for the first. The same
+    records give the same bytes.
 
-    replaceable: paths of files whose shards, where `out` holds nothing else, are replaced. Raises ShardError where
-    `out` holds anything that is not replaceable, on entry and again before it would be replaced.
+    replaceable: paths of files whose shards, where `out` holds nothing else, are replaced. Raises
+    ShardError where `out` holds anything that is not replaceable, on entry and again before it
+    would be replaced.
     """
 
-    def __init__(self, out: Path, shard_mb: float = SHARD_MB, replaceable: re.Pattern | None = None):
+    def __init__(
+        self, out: Path, shard_mb: float = SHARD_MB, replaceable: re.Pattern | None = None
+    ):
         self.out, self.limit, self.replaceable = out.resolve(), int(shard_mb * 1e6), replaceable
-        self.partial, self.former = (self.out.with_name(f".{self.out.name}.{part}") for part in ("partial", "former"))
+        self.partial, self.former = (
+            self.out.with_name(f".{self.out.name}.{part}") for part in ("partial", "former")
+        )
         self.shards: list[tuple[str, int]] = []
         self.files: dict[str, Entry] = {}
         self.folders: list[str] = []
         self._tar: tarfile.TarFile | None = None
 
     def add(self, key: str, files: dict[str, tuple[str, bytes]]) -> None:
-        """One record. key: its name; files: by path in the folder, the rest of the member's name and the content.
+        """One record. key: its name; files: by path in the folder, the rest of the member's name
+        and the content.
 
         Raises ShardError for a dot in the name of a record: WebDataset ends names there.
         """
@@ -325,7 +368,9 @@ class ShardWriter:
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))
             offset = self._tar.offset - -(-len(content) // BLOCK) * BLOCK
-            self.files[path] = Entry(len(self.shards), offset, len(content), hashlib.sha256(content).hexdigest())
+            self.files[path] = Entry(
+                len(self.shards), offset, len(content), hashlib.sha256(content).hexdigest()
+            )
 
     def _next(self) -> None:
         self._close()
@@ -364,12 +409,16 @@ class ShardWriter:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _require_replaceable(self) -> None:
-        """Raise ShardError unless `out` is absent, an empty folder, or replaceable shards and nothing else."""
+        """Raise ShardError unless `out` is absent, an empty folder, or replaceable shards and
+        nothing else.
+        """
         if not self.out.exists():
             return
         names = set(os.listdir(self.out)) if self.out.is_dir() else {self.out.name}
         if names and self.replaceable is None:
-            raise ShardError(f"{self.out} exists. Choose another folder, or remove it to write the shards again.")
+            raise ShardError(
+                f"{self.out} exists. Choose another folder, or remove it to write the shards again."
+            )
         stored = Shards(str(self.out)) if INDEX in names else None
         if names and not (
             stored
@@ -392,46 +441,3 @@ class ShardWriter:
             self.out.rename(self.former)
         self.partial.rename(self.out)
         sync(self.out.parent)
-
-
-def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shards:
-    """Write what the readers of a data set's plain folder can ask for into shards, and return them.
-
-    Pair lists and captions come first, then the records of each split or category by id. Files that no reader knows
-    are left out. Raises ShardError where `out` holds anything, or where the folder is shards already.
-    """
-    if isinstance(folder.root, ShardPath):
-        raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
-    with ShardWriter(out, shard_mb) as writer:
-        bases = list(dict.fromkeys(base for split in ("train", "test") for base in folder.bases(split)))
-        for place in (folder.root, *bases):
-            for path in sorted(path for path in place.iterdir() if path.suffix in (".txt", ".json") and path.is_file()):
-                name = path.relative_to(folder.root).as_posix()
-                writer.add(name, {name: ("", path.read_bytes())})
-        for base in bases:
-            records: dict[str, dict[Path, str]] = {}
-            for name, stem, suffixes in _places(folder):
-                if (base / name).is_dir():
-                    writer.folders.append((base / name).relative_to(folder.root).as_posix())
-                    for path in sorted((base / name).iterdir()):
-                        found = stem.fullmatch(path.stem)
-                        if found and path.suffix.lower() in suffixes:
-                            records.setdefault(found[1], {})[path] = f"{name}{found[2]}{path.suffix}"
-            for id_, files in sorted(records.items()):
-                key = f"{base.relative_to(folder.root).as_posix()}/{id_}"
-                writer.add(key, {path.relative_to(folder.root).as_posix(): (rest, path.read_bytes())
-                                 for path, rest in files.items()})  # fmt: skip
-    return Shards(str(out))
-
-
-def _places(folder: Folder) -> dict[tuple[str, re.Pattern, tuple[str, ...]], None]:
-    """Folder names, their stems as patterns of id and rest, and suffixes: every place a reader may look in."""
-    found = {}
-    for part in folder.parts:
-        for order in ("paired", "unpaired"):
-            for place in folder.places(part, order):
-                stem = re.sub(r"\{(person|garment)\}", "{}", place.stem, count=1)
-                pattern = re.escape(stem).replace(r"\{\}", "(.+?)", 1)
-                rest = re.sub(r"\\\{(person|garment)\\\}", ".+", pattern.partition("(.+?)")[2])
-                found[place.folder, re.compile(f"(.+?)({rest})"), folder.parts[part].suffixes] = None
-    return found

@@ -1,6 +1,8 @@
-"""VITON-HD (Choi et al., CVPR 2021) on disk: one category, folders `train` and `test`, both generations of names.
+"""VITON-HD (Choi et al., CVPR 2021) on disk: one category, folders `train` and `test`, both
+generations of names.
 
-`train_pairs.txt` and `test_pairs.txt` name person and garment. Their second column is the *unpaired* garment, in the
+`train_pairs.txt` and `test_pairs.txt` name person and garment. Their second column is the
+*unpaired* garment, in the
 training list too: the garment a person wears has the person's own name.
 """
 
@@ -28,11 +30,20 @@ class VitonHD(Folder):
     parts: ClassVar = {
         "person": Part("image", (Place("image", "{person}"),)),
         "garment": Part("garment", (Place("cloth", "{garment}"),)),
-        "garment_mask": Part("garment mask", (Place("cloth-mask", "{garment}"), Place("cloth_mask", "{garment}"))),
-        "parse": Part("parse map", (Place("image-parse-v3", "{person}"), Place("image-parse", "{person}")), (".png",)),
+        "garment_mask": Part(
+            "garment mask", (Place("cloth-mask", "{garment}"), Place("cloth_mask", "{garment}"))
+        ),
+        "parse": Part(
+            "parse map",
+            (Place("image-parse-v3", "{person}"), Place("image-parse", "{person}")),
+            (".png",),
+        ),
         "keypoints": Part(
             "keypoints",
-            (Place("openpose_json", "{person}_keypoints"), Place("openpose-json", "{person}_keypoints")),
+            (
+                Place("openpose_json", "{person}_keypoints"),
+                Place("openpose-json", "{person}_keypoints"),
+            ),
             (".json",),
         ),
         "agnostic_mask": Part(
@@ -47,9 +58,11 @@ class VitonHD(Folder):
         "warped_garment": Part("warped garment", (Place("cloth-warp", "{person}"),)),
         "warped_mask": Part("warped garment mask", (Place("cloth-warp-mask", "{person}"),)),
         "truth": Part("true unpaired picture", (Place("gt-unpaired", "{person}__{garment}"),)),
-        "truth_parse": Part("parse map of the true unpaired picture",
-                            (Place("gt-unpaired-parse", "{person}__{garment}"),)),
-    }  # fmt: skip
+        "truth_parse": Part(
+            "parse map of the true unpaired picture",
+            (Place("gt-unpaired-parse", "{person}__{garment}"),),
+        ),
+    }
     # DCI-VTON's, then GarDiff's, which are keyed by garment.
     warps: ClassVar = {
         "paired": (
@@ -57,7 +70,10 @@ class VitonHD(Folder):
             (Place("warp_cloth", "{garment}"), Place("warp_cloth-mask", "{garment}")),
         ),
         "unpaired": (
-            (Place("unpaired-cloth-warp", "{person}"), Place("unpaired-cloth-warp-mask", "{person}")),
+            (
+                Place("unpaired-cloth-warp", "{person}"),
+                Place("unpaired-cloth-warp-mask", "{person}"),
+            ),
             (Place("warp_cloth_u", "{garment}"), Place("warp_cloth_u-mask", "{garment}")),
         ),
     }
@@ -76,12 +92,16 @@ class VitonHD(Folder):
         return self.root / split
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
-        return images.read_labels(files.path(part), self.parts[part].what, files.origin(part), size, LABELS)
+        return images.read_labels(
+            files.path(part), self.parts[part].what, files.origin(part), size, LABELS
+        )
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_body_25(path, origin)
 
-    def read_densepose(self, path: Source, origin: Origin, size: tuple[int, int] | None) -> np.ndarray:
+    def read_densepose(
+        self, path: Source, origin: Origin, size: tuple[int, int] | None
+    ) -> np.ndarray:
         return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:

@@ -1,4 +1,6 @@
-"""Random draws as functions of what they are for, so that restarts, batch sizes and process counts cannot move them."""
+"""Random draws as functions of what they are for, so that restarts, batch sizes and process counts
+cannot move them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def normal(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """(B, *shape) standard normal draws, row i from generators[i], with the device and dtype of `like`."""
+    """(B, *shape) standard normal draws, row i from generators[i], with the device and dtype of
+    `like`.
+    """
     rows = [torch.randn(tuple(shape), generator=g) for g in generators]
     return torch.stack(rows).to(device=like.device, dtype=like.dtype)
 

@@ -1,10 +1,12 @@
-"""What is learned: noise schedule, prediction type, loss weight (DDPM, arXiv 2006.11239; v: arXiv 2202.00512).
+"""What is learned: noise schedule, prediction type, loss weight (DDPM, arXiv 2006.11239; v: arXiv
+2202.00512).
 
     z_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps
     v   = sqrt(abar_t) eps - sqrt(1 - abar_t) x0
 
-Discrete schedules are a table of T = train_timesteps values: t is (B,) int64 in 0 .. T-1. Continuous ones are formulas
-(as Imagen has them, arXiv 2205.11487): t is (B,) real in [0, T], and with u = t / T
+Discrete schedules are a table of T = train_timesteps values: t is (B,) int64 in 0 .. T-1.
+Continuous ones are formulas (as Imagen has them, arXiv 2205.11487): t is (B,) real in [0, T], and
+with u = t / T
 
     log(abar / (1 - abar)) = -2 log tan(pi/2 (u + s) / (1 + s)), s = 0.008      cosine
                              -log(expm1(0.1 u + 9.95 u^2))                      linear
@@ -22,7 +24,9 @@ from vton.config import ObjectiveConfig
 
 
 class Objective:
-    """Everything that depends on the schedule and the prediction type, for training and for reading predictions."""
+    """Everything that depends on the schedule and the prediction type, for training and for reading
+    predictions.
+    """
 
     def __init__(self, config: ObjectiveConfig):
         self.config = config
@@ -50,18 +54,26 @@ class Objective:
         return t if self.continuous else t.long().clamp(max=self.config.train_timesteps - 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """(B,) float64: log of signal power over noise power of a continuous schedule, clipped to `max_log_snr`."""
+        """(B,) float64: log of signal power over noise power of a continuous schedule, clipped to
+        `max_log_snr`.
+        """
         u, bound = t.double() / self.config.train_timesteps, self.config.max_log_snr
         if self.config.schedule == "continuous_linear":
             return -torch.log(torch.expm1(0.1 * u + 9.95 * u**2)).clamp(-bound, bound)
-        return (-2 * torch.log(torch.tan(torch.pi / 2 * (u + 0.008) / 1.008).abs())).clamp(-bound, bound)
+        return (-2 * torch.log(torch.tan(torch.pi / 2 * (u + 0.008) / 1.008).abs())).clamp(
+            -bound, bound
+        )
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped (B, 1, 1, 1)."""
         if self.continuous:
             log_snr = self.log_snr(t.to(like.device)).view(-1, *[1] * (like.ndim - 1))
-            return log_snr.sigmoid().sqrt().to(like.dtype), (-log_snr).sigmoid().sqrt().to(like.dtype)
-        abar = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+            return log_snr.sigmoid().sqrt().to(like.dtype), (-log_snr).sigmoid().sqrt().to(
+                like.dtype
+            )
+        abar = (
+            self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+        )
         return abar.sqrt(), (1 - abar).sqrt()
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -95,7 +107,9 @@ class Objective:
         if self.config.prediction == "sample":
             return clipped
         if self.config.prediction == "epsilon":
-            return torch.where(snr > 0, clipped / snr, 1.0)  # its limit where zero terminal SNR would give 0 / 0
+            return torch.where(
+                snr > 0, clipped / snr, 1.0
+            )  # its limit where zero terminal SNR would give 0 / 0
         return clipped / (snr + 1)
 
     def snr(self, t: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
     prediction = uncond + w (cond - uncond)          (classifier-free guidance, arXiv 2207.12598)
     z = m z + (1 - m) noised(known)                  (latent blending outside the mask, for models that ask for it)
 
-The model contract splits the work where the cost splits, and this loop uses it: `condition` once per sample,
-`garment_features` once per timestep, `denoise` once per step over both guidance branches in one batch.
+The model contract splits the work where the cost splits, and this loop uses it: `condition` once
+per sample, `garment_features` once per timestep, `denoise` once per step over both guidance
+branches in one batch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from vton.config import SamplerConfig
 from vton.diffusion.noise import normal
 from vton.diffusion.objective import Objective
 
-Conditions = dict[str, Tensor]  # everything that depends on neither z_t nor t; every tensor leads with B
+Conditions = dict[
+    str, Tensor
+]  # everything that depends on neither z_t nor t; every tensor leads with B
 Features = dict[str, Tensor]  # what depends on t but not on z_t; empty for most architectures
-Draw = Callable[[], Tensor]  # standard normal latents (B, C, h, w): the start, then one per step of solvers that draw
+Draw = Callable[
+    [], Tensor
+]  # standard normal latents (B, C, h, w): the start, then one per step of solvers that draw
 
 
 class Step(NamedTuple):
@@ -44,8 +49,12 @@ class Known(NamedTuple):
 class Denoiser(Protocol):
     """The part of the TryOnModule contract that sampling needs."""
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features: ...
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor: ...
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None
+    ) -> Features: ...
+    def denoise(
+        self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features
+    ) -> Tensor: ...
     def unconditional(self, conditions: Conditions) -> Conditions: ...
     def known(self, conditions: Conditions) -> Known | None: ...
 
@@ -64,12 +73,22 @@ def make_solver(config: SamplerConfig, objective: Objective, device: torch.devic
         return _on_a_grid(config, objective, device)
     shared = {
         key: objective.scheduler_config[key]
-        for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+        for key in (
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "prediction_type",
+        )
     }
     as_trained = config.zero_terminal_snr is None
-    shared["rescale_betas_zero_snr"] = objective.config.zero_terminal_snr if as_trained else config.zero_terminal_snr
+    shared["rescale_betas_zero_snr"] = (
+        objective.config.zero_terminal_snr if as_trained else config.zero_terminal_snr
+    )
     shared["timestep_spacing"] = config.spacing
-    shared["steps_offset"] = 1 if config.spacing == "leading" else 0  # Stable Diffusion's scheduler files
+    shared["steps_offset"] = (
+        1 if config.spacing == "leading" else 0
+    )  # Stable Diffusion's scheduler files
     shared |= _solver_options(config)
     if config.solver == "ddim":
         shared["set_alpha_to_one"] = config.spacing != "leading"
@@ -79,12 +98,15 @@ def make_solver(config: SamplerConfig, objective: Objective, device: torch.devic
 
 
 def _on_a_grid(config: SamplerConfig, objective: Objective, device: torch.device):
-    """A scheduler whose own timestep k is the (k + 1)-th of `steps` even parts of a continuous schedule.
+    """A scheduler whose own timestep k is the (k + 1)-th of `steps` even parts of a continuous
+    schedule.
 
-    A table of as many entries as steps makes diffusers' step from k to k - 1 that of the grid, for any number of them;
-    the last step arrives at the clean sample.
+    A table of as many entries as steps makes diffusers' step from k to k - 1 that of the grid, for
+    any number of them; the last step arrives at the clean sample.
     """
-    log_snr = objective.log_snr(torch.arange(1, config.steps + 1) * (objective.config.train_timesteps / config.steps))
+    log_snr = objective.log_snr(
+        torch.arange(1, config.steps + 1) * (objective.config.train_timesteps / config.steps)
+    )
     abar = log_snr.sigmoid()
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     solver = SOLVERS[config.solver](
@@ -107,14 +129,23 @@ def _solver_options(config: SamplerConfig) -> dict:
     ends = {} if config.solver in ("ddim", "ddpm") else {"final_sigmas_type": config.final_sigma}
     if config.dynamic_threshold:
         ratio = config.dynamic_threshold
-        return ends | {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": float("inf")}
+        return ends | {
+            "thresholding": True,
+            "dynamic_thresholding_ratio": ratio,
+            "sample_max_value": float("inf"),
+        }
     if config.solver in ("ddim", "ddpm"):
-        return {"clip_sample": config.clip_sample > 0, "clip_sample_range": config.clip_sample or 1.0}
+        return {
+            "clip_sample": config.clip_sample > 0,
+            "clip_sample_range": config.clip_sample or 1.0,
+        }
     return ends | ({"thresholding": True, "sample_max_value": 1.0} if config.clip_sample else {})
 
 
 def model_times(solver, objective: Objective) -> Tensor:
-    """(steps,) what the network is given as t at each of the solver's timesteps: these, or the grid's real numbers."""
+    """(steps,) what the network is given as t at each of the solver's timesteps: these, or the
+    grid's real numbers.
+    """
     if not objective.continuous:
         return solver.timesteps
     return (solver.timesteps + 1) * (objective.config.train_timesteps / len(solver.timesteps))
@@ -130,13 +161,19 @@ def double(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Ten
     return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
 
 
-def drawing(shape: tuple[int, int, int], generators: list[torch.Generator], device: torch.device) -> Draw:
-    """Draws of which row i comes from generators[i] alone, so that a sample does not depend on its batch."""
+def drawing(
+    shape: tuple[int, int, int], generators: list[torch.Generator], device: torch.device
+) -> Draw:
+    """Draws of which row i comes from generators[i] alone, so that a sample does not depend on its
+    batch.
+    """
     return lambda: normal(shape, generators, torch.empty(0, device=device))
 
 
 def _variance_ratio(solver, index: int) -> Tensor:
-    """Upper over lower bound of an ancestral step's variance: sigma_t^2 / sigma_s^2 (DDPM, Section 3.2)."""
+    """Upper over lower bound of an ancestral step's variance: sigma_t^2 / sigma_s^2 (DDPM, Section
+    3.2).
+    """
     t, s = solver.timesteps[index], solver.timesteps[index + 1]
     return (1 - solver.alphas_cumprod[t]) / (1 - solver.alphas_cumprod[s])
 
@@ -162,17 +199,23 @@ def sample(
     guided = config.guidance != 1.0
     both = double(model.unconditional(conditions), conditions) if guided else conditions
     low, high = (bound * objective.config.train_timesteps for bound in config.guidance_interval)
-    for index, (t, time) in enumerate(zip(solver.timesteps, model_times(solver, objective), strict=True)):
+    for index, (t, time) in enumerate(
+        zip(solver.timesteps, model_times(solver, objective), strict=True)
+    ):
         step = Step(index, len(solver.timesteps))
         z_in = solver.scale_model_input(z, t)
         if guided and low <= time <= high:
             ts = time.expand(2 * len(z))
-            prediction = model.denoise(torch.cat([z_in, z_in]), ts, both, model.garment_features(both, ts, step))
+            prediction = model.denoise(
+                torch.cat([z_in, z_in]), ts, both, model.garment_features(both, ts, step)
+            )
             uncond, cond = prediction.float().chunk(2)
             prediction = uncond + config.guidance * (cond - uncond)
         else:
             ts = time.expand(len(z))
-            prediction = model.denoise(z_in, ts, conditions, model.garment_features(conditions, ts, step)).float()
+            prediction = model.denoise(
+                z_in, ts, conditions, model.garment_features(conditions, ts, step)
+            ).float()
         if config.solver == "ddpm":
             noise = draw()
             if config.ddpm_variance and index + 1 < len(solver.timesteps):
@@ -185,7 +228,11 @@ def sample(
             z = solver.step(prediction, t, z).prev_sample
         if known is not None and (known.steps is None or index < known.steps):
             clean = not known.noised or index + 1 == len(solver.timesteps)
-            outside = known.latents if clean else solver.add_noise(known.latents, start, solver.timesteps[index + 1])
+            outside = (
+                known.latents
+                if clean
+                else solver.add_noise(known.latents, start, solver.timesteps[index + 1])
+            )
             z = (1 - known.mask) * outside + known.mask * z
         if watch:
             watch(step, prediction, z)

@@ -1,7 +1,8 @@
-"""Distances between two sets of features: Frechet (FID) and kernel (KID). Float64, no global random state.
+"""Distances between two sets of features: Frechet (FID) and kernel (KID). Float64, no global random
+state.
 
-Both are biased or noisy for small sets (FID upwards, the more so below 2048 samples): compare only at equal n and with
-the same reference set.
+Both are biased or noisy for small sets (FID upwards, the more so below 2048 samples): compare only
+at equal n and with the same reference set.
 """
 # Shapes: N, M samples of the two sets, D width of a feature
 
@@ -15,8 +16,9 @@ from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 def frechet_distance(x_ND: Tensor, y_MD: Tensor) -> float:
     """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))   (Heusel et al. 2017, Eq. 6)
 
-    With S_x = A'A and S_y = B'B the last trace is the sum of the singular values of AB', exact also where the
-    covariances are singular (fewer samples than dimensions) and far smaller than D x D there. Needs N, M >= 2.
+    With S_x = A'A and S_y = B'B the last trace is the sum of the singular values of AB', exact also
+    where the covariances are singular (fewer samples than dimensions) and far smaller than D x D
+    there. Needs N, M >= 2.
     """
     x, y = x_ND.double(), y_MD.double()
     shift = (x.mean(0) - y.mean(0)).square().sum()
@@ -33,15 +35,21 @@ def _factor(x_ND: Tensor) -> Tensor:
     return centred
 
 
-def kernel_distance(x_ND: Tensor, y_MD: Tensor, subsets: int, size: int, degree: int, seed: int) -> float:
-    """Mean over subsets of the unbiased squared MMD with kernel (x.y / D + 1)^degree (Binkowski et al. 2018), unscaled.
+def kernel_distance(
+    x_ND: Tensor, y_MD: Tensor, subsets: int, size: int, degree: int, seed: int
+) -> float:
+    """Mean over subsets of the unbiased squared MMD with kernel (x.y / D + 1)^degree (Binkowski et
+    al. 2018), unscaled.
 
-    Rows must be in an order that does not depend on batches or processes: subsets are drawn by position. Where a subset
-    would hold every sample of both sets, all subsets are the same one, and it is computed once. Needs N, M, size >= 2.
-    The three kernel matrices are computed once (N = M = 5,400: 0.7 GB); every subset is a part of them.
+    Rows must be in an order that does not depend on batches or processes: subsets are drawn by
+    position. Where a subset would hold every sample of both sets, all subsets are the same one, and
+    it is computed once. Needs N, M, size >= 2. The three kernel matrices are computed once (N = M =
+    5,400: 0.7 GB); every subset is a part of them.
     """
     x, y = x_ND.double(), y_MD.double()
-    within_x, within_y, between = (poly_kernel(a, b, degree=degree) for a, b in ((x, x), (y, y), (x, y)))
+    within_x, within_y, between = (
+        poly_kernel(a, b, degree=degree) for a, b in ((x, x), (y, y), (x, y))
+    )
     size = min(size, len(x), len(y))
     if size == len(x) == len(y):
         return float(maximum_mean_discrepancy(within_x, between, within_y))

@@ -1,13 +1,15 @@
-"""CAMI-U and CAMI-S, IMAGDressing's scores of a generated garment (arXiv 2407.12705), and MagicClothing's MP-LPIPS.
+"""CAMI-U and CAMI-S, IMAGDressing's scores of a generated garment (arXiv 2407.12705), and
+MagicClothing's MP-LPIPS.
 
     CAMI-U   = SSIM(R', G) + (1 - D) + texture(R', G)
     CAMI-S   = CAMI-U + pose overlap + face similarity + text similarity
     MP-LPIPS = mean over matched points of LPIPS between the patches around them
 
-R is the reference garment, G the garment cut out of the generated picture, R' is R resized to G. The published numbers
-come from OpenCV and scikit-image; their arithmetic (fixed-point resizing and grey, float32 corners, interpolated binary
-patterns) is repeated here to the last digit, and so are the published code's habits, each named where it happens.
-Networks (parser, pose, faces, CLIP, diffusion features) stay outside: these functions take what they return.
+R is the reference garment, G the garment cut out of the generated picture, R' is R resized to G.
+The published numbers come from OpenCV and scikit-image; their arithmetic (fixed-point resizing and
+grey, float32 corners, interpolated binary patterns) is repeated here to the last digit, and so are
+the published code's habits, each named where it happens. Networks (parser, pose, faces, CLIP,
+diffusion features) stay outside: these functions take what they return.
 
 Pictures are uint8 RGB (H, W, 3); G is garment on a plain ground.
 """
@@ -45,7 +47,8 @@ class MetricError(UserError):
 def cami_u(reference: NDArray, generated: NDArray) -> dict[str, float]:
     """Likeness of garments of any size: {ssim, keypoints, texture, cami_u}, their sum, at most 3.
 
-    The corners of the reference are found at its own size, the published code's habit; the rest compares R'.
+    The corners of the reference are found at its own size, the published code's habit; the rest
+    compares R'.
     """
     resized = resize_bilinear(reference, generated.shape[:2])
     parts = {
@@ -83,8 +86,8 @@ def cami_s(
 def structural_similarity(reference: NDArray, generated: NDArray) -> float:
     """SSIM of two pictures of one size as scikit-image defines it (Wang et al. 2004, Eq. 13).
 
-    Uniform 7 x 7 window, unbiased covariance, mean over channels and over the pixels whose window lies inside.
-    Raises MetricError when the sizes differ or a window does not fit.
+    Uniform 7 x 7 window, unbiased covariance, mean over channels and over the pixels whose window
+    lies inside. Raises MetricError when the sizes differ or a window does not fit.
     """
     if reference.shape != generated.shape or min(reference.shape[:2]) < SSIM_WINDOW:
         shapes = f"{reference.shape[:2]} and {generated.shape[:2]}"
@@ -108,10 +111,11 @@ def structural_similarity(reference: NDArray, generated: NDArray) -> float:
 
 
 def corner_distance(reference_corners: NDArray, generated_corners: NDArray) -> float:
-    """D: mean distance from each reference corner (N, 2) to the nearest generated one (M, 2), of 512 sqrt 2.
+    """D: mean distance from each reference corner (N, 2) to the nearest generated one (M, 2), of
+    512 sqrt 2.
 
-    0.99 when the generated picture has none or more than 5000. A reference without corners, where the published code
-    divides by zero, is treated alike.
+    0.99 when the generated picture has none or more than 5000. A reference without corners, where
+    the published code divides by zero, is treated alike.
     """
     if len(reference_corners) == 0 or not 0 < len(generated_corners) <= MOST_CORNERS:
         return FARTHEST
@@ -120,23 +124,30 @@ def corner_distance(reference_corners: NDArray, generated_corners: NDArray) -> f
 
 
 def texture_correlation(reference_resized: NDArray, generated: NDArray) -> float:
-    """Pearson correlation of the two pictures' histograms of local binary patterns, 1 where one is flat."""
-    histograms = [_pattern_histogram(picture).astype(np.float64) for picture in (reference_resized, generated)]
+    """Pearson correlation of the two pictures' histograms of local binary patterns, 1 where one is
+    flat.
+    """
+    histograms = [
+        _pattern_histogram(picture).astype(np.float64) for picture in (reference_resized, generated)
+    ]
     x, y = (histogram - histogram.mean() for histogram in histograms)
     spread = (x @ x) * (y @ y)
     return float(x @ y / np.sqrt(spread)) if spread > np.finfo(np.float64).eps else 1.0
 
 
 def pose_overlap(target: NDArray, generated: NDArray, wrap: bool = True) -> float:
-    """Share of the target's drawn pixels that are drawn in the generated pose map too, resized to the target's size.
+    """Share of the target's drawn pixels that are drawn in the generated pose map too, resized to
+    the target's size.
 
-    wrap=True is the published code: channels are summed, and the sums multiplied, in 8 bits, so pixels whose sum or
-    product is a multiple of 256 count as black. wrap=False counts a pixel as drawn when any channel is. An empty
-    target scores 0.
+    wrap=True is the published code: channels are summed, and the sums multiplied, in 8 bits, so
+    pixels whose sum or product is a multiple of 256 count as black. wrap=False counts a pixel as
+    drawn when any channel is. An empty target scores 0.
     """
     generated = resize_bilinear(generated, target.shape[:2])
     dtype = np.uint8 if wrap else bool  # sums and products of bool are "any" and "and"
-    target, generated = ((pose if wrap else pose > 0).sum(2, dtype=dtype) for pose in (target, generated))
+    target, generated = (
+        (pose if wrap else pose > 0).sum(2, dtype=dtype) for pose in (target, generated)
+    )
     drawn = np.count_nonzero(target)
     return np.count_nonzero(target * generated) / drawn if drawn else 0.0
 
@@ -161,29 +172,45 @@ def mp_lpips(
     features: uint8 (512, 512, 3) to (1, C, h, w) on which points are matched
     lpips:    two batches (N, 3, 33, 33) in [0, 1] to distances (N,)
 
-    Everything is resized to a square and black outside its mask. A point whose match lies off the generated garment
-    costs as much as white against black. Raises MetricError when no point lies on the garment.
+    Everything is resized to a square and black outside its mask. A point whose match lies off the
+    generated garment costs as much as white against black. Raises MetricError when no point lies on
+    the garment.
     """
     (source, source_mask), (target, target_mask) = (
         _masked_square(*pair) for pair in ((garment, garment_mask), (generated, generated_mask))
     )
-    points = torch.from_numpy(np.argwhere(source_mask[::POINT_GRID, ::POINT_GRID])[:, ::-1] * POINT_GRID)  # (N, 2), x y
+    points = torch.from_numpy(
+        np.argwhere(source_mask[::POINT_GRID, ::POINT_GRID])[:, ::-1] * POINT_GRID
+    )  # (N, 2), x y
     if not len(points):
-        raise MetricError("MP-LPIPS: no point of its grid lies on the garment; its mask is empty or thin.")
+        raise MetricError(
+            "MP-LPIPS: no point of its grid lies on the garment; its mask is empty or thin."
+        )
     matches = match_points(features(source), features(target), points).cpu()
     near = ndimage.maximum_filter(target_mask, NEAR, mode="nearest")
     hits = torch.from_numpy(near[matches[:, 1], matches[:, 0]])
     white = torch.ones(1, 3, PATCH, PATCH)
     penalty = lpips(white, 0 * white).item()
-    found = lpips(_patches(source, points[hits]), _patches(target, matches[hits])) if hits.any() else torch.zeros(0)
+    found = (
+        lpips(_patches(source, points[hits]), _patches(target, matches[hits]))
+        if hits.any()
+        else torch.zeros(0)
+    )
     return (found.sum().item() + penalty * int((~hits).sum())) / len(points)
 
 
 def _masked_square(picture: NDArray, mask: NDArray) -> tuple[NDArray, NDArray]:
     """Both at MATCHED_SIDE by Pillow's bicubic filter, the picture black outside the mask."""
     size = (MATCHED_SIDE, MATCHED_SIDE)
-    mask = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)) > 127
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)) * mask[..., None], mask
+    mask = (
+        np.asarray(
+            Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)
+        )
+        > 127
+    )
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)) * mask[
+        ..., None
+    ], mask
 
 
 def _patches(picture: NDArray, points_xy: Tensor) -> Tensor:
@@ -194,14 +221,20 @@ def _patches(picture: NDArray, points_xy: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_points(
-    source_features: Tensor, target_features: Tensor, points_xy: Tensor, size: int = MATCHED_SIDE, chunk: int = 32
+    source_features: Tensor,
+    target_features: Tensor,
+    points_xy: Tensor,
+    size: int = MATCHED_SIDE,
+    chunk: int = 32,
 ) -> Tensor:
     """For each source point the target pixel with the most similar features: (N, 2) int64, (x, y).
 
-    source_features, target_features: (1, C, h, w) of size x size pictures, upsampled to them (half-pixel centres)
+    source_features, target_features: (1, C, h, w) of size x size pictures, upsampled to them
+    (half-pixel centres)
     points_xy:                        (N, 2) int, pixels of the source picture
 
-    Similarity is the cosine; of equal pixels the first in reading order wins. `chunk` points are compared at a time.
+    Similarity is the cosine; of equal pixels the first in reading order wins. `chunk` points are
+    compared at a time.
     """
     points = points_xy.long().to(source_features.device)
     queries = _unit_pixels(source_features, size)[:, points[:, 1] * size + points[:, 0]]  # (C, N)
@@ -219,13 +252,17 @@ def _unit_pixels(features: Tensor, size: int) -> Tensor:
 
 
 def resize_bilinear(image: NDArray, size: tuple[int, int]) -> NDArray:
-    """OpenCV's INTER_LINEAR of a uint8 picture (H, W, 3) to (height, width): 11-bit weights, truncated between passes.
+    """OpenCV's INTER_LINEAR of a uint8 picture (H, W, 3) to (height, width): 11-bit weights,
+    truncated between passes.
 
     Half-pixel centres, no low-pass before shrinking.
     """
     top, below, by = _taps(image.shape[0], size[0])
     left, right, bx = _taps(image.shape[1], size[1])
-    bx[left == right] = 2048, 0  # columns only: at the upper and lower edge a row is weighted with itself
+    bx[left == right] = (
+        2048,
+        0,
+    )  # columns only: at the upper and lower edge a row is weighted with itself
     source = image.astype(np.int64)
     rows = source[:, left] * bx[None, :, 0, None] + source[:, right] * bx[None, :, 1, None] >> 4
     result = (rows[top] * by[:, 0, None, None] >> 16) + (rows[below] * by[:, 1, None, None] >> 16)
@@ -233,7 +270,9 @@ def resize_bilinear(image: NDArray, size: tuple[int, int]) -> NDArray:
 
 
 def _taps(length: int, wanted: int) -> tuple[NDArray, NDArray, NDArray]:
-    """Indices of the two source pixels and their weights, of 2048, (wanted, 2), for every pixel along one axis."""
+    """Indices of the two source pixels and their weights, of 2048, (wanted, 2), for every pixel
+    along one axis.
+    """
     centre = ((np.arange(wanted) + 0.5) * (1 / (wanted / length)) - 0.5).astype(np.float32)
     first = np.floor(centre).astype(np.int64)
     share = centre - first.astype(np.float32)
@@ -243,16 +282,19 @@ def _taps(length: int, wanted: int) -> tuple[NDArray, NDArray, NDArray]:
 
 def grey(image: NDArray) -> NDArray:
     """OpenCV's grey of RGB: uint8 (H, W), 15-bit fixed point."""
-    return ((image.astype(np.int64) @ np.array([9798, 19235, 3735]) + (1 << 14)) >> 15).astype(np.uint8)
+    return ((image.astype(np.int64) @ np.array([9798, 19235, 3735]) + (1 << 14)) >> 15).astype(
+        np.uint8
+    )
 
 
 def harris_corners(image: NDArray) -> NDArray:
-    """Pixels (N, 2), (row, col), whose Harris response, widened by a 3 x 3 maximum, exceeds 1 % of the largest.
+    """Pixels (N, 2), (row, col), whose Harris response, widened by a 3 x 3 maximum, exceeds 1 % of
+    the largest.
 
         response = det M - 0.04 (trace M)^2,  M = sum over 2 x 2 pixels of the products of Sobel gradients
 
-    As cv2.cornerHarris of the float32 grey picture: gradients are divided by 8, the 2 x 2 window ends at its pixel,
-    borders are mirrored without repeating the edge.
+    As cv2.cornerHarris of the float32 grey picture: gradients are divided by 8, the 2 x 2 window
+    ends at its pixel, borders are mirrored without repeating the edge.
     """
     picture = np.pad(grey(image).astype(np.float32), 1, mode="reflect")
     smooth_y = picture[:-2] + 2 * picture[1:-1] + picture[2:]
@@ -271,17 +313,21 @@ def _window_sum(values: NDArray) -> NDArray:
 
 
 def _pattern_histogram(image: NDArray) -> NDArray:
-    """Shares of the codes 0..64 of `binary_patterns`, in 64 bins of which the last holds 63 and 64: float32 (64,)."""
+    """Shares of the codes 0..64 of `binary_patterns`, in 64 bins of which the last holds 63 and 64:
+    float32 (64,).
+    """
     counts, _ = np.histogram(binary_patterns(grey(image)), bins=np.arange(PATTERN_BINS + 1))
     return counts.astype(np.float32) / np.float32(max(counts.sum(), 1))
 
 
 def binary_patterns(picture: NDArray) -> NDArray:
-    """Local binary patterns of a grey picture (H, W): codes 0..255, bit i set where neighbour i is at least the pixel.
+    """Local binary patterns of a grey picture (H, W): codes 0..255, bit i set where neighbour i is
+    at least the pixel.
 
-    As skimage.feature.local_binary_pattern(picture, 8, 1): neighbours lie on a circle, from the right and
-    counterclockwise, those on diagonals are interpolated, and black surrounds the picture. Positions are rounded to 5
-    digits and interpolation is not exact in floating point, so that equal neighbours may fall below: this repeats it.
+    As skimage.feature.local_binary_pattern(picture, 8, 1): neighbours lie on a circle, from the
+    right and counterclockwise, those on diagonals are interpolated, and black surrounds the
+    picture. Positions are rounded to 5 digits and interpolation is not exact in floating point, so
+    that equal neighbours may fall below: this repeats it.
     """
     height, width = picture.shape
     values = picture.astype(np.float64)
@@ -293,7 +339,9 @@ def binary_patterns(picture: NDArray) -> NDArray:
         columns = np.arange(width)[None] + np.round(np.cos(angle), 5)
         top, left = np.floor(rows), np.floor(columns)
         y, x = rows - top, columns - left
-        top, left, bottom, right = ((i + 1).astype(int) for i in (top, left, np.ceil(rows), np.ceil(columns)))
+        top, left, bottom, right = (
+            (i + 1).astype(int) for i in (top, left, np.ceil(rows), np.ceil(columns))
+        )
         upper = (1 - x) * padded[top, left] + x * padded[top, right]
         lower = (1 - x) * padded[bottom, left] + x * padded[bottom, right]
         codes |= ((1 - y) * upper + y * lower >= values).astype(np.int64) << bit

@@ -1,4 +1,6 @@
-"""The pretrained networks of the garment-driven metrics, from the folder of metric weights (garment_scores.py)."""
+"""The pretrained networks of the garment-driven metrics, from the folder of metric weights
+(garment_scores.py).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,15 @@ from transformers import (
     CLIPTextModel,
 )
 
-from vton.metrics.perceptual import LPIPS
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, TextEncoder
-from vton.models.pretrained import WeightsError, from_pretrained, load_state, read_checkpoint, read_json
+from vton.models.perceptual import LPIPS
+from vton.weights.pretrained import (
+    WeightsError,
+    from_pretrained,
+    load_state,
+    read_checkpoint,
+    read_json,
+)
 
 clip_square = v2.Compose(
     [
@@ -44,7 +52,9 @@ def load_lpips(path: Path, device: torch.device) -> Callable[[Tensor, Tensor], T
 
     @torch.inference_mode()
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        return network.distance(network.features(x.to(device)), network.features(y.to(device)), None).cpu()
+        return network.distance(
+            network.features(x.to(device)), network.features(y.to(device)), None
+        ).cpu()
 
     return distance
 
@@ -60,17 +70,20 @@ class ClipSimilarity:
 
     @torch.inference_mode()
     def __call__(self, picture: NDArray, prompt: str) -> tuple[Tensor, Tensor]:
-        tokens = self.tokenizer([prompt], truncation=True, max_length=self.length, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(
+            [prompt], truncation=True, max_length=self.length, return_tensors="pt"
+        ).to(self.device)
         pixels = clip_square(Image.fromarray(picture))[None].to(self.device)
         found = self.model(**tokens, pixel_values=pixels)
         return found.text_embeds, found.image_embeds
 
 
 class DiffusionFeatures:
-    """DIFT (Tang et al. 2023, arXiv 2306.03881) as MP-LPIPS takes it: Stable Diffusion 2.1's third up block at t = 41.
+    """DIFT (Tang et al. 2023, arXiv 2306.03881) as MP-LPIPS takes it: Stable Diffusion 2.1's third
+    up block at t = 41.
 
-    The mean over eight noises, drawn for every picture from seed 0. The published code draws one after the other, so
-    that its numbers depend on the order of pictures.
+    The mean over eight noises, drawn for every picture from seed 0. The published code draws one
+    after the other, so that its numbers depend on the order of pictures.
     """
 
     PROMPT = "a photo of an upper-garment"
@@ -81,10 +94,14 @@ class DiffusionFeatures:
             return from_pretrained(cls, str(folder), key="dift", subfolder=name)
 
         self.device = device
-        self.vae, self.unet = (part(cls, name).eval().to(device) for cls, name in (
-            (AutoencoderKL, "vae"), (UNet2DConditionModel, "unet")))  # fmt: skip
+        self.vae, self.unet = (
+            part(cls, name).eval().to(device)
+            for cls, name in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
+        )
         self.schedule = part(DDIMScheduler, "scheduler")
-        text = TextEncoder(part(AutoTokenizer, "tokenizer"), part(CLIPTextModel, "text_encoder").eval(), False)
+        text = TextEncoder(
+            part(AutoTokenizer, "tokenizer"), part(CLIPTextModel, "text_encoder").eval(), False
+        )
         with torch.inference_mode():
             self.prompt = text([self.PROMPT])[0].to(device)
 
@@ -98,29 +115,42 @@ class DiffusionFeatures:
         latents = (posterior.mean + posterior.std * draws) * self.vae.config.scaling_factor
         t = torch.tensor([self.TIMESTEP], device=self.device)
         features: list[Tensor] = []
-        hook = self.unet.up_blocks[self.BLOCK].register_forward_hook(lambda *call: features.append(call[-1]))
+        hook = self.unet.up_blocks[self.BLOCK].register_forward_hook(
+            lambda *call: features.append(call[-1])
+        )
         try:
-            self.unet(self.schedule.add_noise(latents, noise, t), t, self.prompt.expand(self.NOISES, -1, -1))
+            self.unet(
+                self.schedule.add_noise(latents, noise, t),
+                t,
+                self.prompt.expand(self.NOISES, -1, -1),
+            )
         finally:
             hook.remove()
         return features[0].mean(0, keepdim=True).float()
 
 
 class ImageReward(nn.Module):
-    """How well a picture answers a prompt, to people's taste (Xu et al. 2023, arXiv 2304.05977); about N(0, 1).
+    """How well a picture answers a prompt, to people's taste (Xu et al. 2023, arXiv 2304.05977);
+    about N(0, 1).
 
-    BLIP: the prompt's tokens attend to those of the picture; the first token goes through a purely linear stack.
+    BLIP: the prompt's tokens attend to those of the picture; the first token goes through a purely
+    linear stack.
     """
 
     MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
-    PLACES, WIDTHS = (0, 2, 4, 6, 7), (1024, 128, 64, 16, 1)  # of the head's layers in the published stack
+    PLACES, WIDTHS = (
+        (0, 2, 4, 6, 7),
+        (1024, 128, 64, 16, 1),
+    )  # of the head's layers in the published stack
 
     def __init__(self, text: BlipTextConfig, vision: BlipVisionConfig):
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
         widths = itertools.pairwise((text.hidden_size, *self.WIDTHS))
-        self.head = nn.ModuleDict({str(i): nn.Linear(*width) for i, width in zip(self.PLACES, widths, strict=True)})
+        self.head = nn.ModuleDict(
+            {str(i): nn.Linear(*width) for i, width in zip(self.PLACES, widths, strict=True)}
+        )
 
     def forward(self, pixels_B3SS: Tensor, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """Rewards (B,)."""
@@ -132,7 +162,8 @@ class ImageReward(nn.Module):
         return (x[:, 0] - self.MEAN) / self.DEVIATION
 
 
-# Published names of the picture's half, and transformers' for the same tensors; the text's differ in the prefix only.
+# Published names of the picture's half, and transformers' for the same tensors; the text's differ
+# in the prefix only.
 RENAMED = (
     ("cls_token", "embeddings.class_embedding"),
     ("pos_embed", "embeddings.position_embedding"),
@@ -146,14 +177,18 @@ RENAMED = (
 
 
 def reward_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ImageReward.pt's tensors under our names, without BLIP's projections, which a reward does not use."""
+    """ImageReward.pt's tensors under our names, without BLIP's projections, which a reward does not
+    use.
+    """
     state = {}
     for name, tensor in published.items():
         if name.startswith("blip.visual_encoder."):
             name = name.removeprefix("blip.visual_encoder.")
             for theirs, ours in RENAMED:
                 name = name.replace(theirs, ours)
-            name = "post_" + name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
+            name = (
+                "post_" + name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
+            )
             state[f"vision.{name}"] = tensor
         elif name.startswith("blip.text_encoder.") and not name.endswith("position_ids"):
             state["text." + name.removeprefix("blip.text_encoder.")] = tensor
@@ -163,13 +198,17 @@ def reward_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, dict[str, int]]:
-    """What BLIP's configurations can read off its tensors. A vision transformer's heads are 64 wide."""
+    """What BLIP's configurations can read off its tensors. A vision transformer's heads are 64
+    wide.
+    """
     width, _, patch, _ = state["vision.embeddings.patch_embedding.weight"].shape
     patches = state["vision.embeddings.position_embedding"].shape[1] - 1
     vision = {
         "hidden_size": width,
         "intermediate_size": len(state["vision.encoder.layers.0.mlp.fc1.weight"]),
-        "num_hidden_layers": sum(name.endswith("mlp.fc1.weight") for name in state if name.startswith("vision.")),
+        "num_hidden_layers": sum(
+            name.endswith("mlp.fc1.weight") for name in state if name.startswith("vision.")
+        ),
         "num_attention_heads": width // 64,
         "patch_size": patch,
         "image_size": patch * round(patches**0.5),
@@ -190,9 +229,19 @@ def load_reward(folder: Path, device: torch.device) -> Callable[[NDArray, str], 
     try:
         shapes = _shapes(state)
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{folder / 'ImageReward.pt'}: not ImageReward's checkpoint, no tensor {error}.") from None
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
-    text = BlipTextConfig(**{name: described[name] for name in names if name in described}, **shapes["text"])
+        raise WeightsError(
+            f"{folder / 'ImageReward.pt'}: not ImageReward's checkpoint, no tensor {error}."
+        ) from None
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "layer_norm_eps",
+    )
+    text = BlipTextConfig(
+        **{name: described[name] for name in names if name in described}, **shapes["text"]
+    )
     network = ImageReward(text, BlipVisionConfig(**shapes["vision"], layer_norm_eps=1e-6))
     load_state(network, state, folder / "ImageReward.pt")
     network = network.eval().to(device)
@@ -200,11 +249,18 @@ def load_reward(folder: Path, device: torch.device) -> Callable[[NDArray, str], 
 
     @torch.inference_mode()
     def reward(picture: NDArray, prompt: str) -> float:
-        read = tokenizer([prompt], padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(device)
+        read = tokenizer(
+            [prompt], padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+        ).to(device)
         pixels = clip_square(Image.fromarray(picture))[None].to(device)
         return network(pixels, read.input_ids, read.attention_mask).item()
 
     return reward
 
 
-LOADERS = {"lpips": load_lpips, "clip": ClipSimilarity, "dift": DiffusionFeatures, "reward": load_reward}
+LOADERS = {
+    "lpips": load_lpips,
+    "clip": ClipSimilarity,
+    "dift": DiffusionFeatures,
+    "reward": load_reward,
+}

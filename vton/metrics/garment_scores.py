@@ -1,18 +1,21 @@
-"""The garment-driven metrics of IMAGDressing's table: which networks each takes, and what is absent without them.
+"""The garment-driven metrics of IMAGDressing's table: which networks each takes, and what is absent
+without them.
 
-Networks are plain functions, so that anyone's can be plugged in: Scorer(config, networks=GarmentNetworks(face=...)).
-Those whose weights lie in the folder of metric networks (weights.py) are loaded from it:
+Networks are plain functions, so that anyone's can be plugged in: Scorer(config,
+networks=GarmentNetworks(face=...)). Those whose weights lie in the folder of metric networks
+(weights.py) are loaded from it:
 
     alexnet-owt-7be5be79.pth    lpips   LPIPS
     clip-vit-base-patch32/      clip    CLIP ViT-B/32 in the hub's layout
     stable-diffusion-2-1/       dift    unet, vae, text_encoder, tokenizer, scheduler in the hub's layout
     image_reward/               reward  ImageReward.pt, med_config.json and BERT's vocab.txt
 
-Human parsers, pose estimators and face embedders come with no package used here and have to be plugged in. Without a
-parser the garment is cut out of a prediction where the truth shows it; such a number is called `<metric>_true_mask`.
-Nothing else stands in for a network: a metric that lacks one is absent, and rows say why. Nor for a score: MP-LPIPS is
-not defined for a garment so thin in the shop's picture that no point of its grid lies on it. Such a pair is left out of
-that mean for every method alike, and rows name it.
+Human parsers, pose estimators and face embedders come with no package used here and have to be
+plugged in. Without a parser the garment is cut out of a prediction where the truth shows it; such a
+number is called `<metric>_true_mask`. Nothing else stands in for a network: a metric that lacks one
+is absent, and rows say why. Nor for a score: MP-LPIPS is not defined for a garment so thin in the
+shop's picture that no point of its grid lies on it. Such a pair is left out of that mean for every
+method alike, and rows name it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,10 +32,8 @@ from torch import Tensor
 from vton.metrics import garment_driven, prepare
 from vton.metrics.garment_driven import MetricError
 from vton.metrics.tally import Region
-from vton.metrics.weights import CLIP, DIFT, FILES, IMAGE_REWARD
-
-if TYPE_CHECKING:
-    from vton.metrics.scorer import Target
+from vton.metrics.target import Target
+from vton.weights.metric_networks import CLIP, DIFT, FILES, IMAGE_REWARD
 
 NEEDS: dict[str, tuple[Region, tuple[str, ...]]] = {
     "cami_u": ("garment", ("parser",)),
@@ -49,19 +49,27 @@ class GarmentNetworks:
     """Functions of one picture, uint8 RGB (H, W, 3); None where a network is absent."""
 
     parser: Callable[[NDArray], NDArray] | None = None  # the garment's mask, bool (H, W)
-    pose: Callable[[NDArray], NDArray] | None = None  # drawn pose, uint8 (h, w, 3), black where nothing is drawn
-    face: Callable[[NDArray], NDArray | Tensor | None] | None = None  # embedding of the first face, None without one
-    clip: Callable[[NDArray, str], tuple[Tensor, Tensor]] | None = None  # with a prompt: features of prompt, picture
+    # drawn pose, uint8 (h, w, 3), black where nothing is drawn
+    pose: Callable[[NDArray], NDArray] | None = None
+    # embedding of the first face, None without one
+    face: Callable[[NDArray], NDArray | Tensor | None] | None = None
+    # with a prompt: features of prompt, picture
+    clip: Callable[[NDArray, str], tuple[Tensor, Tensor]] | None = None
     dift: Callable[[NDArray], Tensor] | None = None  # of a 512 x 512 picture: (1, C, h, w)
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None  # two (N, 3, h, w) in [0, 1] to distances (N,)
+    # two (N, 3, h, w) in [0, 1] to distances (N,)
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
     reward: Callable[[NDArray, str], float] | None = None  # with a prompt: ImageReward
 
 
 def with_stored(
     networks: GarmentNetworks, metrics: Sequence[str], folder: Path | None, device: torch.device
 ) -> GarmentNetworks:
-    """`networks`, and what else the metrics need and the folder holds. Raises WeightsError naming a broken file."""
-    needed = {part for metric in metrics for part in NEEDS[metric][1] if getattr(networks, part) is None}
+    """`networks`, and what else the metrics need and the folder holds. Raises WeightsError naming a
+    broken file.
+    """
+    needed = {
+        part for metric in metrics for part in NEEDS[metric][1] if getattr(networks, part) is None
+    }
     found = {part: folder / STORED[part] for part in needed & STORED.keys()} if folder else {}
     found = {part: path for part, path in found.items() if path.exists()}
     if not found:
@@ -80,22 +88,31 @@ class GarmentScores:
     def __init__(self, metrics: Sequence[str], networks: GarmentNetworks):
         self.networks = networks
         lacking = {
-            metric: [part for part in NEEDS[metric][1] if part != "parser" and getattr(networks, part) is None]
+            metric: [
+                part
+                for part in NEEDS[metric][1]
+                if part != "parser" and getattr(networks, part) is None
+            ]
             for metric in metrics
         }
         self.metrics = [metric for metric, parts in lacking.items() if not parts]
-        self.absent = {metric: f"needs {_listed(parts)}" for metric, parts in lacking.items() if parts}
+        self.absent = {
+            metric: f"needs {_listed(parts)}" for metric, parts in lacking.items() if parts
+        }
 
     def name(self, metric: str) -> str:
         """How the metric is called in rows."""
         guided = "parser" in NEEDS[metric][1] and self.networks.parser is None
         return f"{metric}_true_mask" if guided else metric
 
-    def measure(self, target: Target, prediction: Tensor) -> dict[tuple[Region, str], float | MetricError]:
+    def measure(
+        self, target: Target, prediction: Tensor
+    ) -> dict[tuple[Region, str], float | MetricError]:
         """Scores by region and metric of a prediction, uint8 (3, H, W).
 
-        The garment's are left out where the truth does not show it, and where neither truth nor parser say where it is.
-        In the place of a score that is not defined for the pair stands the error that says why.
+        The garment's are left out where the truth does not show it, and where neither truth nor
+        parser say where it is. In the place of a score that is not defined for the pair stands the
+        error that says why.
         """
         picture = _array(prediction.cpu())
         scores: dict[tuple[Region, str], float | MetricError] = {}
@@ -138,14 +155,17 @@ class GarmentScores:
 
     def _mp_lpips(self, target: Target, picture: NDArray, worn: NDArray) -> float:
         garment, silhouette = _array(target.garment), target.silhouette[0].numpy()
-        return garment_driven.mp_lpips(garment, silhouette, picture, worn, self.networks.dift, self.networks.lpips)
+        return garment_driven.mp_lpips(
+            garment, silhouette, picture, worn, self.networks.dift, self.networks.lpips
+        )
 
 
 def cut_out(picture: NDArray, mask: NDArray) -> NDArray:
-    """The mask's bounding box of a picture, white outside the mask: what an in-shop picture shows of a garment.
+    """The mask's bounding box of a picture, white outside the mask: what an in-shop picture shows
+    of a garment.
 
-    The published code gets its garments cut out already and does not say how. A box is at least as large as SSIM's
-    window, where the picture is.
+    The published code gets its garments cut out already and does not say how. A box is at least as
+    large as SSIM's window, where the picture is.
     """
     box = []
     for axis, length in ((1, picture.shape[0]), (0, picture.shape[1])):
@@ -157,7 +177,9 @@ def cut_out(picture: NDArray, mask: NDArray) -> NDArray:
 
 def _listed(parts: Sequence[str]) -> str:
     return ", ".join(
-        f"{part} ({STORED[part]} in the folder of metric weights)" if part in STORED else f"{part} (to be plugged in)"
+        f"{part} ({STORED[part]} in the folder of metric weights)"
+        if part in STORED
+        else f"{part} (to be plugged in)"
         for part in parts
     )
 

@@ -1,8 +1,10 @@
-"""Inception v3 in the form FID is defined on: the 2015 TensorFlow graph, features before the classifier.
+"""Inception v3 in the form FID is defined on: the 2015 TensorFlow graph, features before the
+classifier.
 
-It differs from torchvision's network, whose blocks it reuses, in its pooling: averages leave out the padding, and the
-last block pools by maximum. Parameter names are those of `pt_inception-2015-12-05-6726825d.pth`.
-Heusel et al. 2017 (arXiv 1706.08500) for FID; Naeem et al. 2020 (arXiv 2002.09797) for features of random networks.
+It differs from torchvision's network, whose blocks it reuses, in its pooling: averages leave out
+the padding, and the last block pools by maximum. Parameter names are those of
+`pt_inception-2015-12-05-6726825d.pth`. Heusel et al. 2017 (arXiv 1706.08500) for FID; Naeem et al.
+2020 (arXiv 2002.09797) for features of random networks.
 """
 # Shapes: B batch, S side of the square the network sees
 
@@ -15,17 +17,21 @@ from torchvision.models import inception as blocks
 
 
 def resize(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
-    """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), as one of the tools that compute FID does it.
+    """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), as one of the tools that
+    compute FID does it.
 
     torchmetrics:   bilinear, antialiased
     clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded, clipped (Parmar et al. 2022, arXiv 2104.11222)
-    torch_fidelity: TensorFlow 1's bilinear: no antialiasing, and pixel i of the result is read at i * H / S
+    torch_fidelity: TensorFlow 1's bilinear: no antialiasing, and pixel i of the result is read at i
+    * H / S
     """
     pictures = pictures.float()
     if style == "torch_fidelity":
         return _tensorflow_bilinear(_tensorflow_bilinear(pictures, side, 2), side, 3)
     mode = {"torchmetrics": "bilinear", "clean_fid": "bicubic"}[style]
-    return F.interpolate(pictures, (side, side), mode=mode, align_corners=False, antialias=True).clamp(0, 255)
+    return F.interpolate(
+        pictures, (side, side), mode=mode, align_corners=False, antialias=True
+    ).clamp(0, 255)
 
 
 def _tensorflow_bilinear(pictures: Tensor, side: int, axis: int) -> Tensor:
@@ -33,12 +39,15 @@ def _tensorflow_bilinear(pictures: Tensor, side: int, axis: int) -> Tensor:
     place = torch.arange(side, device=pictures.device) * (length / side)
     first = place.long()
     share = (place - first).view([-1, 1] if axis == 2 else [1, -1])
-    before, after = (pictures.index_select(axis, index) for index in (first, (first + 1).clamp(max=length - 1)))
+    before, after = (
+        pictures.index_select(axis, index) for index in (first, (first + 1).clamp(max=length - 1))
+    )
     return before + (after - before) * share
 
 
 def cut_out(pictures: Tensor, mask: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
-    """The garments alone: grey (128, which the network sees as 0) outside the mask, cropped to the mask's bounding box.
+    """The garments alone: grey (128, which the network sees as 0) outside the mask, cropped to the
+    mask's bounding box.
 
     pictures: uint8 (B, 3, H, W)
     mask:     (B, 1, H, W), nowhere empty

@@ -13,17 +13,21 @@ from torch import Tensor
 from vton.data.sample import DataError
 
 SHOWN = 10  # names listed in one error message
-SILHOUETTES = "silhouettes"  # folder below the pictures of a method that warps: white where the garment lies
+# folder below the pictures of a method that warps: white where the garment lies
+SILHOUETTES = "silhouettes"
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1, 1] to uint8, clamped and rounded to the nearest level. The only place where pictures are quantised.
+    """[-1, 1] to uint8, clamped and rounded to the nearest level. The only place where pictures are
+    quantised.
 
-    Truncation instead would darken every picture by half a level, which FID sees. Raises DataError for NaN or infinity,
-    which have no level.
+    Truncation instead would darken every picture by half a level, which FID sees. Raises DataError
+    for NaN or infinity, which have no level.
     """
     if not torch.isfinite(image).all():
-        raise DataError("A picture to be written holds NaN or infinite values: the model diverged or lost precision.")
+        raise DataError(
+            "A picture to be written holds NaN or infinite values: the model diverged or lost precision."
+        )
     return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
@@ -33,7 +37,9 @@ def as_pictures(masks: Tensor) -> Tensor:
 
 
 def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> None:
-    """Store pictures (B, 3, H, W), uint8 or in [-1, 1], as `<pair_id>.png`. A duplicate overwrites its own file."""
+    """Store pictures (B, 3, H, W), uint8 or in [-1, 1], as `<pair_id>.png`. A duplicate overwrites
+    its own file.
+    """
     if pictures.dtype != torch.uint8:
         pictures = to_uint8(pictures)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +48,9 @@ def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> N
 
 
 def refuse(problems: Sequence[str], where: str) -> None:
-    """Raise one DataError that names the first of them, unless there are none. A single one takes one line."""
+    """Raise one DataError that names the first of them, unless there are none. A single one takes
+    one line.
+    """
     if len(problems) == 1:
         raise DataError(f"1 problem with {where}: {problems[0]}")
     if problems:
@@ -66,13 +74,15 @@ class PictureFolder:
     def check(self, pair_ids: Sequence[str], size: tuple[int, int]) -> None:
         """Raise one DataError that names every missing, extra, unreadable or wrongly sized picture.
 
-        Silhouettes are checked likewise. Only headers are read here; a picture that breaks off in the middle is named
-        when it is loaded.
+        Silhouettes are checked likewise. Only headers are read here; a picture that breaks off in
+        the middle is named when it is loaded.
         """
         found = {path.stem: path for path in sorted(self.folder.glob("*.png"))}
         wanted = set(pair_ids)
         problems = [f"missing {self.path(name)}" for name in sorted(wanted - set(found))]
-        problems += [f"extra {found[name]} (not in the pair list)" for name in sorted(set(found) - wanted)]
+        problems += [
+            f"extra {found[name]} (not in the pair list)" for name in sorted(set(found) - wanted)
+        ]
         for name in sorted(wanted & set(found)):
             try:
                 with Image.open(found[name]) as picture:
@@ -90,7 +100,9 @@ class PictureFolder:
         return self.folder / f"{pair_id}.png"
 
     def __call__(self, pair_ids: Sequence[str]) -> Tensor:
-        """uint8 (B, 3, H, W). Raises DataError naming the file that is missing, broken, not RGB or of another size."""
+        """uint8 (B, 3, H, W). Raises DataError naming the file that is missing, broken, not RGB or
+        of another size.
+        """
         pictures = [self._load(self.path(pair_id)) for pair_id in pair_ids]
         for pair_id, picture in zip(pair_ids, pictures, strict=True):
             if picture.shape != pictures[0].shape:
@@ -110,7 +122,9 @@ class PictureFolder:
             UnidentifiedImageError,
             SyntaxError,
         ) as error:  # Pillow raises SyntaxError for broken PNG chunks
-            raise DataError(f"{path}: predicted picture not readable: {error}. Write it again.") from error
+            raise DataError(
+                f"{path}: predicted picture not readable: {error}. Write it again."
+            ) from error
         if problem:
             raise DataError(f"{path}: {problem}. Write it again.")
         return pixels

@@ -7,25 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vton.metrics.protocol import PROTOCOLS, Protocol
-
-
-def masked_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of (B, C, H, W) over the picture, or over weight (B, 1, H, W): (B, C)."""
-    if weight is None:
-        return values.mean((2, 3))
-    return (values * weight).sum((2, 3)) / weight.sum((2, 3))
+from vton.models.perceptual import masked_mean
 
 
 def ssim(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Protocol) -> Tensor:
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, Eq. 13), mean over channels and mask: (B,).
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, Eq. 13), mean over channels
+    and mask: (B,).
 
-    torchmetrics' definition: Gaussian window out to 3.5 sigma, borders reflected, mean over the whole picture. In
-    float32 a variance, a difference of squares, is off by up to 1e-4 of the score on flat backgrounds, and identical
-    pictures do not reach 1; this is computed in float64, which torchmetrics' two-dimensional window makes 20 times
-    slower than two passes of one dimension.
+    torchmetrics' definition: Gaussian window out to 3.5 sigma, borders reflected, mean over the
+    whole picture. In float32 a variance, a difference of squares, is off by up to 1e-4 of the score
+    on flat backgrounds, and identical pictures do not reach 1; this is computed in float64, which
+    torchmetrics' two-dimensional window makes 20 times slower than two passes of one dimension.
 
-    protocol.ssim_grey: scikit-image's with gaussian_weights and without use_sample_covariance, on luminance. It differs
-    in leaving out the border that the window does not fit in; over a mask, which no script has, borders count.
+    protocol.ssim_grey: scikit-image's with gaussian_weights and without use_sample_covariance, on
+    luminance. It differs in leaving out the border that the window does not fit in; over a mask,
+    which no script has, borders count.
     """
     if protocol.ssim_grey:
         prediction, truth = luminance(prediction), luminance(truth)
@@ -44,24 +40,30 @@ def ssim(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Pro
 
 
 def luminance(picture: Tensor) -> Tensor:
-    """Grey (B, 1, H, W) of RGB (B, 3, H, W), both in [0, 1] and whole levels of 255: Pillow's mode L, to the bit."""
+    """Grey (B, 1, H, W) of RGB (B, 3, H, W), both in [0, 1] and whole levels of 255: Pillow's mode
+    L, to the bit.
+    """
     red, green, blue = (picture * 255).round().long().unbind(1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)[:, None] / 255
 
 
 def psnr(prediction: Tensor, truth: Tensor, weight: Tensor | None, protocol: Protocol) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1], per picture, identical ones at the protocol's cap: (B,).
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1], per picture, identical ones at the
+    protocol's cap: (B,).
 
-    The mean over a set is the mean of these, not the ratio of the pooled error: one failure does not hide the rest.
+    The mean over a set is the mean of these, not the ratio of the pooled error: one failure does
+    not hide the rest.
     """
     error = masked_mean((prediction - truth).square(), weight).mean(1)
     return (-10 * torch.log10(error)).clamp(max=protocol.psnr_cap)
 
 
 def output_psnr(output: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
-    """`psnr` as `exact` has it of pictures (B, 3, H, W) in [-1, 1] as networks give them, for a look while training.
+    """`psnr` as `exact` has it of pictures (B, 3, H, W) in [-1, 1] as networks give them, for a
+    look while training.
 
-    region: (B, 1, H, W) 0 or 1; rows where it is empty have no score and are left out. Returns (at most B,).
+    region: (B, 1, H, W) 0 or 1; rows where it is empty have no score and are left out. Returns (at
+    most B,).
     """
     if region is not None:
         rows = region.flatten(1).any(1)
@@ -95,4 +97,6 @@ def _radius(sigma: float) -> int:
 
 
 def _precise(picture: Tensor) -> torch.dtype:
-    return torch.float32 if picture.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    return (
+        torch.float32 if picture.device.type == "mps" else torch.float64
+    )  # Apple's GPUs have no float64

@@ -1,16 +1,20 @@
-"""Named, versioned evaluation protocols: every number that decides what a metric measures stands here.
+"""Named, versioned evaluation protocols: every number that decides what a metric measures stands
+here.
 
-`exact` compares at the size of generation: the truth was resized once (vton.data.transforms), the prediction was
-rounded once to uint8 and stored as PNG, nothing is pasted back. SSIM: torchmetrics' definition, RGB, data range 1,
-Gaussian window, mean over the whole picture. FID and KID: 2048 pool features, torchmetrics' antialiased bilinear resize
-of the uint8 pictures, reference = the person pictures of the test split, the same in both orders.
+`exact` compares at the size of generation: the truth was resized once (vton.data.transforms), the
+prediction was rounded once to uint8 and stored as PNG, nothing is pasted back. SSIM: torchmetrics'
+definition, RGB, data range 1, Gaussian window, mean over the whole picture. FID and KID: 2048 pool
+features, torchmetrics' antialiased bilinear resize of the uint8 pictures, reference = the person
+pictures of the test split, the same in both orders.
 
-The `*_compat` protocols repeat what the scripts of LaDI-VTON, CatVTON and HR-VITON do to pictures before they measure
-them, so that a number can be held against their papers'. They start from the stored truth, not from the resized one.
-What the scripts leave open is set here: a prediction of another size than the protocol's comparison is brought to it by
-the filter that the truth gets; PSNR, DISTS and the garment region are taken from the same pictures.
+The `*_compat` protocols repeat what the scripts of LaDI-VTON, CatVTON and HR-VITON do to pictures
+before they measure them, so that a number can be held against their papers'. They start from the
+stored truth, not from the resized one. What the scripts leave open is set here: a prediction of
+another size than the protocol's comparison is brought to it by the filter that the truth gets;
+PSNR, DISTS and the garment region are taken from the same pictures.
 
-A change of any value here changes published numbers: raise `version`, and tables will refuse to mix the two.
+A change of any value here changes published numbers: raise `version`, and tables will refuse to mix
+the two.
 """
 
 from __future__ import annotations
@@ -20,16 +24,21 @@ from typing import Literal, get_args
 
 from vton.config import ConfigError, EvalConfig, Metric, nearest
 
-METRICS = tuple(name for name in get_args(Metric) if name != "iou")  # which compares silhouettes that a model reports
+METRICS = tuple(
+    name for name in get_args(Metric) if name != "iou"
+)  # which compares silhouettes that a model reports
 
 
 @dataclass(frozen=True)
 class Protocol:
     name: str
     version: int
-    size: tuple[int, int] | None = None  # height, width of the comparison in px; None = the predictions' own
-    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"  # Pillow's filter to that size, rounded once
-    truth_jpeg: int = 0  # Pillow's quality (chroma 4:2:0) that the resized truth is compressed with; 0 = not
+    # height, width of the comparison in px; None = the predictions' own
+    size: tuple[int, int] | None = None
+    # Pillow's filter to that size, rounded once
+    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    # Pillow's quality (chroma 4:2:0) that the resized truth is compressed with; 0 = not
+    truth_jpeg: int = 0
     prediction_jpeg: int = 0
     repaint: bool = False  # paste the person's own picture outside the agnostic mask
     feathered: bool = False  # repaint with a blurred mask, as CatVTON does, instead of a hard edge
@@ -37,12 +46,16 @@ class Protocol:
     ssim_grey: bool = False  # scikit-image on Pillow's luminance, borders left out, instead of torchmetrics on RGB
     psnr_cap: float = 100.0  # dB, reported for identical pictures; one grey level in one pixel is 93.8 dB at 128x96
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
-    lpips_side: int = 0  # px of the square that pictures are squeezed into for LPIPS (Pillow, bilinear); 0 = not
-    dists_side: int = 256  # px; larger pictures are reduced to this shorter side, as DISTS' authors do
-    reference: Literal["resized", "original"] = "resized"  # FID, KID: the truth as compared, or the stored picture
+    # px of the square that pictures are squeezed into for LPIPS (Pillow, bilinear); 0 = not
+    lpips_side: int = 0
+    # px; larger pictures are reduced to this shorter side, as DISTS' authors do
+    dists_side: int = 256
+    # FID, KID: the truth as compared, or the stored picture
+    reference: Literal["resized", "original"] = "resized"
     inception_resize: Literal["torchmetrics", "clean_fid", "torch_fidelity"] = "torchmetrics"
     inception_side: int = 299  # px; what the pretrained extractor expects
-    random_inception_side: int = 149  # px; filters never trained have no native scale, and this costs a quarter
+    # px; filters never trained have no native scale, and this costs a quarter
+    random_inception_side: int = 149
     kid_subsets: int = 100
     kid_subset_size: int = 1000  # pictures; at most as many as either set has
     kid_degree: int = 3  # of the polynomial kernel (x.y / d + 1)^degree
@@ -51,7 +64,9 @@ class Protocol:
 
     @property
     def from_originals(self) -> bool:
-        """Whether the truth must come as it is stored; else it is what loading the data made, as `exact` asks."""
+        """Whether the truth must come as it is stored; else it is what loading the data made, as
+        `exact` asks.
+        """
         return self.size is not None or self.resample != "bicubic" or self.reference == "original"
 
 
@@ -60,36 +75,64 @@ PROTOCOLS = {
     for protocol in (
         Protocol("exact", version=1),
         Protocol(
-            "ladi_compat", version=1, size=(512, 384), resample="bilinear", prediction_jpeg=95,
-            reference="original", inception_resize="clean_fid",
+            "ladi_compat",
+            version=1,
+            size=(512, 384),
+            resample="bilinear",
+            prediction_jpeg=95,
+            reference="original",
+            inception_resize="clean_fid",
         ),
         Protocol(
-            "catvton_compat", version=1, size=(512, 384), resample="lanczos", truth_jpeg=75, prediction_jpeg=75,
-            repaint=True, feathered=True, lpips_net="squeeze", inception_resize="clean_fid",
+            "catvton_compat",
+            version=1,
+            size=(512, 384),
+            resample="lanczos",
+            truth_jpeg=75,
+            prediction_jpeg=75,
+            repaint=True,
+            feathered=True,
+            lpips_net="squeeze",
+            inception_resize="clean_fid",
         ),
         Protocol(
-            "hrviton_compat", version=1, resample="bilinear", ssim_grey=True, lpips_side=128,
-            reference="original", inception_resize="torch_fidelity",
+            "hrviton_compat",
+            version=1,
+            resample="bilinear",
+            ssim_grey=True,
+            lpips_side=128,
+            reference="original",
+            inception_resize="torch_fidelity",
         ),
     )
-}  # fmt: skip
+}
 
 
 def protocol(name: str) -> Protocol:
     """The protocol of that name. Raises ConfigError for an unknown one."""
     if name not in PROTOCOLS:
-        raise ConfigError(f"eval.protocol={name}: no such protocol. {nearest(name, list(PROTOCOLS))}")
+        raise ConfigError(
+            f"eval.protocol={name}: no such protocol. {nearest(name, list(PROTOCOLS))}"
+        )
     return PROTOCOLS[name]
 
 
 def configured(config: EvalConfig) -> Protocol:
     """The configuration's protocol with the settings that `config` changes; `changes` names them."""
-    asked = {name: getattr(config, name) for name in ("size", "repaint", "lpips_net", "kid_subsets", "kid_subset_size")}
-    return replace(protocol(config.protocol), **{name: value for name, value in asked.items() if value is not None})
+    asked = {
+        name: getattr(config, name)
+        for name in ("size", "repaint", "lpips_net", "kid_subsets", "kid_subset_size")
+    }
+    return replace(
+        protocol(config.protocol),
+        **{name: value for name, value in asked.items() if value is not None},
+    )
 
 
 def changes(used: Protocol) -> list[str]:
-    """`setting=value` wherever a protocol is not what its name says: rows carry it, tables refuse to mix it."""
+    """`setting=value` wherever a protocol is not what its name says: rows carry it, tables refuse
+    to mix it.
+    """
     named = protocol(used.name)
     return [
         f"{field.name}={getattr(used, field.name)}"

@@ -1,9 +1,10 @@
-"""Rows of results.json: what tables and notebooks read. A row is one (model, data, order, region, category).
+"""Rows of results.json: what tables and notebooks read. A row is one (model, data, order, region,
+category).
 
-    {"model": "gardiff", "data": "synthetic", "split": "test", "order": "paired", "region": "garment",
-     "category": "all", "protocol": "exact", "n": 200,
-     "metrics": {"ssim": 0.91, "psnr": 21.4, "lpips_random": 0.08, "dists_random": 0.11, "fid_random": 12.3, ...},
-     "provenance": {...}}
+    {"model": "gardiff", "data": "synthetic", "split": "test", "order": "paired", "region":
+     "garment", "category": "all", "protocol": "exact", "n": 200, "metrics": {"ssim": 0.91, "psnr":
+     21.4, "lpips_random": 0.08, "dists_random": 0.11, "fid_random": 12.3, ...}, "provenance":
+     {...}}
 
 `kid` is stored as torchmetrics returns it; tables print it times 1000, as papers do.
 """
@@ -23,9 +24,20 @@ from vton.errors import UserError
 from vton.files import write_atomically
 
 PACKAGES = (
-    "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "piq", "lpips",
-    "omegaconf", "numpy", "pillow", "scipy",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "lightning",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "torchmetrics",
+    "piq",
+    "lpips",
+    "omegaconf",
+    "numpy",
+    "pillow",
+    "scipy",
+)
 
 
 @dataclass
@@ -58,8 +70,9 @@ def digest_of_ids(ids: Iterable[str]) -> str:
 def provenance(**parts: Any) -> dict[str, Any]:
     """The common part of every row's provenance: what the caller knows, and the versions.
 
-    The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps, guidance, device and
-    wall time as `parts`; the scorer adds its settings and the digest of each row's pairs.
+    The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps,
+    guidance, device and wall time as `parts`; the scorer adds its settings and the digest of each
+    row's pairs.
     """
     return {**parts, "versions": versions()}
 
@@ -79,7 +92,9 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write results.json, whole or not at all. NaN is refused (ValueError)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
+    write_atomically(
+        path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n"
+    )
 
 
 def read_results(path: Path) -> list[Row]:
@@ -87,7 +102,9 @@ def read_results(path: Path) -> list[Row]:
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as results: {error}. Run the evaluation again.") from error
+        raise UserError(
+            f"{path}: not readable as results: {error}. Run the evaluation again."
+        ) from error
     if not isinstance(stored, list):
         raise UserError(f"{path}: expected a list of rows, found {type(stored).__name__}.")
     known = {item.name for item in fields(Row)}

@@ -1,4 +1,6 @@
-"""What has been measured so far, keyed by id: merging parts from several processes cannot count a picture twice."""
+"""What has been measured so far, keyed by id: merging parts from several processes cannot count a
+picture twice.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ class Features:
     """Inception features of a set of pictures, per region and id; every id has a category."""
 
     category: dict[str, str] = field(default_factory=dict)
-    regions: dict[Region, dict[str, Tensor]] = field(default_factory=lambda: {region: {} for region in REGIONS})
+    regions: dict[Region, dict[str, Tensor]] = field(
+        default_factory=lambda: {region: {} for region in REGIONS}
+    )
 
     def add(self, region: Region, ids: Sequence[str], features_BD: Tensor) -> None:
         for name, feature in zip(ids, features_BD.float().cpu(), strict=True):
-            self.regions[region].setdefault(name, feature.clone())  # a row view would keep the whole batch alive
+            self.regions[region].setdefault(
+                name, feature.clone()
+            )  # a row view would keep the whole batch alive
 
     def stack(self, region: Region, category: str = "all") -> Tensor:
         """Features (N, D) of a category or of all, sorted by id."""
@@ -37,11 +43,15 @@ class Tally:
     """One method in one order: scores per pair and features per pair."""
 
     order: str
-    scores: dict[Region, dict[str, dict[str, float]]] = field(  # region -> metric -> pair id -> value
-        default_factory=lambda: {region: {} for region in REGIONS}
+    scores: dict[Region, dict[str, dict[str, float]]] = (
+        field(  # region -> metric -> pair id -> value
+            default_factory=lambda: {region: {} for region in REGIONS}
+        )
     )
-    left_out: dict[Region, dict[str, dict[str, str]]] = field(  # region -> metric -> pair id -> why it has no score
-        default_factory=lambda: {region: {} for region in REGIONS}
+    left_out: dict[Region, dict[str, dict[str, str]]] = (
+        field(  # region -> metric -> pair id -> why it has no score
+            default_factory=lambda: {region: {} for region in REGIONS}
+        )
     )
     features: Features = field(default_factory=Features)
 
@@ -56,11 +66,15 @@ class Tally:
             stored.setdefault(pair_id, value)
 
     def leave_out(self, region: Region, metric: str, pair_id: str, reason: str) -> None:
-        """Record that a metric is not defined for a pair, which then counts in its region but not in this mean."""
+        """Record that a metric is not defined for a pair, which then counts in its region but not
+        in this mean.
+        """
         self.left_out[region].setdefault(metric, {}).setdefault(pair_id, reason)
 
     def pair_ids(self, region: Region, category: str = "all") -> list[str]:
-        """Sorted ids of the pairs that count in a region: all of them, or those whose truth shows the garment."""
+        """Sorted ids of the pairs that count in a region: all of them, or those whose truth shows
+        the garment.
+        """
         known = (*self.scores[region].values(), *self.left_out[region].values())
         measured = set(self.features.regions[region]).union(*known)
         if region == "image":
@@ -90,8 +104,9 @@ def merge_features(parts: Iterable[Features]) -> Features:
 def merge(parts: Iterable[Tally]) -> Tally:
     """One tally from the parts of several processes. A pair in two parts counts once.
 
-    Raises ValueError for parts of different orders and for a pair whose parts disagree, since then it is not known
-    which picture was measured (1e-4 is far above what the order of sums can change).
+    Raises ValueError for parts of different orders and for a pair whose parts disagree, since then
+    it is not known which picture was measured (1e-4 is far above what the order of sums can
+    change).
     """
     parts = list(parts)
     orders = {part.order for part in parts}
@@ -103,7 +118,9 @@ def merge(parts: Iterable[Tally]) -> Tally:
             for metric, values in metrics.items():
                 stored = merged.scores[region].setdefault(metric, {})
                 for pair_id, value in values.items():
-                    if not math.isclose(stored.setdefault(pair_id, value), value, rel_tol=1e-4, abs_tol=1e-4):
+                    if not math.isclose(
+                        stored.setdefault(pair_id, value), value, rel_tol=1e-4, abs_tol=1e-4
+                    ):
                         raise ValueError(
                             f"{pair_id}: {metric} is {stored[pair_id]:.6f} in one part and {value:.6f} in another; "
                             "different pictures were measured under one id"

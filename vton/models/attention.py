@@ -1,9 +1,10 @@
 """Attention that architectures share: where the person reads the garment, and image prompts.
 
-Image-prompt cross-attention (IP-Adapter, arXiv 2308.06721, Eq. 5): text and picture tokens read by one query.
+Image-prompt cross-attention (IP-Adapter, arXiv 2308.06721, Eq. 5): text and picture tokens read by
+one query.
 
-Legend: B batch, N heads, d head width, Q queries, D = N d, L text tokens, n image tokens, C context width, M garment
-tokens.
+Legend: B batch, N heads, d head width, Q queries, D = N d, L text tokens, n image tokens, C context
+width, M garment tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def merge_heads(x: Tensor) -> Tensor:
 class Looks:
     """Mean weights of garment tokens over heads and layers of one size: {(Q, M): (B, Q, M)}."""
 
-    LARGEST = 2**21  # queries times keys; the weights of larger layers would take more memory than sampling does
+    LARGEST = (
+        2**21
+    )  # queries times keys; the weights of larger layers would take more memory than sampling does
 
     def __init__(self):
         self.sums: dict[tuple[int, int], Tensor] = {}
@@ -65,15 +68,21 @@ def watched() -> Iterator[Looks]:
         _watching.remove(looks)
 
 
-def read_garment(q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), where the last `tokens` keys (None: all) are the garment's."""
+def read_garment(
+    q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), where the last `tokens` keys (None: all) are
+    the garment's.
+    """
     for looks in _watching:
         looks.add(q, k, tokens or k.shape[-2], attn_mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the grid that so many tokens of pictures of this size fill; None where they fill none."""
+    """Height and width of the grid that so many tokens of pictures of this size fill; None where
+    they fill none.
+    """
     height = round(math.sqrt(tokens * size[0] / size[1]))
     return (height, tokens // height) if height and tokens % height == 0 and tokens > 1 else None
 
@@ -87,20 +96,22 @@ def as_slice(rows: list[int]) -> list[int] | slice:
 def image_prompt_attention(
     q: Tensor, k_text: Tensor, v_text: Tensor, k_image: Tensor, v_image: Tensor, scale: float = 1.0
 ) -> Tensor:
-    """softmax(q k_text^T / sqrt d) v_text + scale softmax(q k_image^T / sqrt d) v_image, both sums in one output.
+    """softmax(q k_text^T / sqrt d) v_text + scale softmax(q k_image^T / sqrt d) v_image, both sums
+    in one output.
 
-    q: (B, N, Q, d); keys and values: (B, N, L or n, d). Two separate softmaxes: the picture takes nothing from the
-    text's weights, and scale 0 leaves plain text attention.
+    q: (B, N, Q, d); keys and values: (B, N, L or n, d). Two separate softmaxes: the picture takes
+    nothing from the text's weights, and scale 0 leaves plain text attention.
     """
     text = F.scaled_dot_product_attention(q, k_text, v_text)
     return text + scale * F.scaled_dot_product_attention(q, k_image, v_image)
 
 
 class ImagePromptProcessor(nn.Module):
-    """A cross-attention layer whose context ends with `tokens` image tokens, read through their own keys and values.
+    """A cross-attention layer whose context ends with `tokens` image tokens, read through their own
+    keys and values.
 
-    Text and image attention share the layer's queries; their sum goes through its output projection once. The new
-    keys and values start as copies of the text's.
+    Text and image attention share the layer's queries; their sum goes through its output projection
+    once. The new keys and values start as copies of the text's.
     """
 
     def __init__(self, attention: Attention, tokens: int, scale: float = 1.0):
@@ -112,12 +123,22 @@ class ImagePromptProcessor(nn.Module):
         self.to_k_ip.weight.data.copy_(attention.to_k.weight.data)
         self.to_v_ip.weight.data.copy_(attention.to_v.weight.data)
 
-    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states, attention_mask=None, garment=None):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states,
+        encoder_hidden_states,
+        attention_mask=None,
+        garment=None,
+    ):
         """hidden_states (B, Q, D), encoder_hidden_states (B, L + n, C) -> (B, Q, D).
 
         garment is for self-attention layers: diffusers hands every layer the same arguments.
         """
-        text, image = encoder_hidden_states[:, : -self.tokens], encoder_hidden_states[:, -self.tokens :]
+        text, image = (
+            encoder_hidden_states[:, : -self.tokens],
+            encoder_hidden_states[:, -self.tokens :],
+        )
         q, k, v = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
         projected = (q, k, v, self.to_k_ip(image), self.to_v_ip(image))
         out = image_prompt_attention(*(split_heads(x, attn.heads) for x in projected), self.scale)

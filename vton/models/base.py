@@ -1,12 +1,13 @@
-"""TryOnModule: the one LightningModule. An architecture says what is special about it; the rest happens here.
+"""TryOnModule: the one LightningModule. An architecture says what is special about it; the rest
+happens here.
 
-What is no architecture but is trained and scored by the same commands (a learned warp) extends TrainedModule, the part
-that has nothing to do with diffusion.
+What is no architecture but is trained and scored by the same commands (a learned warp) extends
+TrainedModule, the part that has nothing to do with diffusion.
 
-An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults don't fit,
-`training_condition`, `training_view`, `readings`, `garment_features`, `acting`, `known`, `extra_losses`,
-`trained_parameters` and `networks`.
-The upper stages of a cascade (ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
+An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults
+don't fit, `training_condition`, `training_view`, `readings`, `garment_features`, `acting`, `known`,
+`extra_losses`, `trained_parameters` and `networks`. The upper stages of a cascade
+(ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
@@ -30,13 +31,23 @@ from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, Features, Known, Step, drawing, sample, sampling_times
+from vton.diffusion.sampling import (
+    Conditions,
+    Features,
+    Known,
+    Step,
+    drawing,
+    sample,
+    sampling_times,
+)
 from vton.models.attention import Looks, token_grid, watched
 from vton.models.codecs import Codec
 
 
 class Reading(NamedTuple):
-    """What encoders say of single samples. Where all of them are frozen, `vton data cache` computes it ahead."""
+    """What encoders say of single samples. Where all of them are frozen, `vton data cache` computes
+    it ahead.
+    """
 
     encoders: tuple[str, ...]  # their names in the module
     of: tuple[str, ...]  # fields of the batch that it reads
@@ -52,14 +63,19 @@ class Worn(NamedTuple):
 
 
 class TrainedModule(LightningModule):
-    """What training, evaluation and run folders ask of a module, whatever it learns: an architecture or a warp.
+    """What training, evaluation and run folders ask of a module, whatever it learns: an
+    architecture or a warp.
 
-    Networks that are assigned as attributes are trained, averaged and saved. Networks in `self.frozen` (a dict) move
-    with the module but are none of these. `training_step` sets `current_pairs` (ids, for error messages) and
-    `last_losses` (detached terms by name, for the curves).
+    Networks that are assigned as attributes are trained, averaged and saved. Networks in
+    `self.frozen` (a dict) move with the module but are none of these. `training_step` sets
+    `current_pairs` (ids, for error messages) and `last_losses` (detached terms by name, for the
+    curves).
     """
 
-    FORWARDS = ("training_step", "generate")  # what is called from outside and uses trained networks
+    FORWARDS = (
+        "training_step",
+        "generate",
+    )  # what is called from outside and uses trained networks
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
@@ -67,23 +83,33 @@ class TrainedModule(LightningModule):
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.build()
         trained = {id(p) for group in self.trained_parameters() for p in group["params"]}
-        for parameter in self.parameters():  # before DDP wraps the module and waits for every gradient
+        for (
+            parameter
+        ) in self.parameters():  # before DDP wraps the module and waits for every gradient
             parameter.requires_grad_(id(parameter) in trained)
 
     @abstractmethod
     def build(self) -> None:
-        """Create the networks. `self.config` and `self.codec` are there; must also work on the meta device."""
+        """Create the networks. `self.config` and `self.codec` are there; must also work on the meta
+        device.
+        """
 
     @abstractmethod
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch."""
+        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its
+        batch.
+        """
 
     def can_sample(self, batch: TryOnBatch) -> bool:
-        """Whether the batch holds what `generate` needs; if not, training shows no pictures of such batches."""
+        """Whether the batch holds what `generate` needs; if not, training shows no pictures of such
+        batches.
+        """
         return True
 
     def trained_parameters(self) -> Iterable[dict]:
-        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA and gradients."""
+        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA
+        and gradients.
+        """
         return [{"params": list(self.parameters())}]
 
     def networks(self) -> dict[str, nn.Module]:
@@ -91,7 +117,9 @@ class TrainedModule(LightningModule):
         return dict(self.named_children()) | self.frozen
 
     def add(self, name: str, network: nn.Module, trained: bool) -> None:
-        """Take in a network whose training is configuration: an attribute where it is trained, else frozen."""
+        """Take in a network whose training is configuration: an attribute where it is trained, else
+        frozen.
+        """
         if trained:
             setattr(self, name, network)
         else:
@@ -118,36 +146,56 @@ class TrainedModule(LightningModule):
         return self.generate(batch, self.config.eval.seed)
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated parts that a sharded training gathers one at a time, each called by its own forward only."""
-        return [module for module in self.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
+        """Repeated parts that a sharded training gathers one at a time, each called by its own
+        forward only.
+        """
+        return [
+            module
+            for module in self.modules()
+            if isinstance(module, BasicTransformerBlock | ResnetBlock2D)
+        ]
 
     def configure_model(self) -> None:
-        """Shard over the processes, where the strategy is FSDP2: each block by itself, the rest with the module.
+        """Shard over the processes, where the strategy is FSDP2: each block by itself, the rest
+        with the module.
 
-        Each of FORWARDS counts as one forward, since architectures call parts of their networks at will.
+        Each of FORWARDS counts as one forward, since architectures call parts of their networks at
+        will.
         """
         if self._device_mesh is None:
             return
         for parameter in self.parameters():  # FSDP2 knows no channels-last weights
             parameter.data = parameter.data.contiguous()
-        # Under autocast the half-precision copies of all weights would stay for the backward pass; here they are what
-        # is gathered, and go with their block. Gradients are summed up in float32.
+        # Under autocast the half-precision copies of all weights would stay for the backward pass;
+        # here they are what is gathered, and go with their block. Gradients are summed up in
+        # float32.
         half = torch.bfloat16 if self.config.train.precision == "bf16" else None
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for part in (*self.blocks(), self):
-            fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True, mp_policy=policy)
+            fully_shard(
+                part,
+                mesh=self._device_mesh["data_parallel"],
+                reshard_after_forward=True,
+                mp_policy=policy,
+            )
         if half and self._device_mesh.device_type == "cpu":
-            # CUDA's autocast brings a norm's input and weights to one type; the CPU's refuses float32 beside bf16.
+            # CUDA's autocast brings a norm's input and weights to one type; the CPU's refuses
+            # float32 beside bf16.
             for norm in self.modules():
                 if isinstance(norm, nn.LayerNorm | nn.GroupNorm) and norm.weight is not None:
-                    norm.register_forward_pre_hook(lambda norm, inputs: (inputs[0].to(norm.weight.dtype),))
+                    norm.register_forward_pre_hook(
+                        lambda norm, inputs: (inputs[0].to(norm.weight.dtype),)
+                    )
         for method in self.FORWARDS:
             register_fsdp_forward_method(self, method)
 
     def configure_optimizers(self):
         train = self.config.train
         groups = list(self.trained_parameters())
-        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales them back itself.
+        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales
+        # them back itself.
         fused = train.precision != "fp16"
         optimizer = torch.optim.AdamW(
             groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused
@@ -155,10 +203,13 @@ class TrainedModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses to clip with fused optimizers, which scale gradients back themselves. bf16 scales none.
+            # Lightning refuses to clip with fused optimizers, which scale gradients back
+            # themselves. bf16 scales none.
             plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -169,7 +220,8 @@ class TryOnModule(TrainedModule):
 
     FORWARDS = (*TrainedModule.FORWARDS, "looks")
 
-    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in [-1, 1], on the CPU.
+    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in
+    # [-1, 1], on the CPU.
     former: Callable[[Sequence[str]], Tensor] | None = None
 
     @cached_property
@@ -182,7 +234,8 @@ class TryOnModule(TrainedModule):
     def condition(self, batch: TryOnBatch) -> Conditions:
         """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here.
 
-        A cascade's upper stages take the former one's pictures as `lowres`; without them the reduced truth stands in.
+        A cascade's upper stages take the former one's pictures as `lowres`; without them the
+        reduced truth stands in.
         """
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
@@ -193,11 +246,17 @@ class TryOnModule(TrainedModule):
         return self.drop(self.condition(batch), u < self.config.model.condition_dropout)
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
-        """The batch as training sees it, e.g. random crops; every draw a function of (seed, position)."""
+        """The batch as training sees it, e.g. random crops; every draw a function of (seed,
+        position).
+        """
         return batch
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
-        """What depends on t, or on the place in the sampling schedule (None in training), but not on z_t."""
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
+        """What depends on t, or on the place in the sampling schedule (None in training), but not
+        on z_t.
+        """
         return {}
 
     def acting(self, step: Step) -> tuple[str, ...]:
@@ -205,7 +264,8 @@ class TryOnModule(TrainedModule):
         return ()
 
     def garment_grid(self, tokens: int) -> tuple[int, int] | None:
-        """Height and width of the grid that the last of so many garment tokens fill, for pictures of attention.
+        """Height and width of the grid that the last of so many garment tokens fill, for pictures
+        of attention.
 
         None: these tokens have no places in the in-shop garment.
         """
@@ -223,7 +283,9 @@ class TryOnModule(TrainedModule):
     def unconditional(self, conditions: Conditions) -> Conditions:
         """The conditions of the guidance branch, as the paper drops them."""
 
-    def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor
+    ) -> dict[str, Tensor]:
         """Further scalar losses, already weighted, by name."""
         return {}
 
@@ -243,7 +305,9 @@ class TryOnModule(TrainedModule):
         return Reading(("codec",), (field,), compute, (self.codec.scaling,))
 
     def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
-        """A reading of a batch, or of some of its rows: what was computed ahead where the batch brings it."""
+        """A reading of a batch, or of some of its rows: what was computed ahead where the batch
+        brings it.
+        """
         if batch.encoded is not None and name in batch.encoded:
             return batch.encoded[name] if rows is None else batch.encoded[name][rows]
         some = rows is not None and len(rows) < len(batch)
@@ -255,24 +319,34 @@ class TryOnModule(TrainedModule):
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
-        draws = [noise.generator(self.config.seed, "train", position) for position in batch.position]
+        draws = [
+            noise.generator(self.config.seed, "train", position) for position in batch.position
+        ]
         x0 = self.reading("person", batch)
         t = self.objective.timesteps(noise.uniform(draws, x0))
         eps = noise.normal(x0.shape[1:], draws, x0)
         u = noise.uniform(draws, x0)
         if self.config.objective.noise_offset:
-            eps = eps + self.config.objective.noise_offset * noise.normal((len(x0[0]), 1, 1), draws, x0)
+            eps = eps + self.config.objective.noise_offset * noise.normal(
+                (len(x0[0]), 1, 1), draws, x0
+            )
         z_t = self.objective.add_noise(x0, eps, t)
 
         conditions = self.training_condition(batch, u)
         prediction = self.denoise(z_t, t, conditions, self.garment_features(conditions, t))
         losses = self.objective.loss(prediction, x0, eps, t)
         extra = self.extra_losses(batch, z_t, t, prediction)
-        self.last_losses = {"t": t, "diffusion": losses.detach(), **{k: v.detach() for k, v in extra.items()}}
+        self.last_losses = {
+            "t": t,
+            "diffusion": losses.detach(),
+            **{k: v.detach() for k, v in extra.items()},
+        }
         return losses.mean() + sum(extra.values())
 
     def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
-        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on meta, none."""
+        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on
+        meta, none.
+        """
         if dropped.is_meta or not dropped.any():
             return conditions
         null = self.unconditional(conditions)
@@ -284,7 +358,8 @@ class TryOnModule(TrainedModule):
 
     @torch.no_grad()
     def generate(self, batch: TryOnBatch, seed: int = 0, lowres: Tensor | None = None) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its batch.
+        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its
+        batch.
 
         lowres: the former stage's pictures, where this is an upper stage of a cascade.
         """
@@ -299,7 +374,8 @@ class TryOnModule(TrainedModule):
     def looks(self, batch: TryOnBatch, pictures: Tensor) -> Looks:
         """Where persons look in garments, for pictures of attention.
 
-        pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and denoised once.
+        pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule
+        and denoised once.
         """
         times = sampling_times(self.config.sampler, self.objective)
         t = times[len(times) // 2].to(pictures.device).expand(len(batch))
@@ -315,8 +391,8 @@ class TryOnModule(TrainedModule):
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.
 
-        Networks may sum in another order for batches of another shape: without them a process's last pictures would
-        differ by a rounding from those that another number of processes draws.
+        Networks may sum in another order for batches of another shape: without them a process's
+        last pictures would differ by a rounding from those that another number of processes draws.
         """
         seed, pairs = self.config.eval.seed, len(self.trainer.predict_dataloaders.dataset)
         full = batch[[row % len(batch) for row in range(min(self.config.eval.batch_size, pairs))]]
@@ -328,7 +404,9 @@ class TryOnModule(TrainedModule):
 
 
 def lr_factor(step: int, train) -> float:
-    """Linear warm-up, then constant or half a cosine down to a twentieth; a function of the step alone."""
+    """Linear warm-up, then constant or half a cosine down to a twentieth; a function of the step
+    alone.
+    """
     warm = min(1.0, (step + 1) / max(train.warmup_steps, 1))
     if train.schedule == "constant":
         return warm

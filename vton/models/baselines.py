@@ -1,7 +1,8 @@
 """Baselines that learn nothing: what a method must beat before its numbers mean anything.
 
-Each takes a TryOnBatch and returns pictures (B, 3, H, W) in [-1, 1]. They see what a model sees (agnostic picture and
-mask, in-shop garment, warped garment), never the truth, and keep every pixel outside the agnostic mask.
+Each takes a TryOnBatch and returns pictures (B, 3, H, W) in [-1, 1]. They see what a model sees
+(agnostic picture and mask, in-shop garment, warped garment), never the truth, and keep every pixel
+outside the agnostic mask.
 """
 # Shapes: B batch, H W height and width
 
@@ -20,14 +21,20 @@ def mean_colour(batch: TryOnBatch) -> Tensor:
 
 
 def pasted_garment(batch: TryOnBatch) -> Tensor:
-    """The in-shop garment stretched onto the masked region's bounding box, the rest filled from the surroundings."""
+    """The in-shop garment stretched onto the masked region's bounding box, the rest filled from the
+    surroundings.
+    """
     pictures = fill_hole(batch.agnostic, batch.agnostic_mask)
     for row in range(len(batch)):
         target = _box(batch.agnostic_mask[row, 0])
         source = _box(batch.garment_mask[row, 0])
         size = (target[0].stop - target[0].start, target[1].stop - target[1].start)
-        garment = F.interpolate(batch.garment[row][:, *source][None], size, mode="bilinear", antialias=True)[0]
-        silhouette = F.interpolate(batch.garment_mask[row][:, *source][None], size, mode="nearest-exact")[0]
+        garment = F.interpolate(
+            batch.garment[row][:, *source][None], size, mode="bilinear", antialias=True
+        )[0]
+        silhouette = F.interpolate(
+            batch.garment_mask[row][:, *source][None], size, mode="nearest-exact"
+        )[0]
         painted = (silhouette > 0) & (batch.agnostic_mask[row][:, *target] > 0)
         pictures[row][:, *target] = torch.where(painted, garment, pictures[row][:, *target])
     return pictures
@@ -39,7 +46,8 @@ def warped_garment(batch: TryOnBatch) -> Tensor:
     return torch.where(batch.warped_mask > 0, batch.warped_garment, filled)
 
 
-# Beside these, evaluation has a baseline for each warp at hand: `warped_garment` of a batch that wears it.
+# Beside these, evaluation has a baseline for each warp at hand: `warped_garment` of a batch that
+# wears it.
 BASELINES = {
     "baseline/mean_colour": mean_colour,
     "baseline/pasted_garment": pasted_garment,
@@ -47,12 +55,14 @@ BASELINES = {
 
 
 def fill_hole(pictures: Tensor, hole: Tensor) -> Tensor:
-    """Continue a picture smoothly into a hole, by pull and push over a pyramid (Gortler et al. 1996, Section 3.3).
+    """Continue a picture smoothly into a hole, by pull and push over a pyramid (Gortler et al.
+    1996, Section 3.3).
 
-    Known pixels are averaged into ever smaller pictures; on the way back each unknown pixel takes the value of the
-    smaller picture, interpolated. Every picture is filled on its own.
+    Known pixels are averaged into ever smaller pictures; on the way back each unknown pixel takes
+    the value of the smaller picture, interpolated. Every picture is filled on its own.
 
-    pictures: (B, 3, H, W); hole: (B, 1, H, W), 1 = unknown; a picture without known pixels becomes 0
+    pictures: (B, 3, H, W); hole: (B, 1, H, W), 1 = unknown; a picture without known pixels becomes
+    0
     """
     known = 1 - hole
     return torch.where(known > 0, pictures, _pull_push(pictures * known, known))

@@ -1,14 +1,15 @@
 """Codecs: pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) and back.
 
-`identity` keeps pixels, `kl` is diffusers' AutoencoderKL (pretrained, or small and trained first), `linear` is a
-closed-form codec that needs neither download nor training: the principal components of picture patches. All are frozen
-while the diffusion model trains, and gradients pass through `decode`.
+`identity` keeps pixels, `kl` is diffusers' AutoencoderKL (pretrained, or small and trained first),
+`linear` is a closed-form codec that needs neither download nor training: the principal components
+of picture patches. All are frozen while the diffusion model trains, and gradients pass through
+`decode`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,21 +20,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
-from vton.metrics.pixelwise import output_psnr
-from vton.models.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
+from vton.weights.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
 
 # How a small AutoencoderKL is fitted.
 FIT_RATE = 2e-3  # AdamW's peak: high, for steps are few (150 of the tests' reach 15.2 dB, with 1e-3 13.9); not tuned
 FIT_KL = 1e-6  # weight of the KL term, as latent diffusion has it (arXiv 2112.10752, Appendix G)
-FIT_TAIL = 0.1  # share of the steps, the last, that measure the latents' spread: the rate is then near 0
+# share of the steps, the last, that measure the latents' spread: the rate is then near 0
+FIT_TAIL = 0.1
 
 
 class Codec(nn.Module):
-    """The contract. `channels` and `factor` (pixels per latent cell along one side) tell a network its shapes."""
+    """The contract. `channels` and `factor` (pixels per latent cell along one side) tell a network
+    its shapes.
+    """
 
     channels: int
     factor: int
-    scaling: float = 1.0  # that `encode` multiplies its latents by; for models that want them without
+    # that `encode` multiplies its latents by; for models that want them without
+    scaling: float = 1.0
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -47,15 +51,20 @@ class Codec(nn.Module):
     def save(self, folder: Path) -> None: ...
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of a picture of this size. Raises ConfigError if it does not divide."""
+        """Height and width of the latents of a picture of this size. Raises ConfigError if it does
+        not divide.
+        """
         if size[0] % self.factor or size[1] % self.factor:
-            raise ConfigError(f"data.size={list(size)} must be divisible by {self.factor}, the codec's factor.")
+            raise ConfigError(
+                f"data.size={list(size)} must be divisible by {self.factor}, the codec's factor."
+            )
         return size[0] // self.factor, size[1] // self.factor
 
 
 def full_precision(like: Tensor):
-    """Autocast off, where the device has it: Stable Diffusion's VAE overflows in half precision, and what a codec makes
-    is the truth that networks learn and the picture that is scored."""
+    """Autocast off, where the device has it: Stable Diffusion's VAE overflows in half precision,
+    and what a codec makes is the truth that networks learn and the picture that is scored.
+    """
     known = torch.amp.is_autocast_available(like.device.type)
     return torch.autocast(like.device.type, enabled=False) if known else nullcontext()
 
@@ -74,35 +83,54 @@ class IdentityCodec(Codec):
 
 
 class LinearCodec(Codec):
-    """Orthonormal basis of p x p picture patches: the best linear code of its size, found in seconds, used in float32.
+    """Orthonormal basis of p x p picture patches: the best linear code of its size, found in
+    seconds, used in float32.
 
-    The sum of squared errors of latents is scale^2 times that of the decoded pictures, so that a clean-sample loss is a
-    picture loss but for a factor and the part the code drops. Latents are not whitened: networks learn them faster.
+    The sum of squared errors of latents is scale^2 times that of the decoded pictures, so that a
+    clean-sample loss is a picture loss but for a factor and the part the code drops. Latents are
+    not whitened: networks learn them faster.
     """
 
     def __init__(self, patch: int, channels: int):
         super().__init__()
         if not 1 <= channels <= 3 * patch * patch:
-            raise ConfigError(f"codec.channels={channels} must be in 1..{3 * patch * patch} for codec.patch={patch}.")
+            raise ConfigError(
+                f"codec.channels={channels} must be in 1..{3 * patch * patch} for codec.patch={patch}."
+            )
         self.channels, self.factor = channels, patch
-        self.register_buffer("basis", torch.zeros(channels, 3 * patch * patch))  # rows are orthonormal
+        self.register_buffer(
+            "basis", torch.zeros(channels, 3 * patch * patch)
+        )  # rows are orthonormal
         self.register_buffer("mean", torch.zeros(3 * patch * patch))
-        self.register_buffer("scale", torch.ones(()))  # latents have unit variance over all channels together
+        self.register_buffer(
+            "scale", torch.ones(())
+        )  # latents have unit variance over all channels together
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> LinearCodec:
         """Fit to batches of pictures (B, 3, H, W) in [-1, 1], summed in float64."""
         width = self.mean.numel()
-        count, total, outer = 0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        count, total, outer = (
+            0,
+            torch.zeros(width, dtype=torch.float64),
+            torch.zeros(width, width, dtype=torch.float64),
+        )
         for image in images:
-            patches = F.pixel_unshuffle(image.double(), self.factor).flatten(2).transpose(1, 2).reshape(-1, width)
+            patches = (
+                F.pixel_unshuffle(image.double(), self.factor)
+                .flatten(2)
+                .transpose(1, 2)
+                .reshape(-1, width)
+            )
             count += len(patches)
             total += patches.sum(0)
             outer += patches.T @ patches
         mean = total / count
         variances, vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))  # ascending
         kept = vectors[:, -self.channels :].flip(1).T
-        signs = kept.gather(1, kept.abs().argmax(1, keepdim=True)).sign()  # eigenvectors are free up to sign: fix it
+        signs = kept.gather(
+            1, kept.abs().argmax(1, keepdim=True)
+        ).sign()  # eigenvectors are free up to sign: fix it
         self.basis.copy_(kept * signs)
         self.mean.copy_(mean)
         self.scale.copy_(variances[-self.channels :].mean().rsqrt())
@@ -124,7 +152,9 @@ class LinearCodec(Codec):
 
 
 class KLCodec(Codec):
-    """AutoencoderKL behind the contract: posterior modes times the folder's scaling_factor, always in float32."""
+    """AutoencoderKL behind the contract: posterior modes times the folder's scaling_factor, always
+    in float32.
+    """
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -153,14 +183,18 @@ class KLCodec(Codec):
 
 
 def build_codec(config: CodecConfig) -> Codec:
-    """The codec with pretrained weights where the configuration names them, else freshly initialised."""
+    """The codec with pretrained weights where the configuration names them, else freshly
+    initialised.
+    """
     if config.name == "identity":
         return IdentityCodec()
     if config.name == "linear":
         return LinearCodec(config.patch, config.channels)
     if not config.pretrained:
         return KLCodec(small_autoencoder(config))
-    vae = from_pretrained(AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder)
+    vae = from_pretrained(
+        AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder
+    )
     return KLCodec(vae)
 
 
@@ -178,7 +212,9 @@ def small_autoencoder(config: CodecConfig) -> AutoencoderKL:
 
 
 def load_codec(config: CodecConfig, folder: Path) -> Codec:
-    """The codec that `save` wrote. Raises WeightsError naming the file if it is absent, broken or of another shape."""
+    """The codec that `save` wrote. Raises WeightsError naming the file if it is absent, broken or
+    of another shape.
+    """
     if config.name == "identity":
         return IdentityCodec()
     if config.name == "kl":
@@ -192,10 +228,11 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
 def fit_codec(
     codec: Codec, config: CodecConfig, batches: Iterable[Tensor], device: str | torch.device = "cpu"
 ) -> Codec:
-    """Make a codec without pretrained weights usable: closed form for `linear`, reconstruction training for `kl`.
+    """Make a codec without pretrained weights usable: closed form for `linear`, reconstruction
+    training for `kl`.
 
-    batches: pictures (B, 3, H, W) in [-1, 1] on the CPU; `kl` draws `fit_steps` of them and is trained on the device,
-    `linear` uses all and needs none. The codec comes back on the CPU.
+    batches: pictures (B, 3, H, W) in [-1, 1] on the CPU; `kl` draws `fit_steps` of them and is
+    trained on the device, `linear` uses all and needs none. The codec comes back on the CPU.
     """
     if isinstance(codec, LinearCodec):
         return codec.fit(batches)
@@ -205,9 +242,13 @@ def fit_codec(
 
 
 def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor]) -> None:
-    """L1 and squared error plus a faint KL term, as latent diffusion uses; no adversary at this size."""
+    """L1 and squared error plus a faint KL term, as latent diffusion uses; no adversary at this
+    size.
+    """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=FIT_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, FIT_RATE, total_steps=config.fit_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, FIT_RATE, total_steps=config.fit_steps
+    )
     vae.train()
     spreads = []
     for step, image in zip(range(config.fit_steps), batches, strict=False):  # batches are endless
@@ -221,19 +262,9 @@ def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterabl
         if step >= (1 - FIT_TAIL) * config.fit_steps:
             spreads.append(posterior.mean.detach().std().item())
     vae.eval()
-    vae.register_to_config(scaling_factor=len(spreads) / sum(spreads))  # unit variance, as Stable Diffusion's
-
-
-@torch.no_grad()
-def psnr(codec: Codec, images: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> float | None:
-    """Reconstruction PSNR in dB, per picture and averaged; inside the masks (B, 1, H, W) where given.
-
-    None where every mask is empty.
-    """
-    masks = [None] * len(images) if masks is None else masks
-    outputs = (codec.decode(codec.encode(image)).clamp(-1, 1) for image in images)
-    values = torch.cat([output_psnr(*parts) for parts in zip(outputs, images, masks, strict=True)])
-    return values.mean().item() if len(values) else None
+    vae.register_to_config(
+        scaling_factor=len(spreads) / sum(spreads)
+    )  # unit variance, as Stable Diffusion's
 
 
 def is_fitted(config: CodecConfig) -> bool:
@@ -242,7 +273,8 @@ def is_fitted(config: CodecConfig) -> bool:
 
 
 def run_codec(config: CodecConfig, folder: Path) -> Codec:
-    """A run's codec, ready to use; the folder is the run's, which is read where the run made it itself.
+    """A run's codec, ready to use; the folder is the run's, which is read where the run made it
+    itself.
 
     Raises UserError subclasses naming what is absent or of another shape.
     """

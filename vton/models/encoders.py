@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from vton.config import ConfigError
-from vton.models.pretrained import from_pretrained
 from vton.models.settings import ClipConfig, TextConfig
+from vton.weights.pretrained import from_pretrained
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -28,9 +28,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipImageEncoder(nn.Module):
     """A CLIP vision tower that takes pictures in [-1, 1] of any size.
 
-    The picture is fitted to the tower's square, antialiased, and normalised with CLIP's statistics. fit="squash" gives
-    up the aspect ratio and keeps the whole picture; "crop" is CLIP's own way (shorter side resized, centre cut out),
-    which loses a quarter of a 3:4 picture's height.
+    The picture is fitted to the tower's square, antialiased, and normalised with CLIP's statistics.
+    fit="squash" gives up the aspect ratio and keeps the whole picture; "crop" is CLIP's own way
+    (shorter side resized, centre cut out), which loses a quarter of a 3:4 picture's height.
     """
 
     def __init__(self, tower: CLIPVisionModelWithProjection, fit: str = "squash"):
@@ -51,7 +51,9 @@ class ClipImageEncoder(nn.Module):
             height, width = image.shape[-2:]
             scale = self.size / min(height, width)
             size = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
-            square = center_crop(F.interpolate(image, size, mode="bicubic", antialias=True), self.size)
+            square = center_crop(
+                F.interpolate(image, size, mode="bicubic", antialias=True), self.size
+            )
         return (square.clamp(0, 1) - self.mean) / self.std
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
@@ -71,9 +73,13 @@ class ClipImageEncoder(nn.Module):
         return self.tower(self.pixels(image_B3HW)).image_embeds[:, None]
 
     def read_by(self, output: str) -> list[nn.Parameter]:
-        """Parameters that "pooled", "last" (forward) or "penultimate" depends on: what can be trained through it."""
+        """Parameters that "pooled", "last" (forward) or "penultimate" depends on: what can be
+        trained through it.
+        """
         vision = self.tower.vision_model
-        unread: list[nn.Module] = [] if output == "pooled" else [vision.post_layernorm, self.tower.visual_projection]
+        unread: list[nn.Module] = (
+            [] if output == "pooled" else [vision.post_layernorm, self.tower.visual_projection]
+        )
         unread += [vision.encoder.layers[-1]] if output == "penultimate" else []
         return _without(self, unread)
 
@@ -85,10 +91,14 @@ def center_crop(image: Tensor, size: int) -> Tensor:
 
 
 def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImageEncoder:
-    """From a transformers folder or hub id where `config.pretrained` names one, else freshly initialised."""
+    """From a transformers folder or hub id where `config.pretrained` names one, else freshly
+    initialised.
+    """
     if config.pretrained:
         source = {"subfolder": config.subfolder} if config.subfolder else {}
-        tower = from_pretrained(CLIPVisionModelWithProjection, config.pretrained, key=f"{key}.pretrained", **source)
+        tower = from_pretrained(
+            CLIPVisionModelWithProjection, config.pretrained, key=f"{key}.pretrained", **source
+        )
         return ClipImageEncoder(tower, config.fit)
     shape = CLIPVisionConfig(
         hidden_size=config.width,
@@ -104,9 +114,13 @@ def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImage
 
 
 class TextEncoder(nn.Module):
-    """Captions to tokens for cross-attention, and to one pooled vector where the encoder projects one."""
+    """Captions to tokens for cross-attention, and to one pooled vector where the encoder projects
+    one.
+    """
 
-    def __init__(self, tokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, penultimate: bool):
+    def __init__(
+        self, tokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, penultimate: bool
+    ):
         super().__init__()
         self.tokenizer = tokenizer
         self.model = model
@@ -115,17 +129,27 @@ class TextEncoder(nn.Module):
         self.length = model.config.max_position_embeddings
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """(B, length, width), and (B, projection) or None. Captions are padded and cut to `length` tokens."""
+        """(B, length, width), and (B, projection) or None. Captions are padded and cut to `length`
+        tokens.
+        """
         found = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
         )
-        output = self.model(found.input_ids.to(self.model.device), output_hidden_states=self.penultimate)
+        output = self.model(
+            found.input_ids.to(self.model.device), output_hidden_states=self.penultimate
+        )
         tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return tokens, getattr(output, "text_embeds", None)
 
     def begin(self) -> Tensor:
         """(1, 1, width): the token at place 0. The encoder is causal, so no caption changes it."""
-        ids = self.tokenizer([""], padding="max_length", max_length=self.length, return_tensors="pt").input_ids[:, :1]
+        ids = self.tokenizer(
+            [""], padding="max_length", max_length=self.length, return_tensors="pt"
+        ).input_ids[:, :1]
         return self.model(ids.to(self.model.device)).last_hidden_state
 
     def read_parameters(self) -> list[nn.Parameter]:
@@ -136,16 +160,22 @@ class TextEncoder(nn.Module):
 
 
 def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
-    """From a hub-format folder where `config.pretrained` names one, else fresh, reading bytes. Raises ConfigError."""
+    """From a hub-format folder where `config.pretrained` names one, else fresh, reading bytes.
+    Raises ConfigError.
+    """
     kind = CLIPTextModelWithProjection if config.projection else CLIPTextModel
     if config.pretrained:
         source, key = config.pretrained, f"{key}.pretrained"
-        tokenizer = from_pretrained(AutoTokenizer, source, key=key, subfolder=config.tokenizer_subfolder)
+        tokenizer = from_pretrained(
+            AutoTokenizer, source, key=key, subfolder=config.tokenizer_subfolder
+        )
         model = from_pretrained(kind, source, key=key, subfolder=config.subfolder)
         return TextEncoder(tokenizer, model, config.penultimate)
     tokenizer = ByT5Tokenizer()
     if config.vocabulary < len(tokenizer):
-        raise ConfigError(f"{key}.vocabulary={config.vocabulary} must be at least {len(tokenizer)}, bytes and marks.")
+        raise ConfigError(
+            f"{key}.vocabulary={config.vocabulary} must be at least {len(tokenizer)}, bytes and marks."
+        )
     shape = CLIPTextConfig(
         vocab_size=config.vocabulary,
         hidden_size=config.width,

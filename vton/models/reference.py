@@ -1,8 +1,9 @@
-"""A folder of reference tensors, and what an architecture says to be checked against it (`vton verify`).
+"""A folder of reference tensors, and what an architecture says to be checked against it (`vton
+verify`).
 
-The folder holds config.json (with the architecture under `model`), weights_<part>.safetensors, inputs.safetensors and
-outputs.safetensors; both of the latter may be split into further files (inputs_<part>.safetensors and so on). An
-architecture's `reference.py` defines
+The folder holds config.json (with the architecture under `model`), weights_<part>.safetensors,
+inputs.safetensors and outputs.safetensors; both of the latter may be split into further files
+(inputs_<part>.safetensors and so on). An architecture's `reference.py` defines
 
     recompute(reference: Reference) -> dict[str, Tensor]     every tensor of the outputs, by our code
     kind(name: str) -> Kind                                  how a tensor of that name is to be compared
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
-from vton.models.pretrained import WeightsError, read_safetensors
 from vton.models.resampler import Resampler
+from vton.weights.pretrained import WeightsError, read_safetensors
 
 
 class Kind(Enum):
-    """How an output is compared. Errors are of the largest value of the expected tensor where they are relative."""
+    """How an output is compared. Errors are of the largest value of the expected tensor where they
+    are relative.
+    """
 
     CALL = "single call"  # absolute
     STEPS = "several steps"  # relative: errors grow over the steps
@@ -49,7 +52,9 @@ class Reference:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise WeightsError(f"{path}: not a readable reference configuration ({error}).") from None
+            raise WeightsError(
+                f"{path}: not a readable reference configuration ({error})."
+            ) from None
         if not isinstance(config, dict) or not isinstance(config.get("model"), str):
             raise WeightsError(f"{path} names no architecture under 'model'.")
         return config
@@ -61,7 +66,9 @@ class Reference:
     @cached_property
     def expected(self) -> dict[str, Tensor]:
         """As stored: on the CPU, in the reference's own precision."""
-        return dict(ChainMap(*(read_safetensors(self.folder / name) for name in self._files("outputs"))))
+        return dict(
+            ChainMap(*(read_safetensors(self.folder / name) for name in self._files("outputs")))
+        )
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """weights_<part>.safetensors."""
@@ -69,7 +76,10 @@ class Reference:
 
     def _files(self, kind: str) -> list[str]:
         """Names of the files of a kind; the plain name, for its error message, if there are none."""
-        whole, parts = f"{kind}.safetensors", sorted(path.name for path in self.folder.glob(f"{kind}_*.safetensors"))
+        whole, parts = (
+            f"{kind}.safetensors",
+            sorted(path.name for path in self.folder.glob(f"{kind}_*.safetensors")),
+        )
         return [whole, *parts] if (self.folder / whole).exists() or not parts else parts
 
     def _read(self, name: str) -> dict[str, Tensor]:

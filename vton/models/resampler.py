@@ -1,6 +1,7 @@
 """The Perceiver resampler that IP-Adapter-Plus, IDM-VTON and IMAGDressing read garments with.
 
-For each layer, with X the projected image tokens and L the queries (arXiv 2103.03206; IP-Adapter-Plus):
+For each layer, with X the projected image tokens and L the queries (arXiv 2103.03206;
+IP-Adapter-Plus):
 
     L <- L + Wo softmax(q k^T / sqrt d) v      q = Wq LN2(L),  [k, v] = Wkv [LN1(X); LN2(L)]
     L <- L + W2 GELU(W1 LN(L))
@@ -32,7 +33,9 @@ class PerceiverAttention(nn.Module):
     def forward(self, x_BSD: Tensor, queries_BQD: Tensor) -> Tensor:
         queries = self.norm2(queries_BQD)
         k, v = self.to_kv(torch.cat([self.norm1(x_BSD), queries], dim=1)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(queries), k, v))
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(queries), k, v)
+        )
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -47,18 +50,28 @@ def feed_forward(width: int, factor: int) -> nn.Sequential:
 
 
 class Perceiver(nn.Module):
-    """Queries that are given from outside refined by image tokens: (B, S, input), (B, Q, D) -> (B, Q, output)."""
+    """Queries that are given from outside refined by image tokens: (B, S, input), (B, Q, D) -> (B,
+    Q, output).
+    """
 
     def __init__(
-        self, width: int, depth: int, heads: int, head_width: int, input_width: int, output_width: int,
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        head_width: int,
+        input_width: int,
+        output_width: int,
         factor: int = 4,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.proj_in = nn.Linear(input_width, width)
         self.proj_out = nn.Linear(width, output_width)
         self.norm_out = nn.LayerNorm(output_width)
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(width, heads, head_width), feed_forward(width, factor)])
+            nn.ModuleList(
+                [PerceiverAttention(width, heads, head_width), feed_forward(width, factor)]
+            )
             for _ in range(depth)
         )
 
@@ -77,9 +90,16 @@ class Resampler(Perceiver):
     """The same with learned queries: CLIP's hidden states (B, S, input) -> (B, queries, output)."""
 
     def __init__(
-        self, width: int, depth: int, heads: int, head_width: int, queries: int, input_width: int, output_width: int,
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        head_width: int,
+        queries: int,
+        input_width: int,
+        output_width: int,
         factor: int = 4,
-    ):  # fmt: skip
+    ):
         super().__init__(width, depth, heads, head_width, input_width, output_width, factor)
         self.latents = nn.Parameter(torch.randn(1, queries, width) / width**0.5)
 

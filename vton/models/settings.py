@@ -1,8 +1,9 @@
-"""Settings of networks that several architectures are built from. No torch here: configurations load fast.
+"""Settings of networks that several architectures are built from. No torch here: configurations
+load fast.
 
-`pretrained` is a folder in the hub's layout or a hub id; "" builds the network freshly in the shape of the other
-fields. `trained` decides whether it is part of what a run learns: what a paper freezes has to be trained where nothing
-pretrained exists.
+`pretrained` is a folder in the hub's layout or a hub id; "" builds the network freshly in the shape
+of the other fields. `trained` decides whether it is part of what a run learns: what a paper freezes
+has to be trained where nothing pretrained exists.
 """
 
 from __future__ import annotations
@@ -25,23 +26,31 @@ class UNetConfig:
     layers: int = 2  # ResNet blocks per level
     context: int = 768  # width of the tokens that cross-attention reads
     groups: int = 32  # GroupNorm
-    linear_projection: bool = False  # around attention, instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
+    # around attention, instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
+    linear_projection: bool = False
     pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
     size_id_width: int = 256  # with pooled: channels per embedded size id
-    gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, more time
-    # Amplitude of a position code on what attention reads; 0 = none, as published. Convolutions of a UNet from scratch
-    # know places by the borders alone, and in a short training attention between two UNets never finds what belongs
-    # together: see vton/models/idm_vton/README.md.
+    # compute blocks again in the backward pass: less memory, more time
+    gradient_checkpointing: bool = False
+    # Amplitude of a position code on what attention reads; 0 = none, as published. Convolutions of
+    # a UNet from scratch know places by the borders alone, and in a short training attention
+    # between two UNets never finds what belongs together: see vton/models/idm_vton/README.md.
     positions: float = 0.0
     trained: bool = True
 
     def __post_init__(self):
         if self.pretrained and self.positions:
-            raise ConfigError(f"A pretrained UNet has no position code: set positions=0, not {self.positions:g}.")
-        counts = {name: len(getattr(self, name)) for name in ("widths", "attention", "heads", "depth")}
+            raise ConfigError(
+                f"A pretrained UNet has no position code: set positions=0, not {self.positions:g}."
+            )
+        counts = {
+            name: len(getattr(self, name)) for name in ("widths", "attention", "heads", "depth")
+        }
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ConfigError(f"A UNet's settings describe different numbers of levels ({found}); give one value each.")
+            raise ConfigError(
+                f"A UNet's settings describe different numbers of levels ({found}); give one value each."
+            )
 
 
 @dataclass
@@ -63,12 +72,15 @@ class ClipConfig:
 
     def __post_init__(self):
         if self.fit not in ("squash", "crop"):
-            raise ConfigError(f"clip.fit={self.fit}: no such way to fit a picture. Known: squash, crop.")
+            raise ConfigError(
+                f"clip.fit={self.fit}: no such way to fit a picture. Known: squash, crop."
+            )
 
 
 @dataclass
 class TextConfig:
-    """A CLIP text encoder and its tokenizer; the defaults are CLIP ViT-L/14's, as Stable Diffusion 1.5 ships it.
+    """A CLIP text encoder and its tokenizer; the defaults are CLIP ViT-L/14's, as Stable Diffusion
+    1.5 ships it.
 
     From scratch the tokenizer is bytes (ByT5's), which needs no vocabulary file.
     """
@@ -83,7 +95,8 @@ class TextConfig:
     vocabulary: int = 49408  # from scratch: bytes and special tokens, at least 384
     length: int = 77  # tokens, padded and cut
     projection: int = 0  # width of the pooled vector; 0 = without
-    penultimate: bool = False  # tokens before the last layer (SDXL) instead of after it and the final norm
+    # tokens before the last layer (SDXL) instead of after it and the final norm
+    penultimate: bool = False
     activation: str = "quick_gelu"
     trained: bool = False
 

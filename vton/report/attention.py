@@ -4,7 +4,8 @@ output    the sampled picture; its garment's pixels in the colour of the place i
 places    the garment, every place in its own colour
 1, 2, 3   the garment, and on it the weights of the pixel with that number on the output
 """
-# Shapes: B batch, H W height and width of pictures, Q person tokens, M garment tokens, h w a grid of tokens
+# Shapes: B batch, H W height and width of pictures, Q person tokens, M garment tokens, h w a grid
+# of tokens
 
 from __future__ import annotations
 
@@ -23,14 +24,20 @@ from vton.models.base import TryOnModule
 from vton.report.grid import picture_grid
 
 HEAT = (255, 64, 0)
-ACROSS = (0.05, 0.5, 0.95)  # where the chosen pixels lie in the garment's pixels, from left to right
+ACROSS = (
+    0.05,
+    0.5,
+    0.95,
+)  # where the chosen pixels lie in the garment's pixels, from left to right
 TINT = 0.6  # weight of colours over the picture
 
 
 def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
-    """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for each person place.
+    """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for
+    each person place.
 
-    The mean of heads and layers, coarser grids interpolated. None where no layer reads garment tokens with places.
+    The mean of heads and layers, coarser grids interpolated. None where no layer reads garment
+    tokens with places.
     """
     maps = []
     for (queries, tokens), weights in looks.means().items():
@@ -40,12 +47,16 @@ def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
             maps.append(weights.unflatten(2, garment).unflatten(1, person))
     if not maps:
         return None
-    person, garment = (tuple(max(m.shape[i] for m in maps) for i in sides) for sides in ((1, 2), (3, 4)))
+    person, garment = (
+        tuple(max(m.shape[i] for m in maps) for i in sides) for sides in ((1, 2), (3, 4))
+    )
     resized = [_resized(weights, person, garment) for weights in maps]
     return sum(weights / weights.sum((3, 4), keepdim=True) for weights in resized) / len(resized)
 
 
-def attention_grid(module: TryOnModule, batch: TryOnBatch, pictures: Tensor, looks: Looks) -> np.ndarray | None:
+def attention_grid(
+    module: TryOnModule, batch: TryOnBatch, pictures: Tensor, looks: Looks
+) -> np.ndarray | None:
     """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is.
 
     looks: what `module.looks` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
@@ -54,8 +65,13 @@ def attention_grid(module: TryOnModule, batch: TryOnBatch, pictures: Tensor, loo
     if weights is None:
         return None
     region = batch.agnostic_mask if batch.truth_garment_mask is None else batch.truth_garment_mask
-    rows = [_row(*parts) for parts in zip(pictures, batch.garment, region[:, 0] > 0, weights.cpu(), strict=True)]
-    return np.asarray(picture_grid(rows, ["output", "places", *(str(1 + n) for n in range(len(ACROSS)))]))
+    rows = [
+        _row(*parts)
+        for parts in zip(pictures, batch.garment, region[:, 0] > 0, weights.cpu(), strict=True)
+    ]
+    return np.asarray(
+        picture_grid(rows, ["output", "places", *(str(1 + n) for n in range(len(ACROSS)))])
+    )
 
 
 def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> list[Image.Image]:
@@ -72,14 +88,19 @@ def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> l
     row = [output, _image(torch.lerp(garment, _places(garment.shape[:2]), TINT))]
     for x, y in pixels:
         heat = weights[y * weights.shape[0] // size[0], x * weights.shape[1] // size[1]]
-        heat = F.interpolate((heat / heat.max())[None, None], garment.shape[:2], mode="bilinear")[0, 0, ..., None]
-        row.append(_image(torch.lerp(garment, garment.new_tensor(HEAT).expand_as(garment), 0.8 * heat)))
+        heat = F.interpolate((heat / heat.max())[None, None], garment.shape[:2], mode="bilinear")[
+            0, 0, ..., None
+        ]
+        row.append(
+            _image(torch.lerp(garment, garment.new_tensor(HEAT).expand_as(garment), 0.8 * heat))
+        )
     return row
 
 
 def chosen_pixels(region: Tensor) -> list[tuple[int, int]]:
-    """(x, y) of one pixel for each of ACROSS: halfway down the region (H, W) bool in that column; the middle of an
-    empty one."""
+    """(x, y) of one pixel for each of ACROSS: halfway down the region (H, W) bool in that column;
+    the middle of an empty one.
+    """
     y, x = region.cpu().nonzero(as_tuple=True)
     if not len(x):
         return [(region.shape[1] // 2, region.shape[0] // 2)] * len(ACROSS)
@@ -97,7 +118,15 @@ def _places(size: tuple[int, int]) -> Tensor:
 def _mark(picture: Image.Image, pixels: list[tuple[int, int]]) -> None:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, picture.height // 12))
     for number, pixel in enumerate(pixels, 1):
-        draw.text(pixel, str(number), (255, 255, 255), font, anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0))
+        draw.text(
+            pixel,
+            str(number),
+            (255, 255, 255),
+            font,
+            anchor="mm",
+            stroke_width=1,
+            stroke_fill=(0, 0, 0),
+        )
 
 
 def _image(pixels: Tensor) -> Image.Image:

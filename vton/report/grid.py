@@ -17,8 +17,11 @@ LABEL = 16  # px, font size
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-def try_on_grid(batch: TryOnBatch, *outputs: Tensor, titles: Sequence[str] = ("output",)) -> np.ndarray:
-    """Person, garment, agnostic, the outputs of one or several methods, truth where there is one: uint8 (H, W, 3).
+def try_on_grid(
+    batch: TryOnBatch, *outputs: Tensor, titles: Sequence[str] = ("output",)
+) -> np.ndarray:
+    """Person, garment, agnostic, the outputs of one or several methods, truth where there is one:
+    uint8 (H, W, 3).
 
     outputs: (B, 3, H, W) in [-1, 1], one for each of `titles`
     """
@@ -32,12 +35,15 @@ def try_on_grid(batch: TryOnBatch, *outputs: Tensor, titles: Sequence[str] = ("o
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """Pictures of one size, a row each, below their column's title. Small ones are enlarged (bicubic).
+    """Pictures of one size, a row each, below their column's title. Small ones are enlarged
+    (bicubic).
 
     Raises ValueError when a row does not have one picture for each title, or sizes differ.
     """
     if not rows or any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"{len(titles)} titles, but rows of {sorted({len(row) for row in rows})} pictures")
+        raise ValueError(
+            f"{len(titles)} titles, but rows of {sorted({len(row) for row in rows})} pictures"
+        )
     sizes = {picture.size for row in rows for picture in row}
     if len(sizes) != 1:
         raise ValueError(f"a grid's pictures must be of one size, got {sorted(sizes)}")
@@ -46,11 +52,15 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -
     width, height = width * factor, height * factor
     font = ImageFont.load_default(LABEL)
     top = 2 * LABEL
-    grid = Image.new("RGB", (len(titles) * (width + MARGIN) + MARGIN, top + len(rows) * (height + MARGIN)), PAPER)
+    grid = Image.new(
+        "RGB", (len(titles) * (width + MARGIN) + MARGIN, top + len(rows) * (height + MARGIN)), PAPER
+    )
     draw = ImageDraw.Draw(grid)
     for column, title in enumerate(titles):
         left = MARGIN + column * (width + MARGIN)
-        draw.text((left + width / 2, top / 2), _shortened(title, width, font), INK, font, anchor="mm")
+        draw.text(
+            (left + width / 2, top / 2), _shortened(title, width, font), INK, font, anchor="mm"
+        )
         for index, row in enumerate(rows):
             picture = row[column].convert("RGB")
             if factor > 1:

@@ -1,4 +1,6 @@
-"""Our own numbers: the rows of every results.json below results/, whatever folder they lie in, as one data frame."""
+"""Our own numbers: the rows of every results.json below results/, whatever folder they lie in, as
+one data frame.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,49 @@ PICTURES = (".jpg", ".png")
 NOT_RECORDED = "not recorded"
 UNITS = {"steps": "optimizer steps", "flops": "training TFLOP"}  # of a comparison's budget
 ROW = (
-    "folder", "model", "kind", "row", "data", "split", "order", "region", "category", "n", "seed", "run", "budget",
-    "setting", "held",
-)  # fmt: skip
-ORIGIN = ("commit", "solver", "steps", "guidance", "device", "mask", "warp")  # recorded by the evaluation
+    "folder",
+    "model",
+    "kind",
+    "row",
+    "data",
+    "split",
+    "order",
+    "region",
+    "category",
+    "n",
+    "seed",
+    "run",
+    "budget",
+    "setting",
+    "held",
+)
+ORIGIN = (
+    "commit",
+    "solver",
+    "steps",
+    "guidance",
+    "device",
+    "mask",
+    "warp",
+)  # recorded by the evaluation
 COSTS = {  # column: name in vton.report.summary.costs
-    "parameters": "parameters", "FLOP a picture": "picture_flops", "seconds a picture": "seconds_per_picture",
-    "training steps": "steps", "training FLOP": "training_flops", "training seconds": "training_seconds",
-    "training memory, GiB": "training_peak_gib", "sampling memory, GiB": "sampling_gib",
-}  # fmt: skip
+    "parameters": "parameters",
+    "FLOP a picture": "picture_flops",
+    "seconds a picture": "seconds_per_picture",
+    "training steps": "steps",
+    "training FLOP": "training_flops",
+    "training seconds": "training_seconds",
+    "training memory, GiB": "training_peak_gib",
+    "sampling memory, GiB": "sampling_gib",
+}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """values: a line per metric of a row. folder (below `root`), model, kind (a key of charts.COLOURS), row
-    (of an ablation, or ""), data, split, order, region, category, n, seed, run (what a second seed differs in), budget,
-    setting (only rows of one setting may be compared), held (what else they share, in words), metric, value, and the
-    columns of COSTS and ORIGIN.
+    """values: a line per metric of a row. folder (below `root`), model, kind (a key of
+    charts.COLOURS), row (of an ablation, or ""), data, split, order, region, category, n, seed, run
+    (what a second seed differs in), budget, setting (only rows of one setting may be compared),
+    held (what else they share, in words), metric, value, and the columns of COSTS and ORIGIN.
     """
 
     root: Path
@@ -55,24 +83,33 @@ class Measured:
     def pictures(self, values: pd.DataFrame) -> list[Path]:
         """Grids of pictures in the folders that these values come from."""
         folders = [self.root / folder for folder in values["folder"].unique()]
-        return [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in PICTURES]
+        return [
+            path
+            for folder in folders
+            for path in sorted(folder.iterdir())
+            if path.suffix in PICTURES
+        ]
 
 
 def read_measured(root: Path | None = None) -> Measured:
     """Every results.json below root; by default $VTON_RESULTS, or the repository's results/.
 
-    The same baseline measured beside several architectures stands once. Raises UserError for a folder that does not
-    exist or a file that does not hold rows.
+    The same baseline measured beside several architectures stands once. Raises UserError for a
+    folder that does not exist or a file that does not hold rows.
     """
     root = Path(root or os.environ.get("VTON_RESULTS") or RESULTS)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of results. Name one in VTON_RESULTS, or leave it unset.")
+        raise UserError(
+            f"{root}: no such folder of results. Name one in VTON_RESULTS, or leave it unset."
+        )
     lines = []
     for path in sorted(root.rglob("results.json")):
         lines += _lines(read_results(path), str(path.parent.relative_to(root)))
     values = pd.DataFrame(lines, columns=[*ROW, *COSTS, *ORIGIN, "metric", "value"])
     # what learned nothing differs by the order of sums at most
-    rounded = values["value"].where(values["kind"] != "baseline", values["value"].map("{:.3g}".format))
+    rounded = values["value"].where(
+        values["kind"] != "baseline", values["value"].map("{:.3g}".format)
+    )
     same = values[[name for name in ROW if name != "folder"] + ["metric"]].assign(value=rounded)
     return Measured(root, values[~same.duplicated()].reset_index(drop=True))
 
@@ -80,23 +117,39 @@ def read_measured(root: Path | None = None) -> Measured:
 def _lines(rows: Sequence[Row], folder: str) -> list[dict[str, Any]]:
     """The lines of one file, whose rows belong to one run or to one comparison."""
     lines = []
-    comparison = next((row.provenance["comparison"] for row in rows if "comparison" in row.provenance), {})
+    comparison = next(
+        (row.provenance["comparison"] for row in rows if "comparison" in row.provenance), {}
+    )
     ablated = comparison.get("ablation", "")  # an architecture, whose rows are this file's models
-    pairs = sorted({(row.order, row.category, row.provenance.get("pairs_sha256", "")[:6]) for row in rows})
+    pairs = sorted(
+        {(row.order, row.category, row.provenance.get("pairs_sha256", "")[:6]) for row in rows}
+    )
     for row in rows:
         known, training = row.provenance, row.provenance.get("training") or {}
         kind = _kind(row.model)
         learned = kind != "baseline"  # a baseline has no seed: what is measured twice is the same
         line = {
-            "folder": folder, "model": ablated or row.model, "kind": kind, "row": row.model if ablated else "",
-            "data": row.data, "split": row.split, "order": row.order, "region": row.region, "category": row.category,
-            "n": row.n, "seed": training.get("seed", known.get("seed")) if learned else None,
+            "folder": folder,
+            "model": ablated or row.model,
+            "kind": kind,
+            "row": row.model if ablated else "",
+            "data": row.data,
+            "split": row.split,
+            "order": row.order,
+            "region": row.region,
+            "category": row.category,
+            "n": row.n,
+            "seed": training.get("seed", known.get("seed")) if learned else None,
             "run": known.get("checkpoint_sha256", folder) if learned else "",
-        }  # fmt: skip
+        }
         spent = costs(row)
-        line |= _setting(row, pairs, _budget(comparison)) | {column: spent[name] for column, name in COSTS.items()}
+        line |= _setting(row, pairs, _budget(comparison)) | {
+            column: spent[name] for column, name in COSTS.items()
+        }
         line |= {key: known.get(key) for key in ORIGIN}
-        lines += [line | {"metric": metric, "value": value} for metric, value in row.metrics.items()]
+        lines += [
+            line | {"metric": metric, "value": value} for metric, value in row.metrics.items()
+        ]
     return lines
 
 
@@ -125,5 +178,7 @@ def _setting(row: Row, pairs: Sequence[tuple[str, str, str]], budget: str) -> di
     categories = ", ".join(dict.fromkeys(category for _, category, _ in pairs if category != "all"))
     brief = f"{row.data} {row.split}{f' ({categories})' if categories else ''}, {size}, training budget {budget}"
     return {
-        "budget": budget, "held": held, "setting": f"{brief} [{hashlib.sha256(held.encode()).hexdigest()[:4]}]",
-    }  # fmt: skip
+        "budget": budget,
+        "held": held,
+        "setting": f"{brief} [{hashlib.sha256(held.encode()).hexdigest()[:4]}]",
+    }

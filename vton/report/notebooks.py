@@ -1,4 +1,6 @@
-"""Notebooks from start to end, each in a new kernel of this very Python, written as HTML pages that need no network."""
+"""Notebooks from start to end, each in a new kernel of this very Python, written as HTML pages that
+need no network.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ class NotebookError(UserError):
     """A notebook that cannot be read, whose code fails, or that nothing here can run."""
 
 
-def write_pages(paths: Sequence[Path], folder: Path, **environment: str) -> Iterator[tuple[Path, float]]:
-    """Run each notebook, write folder/<name>.html, and yield the page and its seconds. Raises NotebookError."""
+def write_pages(
+    paths: Sequence[Path], folder: Path, **environment: str
+) -> Iterator[tuple[Path, float]]:
+    """Run each notebook, write folder/<name>.html, and yield the page and its seconds. Raises
+    NotebookError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in map(Path, paths):
         started = time.perf_counter()
@@ -29,10 +35,11 @@ def write_pages(paths: Sequence[Path], folder: Path, **environment: str) -> Iter
 
 
 def run_notebook(path: Path, **environment: str) -> str:
-    """The executed notebook as an HTML page. The kernel has this process' working directory and environment variables,
-    and those given here.
+    """The executed notebook as an HTML page. The kernel has this process' working directory and
+    environment variables, and those given here.
 
-    Raises NotebookError naming the cell that fails (the first cell, code or not, is 1) or the package that is missing.
+    Raises NotebookError naming the cell that fails (the first cell, code or not, is 1) or the
+    package that is missing.
     """
     try:
         import ipykernel  # noqa: F401  what the kernel runs
@@ -52,7 +59,9 @@ def run_notebook(path: Path, **environment: str) -> str:
     except Exception as error:  # nbformat has no common class for what it meets in a broken file
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise NotebookError(f"{path}: not readable as a notebook: {said}") from error
-    with TemporaryDirectory() as folder:  # for sockets instead of ports, and instead of the user's IPython profile
+    with (
+        TemporaryDirectory() as folder
+    ):  # for sockets instead of ports, and instead of the user's IPython profile
         kernel = AsyncKernelManager(
             kernel_name="python3",  # ipykernel under sys.executable where no folder of installed kernels is searched
             kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
@@ -60,7 +69,9 @@ def run_notebook(path: Path, **environment: str) -> str:
             connection_file=f"{folder}/kernel.json",
         )
         client = NotebookClient(notebook, km=kernel, startup_timeout=STARTUP)
-        with client.setup_kernel(cleanup_kc=True, env={**os.environ, **environment, "IPYTHONDIR": folder}):
+        with client.setup_kernel(
+            cleanup_kc=True, env={**os.environ, **environment, "IPYTHONDIR": folder}
+        ):
             for index, cell in enumerate(notebook.cells):
                 try:
                     client.execute_cell(cell, index)

@@ -1,4 +1,6 @@
-"""What a notebook cell shows: HTML of sentences, tables, charts and pictures. Jupyter finds it by `_repr_html_`."""
+"""What a notebook cell shows: HTML of sentences, tables, charts and pictures. Jupyter finds it by
+`_repr_html_`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def _bold(cell: str) -> str:
-    return f"<b>{cell[2:-2]}</b>" if len(cell) > 4 and cell.startswith("**") and cell.endswith("**") else cell
+    return (
+        f"<b>{cell[2:-2]}</b>"
+        if len(cell) > 4 and cell.startswith("**") and cell.endswith("**")
+        else cell
+    )
 
 
 def folded(title: str, *parts: str) -> str:

@@ -1,8 +1,8 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
-Rows can stand in one table only where they were measured the same way: same data and split, same size, same protocol
-and version, same pairs, same metric networks, and in a comparison the same budget. Everything else is refused, not
-footnoted.
+Rows can stand in one table only where they were measured the same way: same data and split, same
+size, same protocol and version, same pairs, same metric networks, and in a comparison the same
+budget. Everything else is refused, not footnoted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from vton.metrics.results import Row
 
 HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami_u", "cami_s", "image_reward")
 DIGITS = {
-    "ssim": 4, "psnr": 2, "lpips": 4, "dists": 4, "fid": 2, "kid": 2, "iou": 3,
-    "cami_u": 3, "cami_s": 3, "mp_lpips": 4, "image_reward": 3,
-}  # fmt: skip
+    "ssim": 4,
+    "psnr": 2,
+    "lpips": 4,
+    "dists": 4,
+    "fid": 2,
+    "kid": 2,
+    "iou": 3,
+    "cami_u": 3,
+    "cami_s": 3,
+    "mp_lpips": 4,
+    "image_reward": 3,
+}
 ORDER = tuple(DIGITS)  # of the columns
 KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
 PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe
@@ -33,7 +42,8 @@ NOTE = (
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows by (order, region, category), each sorted: models, controls, baselines. A lone category is not repeated.
+    """Rows by (order, region, category), each sorted: models, controls, baselines. A lone category
+    is not repeated.
 
     Raises UserError when rows that were measured differently would share a table.
     """
@@ -43,16 +53,23 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
         groups.setdefault((row.order, row.region, row.category), []).append(row)
     for (order, region, category), group in list(groups.items()):
         _require_same(
-            [{"n": row.n, "pairs": row.provenance.get("pairs_sha256")} for row in group], group, "other pairs"
+            [{"n": row.n, "pairs": row.provenance.get("pairs_sha256")} for row in group],
+            group,
+            "other pairs",
         )
         everything = groups.get((order, region, "all"), [])
         if category != "all" and [row.n for row in group] == [row.n for row in everything]:
             del groups[order, region, category]  # the only category: the same numbers as "all"
-    return {key: sorted(group, key=_rank) for key, group in sorted(groups.items(), key=lambda item: _place(item[0]))}
+    return {
+        key: sorted(group, key=_rank)
+        for key, group in sorted(groups.items(), key=lambda item: _place(item[0]))
+    }
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Every group of rows as a table on the console; the best learned or free method of each column in bold."""
+    """Every group of rows as a table on the console; the best learned or free method of each column
+    in bold.
+    """
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
@@ -66,7 +83,8 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
         for row in group:
             cells = [metric_cell(row, metric) for metric in metrics]
             marked = [
-                f"[bold]{cell}[/]" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)
+                f"[bold]{cell}[/]" if row.model in best[m] else cell
+                for m, cell in zip(metrics, cells, strict=True)
             ]
             table.add_row(row.model.replace("[", r"\["), *marked)
         console.print(_title(key, group), style="bold", markup=False, highlight=False)
@@ -87,7 +105,10 @@ def table_markdown(rows: Sequence[Row]) -> str:
         lines.append("| --- |" + " ---: |" * len(metrics))
         for row in group:
             cells = [metric_cell(row, metric) for metric in metrics]
-            marked = [f"**{cell}**" if row.model in best[m] else cell for m, cell in zip(metrics, cells, strict=True)]
+            marked = [
+                f"**{cell}**" if row.model in best[m] else cell
+                for m, cell in zip(metrics, cells, strict=True)
+            ]
             lines.append(f"| {row.model} | " + " | ".join(marked) + " |")
         parts.append("\n".join(lines))
     note = metric_notes(rows)
@@ -95,14 +116,20 @@ def table_markdown(rows: Sequence[Row]) -> str:
 
 
 def table_json(*tables: Sequence[Row]) -> str:
-    """The rows in the order of their tables, as a JSON list; rows that cannot share one are given separately."""
+    """The rows in the order of their tables, as a JSON list; rows that cannot share one are given
+    separately.
+    """
     shown = [asdict(row) for rows in tables for group in grouped(rows).values() for row in group]
     return json.dumps(shown, indent=1, allow_nan=False)
 
 
 def base(metric: str, known: Iterable[str] = DIGITS) -> str:
-    """The known metric behind another backbone, weights or masks: lpips of lpips_squeeze_random; else itself."""
-    return max((name for name in known if f"{metric}_".startswith(f"{name}_")), key=len, default=metric)
+    """The known metric behind another backbone, weights or masks: lpips of lpips_squeeze_random;
+    else itself.
+    """
+    return max(
+        (name for name in known if f"{metric}_".startswith(f"{name}_")), key=len, default=metric
+    )
 
 
 def _measured(row: Row) -> dict:
@@ -153,7 +180,8 @@ def _place(key: tuple[str, str, str]) -> tuple:
 def metric_columns(rows: Sequence[Row]) -> list[str]:
     """Names of all metrics, in the order of DIGITS."""
     return sorted(
-        {metric for row in rows for metric in row.metrics}, key=lambda metric: (ORDER.index(base(metric)), metric)
+        {metric for row in rows for metric in row.metrics},
+        key=lambda metric: (ORDER.index(base(metric)), metric),
     )
 
 
@@ -164,7 +192,9 @@ def metric_heading(metric: str) -> str:
 
 
 def metric_cell(row: Row, metric: str) -> str:
-    """A metric as printed; of rows that stand for several seeds with its spread. '-' where there is none."""
+    """A metric as printed; of rows that stand for several seeds with its spread. '-' where there is
+    none.
+    """
     if metric not in row.metrics:
         return "-"
     scale, digits = KID_SCALE if base(metric) == "kid" else 1, DIGITS[base(metric)]
@@ -177,9 +207,15 @@ def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[st
     """Models with the best value of each metric; controls do not compete."""
     best = {}
     for metric in metrics:
-        values = {row.model: row.metrics[metric] for row in rows if metric in row.metrics and _rank(row) != 1}
+        values = {
+            row.model: row.metrics[metric]
+            for row in rows
+            if metric in row.metrics and _rank(row) != 1
+        }
         choose = max if base(metric) in HIGHER_IS_BETTER else min
-        best[metric] = {model for model, value in values.items() if value == choose(values.values())}
+        best[metric] = {
+            model for model, value in values.items() if value == choose(values.values())
+        }
     return best
 
 
@@ -189,18 +225,35 @@ def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     what = "" if category == "all" else f", {category}"
     masks = sorted({row.provenance["mask"] for row in rows if row.provenance.get("mask")})
     mask = f", mask {' and '.join(masks)}" if masks else ""
-    return f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.rules}{mask}"
+    return (
+        f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.rules}{mask}"
+    )
 
 
 def metric_notes(rows: Sequence[Row]) -> str:
-    """What has to be said of metrics: which networks are random, which metrics are absent or mean fewer pairs."""
-    names = sorted({base(metric).upper() for row in rows for metric in row.metrics if metric.endswith("_random")})
+    """What has to be said of metrics: which networks are random, which metrics are absent or mean
+    fewer pairs.
+    """
+    names = sorted(
+        {
+            base(metric).upper()
+            for row in rows
+            for metric in row.metrics
+            if metric.endswith("_random")
+        }
+    )
     notes = [NOTE.format(names=", ".join(names))] if names else []
-    absent = {metric: reason for row in rows for metric, reason in row.provenance.get("absent", {}).items()}
+    absent = {
+        metric: reason
+        for row in rows
+        for metric, reason in row.provenance.get("absent", {}).items()
+    }
     notes += [f"{metric} is absent: {reason}." for metric, reason in absent.items()]
     fewer: dict[tuple, list[str]] = {}
     for row in rows:
-        for metric, pairs in row.provenance.get("left_out", {}).items() if row.category == "all" else ():
+        for metric, pairs in (
+            row.provenance.get("left_out", {}).items() if row.category == "all" else ()
+        ):
             fewer.setdefault((metric, row.order, row.n - len(pairs), row.n), []).append(row.model)
     notes += [
         f"{metric} of {', '.join(models)} ({order}) is the mean over {counted} of {n} pairs: it is not defined for the "

@@ -1,7 +1,8 @@
 """What the notebooks show: published tables, ours in the same rows, and what follows from both.
 
-`Architectures()` is the comparison, `Ablation("gardiff")` the table of one paper; every method is the Page of one cell.
-Sentences are computed from the numbers, so that they hold for whatever lies in results/.
+`Architectures()` is the comparison, `Ablation("gardiff")` the table of one paper; every method is
+the Page of one cell. Sentences are computed from the numbers, so that they hold for whatever lies
+in results/.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ UNEQUAL = "These rows record no training budget: they may have been trained for 
 
 
 class View:
-    """Our values, the names of their rows in the published order, and the papers' claims about these rows.
+    """Our values, the names of their rows in the published order, and the papers' claims about
+    these rows.
 
     by:    column of the values that names a row: "model" or "row"
     names: every row that should be there -> how it is shown
@@ -56,13 +58,17 @@ class View:
     # ours
 
     def tables(self) -> Page:
-        """Mean ± standard deviation over runs for each setting, order and region; rows in the published order."""
+        """Mean ± standard deviation over runs for each setting, order and region; rows in the
+        published order.
+        """
         parts = [self._absent(self.values)]
         for title, values in self._settings():
             parts += [title, *self._tables(values, "all", self._best(values))]
             categories = [category for category in values["category"].unique() if category != "all"]
             if len(categories) > 1:
-                parts += [folded(category, *self._tables(values, category, {})) for category in categories]
+                parts += [
+                    folded(category, *self._tables(values, category, {})) for category in categories
+                ]
             if any(metric.endswith("_random") for metric in values["metric"].unique()):
                 parts.append(sentences(RANDOM))
         return self._page(parts)
@@ -73,8 +79,12 @@ class View:
         for title, values in self._settings():
             runs = values[values["kind"] == "architecture"].drop_duplicates([self.by, "run"])
             frame = runs.set_index(self.by)[["seed", *ORIGIN, "run", "folder"]]
-            frame = frame.rename(columns={"run": "checkpoint", "steps": "sampling steps"}).map(_brief)
-            held = f"Held equal: training budget {values['budget'].iloc[0]}; {values['held'].iloc[0]}."
+            frame = frame.rename(columns={"run": "checkpoint", "steps": "sampling steps"}).map(
+                _brief
+            )
+            held = (
+                f"Held equal: training budget {values['budget'].iloc[0]}; {values['held'].iloc[0]}."
+            )
             parts += [title, sentences(held), table(frame)]
         return self._page(parts)
 
@@ -82,14 +92,19 @@ class View:
         """What each row cost, where it is recorded: means over orders and runs."""
         parts = []
         for title, values in self._settings():
-            frame = self._costs(values).map(lambda value: NOT_RECORDED if math.isnan(value) else f"{value:,.4g}")
+            frame = self._costs(values).map(
+                lambda value: NOT_RECORDED if math.isnan(value) else f"{value:,.4g}"
+            )
             parts += [title, table(frame), sentences("Means over orders and runs.")]
         return self._page(parts)
 
     def pictures(self) -> Page:
         """The grids of pictures in the folders that our values come from."""
         root = self.measured.root
-        parts = [picture(path, str(path.relative_to(root))) for path in self.measured.pictures(self.values)]
+        parts = [
+            picture(path, str(path.relative_to(root)))
+            for path in self.measured.pictures(self.values)
+        ]
         return self._page(parts or [sentences("These folders hold no pictures.")])
 
     # charts
@@ -106,9 +121,17 @@ class View:
                 for region in REGIONS:
                     here = means[(means["order"] == order) & (means["region"] == region)]
                     for metric in sorted(here["metric"].unique(), key=_rank):
-                        lines, scale = here[here["metric"] == metric].set_index(self.by), _scale(metric)
+                        lines, scale = (
+                            here[here["metric"] == metric].set_index(self.by),
+                            _scale(metric),
+                        )
                         panels[f"{region}: {self._heading(metric)}"] = [
-                            Point(shown, lines.loc[row, "mean"] * scale, lines.loc[row, "sd"] * scale, kinds[row])
+                            Point(
+                                shown,
+                                lines.loc[row, "mean"] * scale,
+                                lines.loc[row, "sd"] * scale,
+                                kinds[row],
+                            )
                             for row, shown in rows.items()
                             if row in lines.index
                         ]
@@ -123,20 +146,33 @@ class View:
             means, cost = summary(values, self.by), self._costs(values)
             means = means[(means["order"] == "paired") & (means["region"] == "garment")]
             recorded = [column for column in X_AXES if (cost[column] > 0).any()]
-            for metric in [metric for metric in means["metric"].unique() if self.published.base(metric) in CHARTED]:
+            for metric in [
+                metric
+                for metric in means["metric"].unique()
+                if self.published.base(metric) in CHARTED
+            ]:
                 lines = means[means["metric"] == metric].set_index(self.by)
                 for column in recorded:
                     known = cost.index[(cost[column] > 0) & cost.index.isin(lines.index)]
-                    points = [Point(row, *lines.loc[row, ["mean", "sd"]], x=cost.loc[row, column]) for row in known]
-                    parts.append(scatter(points, column, f"paired, garment: {self._heading(metric)}"))
+                    points = [
+                        Point(row, *lines.loc[row, ["mean", "sd"]], x=cost.loc[row, column])
+                        for row in known
+                    ]
+                    parts.append(
+                        scatter(points, column, f"paired, garment: {self._heading(metric)}")
+                    )
             unknown = [column for column in X_AXES if column not in recorded]
-            parts += [sentences(f"Not recorded by these rows: {listed(unknown)}.")] if unknown else []
+            parts += (
+                [sentences(f"Not recorded by these rows: {listed(unknown)}.")] if unknown else []
+            )
         return self._page(parts)
 
     # both
 
     def directions(self) -> Page:
-        """Every direction between two rows that a published table gives, against ours, and how many agree."""
+        """Every direction between two rows that a published table gives, against ours, and how many
+        agree.
+        """
         parts = []
         for title, values in self._settings():
             seeds = self._seeds(values)
@@ -157,43 +193,73 @@ class View:
     def _settings(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Rows that may be compared, under their title; the setting with most runs first."""
         learned = self.values[self.values["kind"] == "architecture"]
-        runs = learned.drop_duplicates(["setting", self.by, "run"]).groupby("setting", sort=False).size()
+        runs = (
+            learned.drop_duplicates(["setting", self.by, "run"])
+            .groupby("setting", sort=False)
+            .size()
+        )
         for setting in runs.sort_values(ascending=False, kind="stable").index:
             values = self.values[self.values["setting"] == setting]
             warning = sentences(UNEQUAL) if values["budget"].iloc[0] == NOT_RECORDED else ""
             yield heading(setting) + warning, values
 
     def _rows(self, values: pd.DataFrame) -> dict[str, str]:
-        """The rows that are there and how they are shown: as published, then others, controls, baselines."""
+        """The rows that are there and how they are shown: as published, then others, controls,
+        baselines.
+        """
         kinds = values.drop_duplicates(self.by).set_index(self.by)["kind"]
         others = [name for kind in COLOURS for name in kinds.index[kinds == kind]]
-        return {name: self.names.get(name, name) for name in [*self.names, *others] if name in kinds.index}
+        return {
+            name: self.names.get(name, name)
+            for name in [*self.names, *others]
+            if name in kinds.index
+        }
 
     def _absent(self, values: pd.DataFrame) -> str:
         missing = [name for name in self.names if name not in set(values[self.by])]
-        return sentences(f"No run of {listed(missing, 'or')} here." if missing else "Every row has been run here.")
+        return sentences(
+            f"No run of {listed(missing, 'or')} here."
+            if missing
+            else "Every row has been run here."
+        )
 
-    def _tables(self, values: pd.DataFrame, category: str, best: dict[tuple[str, str, str], str]) -> list[str]:
+    def _tables(
+        self, values: pd.DataFrame, category: str, best: dict[tuple[str, str, str], str]
+    ) -> list[str]:
         """A table for each order and region of one category."""
         parts, means = [], summary(values, self.by, category)
         for order, region in PLACES:
             here = means[(means["order"] == order) & (means["region"] == region)]
             if len(here):
-                counts = values.loc[(values["order"] == order) & (values["category"] == category), "n"].unique()
-                marked = {metric: best.get((order, region, metric)) for metric in here["metric"].unique()}
-                parts += [sentences(f"{order}, {region}, n = {listed([str(count) for count in counts])}")]
+                counts = values.loc[
+                    (values["order"] == order) & (values["category"] == category), "n"
+                ].unique()
+                marked = {
+                    metric: best.get((order, region, metric)) for metric in here["metric"].unique()
+                }
+                parts += [
+                    sentences(f"{order}, {region}, n = {listed([str(count) for count in counts])}")
+                ]
                 parts += [table(self._means(here, self._rows(values), marked))]
         return parts
 
-    def _means(self, means: pd.DataFrame, rows: dict[str, str], best: dict[str, str]) -> pd.DataFrame:
+    def _means(
+        self, means: pd.DataFrame, rows: dict[str, str], best: dict[str, str]
+    ) -> pd.DataFrame:
         """Text of one order and region: rows by metrics, the best architecture of a metric marked."""
         metrics = sorted(means["metric"].unique(), key=_rank)
         lines = {(getattr(line, self.by), line.metric): line for line in means.itertuples()}
         frame = pd.DataFrame(index=list(rows.values()))
-        frame["runs"] = [max(line.runs for (name, _), line in lines.items() if name == row) for row in rows]
+        frame["runs"] = [
+            max(line.runs for (name, _), line in lines.items() if name == row) for row in rows
+        ]
         for metric in metrics:
-            cells = {row: _value(lines[row, metric]) if (row, metric) in lines else "-" for row in rows}
-            marked = [f"**{cell}**" if row == best.get(metric) else cell for row, cell in cells.items()]
+            cells = {
+                row: _value(lines[row, metric]) if (row, metric) in lines else "-" for row in rows
+            }
+            marked = [
+                f"**{cell}**" if row == best.get(metric) else cell for row, cell in cells.items()
+            ]
             frame[self._heading(metric)] = marked
         return frame
 
@@ -207,26 +273,39 @@ class View:
         return means.reindex([row for row in self._rows(values) if row in means.index])
 
     def _seeds(self, values: pd.DataFrame) -> pd.DataFrame:
-        """Runs of one model, under the same setting, that say how far seeds scatter where rows have one run each."""
+        """Runs of one model, under the same setting, that say how far seeds scatter where rows have
+        one run each.
+        """
         return values[:0]
 
     def _agreement(self, found: pd.DataFrame, seeds: int) -> list[str]:
-        """In words how many directions agree and which do not, then all of them; seeds: runs behind the spread of rows
-        with one run."""
+        """In words how many directions agree and which do not, then all of them; seeds: runs behind
+        the spread of rows with one run.
+        """
         if found.empty:
-            return [sentences("No direction can be checked: of no published pair have both rows been run here.")]
+            return [
+                sentences(
+                    "No direction can be checked: of no published pair have both rows been run here."
+                )
+            ]
         told = []
         for (basis, region), group in found.groupby(["basis", "region"], sort=False):
             against = (
-                "On the paper's own metrics" if basis == "same metric" else "Against what all printed metrics share"
+                "On the paper's own metrics"
+                if basis == "same metric"
+                else "Against what all printed metrics share"
             )
-            agree, differ, unclear, equal = (int((group["verdict"] == verdict).sum()) for verdict in SIGNS)
+            agree, differ, unclear, equal = (
+                int((group["verdict"] == verdict).sum()) for verdict in SIGNS
+            )
             told.append(
                 f"{against} ({region}): {agree} of {len(group)} directions agree, {differ} differ, {unclear} lie "
                 f"within the spread of seeds{f', {equal} are equal here' if equal else ''}."
             )
             for line in group[group["verdict"] == "differs"].itertuples():
-                theirs, ours = ("better" if gain > 0 else "worse" for gain in (line.published, line.gain))
+                theirs, ours = (
+                    "better" if gain > 0 else "worse" for gain in (line.published, line.gain)
+                )
                 theirs += f" ({line.says})" if line.says else ""
                 told.append(
                     f"{line.row} against {line.than}, {line.order} {_name(line.metric)} ({line.region}): published as "
@@ -235,12 +314,15 @@ class View:
         if found["spread"].isna().all():
             told.append(f"{ONE_RUN.capitalize()}.")
         elif seeds:
-            told.append(f"Rows with one run each: the spread is that of the model's {seeds} runs in the comparison.")
+            told.append(
+                f"Rows with one run each: the spread is that of the model's {seeds} runs in the comparison."
+            )
         cells = found.assign(
             pair=found["row"] + " against " + found["than"],
             column=found["region"] + " " + found["order"] + " " + found["metric"].map(_name),
             cell=[
-                f"{SIGNS[line.verdict]} {line.gain * _scale(line.metric):+.3g}" + " *" * (line.basis != "same metric")
+                f"{SIGNS[line.verdict]} {line.gain * _scale(line.metric):+.3g}"
+                + " *" * (line.basis != "same metric")
                 for line in found.itertuples()
             ],
         )
@@ -278,15 +360,26 @@ class Architectures(View):
             "kind == 'comparison' and data == @data and category == @category and model != ''"
         )
         cells = own.assign(
-            column=own["order"] + " " + own["metric"], cell=[_claimed(line) for line in own.itertuples()]
+            column=own["order"] + " " + own["metric"],
+            cell=[_claimed(line) for line in own.itertuples()],
         )
-        columns = sorted(cells["column"].unique(), key=lambda column: (column.split()[0], _rank(column.split()[1])))
-        frame = cells.pivot(index="model", columns="column", values="cell").reindex(index=self.names, columns=columns)
+        columns = sorted(
+            cells["column"].unique(),
+            key=lambda column: (column.split()[0], _rank(column.split()[1])),
+        )
+        frame = cells.pivot(index="model", columns="column", values="cell").reindex(
+            index=self.names, columns=columns
+        )
         frame.columns = [self._heading(column) for column in columns]
         notes = [
-            f"{line.model}: {_source(line)}. {line.protocol}" for line in own.drop_duplicates("model").itertuples()
+            f"{line.model}: {_source(line)}. {line.protocol}"
+            for line in own.drop_duplicates("model").itertuples()
         ]
-        notes += [f"The paper of {name} prints nothing here." for name in self.names if name not in set(own["model"])]
+        notes += [
+            f"The paper of {name} prints nothing here."
+            for name in self.names
+            if name not in set(own["model"])
+        ]
         return Page(table(frame.fillna("-")), bullets(notes), _legend(own))
 
     def published_tables(self, *kinds: str) -> Page:
@@ -296,28 +389,47 @@ class Architectures(View):
         return Page(*(folded(_title(values), *_printed(values)) for _, values in tables))
 
     def reprints(self) -> Page:
-        """How far papers are apart about one and the same architecture on VITON-HD: lowest and highest value."""
-        values = self.published.values.query("model != '' and data == 'viton_hd' and mark != 'misprint'")
+        """How far papers are apart about one and the same architecture on VITON-HD: lowest and
+        highest value.
+        """
+        values = self.published.values.query(
+            "model != '' and data == 'viton_hd' and mark != 'misprint'"
+        )
         values = values[values["kind"].isin(["comparison", "requoted"])]
         lines = {}
-        for (model, order, metric), group in values.groupby(["model", "order", "metric"], sort=False):
-            low, high = (f"{value * _scale(metric):.3g}" for value in (group["value"].min(), group["value"].max()))
+        for (model, order, metric), group in values.groupby(
+            ["model", "order", "metric"], sort=False
+        ):
+            low, high = (
+                f"{value * _scale(metric):.3g}"
+                for value in (group["value"].min(), group["value"].max())
+            )
             if low != high:
                 told = f"{low} to {high} in {group['paper'].nunique()} papers"
                 lines.setdefault(model, {})[self._heading(f"{order} {metric}")] = told
         return Page(table(pd.DataFrame(lines).T.fillna("-")), sentences("Misprints are left out."))
 
     def who_wins(self) -> Page:
-        """Which architecture is best on what, by how much, with what spread; whether it beats what never learned."""
+        """Which architecture is best on what, by how much, with what spread; whether it beats what
+        never learned.
+        """
         parts = []
         for title, values in self._settings():
             found = winners(values, self.published)
-            place = [(PLACES.index((line.order, line.region)), _rank(line.metric)) for line in found.itertuples()]
+            place = [
+                (PLACES.index((line.order, line.region)), _rank(line.metric))
+                for line in found.itertuples()
+            ]
             found = found.assign(place=place).sort_values("place")
             counts = found["best"].value_counts()
             score = [f"{name} in {count}" for name, count in counts.items()]
             told = f"Best architecture, of {len(found)} combinations of order, region and metric: {listed(score)}."
-            parts += [title, sentences(told), bullets(_victories(found)), table(self._margins(found))]
+            parts += [
+                title,
+                sentences(told),
+                bullets(_victories(found)),
+                table(self._margins(found)),
+            ]
         return self._page(parts)
 
     def shared_tables(self) -> Page:
@@ -326,7 +438,10 @@ class Architectures(View):
         return Page(*_headed(self.published.values[shared]))
 
     def _best(self, values: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-        return {(w.order, w.region, w.metric): w.best for w in winners(values, self.published).itertuples()}
+        return {
+            (w.order, w.region, w.metric): w.best
+            for w in winners(values, self.published).itertuples()
+        }
 
     def _margins(self, found: pd.DataFrame) -> pd.DataFrame:
         def cell(name: str, metric: str, value: float) -> str:
@@ -337,7 +452,9 @@ class Architectures(View):
                 "best": cell(line.best, line.metric, line.value),
                 "next": cell(line.runner_up, line.metric, line.behind),
                 "lead": cell("", line.metric, line.margin),
-                "spread of the lead": "not known" if pd.isna(line.spread) else _shown(line.metric, line.spread),
+                "spread of the lead": "not known"
+                if pd.isna(line.spread)
+                else _shown(line.metric, line.spread),
                 "best without learning": cell(line.baseline, line.metric, line.baseline_value),
             }
             for line in found.itertuples()
@@ -350,37 +467,54 @@ class Ablation(View):
 
     by = "row"
 
-    def __init__(self, study: str, published: Published | None = None, measured: Measured | None = None):
+    def __init__(
+        self, study: str, published: Published | None = None, measured: Measured | None = None
+    ):
         super().__init__(published, measured)
         self.study = study
         self.printed = self.published.values[self.published.values["study"] == study]
         self.said = self.published.directions[self.published.directions["study"] == study]
         self.names = {
-            row: row if row == label else f"{row} ({label})" for row, label in self.published.rows_of(study).items()
+            row: row if row == label else f"{row} ({label})"
+            for row, label in self.published.rows_of(study).items()
         }
-        ours = self.measured.ablation(pd.concat([self.printed["paper"], self.said["paper"]]).iloc[0])
+        ours = self.measured.ablation(
+            pd.concat([self.printed["paper"], self.said["paper"]]).iloc[0]
+        )
         self.values = ours[ours["row"].isin(self.names)]
         self.others = [row for row in ours["row"].unique() if row not in self.names]
         self.claims = self.published.claims_of(study)
 
     def published_table(self) -> Page:
-        """The table as the paper prints it, with source and protocol; where no number is at hand, what is said."""
+        """The table as the paper prints it, with source and protocol; where no number is at hand,
+        what is said.
+        """
         parts = _headed(self.printed)
         if len(self.said):
             parts.append(heading(_source(next(self.said.itertuples()))))
             parts.append(
-                bullets(f"{s.row} against {s.than}: {s.says} [{MEANING[s.mark]}]" for s in self.said.itertuples())
+                bullets(
+                    f"{s.row} against {s.than}: {s.says} [{MEANING[s.mark]}]"
+                    for s in self.said.itertuples()
+                )
             )
         return Page(*parts)
 
     def tables(self) -> Page:
         page = super().tables()
-        other = f"Rows here that this table of the paper does not have: {listed(self.others)}." if self.others else ""
+        other = (
+            f"Rows here that this table of the paper does not have: {listed(self.others)}."
+            if self.others
+            else ""
+        )
         return Page(*page.parts, sentences(other)) if other else page
 
     def _seeds(self, values: pd.DataFrame) -> pd.DataFrame:
         ours = self.measured.comparison
-        seeds = ours[(ours["model"] == values["model"].iloc[0]) & (ours["setting"] == values["setting"].iloc[0])]
+        seeds = ours[
+            (ours["model"] == values["model"].iloc[0])
+            & (ours["setting"] == values["setting"].iloc[0])
+        ]
         return seeds if seeds["run"].nunique() > 1 else seeds[:0]
 
     def directions(self) -> Page:
@@ -393,14 +527,20 @@ class Ablation(View):
 
 
 def _victories(found: pd.DataFrame) -> list[str]:
-    """For each order and region: who leads in what and by how much, what the spread leaves open, what no one beats."""
+    """For each order and region: who leads in what and by how much, what the spread leaves open,
+    what no one beats.
+    """
     told = []
     for (order, region), group in found.groupby(["order", "region"], sort=False):
         where = f"{order}, {region}"
         for best, lines in group.groupby("best", sort=False):
             ahead = [
                 _name(line.metric)
-                + ("" if pd.isna(line.margin) else f" by {_shown(line.metric, line.margin)} before {line.runner_up}")
+                + (
+                    ""
+                    if pd.isna(line.margin)
+                    else f" by {_shown(line.metric, line.margin)} before {line.runner_up}"
+                )
                 for line in lines.itertuples()
             ]
             told.append(f"{where}: {best} is the best architecture in {listed(ahead)}.")
@@ -412,14 +552,19 @@ def _victories(found: pd.DataFrame) -> list[str]:
         lost = group[group["baseline"].notna() & ~group["beats_baseline"].eq(True)]
         if len(lost):
             names = [f"{_name(line.metric)} ({line.baseline})" for line in lost.itertuples()]
-            told.append(f"{where}: no architecture beats what needs no learning in {listed(names)}.")
+            told.append(
+                f"{where}: no architecture beats what needs no learning in {listed(names)}."
+            )
     return told
 
 
 def _printed(values: pd.DataFrame) -> list[str]:
     """A table as printed, its protocol, and what its marks mean."""
     values = values.assign(
-        column=[f"{v.order} {v.metric}" + ("" if v.scale == 1 else f" x{v.scale}") for v in values.itertuples()],
+        column=[
+            f"{v.order} {v.metric}" + ("" if v.scale == 1 else f" x{v.scale}")
+            for v in values.itertuples()
+        ],
         cell=values["printed"] + values["mark"].map(MARKS),
     )
     frame = values.pivot(index="label", columns="column", values="cell").fillna("-")
@@ -434,13 +579,19 @@ def _headed(values: pd.DataFrame) -> list[str]:
 
 
 def _legend(values: pd.DataFrame) -> str:
-    used = [f"{MARKS[mark]} {meaning}" for mark, meaning in MEANING.items() if mark in set(values["mark"])]
+    used = [
+        f"{MARKS[mark]} {meaning}"
+        for mark, meaning in MEANING.items()
+        if mark in set(values["mark"])
+    ]
     return sentences(f"{'; '.join(used)}.") if used else ""
 
 
 def _title(values: pd.DataFrame) -> str:
     line = next(values.itertuples())
-    return f"{_source(line)}, {line.data}" + ("" if line.category == "all" else f", {line.category}")
+    return f"{_source(line)}, {line.data}" + (
+        "" if line.category == "all" else f", {line.category}"
+    )
 
 
 def _source(line) -> str:
@@ -448,7 +599,9 @@ def _source(line) -> str:
 
 
 def _claimed(line) -> str:
-    return (f"{line.value * KID_SCALE:.4g}" if line.metric == "kid" else line.printed) + MARKS[line.mark]
+    return (f"{line.value * KID_SCALE:.4g}" if line.metric == "kid" else line.printed) + MARKS[
+        line.mark
+    ]
 
 
 def _name(metric: str) -> str:
@@ -468,7 +621,9 @@ def _shown(metric: str, value: float) -> str:
 
 
 def _value(line) -> str:
-    return _shown(line.metric, line.mean) + ("" if math.isnan(line.sd) else f" ± {_shown(line.metric, line.sd)}")
+    return _shown(line.metric, line.mean) + (
+        "" if math.isnan(line.sd) else f" ± {_shown(line.metric, line.sd)}"
+    )
 
 
 def _brief(value: object) -> str:

@@ -1,4 +1,6 @@
-"""What is watched while training: scalars, throughput, a fixed grid of held-out pictures, and bad numbers."""
+"""What is watched while training: scalars, throughput, a fixed grid of held-out pictures, and bad
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,21 @@ class TrainingError(UserError):
 
 
 def ends_step(trainer, batch_idx: int) -> bool:
-    """Whether the optimizer stepped after this batch: with train.accumulate, after the last of each step's batches."""
+    """Whether the optimizer stepped after this batch: with train.accumulate, after the last of each
+    step's batches.
+    """
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class FiniteNumbers(Callback):
-    """A loss or gradient that is not finite stops the run, or skips the step, before it reaches the weights.
+    """A loss or gradient that is not finite stops the run, or skips the step, before it reaches the
+    weights.
 
-    Processes decide together, once per optimizer step. The message names the step and those samples whose own loss is
-    not finite, or all of the step where the loss has no parts. Under fp16 a gradient may overflow: its scaler skips
-    such steps and lowers the scale, so only the loss is looked at. Logs the norm of the gradient before clipping.
-    DeepSpeed keeps gradients to itself: then too only the loss is looked at, and no norm is logged.
+    Processes decide together, once per optimizer step. The message names the step and those samples
+    whose own loss is not finite, or all of the step where the loss has no parts. Under fp16 a
+    gradient may overflow: its scaler skips such steps and lowers the scale, so only the loss is
+    looked at. Logs the norm of the gradient before clipping. DeepSpeed keeps gradients to itself:
+    then too only the loss is looked at, and no norm is logged.
     """
 
     PATIENCE = 10  # skipped steps in a row that stop a run all the same: its weights are lost
@@ -48,7 +54,9 @@ class FiniteNumbers(Callback):
     def __init__(self, policy: Literal["stop", "skip"], log_every: int, scaled: bool = False):
         self.policy, self.log_every, self.scaled = policy, log_every, scaled
         self.skipped = self.in_a_row = 0
-        self.seen: list[tuple[list[str], torch.Tensor, torch.Tensor]] = []  # pairs, losses and loss of each batch
+        self.seen: list[
+            tuple[list[str], torch.Tensor, torch.Tensor]
+        ] = []  # pairs, losses and loss of each batch
 
     def on_before_backward(self, trainer, module, loss) -> None:
         loss = loss.detach()
@@ -57,7 +65,9 @@ class FiniteNumbers(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         norm = gradient_norm(module)
         losses = torch.stack([loss for *_, loss in self.seen])
-        finite = bool(torch.isfinite(losses).all()) and (norm is None or self.scaled or math.isfinite(norm))
+        finite = bool(torch.isfinite(losses).all()) and (
+            norm is None or self.scaled or math.isfinite(norm)
+        )
         step = trainer.global_step + 1
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.in_a_row = 0
@@ -69,10 +79,16 @@ class FiniteNumbers(Callback):
 
     def answer(self, trainer, optimizer, step: int, norm: float | None) -> None:
         losses = [loss.item() for *_, loss in self.seen]
-        mine = (next((value for value in losses if not math.isfinite(value)), None), self.guilty(), self.all_pairs())
+        mine = (
+            next((value for value in losses if not math.isfinite(value)), None),
+            self.guilty(),
+            self.all_pairs(),
+        )
         everyones = from_every_process(mine)
         value = next((value for value, *_ in everyones if value is not None), None)
-        guilty = [pair for _, pairs, _ in everyones for pair in pairs] or [p for *_, pairs in everyones for p in pairs]
+        guilty = [pair for _, pairs, _ in everyones for pair in pairs] or [
+            p for *_, pairs in everyones for p in pairs
+        ]
         what = f"Gradient norm is {norm}" if value is None else f"Loss is {value}"
         message = f"{what} at step {step}, samples {', '.join(guilty[:16])}{', ...' if len(guilty) > 16 else ''}."
         if self.policy == "stop":
@@ -82,8 +98,12 @@ class FiniteNumbers(Callback):
             )
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == self.PATIENCE:
-            raise TrainingError(f"{message} It is the {self.PATIENCE}th in a row to be skipped: the weights are lost.")
-        optimizer.zero_grad(set_to_none=True)  # without gradients AdamW touches neither weights nor moments
+            raise TrainingError(
+                f"{message} It is the {self.PATIENCE}th in a row to be skipped: the weights are lost."
+            )
+        optimizer.zero_grad(
+            set_to_none=True
+        )  # without gradients AdamW touches neither weights nor moments
         if trainer.is_global_zero:
             print(f"{message} Step skipped, the {self.skipped}. of this run.")
             trainer.logger.log_metrics({"train/skipped_steps": self.skipped}, step=step)
@@ -91,7 +111,12 @@ class FiniteNumbers(Callback):
     def guilty(self) -> list[str]:
         """Of this process, the pairs whose own loss is not finite."""
         rows = [(pairs, losses) for pairs, losses, _ in self.seen if losses.ndim]
-        return [pair for pairs, row in rows for pair, ok in zip(pairs, row.isfinite().tolist(), strict=True) if not ok]
+        return [
+            pair
+            for pairs, row in rows
+            for pair, ok in zip(pairs, row.isfinite().tolist(), strict=True)
+            if not ok
+        ]
 
     def all_pairs(self) -> list[str]:
         return [pair for pairs, *_ in self.seen for pair in pairs]
@@ -113,7 +138,9 @@ def gradient_norm(module) -> float | None:
 
 
 class DataWait(Callback):
-    """Seconds from a batch's end until the next is on the device. Last of the callbacks: theirs do not count."""
+    """Seconds from a batch's end until the next is on the device. Last of the callbacks: theirs do
+    not count.
+    """
 
     def __init__(self):
         self.seconds = 0.0
@@ -129,7 +156,8 @@ class DataWait(Callback):
 
 
 class Telemetry(Callback):
-    """Scalars for TensorBoard every `log_every` optimizer steps, which are the x-axis, over the steps since the last.
+    """Scalars for TensorBoard every `log_every` optimizer steps, which are the x-axis, over the
+    steps since the last.
 
     train/loss, loss_NAME, loss_by_t/FROM-TO   mean over the samples of all processes
     train/lr                of the last step
@@ -139,8 +167,9 @@ class Telemetry(Callback):
     perf/images_per_second  that all processes train on at this pace
     perf/peak_memory_gib    of the first process, since it began
 
-    Its state is what the whole run has cost so far, restarts included. planned_steps: of how many steps the learning
-    rate is drawn, where that decides its curve; the state has every number that it was, in order.
+    Its state is what the whole run has cost so far, restarts included. planned_steps: of how many
+    steps the learning rate is drawn, where that decides its curve; the state has every number that
+    it was, in order.
     """
 
     def __init__(self, log_every: int, batch_size: int, planned_steps: int | None = None):
@@ -163,7 +192,9 @@ class Telemetry(Callback):
     def load_state_dict(self, state: dict[str, float | list[int]]) -> None:
         self.spent, self.peak = state["seconds"], state["peak_memory_gib"]
         before = state.get("planned_steps", [])
-        self.planned_steps = before + (self.planned_steps if self.planned_steps != before[-1:] else [])
+        self.planned_steps = before + (
+            self.planned_steps if self.planned_steps != before[-1:] else []
+        )
 
     def reset(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}  # by name: of how many values the sum is
@@ -193,13 +224,18 @@ class Telemetry(Callback):
             quarter = module.config.objective.train_timesteps / 4
             for i in range(4):
                 inside = (t >= i * quarter) & (t < (i + 1) * quarter)
-                self.add(f"loss_by_t/{int(i * quarter)}-{int((i + 1) * quarter) - 1}", losses[inside])
+                self.add(
+                    f"loss_by_t/{int(i * quarter)}-{int((i + 1) * quarter) - 1}", losses[inside]
+                )
         if ends_step(trainer, batch_idx) and trainer.global_step % self.log_every == 0:
             trainer.logger.log_metrics(self.scalars(trainer), step=trainer.global_step)
             self.reset()
 
     def scalars(self, trainer) -> dict[str, float]:
-        steps, seconds = self.batches / trainer.accumulate_grad_batches, self.computed + self.data_wait.seconds
+        steps, seconds = (
+            self.batches / trainer.accumulate_grad_batches,
+            self.computed + self.data_wait.seconds,
+        )
         everyones = from_every_process(self.sums)
         means = {}
         for name in dict.fromkeys(name for sums in everyones for name in sums):
@@ -216,9 +252,11 @@ class Telemetry(Callback):
 
 
 class HeldOut(Callback):
-    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and a few scalars.
+    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and
+    a few scalars.
 
-    val/ORDER/{ssim, psnr, psnr_garment}: means over the pairs, the last over those whose picture shows the garment.
+    val/ORDER/{ssim, psnr, psnr_garment}: means over the pairs, the last over those whose picture
+    shows the garment.
     """
 
     def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
@@ -231,16 +269,24 @@ class HeldOut(Callback):
             return
         module.eval()
         with self.ema.applied(module) if self.ema else nullcontext():
-            batches = {order: batch for order, batch in self.batches.items() if module.can_sample(batch)}
-            scores = {order: self.look(trainer, module, order, batch, step) for order, batch in batches.items()}
+            batches = {
+                order: batch for order, batch in self.batches.items() if module.can_sample(batch)
+            }
+            scores = {
+                order: self.look(trainer, module, order, batch, step)
+                for order, batch in batches.items()
+            }
         module.train()
         scores = {name: value for of_order in scores.values() for name, value in of_order.items()}
-        # The first process's, for what is saved by them must be the same on all: their last digits may differ.
+        # The first process's, for what is saved by them must be the same on all: their last digits
+        # may differ.
         self.step, self.scores = step, trainer.strategy.broadcast(scores)
 
     def look(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
         batch = batch.to(module.device)
-        with trainer.precision_plugin.forward_context():  # as predicting draws; hooks run outside of it
+        with (
+            trainer.precision_plugin.forward_context()
+        ):  # as predicting draws; hooks run outside of it
             output = module.generate(batch).float()
             shown, drawn = batch[: self.pictures], output[: self.pictures]
             looks = module.looks(shown, drawn) if isinstance(module, TryOnModule) else None
@@ -252,18 +298,26 @@ class HeldOut(Callback):
                 writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
         if batch.truth is None:
             return {}
-        ssim = structural_similarity_index_measure((output + 1) / 2, (batch.truth + 1) / 2, data_range=1.0)
+        ssim = structural_similarity_index_measure(
+            (output + 1) / 2, (batch.truth + 1) / 2, data_range=1.0
+        )
         psnr = {"psnr": output_psnr(output, batch.truth)}
         if batch.truth_garment_mask is not None:
             psnr["psnr_garment"] = output_psnr(output, batch.truth, batch.truth_garment_mask)
         scores = {f"val/{order}/ssim": ssim.item()}
-        scores |= {f"val/{order}/{name}": values.mean().item() for name, values in psnr.items() if len(values)}
+        scores |= {
+            f"val/{order}/{name}": values.mean().item()
+            for name, values in psnr.items()
+            if len(values)
+        }
         trainer.logger.log_metrics(scores, step=step)
         return scores
 
 
 class Console(Callback):
-    """One line every so often where there is no terminal for a progress bar; its loss is the first process's share."""
+    """One line every so often where there is no terminal for a progress bar; its loss is the first
+    process's share.
+    """
 
     def __init__(self, steps: int, held_out: HeldOut | None = None):
         self.every, self.held_out = max(1, steps // 40), held_out
@@ -281,7 +335,9 @@ class Console(Callback):
             return
         pace = (time.perf_counter() - self.started) / max(step - self.first, 1)
         scores = self.held_out.scores if self.held_out else {}
-        held_out = "".join(f"  {n.removeprefix('val/')} {value:.3f}" for n, value in scores.items() if "psnr" in n)
+        held_out = "".join(
+            f"  {n.removeprefix('val/')} {value:.3f}" for n, value in scores.items() if "psnr" in n
+        )
         left = pace * (trainer.max_steps - step)
         loss = sum(self.losses) / len(self.losses)
         print(

@@ -1,4 +1,6 @@
-"""Checkpoints that survive: written under a temporary name, synced, renamed; loaded without pickle's power."""
+"""Checkpoints that survive: written under a temporary name, synced, renamed; loaded without
+pickle's power.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,21 @@ from pathlib import Path
 import torch
 from lightning import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 
 from vton.files import replacing
-from vton.models.pretrained import read_checkpoint, write_tensors
+from vton.runs.checkpoint import export_weights
+from vton.runs.folder import RunFolder
 from vton.training.callbacks import HeldOut, TrainingError, ends_step
 from vton.training.ema import EMA, local
-from vton.training.run import RunError, RunFolder
+from vton.weights.pretrained import read_checkpoint
 
 MONITOR = "val/paired/psnr_garment"  # the held-out score that makes best.ckpt: higher is better
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises UserError."""
+    """`path` holds the previous checkpoint or the new one, whole, whenever the process dies. Raises
+    UserError.
+    """
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         path = Path(path)
@@ -34,16 +38,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights at the end.
+    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights
+    at the end.
 
-    keep_last, keep_best: how many of each stay; above 1 they are also there by their steps. global_batch: samples per
-    optimizer step over all processes, with which a step is a place in the training stream.
+    keep_last, keep_best: how many of each stay; above 1 they are also there by their steps.
+    global_batch: samples per optimizer step over all processes, with which a step is a place in the
+    training stream.
     """
 
     def __init__(
-        self, run: RunFolder, every: int, ema: EMA | None, held_out: HeldOut | None = None, *, global_batch: int = 0,
-        keep_last: int = 1, keep_best: int = 1,
-    ):  # fmt: skip
+        self,
+        run: RunFolder,
+        every: int,
+        ema: EMA | None,
+        held_out: HeldOut | None = None,
+        *,
+        global_batch: int = 0,
+        keep_last: int = 1,
+        keep_best: int = 1,
+    ):
         self.run, self.every, self.ema, self.held_out = run, every, ema, held_out
         self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
         self.scores: dict[int, float] = {}  # of the best, by step
@@ -66,7 +79,9 @@ class Checkpoints(Callback):
             self.save_last(trainer, module)
 
     def save_last(self, trainer, module) -> None:
-        """last.ckpt of this step, unless it is there. Raises TrainingError rather than save lost weights."""
+        """last.ckpt of this step, unless it is there. Raises TrainingError rather than save lost
+        weights.
+        """
         step = trainer.global_step
         if step == self.saved_at:
             return
@@ -74,12 +89,16 @@ class Checkpoints(Callback):
         self.saved_at = step
         if self.keep_last > 1 and trainer.is_global_zero:
             also_as(self.run.last, self.run.numbered("last", step))
-            by_age = sorted(self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+            by_age = sorted(
+                self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
+            )
             for old in by_age[: -self.keep_last]:
                 old.unlink()
 
     def save_best(self, trainer, module, score: float) -> None:
-        """best.ckpt if no score was higher; with keep_best above 1 a file of its own if it is among the highest."""
+        """best.ckpt if no score was higher; with keep_best above 1 a file of its own if it is among
+        the highest.
+        """
         step = trainer.global_step
         ranked = sorted({**self.scores, step: score}.items(), key=lambda item: -item[1])
         self.scores = dict(ranked[: self.keep_best])
@@ -96,7 +115,9 @@ class Checkpoints(Callback):
                 old.unlink()
 
     def save(self, trainer, module, path: Path) -> None:
-        finite = all(local(p.detach()).isfinite().all() for p in module.parameters() if p.requires_grad)
+        finite = all(
+            local(p.detach()).isfinite().all() for p in module.parameters() if p.requires_grad
+        )
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise TrainingError(
                 f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is from before; try a "
@@ -105,7 +126,9 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(path)
 
     def on_train_end(self, trainer, module) -> None:
-        state = trainer.strategy.lightning_module_state_dict()  # whole on the first process, where it is sharded
+        state = (
+            trainer.strategy.lightning_module_state_dict()
+        )  # whole on the first process, where it is sharded
         state |= self.ema.whole() if self.ema else {}
         if trainer.is_global_zero:
             export_weights(self.run, state)
@@ -117,7 +140,9 @@ class Checkpoints(Callback):
         self.scores = state.get("scores", {})
 
     def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
-        """Count batches as this run cuts them: Lightning steps where their number divides by train.accumulate."""
+        """Count batches as this run cuts them: Lightning steps where their number divides by
+        train.accumulate.
+        """
         if not checkpoint["global_step"]:
             return
         for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
@@ -126,49 +151,24 @@ class Checkpoints(Callback):
                 counts.update({name: count + more for name, count in counts.items()})
 
 
-def finish_from_checkpoint(run: RunFolder) -> None:
-    """What follows the last checkpoint of a run that was killed in between: its weights and training.json.
-
-    Raises RunError for DeepSpeed's folders, whose weights are in pieces.
-    """
-    if run.last.is_dir():
-        raise RunError(f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on.")
-    checkpoint = read_checkpoint(run.last, "callbacks", "state_dict", "global_step")
-    export_weights(run, averaged(checkpoint))
-    run.finish(training_so_far(checkpoint))
-
-
-def averaged(checkpoint: dict) -> dict[str, Tensor]:
-    """The weights that a training would end with here: their average where it keeps one."""
-    return checkpoint["state_dict"] | checkpoint["callbacks"].get("EMA", {}).get("average", {})
-
-
-def training_so_far(checkpoint: dict) -> dict:
-    """What training.json would say here: steps, and Telemetry's state."""
-    return {"steps": int(checkpoint["global_step"]), **checkpoint["callbacks"].get("Telemetry", {})}
-
-
-def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
-    """The trained weights as safetensors, whole or not at all. Raises UserError."""
-    write_tensors(run.weights, {name: tensor.detach().cpu() for name, tensor in state.items()})
-
-
 def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Moments in the memory format of their weights. Fused AdamW walks through both as they lie, without a look at
-    strides, and a checkpoint's are contiguous where it comes from FSDP2, channels last where it does not."""
+    """Moments in the memory format of their weights. Fused AdamW walks through both as they lie,
+    without a look at strides, and a checkpoint's are contiguous where it comes from FSDP2, channels
+    last where it does not.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if value.shape == parameter.shape and local(value).stride() != local(parameter.detach()).stride():
+            if (
+                value.shape == parameter.shape
+                and local(value).stride() != local(parameter.detach()).stride()
+            ):
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def states_file(path: Path) -> Path:
-    """The file that says how far a checkpoint's run was: itself, or of DeepSpeed's folders the one with the weights."""
-    return path / (path / "latest").read_text().strip() / "mp_rank_00_model_states.pt" if path.is_dir() else path
-
-
 def also_as(path: Path, name: Path) -> None:
-    """A second name for the file, which takes no room; a copy where file systems know no links. Raises UserError."""
+    """A second name for the file, which takes no room; a copy where file systems know no links.
+    Raises UserError.
+    """
     with replacing(name) as temporary:
         try:
             os.link(path, temporary)

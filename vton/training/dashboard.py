@@ -1,6 +1,8 @@
-"""What TensorBoard shows of all runs under one folder: the layout of its Custom Scalars tab, and the HParams tab.
+"""What TensorBoard shows of all runs under one folder: the layout of its Custom Scalars tab, and
+the HParams tab.
 
-Charts take their tags by regular expression, so that one chart holds the same curve of every run side by side.
+Charts take their tags by regular expression, so that one chart holds the same curve of every run
+side by side.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vton.config import ExperimentConfig, flatten
 from vton.metrics.results import Row
-from vton.training.run import RunFolder
+from vton.runs.folder import RunFolder
 
 LAYOUT = {
     "Training health": {
@@ -26,7 +28,11 @@ LAYOUT = {
     },
     "Quality of the same held-out pairs": {
         f"{title}, {order}": ["Multiline", [f"val/{order}/{metric}$"]]
-        for metric, title in (("psnr_garment", "PSNR of the garment (dB)"), ("psnr", "PSNR (dB)"), ("ssim", "SSIM"))
+        for metric, title in (
+            ("psnr_garment", "PSNR of the garment (dB)"),
+            ("psnr", "PSNR (dB)"),
+            ("ssim", "SSIM"),
+        )
         for order in ("paired", "unpaired")
     },
     "Throughput and memory": {
@@ -36,7 +42,8 @@ LAYOUT = {
         "peak memory (GiB)": ["Multiline", ["perf/peak_memory_gib"]],
     },
 }
-# What tells experiments apart: these keys and sections, without the sizes of networks inside `model`.
+# What tells experiments apart: these keys and sections, without the sizes of networks inside
+# `model`.
 SECTIONS = ("model", "objective", "train", "sampler")
 KEYS = ("name", "preset", "ablation", "seed", "data.name", "data.size", "codec.name")
 
@@ -46,13 +53,19 @@ def hyper_parameters(config: ExperimentConfig) -> dict[str, bool | int | float |
     chosen = {
         key: value
         for key, value in flatten(asdict(config)).items()
-        if value is not None and (key in KEYS or (key.partition(".")[0] in SECTIONS and key.count(".") == 1))
+        if value is not None
+        and (key in KEYS or (key.partition(".")[0] in SECTIONS and key.count(".") == 1))
     }
-    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()}
+    return {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in chosen.items()
+    }
 
 
 def show_results(run: RunFolder, config: ExperimentConfig, rows: Iterable[Row]) -> Path:
-    """The run's hyper-parameters with what it scored, in place of an earlier evaluation's. Returns the log's folder."""
+    """The run's hyper-parameters with what it scored, in place of an earlier evaluation's. Returns
+    the log's folder.
+    """
     metrics = {
         f"{row.order}/{row.region}/{name}": value
         for row in rows

@@ -1,4 +1,6 @@
-"""Exponential moving average over trained parameters only (Lightning's own copies frozen networks too)."""
+"""Exponential moving average over trained parameters only (Lightning's own copies frozen networks
+too).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class EMA(Callback):
-    """average <- d average + (1 - d) weights after every optimizer step, d = min(decay, (1 + step) / (10 + step)).
+    """average <- d average + (1 - d) weights after every optimizer step, d = min(decay, (1 + step)
+    / (10 + step)).
 
-    Where weights are sharded over processes (FSDP2), so is their average; checkpoints hold it whole.
+    Where weights are sharded over processes (FSDP2), so is their average; checkpoints hold it
+    whole.
     """
 
     def __init__(self, decay: float):
@@ -24,7 +28,9 @@ class EMA(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         loaded = self.average
-        self.average = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        self.average = {
+            n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad
+        }
         for name, value in loaded.items():
             self.average[name].copy_(placed(value, self.average[name]))
 
@@ -56,7 +62,9 @@ class EMA(Callback):
             average.copy_(own)
 
     def whole(self) -> dict[str, Tensor]:
-        """The average unsharded: every process has to ask, and where it is sharded only the first is answered."""
+        """The average unsharded: every process has to ask, and where it is sharded only the first
+        is answered.
+        """
         return {name: unsharded(value) for name, value in self.average.items()}
 
     def state_dict(self) -> dict:
@@ -67,7 +75,9 @@ class EMA(Callback):
 
 
 def weights_of(module) -> dict[str, Tensor]:
-    """Parameters by name, this process's shards of them again where a forward pass broke off in between."""
+    """Parameters by name, this process's shards of them again where a forward pass broke off in
+    between.
+    """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -80,7 +90,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """A sharded tensor whole, on the CPU of the first process and empty on the others; any other as it is."""
+    """A sharded tensor whole, on the CPU of the first process and empty on the others; any other as
+    it is.
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -90,4 +102,8 @@ def unsharded(tensor: Tensor) -> Tensor:
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, on like's device and sharded as like is."""
     tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    return (
+        distribute_tensor(tensor, like.device_mesh, like.placements)
+        if isinstance(like, DTensor)
+        else tensor
+    )

@@ -1,4 +1,6 @@
-"""Leaving in time: a checkpoint at Ctrl-C and when the machine is taken away, and back into SLURM's queue."""
+"""Leaving in time: a checkpoint at Ctrl-C and when the machine is taken away, and back into SLURM's
+queue.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ from vton.training.checkpoint import Checkpoints
 
 
 class Preemption(Callback):
-    """SIGTERM, Ctrl-C (SIGINT) and, under SLURM, its signal before the time limit (SIGUSR1) end the run after the step
-    under way.
+    """SIGTERM, Ctrl-C (SIGINT) and, under SLURM, its signal before the time limit (SIGUSR1) end the
+    run after the step under way.
 
-    last.ckpt is written and the process exits with 143, after Ctrl-C with 130; a second Ctrl-C ends it at once. After
-    SIGUSR1 the job is put back into the queue first, where the same command continues it. Lightning's own handlers
-    would save at whatever line the signal arrives, so between weights and their average too, and to another file; these
-    only note the signal, and between two steps the processes agree on it. The job's place in SLURM (ranks, nodes) stays
-    the business of Lightning's plugin.
+    last.ckpt is written and the process exits with 143, after Ctrl-C with 130; a second Ctrl-C ends
+    it at once. After SIGUSR1 the job is put back into the queue first, where the same command
+    continues it. Lightning's own handlers would save at whatever line the signal arrives, so
+    between weights and their average too, and to another file; these only note the signal, and
+    between two steps the processes agree on it. The job's place in SLURM (ranks, nodes) stays the
+    business of Lightning's plugin.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -29,9 +32,15 @@ class Preemption(Callback):
         self.received: set[int] = set()
 
     def on_train_start(self, trainer, module) -> None:
-        if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # Python handles signals there alone
             return
-        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])):
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            *([signal.SIGUSR1] if SLURMEnvironment.detect() else []),
+        ):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # a shell's background job, which its Ctrl-C does not mean
             signal.signal(number, self.note)  # the trainer puts back what was there when it is done
@@ -42,17 +51,23 @@ class Preemption(Callback):
             signal.signal(number, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step == trainer.max_steps:
+        if (
+            batch_idx + 1
+        ) % trainer.accumulate_grad_batches or trainer.global_step == trainer.max_steps:
             return
         if not trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             return
         self.checkpoints.save_last(trainer, module)
         if trainer.is_global_zero:
-            print(f"Stopped by a signal at step {trainer.global_step}; the same command continues.", flush=True)
+            print(
+                f"Stopped by a signal at step {trainer.global_step}; the same command continues.",
+                flush=True,
+            )
             if signal.SIGUSR1 in self.received:
                 requeue()
         number = signal.SIGINT if self.received == {signal.SIGINT} else signal.SIGTERM
-        # Lightning's launcher kills the first process when another of its processes ends with an error.
+        # Lightning's launcher kills the first process when another of its processes ends with an
+        # error.
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
 

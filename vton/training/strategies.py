@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from vton.config import ConfigError, TrainerConfig
-from vton.models.pretrained import read_checkpoint
+from vton.weights.pretrained import read_checkpoint
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:
@@ -25,7 +25,9 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
             '.venv/bin/pip install --constraint constraints.txt --editable ".[deepspeed]".'
         )
     if trainer.strategy == "ddp":
-        return DDPStrategy(gradient_as_bucket_view=True)  # else the buckets are a second copy of all gradients
+        return DDPStrategy(
+            gradient_as_bucket_view=True
+        )  # else the buckets are a second copy of all gradients
     if trainer.strategy == "deepspeed":
         from vton.training.zero import ZeRO2
 
@@ -39,15 +41,20 @@ def precision(strategy: str, wanted: str, plugins: list) -> dict:
         from vton.training.zero import Autocast
 
         return {"plugins": [*plugins, Autocast()]}
-    return {"plugins": plugins, "precision": {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]}
+    return {
+        "plugins": plugins,
+        "precision": {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted],
+    }
 
 
 class FSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimizer state sharded over all processes, as TrainedModule.configure_model cuts them.
+    """Weights, gradients and optimizer state sharded over all processes, as
+    TrainedModule.configure_model cuts them.
 
-    Checkpoints are single files, equal in form to those of one process, so that a run may move between numbers of
-    processes and between this strategy and the others. Lightning's own numbers parameters by their place in the module,
-    where an optimizer counts those it was given, and loads with pickle.
+    Checkpoints are single files, equal in form to those of one process, so that a run may move
+    between numbers of processes and between this strategy and the others. Lightning's own numbers
+    parameters by their place in the module, where an optimizer counts those it was given, and loads
+    with pickle.
     """
 
     def __init__(self):
@@ -63,9 +70,18 @@ class FSDP2(ModelParallelStrategy):
         named = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not named:
             return named
-        numbers = {name: i for i, name in enumerate(n for group in named["param_groups"] for n in group["params"])}
-        groups = [group | {"params": [numbers[n] for n in group["params"]]} for group in named["param_groups"]]
-        return {"state": {numbers[name]: state for name, state in named["state"].items()}, "param_groups": groups}
+        numbers = {
+            name: i
+            for i, name in enumerate(n for group in named["param_groups"] for n in group["params"])
+        }
+        groups = [
+            group | {"params": [numbers[n] for n in group["params"]]}
+            for group in named["param_groups"]
+        ]
+        return {
+            "state": {numbers[name]: state for name, state in named["state"].items()},
+            "param_groups": groups,
+        }
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
         """Each process takes its shards out of the file. Raises WeightsError."""
@@ -75,7 +91,13 @@ class FSDP2(ModelParallelStrategy):
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-            groups = [group | {"params": [order[i] for i in group["params"]]} for group in state["param_groups"]]
-            named = {"state": {order[i]: s for i, s in state["state"].items()}, "param_groups": groups}
+            groups = [
+                group | {"params": [order[i] for i in group["params"]]}
+                for group in state["param_groups"]
+            ]
+            named = {
+                "state": {order[i]: s for i, s in state["state"].items()},
+                "param_groups": groups,
+            }
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint

@@ -1,4 +1,6 @@
-"""DeepSpeed's ZeRO stage 2 behind `trainer.strategy=deepspeed`. Imported only then: DeepSpeed is an extra."""
+"""DeepSpeed's ZeRO stage 2 behind `trainer.strategy=deepspeed`. Imported only then: DeepSpeed is an
+extra.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from vton.models.pretrained import read_checkpoint
+from vton.weights.pretrained import read_checkpoint
 
 
 class Autocast(DeepSpeedPrecision):
-    """Weights in float32 and bf16 arithmetic, as without DeepSpeed, whose own bf16 would convert codec and average."""
+    """Weights in float32 and bf16 arithmetic, as without DeepSpeed, whose own bf16 would convert
+    codec and average.
+    """
 
     def __init__(self):
         super().__init__("32-true")
@@ -29,8 +33,8 @@ class Autocast(DeepSpeedPrecision):
 class ZeRO2(DeepSpeedStrategy):
     """Every process has the weights, and its share of gradients and optimizer state.
 
-    A checkpoint is a folder of DeepSpeed's own files for one number of processes. Each step goes into a subfolder that
-    `latest` names once it is whole, and only then the former one is removed.
+    A checkpoint is a folder of DeepSpeed's own files for one number of processes. Each step goes
+    into a subfolder that `latest` names once it is whole, and only then the former one is removed.
     """
 
     def __init__(self, **options):
@@ -38,7 +42,11 @@ class ZeRO2(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint, filepath, storage_options=None) -> None:
         folder, tag = Path(self.broadcast(filepath)), f"step_{checkpoint['global_step']:08d}"
-        state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
+        state = {
+            name: value
+            for name, value in checkpoint.items()
+            if name not in ("state_dict", "optimizer_states")
+        }
         self.deepspeed_engine.save_checkpoint(str(folder), client_state=state, tag=tag)
         self.barrier()
         if self.is_global_zero:
@@ -47,9 +55,15 @@ class ZeRO2(DeepSpeedStrategy):
                     shutil.rmtree(former)
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
-        """DeepSpeed unpickles its files, so each is first read as plain tensors. Raises WeightsError."""
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        """DeepSpeed unpickles its files, so each is first read as plain tensors. Raises
+        WeightsError.
+        """
+        with torch.serialization.safe_globals(
+            [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+        ):
             for path in Path(checkpoint_path).rglob("*.pt"):
                 read_checkpoint(path)
-        _, state = self.deepspeed_engine.load_checkpoint(str(checkpoint_path), load_lr_scheduler_states=False)
+        _, state = self.deepspeed_engine.load_checkpoint(
+            str(checkpoint_path), load_lr_scheduler_states=False
+        )
         return state

@@ -13,7 +13,11 @@ from vton.models.gardiff.building import widen
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.released import clip_pixels, composite, feathered, paste_back
 
-SMALL = ("model.unet.context=48", "model.clip.projection=48", "model.text.width=48")  # 64x48 in latents of 16x12
+SMALL = (
+    "model.unet.context=48",
+    "model.clip.projection=48",
+    "model.text.width=48",
+)  # 64x48 in latents of 16x12
 MODES = ("release", "legacy12", "decoupled")
 
 
@@ -34,7 +38,9 @@ def test_every_mode_trains_what_it_says_and_samples(mode):
     assert module.generate(batch[:2]).shape == (2, 3, 64, 48)
     conditions = module.condition(batch)
     null = module.unconditional(conditions)
-    assert all(len(tensor) == 4 and null[name].shape == tensor.shape for name, tensor in conditions.items())
+    assert all(
+        len(tensor) == 4 and null[name].shape == tensor.shape for name, tensor in conditions.items()
+    )
     z, t = torch.randn(4, *module.latent_shape()), torch.full((4,), 700)
     difference = module.denoise(z, t, conditions, {}) - module.denoise(z, t, null, {})
     assert difference.abs().max() > 1e-4  # the garment is really dropped
@@ -55,7 +61,9 @@ def test_release_tokens_are_begin_clip_and_one_per_latent_channel():
 
 def test_the_begin_token_does_not_depend_on_the_caption_behind_it():
     text = module_of("decoupled").eval().part("text")
-    ids = text.tokenizer(["", "x"], padding="max_length", max_length=6, return_tensors="pt").input_ids
+    ids = text.tokenizer(
+        ["", "x"], padding="max_length", max_length=6, return_tensors="pt"
+    ).input_ids
     ids[1, 1:], ids[1, 0] = 70, ids[0, 0]
     tokens = text.model(ids).last_hidden_state
     torch.testing.assert_close(tokens[:, :1], text.begin().expand(2, -1, -1), atol=1e-6, rtol=0)
@@ -72,7 +80,9 @@ def test_composite_lays_the_warp_with_its_background_into_the_mask():
 def test_the_released_rescale_leaves_an_almost_black_picture():
     encoder = module_of("release").part("clip")
     batch = random_batch(2)
-    single, twice = (clip_pixels(encoder, batch.garment, rescale) for rescale in ("single", "release"))
+    single, twice = (
+        clip_pixels(encoder, batch.garment, rescale) for rescale in ("single", "release")
+    )
     assert twice.max() < -1.4 and single.max() > 0.5
     single, twice = (pixels * encoder.std + encoder.mean for pixels in (single, twice))
     torch.testing.assert_close(single, 255 * twice, atol=1e-4, rtol=0)
@@ -86,17 +96,27 @@ def test_legacy_reads_unscaled_latents_person_first():
     assert torch.equal(stacked, torch.cat([z, conditions["x_a"], conditions["x_w"]], 1))
     half = module.network.stacked(z, module.unconditional(conditions))
     channels = module.codec.channels
-    assert torch.equal(half[:, : 2 * channels], stacked[:, : 2 * channels]) and not half[:, 2 * channels :].any()
+    assert (
+        torch.equal(half[:, : 2 * channels], stacked[:, : 2 * channels])
+        and not half[:, 2 * channels :].any()
+    )
 
 
 def test_a_scaled_codec_hands_out_latents_with_and_without_its_factor():
     module = module_of(
-        "legacy12", "codec.name=kl", "codec.pretrained=''", "codec.channels=4", "codec.widths=[8,8,8]", "codec.groups=4"
+        "legacy12",
+        "codec.name=kl",
+        "codec.pretrained=''",
+        "codec.channels=4",
+        "codec.widths=[8,8,8]",
+        "codec.groups=4",
     )
     conditions = module.condition(random_batch(1))
     posterior = module.codec.vae.encode(random_batch(1).warped_garment).latent_dist
     torch.testing.assert_close(conditions["x_w"], posterior.mode())
-    torch.testing.assert_close(conditions["blended"], posterior.mode() * module.codec.vae.config.scaling_factor)
+    torch.testing.assert_close(
+        conditions["blended"], posterior.mode() * module.codec.vae.config.scaling_factor
+    )
 
 
 @pytest.mark.parametrize(("blend_steps", "blended"), [(0, []), (2, [0, 1]), (18, [0, 1, 2])])
@@ -168,7 +188,9 @@ def test_decoupled_scale_zero_is_text_alone():
 
 @pytest.mark.parametrize("branch", ["clip", "vae"])
 def test_a_single_branch_trains_without_the_other(branch):
-    """It reads its tokens through the layer's own keys and values: nothing is left over without a gradient."""
+    """It reads its tokens through the layer's own keys and values: nothing is left over without a
+    gradient.
+    """
     module = randomised(tiny_module("gardiff", f"model.branches=[{branch}]"))
     module.training_step(random_batch(2), 0).backward()
     trained = [p for group in module.trained_parameters() for p in group["params"]]
@@ -181,7 +203,9 @@ def test_a_single_branch_trains_without_the_other(branch):
     other = conditions | {f"f_{branch}": conditions[f"f_{branch}"] + 1}
     assert not torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, other, {}))
     empty = {"mask": torch.zeros_like(conditions["mask"])}  # the mask acts on a single branch too
-    assert torch.equal(module.denoise(z, t, conditions | empty, {}), module.denoise(z, t, other | empty, {}))
+    assert torch.equal(
+        module.denoise(z, t, conditions | empty, {}), module.denoise(z, t, other | empty, {})
+    )
 
 
 def test_without_masked_branches_the_mask_does_not_matter():
@@ -194,7 +218,11 @@ def test_without_masked_branches_the_mask_does_not_matter():
 
 @pytest.mark.parametrize(
     ("switch", "spatial", "high_frequency"),
-    [("spatial=false", False, True), ("high_frequency=false", True, False), ("weight=0", False, False)],
+    [
+        ("spatial=false", False, True),
+        ("high_frequency=false", True, False),
+        ("weight=0", False, False),
+    ],
 )
 def test_each_term_of_the_appearance_loss_can_be_left_out(switch, spatial, high_frequency):
     module = tiny_module("gardiff", f"model.appearance.{switch}", "objective.prediction=sample")
@@ -204,7 +232,9 @@ def test_each_term_of_the_appearance_loss_can_be_left_out(switch, spatial, high_
     losses = module.extra_losses(batch, z, t, z + 0.3)
     assert ("appearance" in losses) == (spatial or high_frequency)
     if losses:
-        module.config.model.appearance.spatial = module.config.model.appearance.high_frequency = False
+        module.config.model.appearance.spatial = module.config.model.appearance.high_frequency = (
+            False
+        )
         module.frozen.pop("dists", None)
         assert module.extra_losses(batch, z, t, z + 0.3)["appearance"] == 0 < losses["appearance"]
 
@@ -222,7 +252,10 @@ def test_masked_image_channels_go_to_the_person_of_the_mode():
         (("model.mode=released",), "model.mode"),
         (("model.branches=[]",), r"model\.branches=\[\] must name"),
         (("model.branches=[clip,clip]",), "each once"),
-        (("model.mode=release", "model.clip.projection=64"), r"model\.clip\.projection=64 must equal"),
+        (
+            ("model.mode=release", "model.clip.projection=64"),
+            r"model\.clip\.projection=64 must equal",
+        ),
         (("model.mode=decoupled", "model.text.width=64"), r"model\.text\.width=64 must equal"),
         (("model.mode=decoupled", "model.text.trained=false"), "needs a text encoder"),
         (("model.decoupled.tokens=0",), r"model\.decoupled\.tokens=0"),
@@ -240,12 +273,25 @@ def test_the_picture_size_is_bound_to_the_width_of_tokens():
 
 
 def test_a_mode_brings_its_published_setting_and_leaves_the_paper_alone():
-    release, july = (load("model=gardiff", "preset=paper", f"model.mode={mode}") for mode in ("release", "legacy12"))
+    release, july = (
+        load("model=gardiff", "preset=paper", f"model.mode={mode}")
+        for mode in ("release", "legacy12")
+    )
     assert release.model.unet.context == release.model.clip.projection == 768
-    assert (release.sampler.solver, release.sampler.steps, release.sampler.guidance) == ("ddim", 50, 1.0)
-    assert (july.sampler.solver, july.sampler.spacing, july.sampler.steps) == ("unipc", "linspace", 20)
+    assert (release.sampler.solver, release.sampler.steps, release.sampler.guidance) == (
+        "ddim",
+        50,
+        1.0,
+    )
+    assert (july.sampler.solver, july.sampler.spacing, july.sampler.steps) == (
+        "unipc",
+        "linspace",
+        20,
+    )
     assert "stable-diffusion-v1-5" in release.model.unet.pretrained
-    assert load("model=gardiff", "preset=paper", "model.mode=paper") == load("model=gardiff", "preset=paper")
+    assert load("model=gardiff", "preset=paper", "model.mode=paper") == load(
+        "model=gardiff", "preset=paper"
+    )
     tiny = load("model=gardiff", "preset=tiny", "model.mode=release")
     assert tiny.model.unet.context == 192 and not tiny.model.text.pretrained
 

@@ -1,4 +1,6 @@
-"""GarDiff's own decisions: tokens, masks, losses, and starting from published weights in the hub's layout."""
+"""GarDiff's own decisions: tokens, masks, losses, and starting from published weights in the hub's
+layout.
+"""
 
 import logging
 
@@ -14,7 +16,7 @@ from vton.models.gardiff.config import AppearanceConfig
 from vton.models.gardiff.losses import random_dists
 from vton.models.gardiff.module import build_dists
 from vton.models.gardiff.network import latent_tokens
-from vton.models.pretrained import WeightsError
+from vton.weights.pretrained import WeightsError
 
 
 def test_channel_tokens_are_max_pooled_channels_row_by_row():
@@ -37,8 +39,10 @@ def test_mask_pyramid_has_one_level_for_each_resolution():
     mask[:, :, 4:8] = 1
     pyramid = network.mask_pyramid(mask)
     assert {count: tuple(level.shape) for count, level in pyramid.items()} == {
-        192: (1, 192, 1), 48: (1, 48, 1), 12: (1, 12, 1)
-    }  # fmt: skip
+        192: (1, 192, 1),
+        48: (1, 48, 1),
+        12: (1, 12, 1),
+    }
     assert all(level.mean().item() == pytest.approx(0.25) for level in pyramid.values())
 
 
@@ -58,7 +62,9 @@ def test_null_tokens_are_the_projection_of_zeros_and_latents_stay():
     module = tiny_module("gardiff")
     conditions = module.condition(random_batch(2))
     null = module.unconditional(conditions)
-    assert torch.equal(null["x_w"], conditions["x_w"]) and torch.equal(null["x_a"], conditions["x_a"])
+    assert torch.equal(null["x_w"], conditions["x_w"]) and torch.equal(
+        null["x_a"], conditions["x_a"]
+    )
     width = module.network.clip_mlp[1].in_features
     assert torch.equal(null["f_clip"][0, 3], module.network.clip_mlp(torch.zeros(width)))
     assert torch.equal(null["f_vae"][0], null["f_vae"][1])
@@ -106,7 +112,9 @@ def test_the_appearance_loss_says_what_it_runs_on(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), torch.device("meta"):
         build_dists(AppearanceConfig())
     assert "`make weights` fetches the real ones" in caplog.text
-    with pytest.raises(ConfigError, match=r"model\.appearance\.dists_weights=.*vgg16-397923af\.pth"):
+    with pytest.raises(
+        ConfigError, match=r"model\.appearance\.dists_weights=.*vgg16-397923af\.pth"
+    ):
         build_dists(AppearanceConfig(dists_weights=str(tmp_path)))
 
 
@@ -124,21 +132,38 @@ def test_widening_keeps_the_base_and_moves_masked_image_channels():
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """Tiny random models in the hub's folder layout: a text-to-image base with UNet and VAE, and a CLIP tower."""
+    """Tiny random models in the hub's folder layout: a text-to-image base with UNet and VAE, and a
+    CLIP tower.
+    """
     folder = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24, attention_head_dim=2,
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=2,
+    )
     unet.save_pretrained(folder / "base" / "unet")
     AutoencoderKL(
-        block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    ).save_pretrained(folder / "base" / "vae")  # fmt: skip
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    ).save_pretrained(folder / "base" / "vae")
     shape = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     CLIPVisionModelWithProjection(shape).save_pretrained(folder / "clip")
     return folder
@@ -146,9 +171,15 @@ def hub(tmp_path_factory):
 
 def from_hub(hub, *overrides: str):
     return tiny_module(
-        "gardiff", "codec.name=kl", f"codec.pretrained={hub}/base", f"model.unet.pretrained={hub}/base",
-        "model.unet.context=24", f"model.clip.pretrained={hub}/clip", "model.clip.trained=false", *overrides,
-    )  # fmt: skip
+        "gardiff",
+        "codec.name=kl",
+        f"codec.pretrained={hub}/base",
+        f"model.unet.pretrained={hub}/base",
+        "model.unet.context=24",
+        f"model.clip.pretrained={hub}/clip",
+        "model.clip.trained=false",
+        *overrides,
+    )
 
 
 def test_published_weights_load_and_the_base_is_unchanged(hub):
@@ -157,9 +188,15 @@ def test_published_weights_load_and_the_base_is_unchanged(hub):
     own = module.network.unet.state_dict()
     assert torch.equal(own["conv_in.weight"][:, :4], base.conv_in.weight)
     assert own["conv_in.weight"][:, 4:].abs().max() == 0
-    assert all(torch.equal(own[key], value) for key, value in base.state_dict().items() if key != "conv_in.weight")
+    assert all(
+        torch.equal(own[key], value)
+        for key, value in base.state_dict().items()
+        if key != "conv_in.weight"
+    )
     assert module.codec.factor == 4 and module.codec.vae.config.scaling_factor == 0.18215
-    assert "clip" in module.frozen and not any(p.requires_grad for p in module.frozen["clip"].parameters())
+    assert "clip" in module.frozen and not any(
+        p.requires_grad for p in module.frozen["clip"].parameters()
+    )
     assert module.generate(random_batch(1)).shape == (1, 3, 64, 48)
     module.training_step(random_batch(2), 0).backward()
 

@@ -9,14 +9,20 @@ import torch
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 
+from vton.commands.verify import verify
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
-from vton.models.gardiff.losses import DISTS, appearance_loss, high_frequency_loss, sobel, sobel_magnitude
+from vton.models.gardiff.losses import (
+    DISTS,
+    appearance_loss,
+    high_frequency_loss,
+    sobel,
+    sobel_magnitude,
+)
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.reference import kind, recompute
-from vton.models.pretrained import WeightsError, load_state
 from vton.models.reference import Kind, Reference
-from vton.verify import verify
+from vton.weights.pretrained import WeightsError, load_state
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "gardiff"
 
@@ -51,14 +57,22 @@ def test_forward_process_and_its_inversion(vectors):
 def test_garment_focused_attention(vectors, branches, name):
     inputs, weights, shape = vectors["inputs"], vectors["weights"], vectors["config"]["gf"]
     layer = Attention(
-        shape["hidden"], shape["context"], heads=shape["heads"], dim_head=shape["hidden"] // shape["heads"]
+        shape["hidden"],
+        shape["context"],
+        heads=shape["heads"],
+        dim_head=shape["hidden"] // shape["heads"],
     )
-    processor = GarmentFocusedProcessor(layer, tuple(name in (branches or ()) for name in ("clip", "vae")))
+    processor = GarmentFocusedProcessor(
+        layer, tuple(name in (branches or ()) for name in ("clip", "vae"))
+    )
     layer.set_processor(processor)
     names = {
-        "to_q.weight": "to_q", "to_k.weight": "to_k_clip", "to_v.weight": "to_v_clip",
-        "processor.to_k_adapter.weight": "to_k_vae", "processor.to_v_adapter.weight": "to_v_vae",
-    }  # fmt: skip
+        "to_q.weight": "to_q",
+        "to_k.weight": "to_k_clip",
+        "to_v.weight": "to_v_clip",
+        "processor.to_k_adapter.weight": "to_k_vae",
+        "processor.to_v_adapter.weight": "to_v_vae",
+    }
     state = {ours: weights[f"gf.{theirs}.weight"] for ours, theirs in names.items()}
     state |= {f"to_out.0.{part}": weights[f"gf.to_out.0.{part}"] for part in ("weight", "bias")}
     load_state(layer, state, "reference")
@@ -66,7 +80,10 @@ def test_garment_focused_attention(vectors, branches, name):
     masks = {hidden.shape[1]: inputs["d_attn_mask"][..., None]} if branches else None
     tokens = torch.cat([inputs["d_clip_tokens"], inputs["d_vae_tokens"]], dim=1)
     length = inputs["d_vae_tokens"].shape[1]
-    close(layer(hidden, tokens, adapter_length=length, query_masks=masks), vectors["outputs"][f"gf_out_{name}"])
+    close(
+        layer(hidden, tokens, adapter_length=length, query_masks=masks),
+        vectors["outputs"][f"gf_out_{name}"],
+    )
 
 
 def test_outside_the_garment_only_the_output_bias_is_left(vectors):
@@ -90,7 +107,9 @@ def test_dists_and_appearance_loss(vectors):
     inputs, outputs = vectors["inputs"], vectors["outputs"]
     prediction, truth, mask = inputs["d_pred_img"], inputs["d_gt_img"], inputs["d_warp_mask"]
     dists = DISTS(tuple(vectors["config"]["dists_channels"][1:]))
-    state = {k.removeprefix("dists."): v for k, v in vectors["weights"].items() if k.startswith("dists.")}
+    state = {
+        k.removeprefix("dists."): v for k, v in vectors["weights"].items() if k.startswith("dists.")
+    }
     load_state(dists, state, "reference")
     close(dists((prediction + 1) / 2, (truth + 1) / 2), outputs["dists"])
     close(dists((prediction + 1) / 2 * mask, (truth + 1) / 2 * mask), outputs["dists_masked"])
@@ -105,7 +124,11 @@ def test_every_reference_tensor_is_met():
     assert [check.name for check in checks if not check.passed] == []
     # Ten times tighter than the verdict's bounds: what another order of float32 sums costs.
     bounds = {"single call": ("max_absolute", 1e-5), "several steps": ("max_relative", 1e-5)}
-    loose = [c.name for c in checks if c.kind in bounds and getattr(c, bounds[c.kind][0]) > bounds[c.kind][1]]
+    loose = [
+        c.name
+        for c in checks
+        if c.kind in bounds and getattr(c, bounds[c.kind][0]) > bounds[c.kind][1]
+    ]
     assert loose == []
 
 
@@ -115,10 +138,15 @@ def test_half_precision_holds_its_own_bounds():
 
 @pytest.fixture(scope="module")
 def one_sample(tmp_path_factory):
-    """The second sample of the folder alone, its garment upside down in a picture of other size, three steps."""
+    """The second sample of the folder alone, its garment upside down in a picture of other size,
+    three steps.
+    """
     folder = tmp_path_factory.mktemp("one")
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-    inputs, outputs = load_file(FOLDER / "inputs.safetensors"), load_file(FOLDER / "outputs.safetensors")
+    inputs, outputs = (
+        load_file(FOLDER / "inputs.safetensors"),
+        load_file(FOLDER / "outputs.safetensors"),
+    )
     alone = {name: x[1:] if len(x) == 2 else x for name, x in inputs.items()}
     alone["cloth_u8"] = alone["cloth_u8"].flip(2)[..., :100].contiguous()
     alone["adapter_text_tokens"] = alone["adapter_text_tokens"][:, :5].contiguous()
@@ -136,16 +164,32 @@ def one_sample(tmp_path_factory):
 
 def test_other_batches_sizes_and_counts_need_no_change_of_code(one_sample):
     found, expected = one_sample
-    for name in ("composite_image", "vae_token_latents", "unet.unet_out", "unet.attn2_out", "text_hidden_states"):
+    for name in (
+        "composite_image",
+        "vae_token_latents",
+        "unet.unet_out",
+        "unet.attn2_out",
+        "text_hidden_states",
+    ):
         close(found[name], expected[name][1:])
     close(found["prompt_embeds"][:, 2:], expected["prompt_embeds"][1:, 2:])
-    assert (found["prompt_embeds"][:, 1] - expected["prompt_embeds"][1:, 1]).abs().max() > 1e-6  # another garment
-    assert found["timesteps"].tolist() == [667, 334, 1] and found["latents_per_step"].shape == (3, 1, 4, 16, 8)
+    assert (
+        found["prompt_embeds"][:, 1] - expected["prompt_embeds"][1:, 1]
+    ).abs().max() > 1e-6  # another garment
+    assert found["timesteps"].tolist() == [667, 334, 1] and found["latents_per_step"].shape == (
+        3,
+        1,
+        4,
+        16,
+        8,
+    )
     assert found["decoupled.unet_out_scale1"].shape == (1, 4, 16, 8)
 
 
 def test_groups_that_a_folder_lacks_are_left_alone(one_sample):
-    assert not any(name.startswith(("legacy12.", "paste.", "gf_", "tps_")) for name in one_sample[0])
+    assert not any(
+        name.startswith(("legacy12.", "paste.", "gf_", "tps_")) for name in one_sample[0]
+    )
 
 
 def test_folders_without_what_they_need_say_so(tmp_path):

@@ -1,4 +1,6 @@
-"""Published weights in and out, and the weights that training starts from, all on tiny random folders."""
+"""Published weights in and out, and the weights that training starts from, all on tiny random
+folders.
+"""
 
 import json
 import shutil
@@ -10,25 +12,40 @@ from safetensors.torch import load_file, save_file
 
 from tests.batches import random_batch
 from vton import registry
+from vton.commands.exchange import export_run, import_run
 from vton.config import CodecConfig, load
-from vton.exchange import export_run, import_run
-from vton.info import on_meta
+from vton.cost.info import on_meta
 from vton.models.codecs import build_codec
 from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
 from vton.models.idm_vton.checkpoint import read_published, write_published
-from vton.models.pretrained import WeightsError, check_state
 from vton.models.unet import attention_names, build_unet
-from vton.training.run import RunFolder
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import WeightsError, check_state
 
-CODEC = ("codec.name=kl", "codec.widths=[8,8,8]", "codec.groups=4", "codec.layers=1", "codec.channels=4")
-PUBLISHED_SHAPE = ("model.unet.positions=0", "model.garment_unet.positions=0")  # the format holds no position code
+CODEC = (
+    "codec.name=kl",
+    "codec.widths=[8,8,8]",
+    "codec.groups=4",
+    "codec.layers=1",
+    "codec.channels=4",
+)
+PUBLISHED_SHAPE = (
+    "model.unet.positions=0",
+    "model.garment_unet.positions=0",
+)  # the format holds no position code
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A from-scratch run exported: a complete diffusers folder of tiny random networks."""
     root = tmp_path_factory.mktemp("idm")
-    overrides = (*PUBLISHED_SHAPE, "data.size=[64,48]", *CODEC, f"runs={root / 'runs'}", "name=scratch")
+    overrides = (
+        *PUBLISHED_SHAPE,
+        "data.size=[64,48]",
+        *CODEC,
+        f"runs={root / 'runs'}",
+        "name=scratch",
+    )
     config = load("model=idm_vton", "preset=tiny", *overrides)
     torch.manual_seed(0)
     codec = build_codec(config.codec)
@@ -46,32 +63,52 @@ def test_full_size_keys_and_shapes():
     state = module.tryon.unet.state_dict()
     with torch.device("meta"):
         stock = build_unet(module.config.model.unet, 13, 4, key="model.unet").state_dict()
-    assert (len(state), len(set(state) - set(stock)), len(set(stock) - set(state))) == (1871, 191, 0)
+    assert (len(state), len(set(state) - set(stock)), len(set(stock) - set(state))) == (
+        1871,
+        191,
+        0,
+    )
     assert sum(tensor.numel() for tensor in state.values()) == 2_991_238_468
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert shapes["conv_in.weight"] == (320, 13, 3, 3)
     image = {name: shape for name, shape in shapes.items() if ".processor." in name}
-    assert all(name.endswith((".attn2.processor.to_k_ip.weight", ".attn2.processor.to_v_ip.weight")) for name in image)
+    assert all(
+        name.endswith((".attn2.processor.to_k_ip.weight", ".attn2.processor.to_v_ip.weight"))
+        for name in image
+    )
     counted = {}
     for name, shape in image.items():
         key = (name.split(".attentions")[0], shape)
         counted[key] = counted.get(key, 0) + 1
     assert counted == {
-        ("down_blocks.1", (640, 2048)): 8, ("down_blocks.2", (1280, 2048)): 40, ("mid_block", (1280, 2048)): 20,
-        ("up_blocks.0", (1280, 2048)): 60, ("up_blocks.1", (640, 2048)): 12,
-    }  # fmt: skip
+        ("down_blocks.1", (640, 2048)): 8,
+        ("down_blocks.2", (1280, 2048)): 40,
+        ("mid_block", (1280, 2048)): 20,
+        ("up_blocks.0", (1280, 2048)): 60,
+        ("up_blocks.1", (640, 2048)): 12,
+    }
     expected = {
-        "latents": (1, 16, 1280), "proj_in.weight": (1280, 1280), "proj_in.bias": (1280,),
-        "proj_out.weight": (2048, 1280), "proj_out.bias": (2048,), "norm_out.weight": (2048,), "norm_out.bias": (2048,),
-    }  # fmt: skip
+        "latents": (1, 16, 1280),
+        "proj_in.weight": (1280, 1280),
+        "proj_in.bias": (1280,),
+        "proj_out.weight": (2048, 1280),
+        "proj_out.bias": (2048,),
+        "norm_out.weight": (2048,),
+        "norm_out.bias": (2048,),
+    }
     for layer in range(4):
         for norm in ("0.norm1", "0.norm2", "1.0"):
             expected |= {f"layers.{layer}.{norm}.{part}": (1280,) for part in ("weight", "bias")}
         expected |= {f"layers.{layer}.0.{part}.weight": (1280, 1280) for part in ("to_q", "to_out")}
-        expected |= {f"layers.{layer}.0.to_kv.weight": (2560, 1280), f"layers.{layer}.1.1.weight": (5120, 1280)}
+        expected |= {
+            f"layers.{layer}.0.to_kv.weight": (2560, 1280),
+            f"layers.{layer}.1.1.weight": (5120, 1280),
+        }
         expected |= {f"layers.{layer}.1.3.weight": (1280, 5120)}
     prefix = "encoder_hid_proj."
-    assert {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)} == expected
+    assert {
+        n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)
+    } == expected
     garment = sum(p.numel() for p in module.frozen["garment_net"].parameters())
     assert garment == 2_562_218_244
 
@@ -97,7 +134,11 @@ def test_import_and_export_keep_every_byte(published, tmp_path, kind):
     for path in folder.rglob("*"):
         other = tmp_path / "again" / path.relative_to(folder)
         assert other.exists(), path
-        if path.is_file() and path.parent.name not in ("unet", "scheduler") and path.name != "model_index.json":
+        if (
+            path.is_file()
+            and path.parent.name not in ("unet", "scheduler")
+            and path.name != "model_index.json"
+        ):
             assert other.read_bytes() == path.read_bytes(), path
 
 
@@ -105,7 +146,10 @@ def test_an_imported_run_makes_the_same_pictures(published, tmp_path):
     folder, original = published
     run = import_run("idm_vton", folder, f"runs={tmp_path}", "data.size=[64,48]", "sampler.steps=2")
     config = run.load_config()
-    assert config.model.unet.widths == original.config.model.unet.widths and not config.model.garment_unet.trained
+    assert (
+        config.model.unet.widths == original.config.model.unet.widths
+        and not config.model.garment_unet.trained
+    )
     module = registry.module_class("idm_vton")(config, build_codec(config.codec))
     module.load_state_dict(load_file(run.weights))
     original.config.sampler = config.sampler
@@ -154,7 +198,10 @@ def other_activation(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (garment_net_as_tryon, "holds no IDM-VTON TryonNet: its weights lack encoder_hid_proj.latents"),
+        (
+            garment_net_as_tryon,
+            "holds no IDM-VTON TryonNet: its weights lack encoder_hid_proj.latents",
+        ),
         (truncated, "not a readable safetensors file"),
         (other_activation, "act_fn=gelu is not supported; expected silu"),
         (lambda folder: shutil.rmtree(folder / "vae"), "no config.json in vae"),
@@ -197,16 +244,28 @@ def test_the_first_layer_is_widened_with_zeros(inputs, kept):
 
 
 def test_a_first_layer_of_other_width_is_refused():
-    with pytest.raises(WeightsError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"):
+    with pytest.raises(
+        WeightsError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"
+    ):
         widen(torch.zeros(8, 12, 3, 3), 4, "file")
 
 
 def test_training_starts_from_an_inpainting_unet(settings, tmp_path):
-    """Nine channels, and the seven averaging fields that the published base carries in its config.json."""
+    """Nine channels, and the seven averaging fields that the published base carries in its
+    config.json.
+    """
     base = build_unet(settings.unet, 9, 4, key="model.unet")
     base.save_pretrained(tmp_path / "unet")
     path = tmp_path / "unet/config.json"
-    ema = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+    ema = (
+        "decay",
+        "inv_gamma",
+        "min_decay",
+        "optimization_step",
+        "power",
+        "update_after_step",
+        "use_ema_warmup",
+    )
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(ema, 1)))
     unet = replace(settings.unet, pretrained=str(tmp_path))
     tryon = build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
@@ -228,7 +287,9 @@ def test_training_continues_from_a_published_tryon_net(published, settings):
 def test_ip_adapter_files_count_attention_layers_in_module_order(settings, tmp_path, form):
     tryon = build_tryon(settings, channels=4, clip_width=64)
     names = attention_names(tryon.unet)
-    projection = {n: torch.randn_like(p) for n, p in tryon.unet.encoder_hid_proj.state_dict().items()}
+    projection = {
+        n: torch.randn_like(p) for n, p in tryon.unet.encoder_hid_proj.state_dict().items()
+    }
     layers = {}
     for k in range(1, len(names), 2):
         shape = tryon.unet.get_submodule(names[k]).to_k.weight.shape
@@ -236,7 +297,9 @@ def test_ip_adapter_files_count_attention_layers_in_module_order(settings, tmp_p
             f"{k}.to_k_ip.weight": torch.full(shape, float(k)),
             f"{k}.to_v_ip.weight": torch.full(shape, -1.0 * k),
         }
-    flat = {f"image_proj.{n}": t for n, t in projection.items()} | {f"ip_adapter.{n}": t for n, t in layers.items()}
+    flat = {f"image_proj.{n}": t for n, t in projection.items()} | {
+        f"ip_adapter.{n}": t for n, t in layers.items()
+    }
     path = tmp_path / form
     if path.suffix == ".bin":
         torch.save({"image_proj": projection, "ip_adapter": layers}, path)
@@ -251,7 +314,9 @@ def test_ip_adapter_files_count_attention_layers_in_module_order(settings, tmp_p
 
     flat.pop(f"ip_adapter.{last}.to_k_ip.weight")
     save_file(flat, tmp_path / "less.safetensors")
-    with pytest.raises(WeightsError, match=rf"less.safetensors .* 1 missing \({last}.to_k_ip.weight\)"):
+    with pytest.raises(
+        WeightsError, match=rf"less.safetensors .* 1 missing \({last}.to_k_ip.weight\)"
+    ):
         load_image_prompt(tryon, tmp_path / "less.safetensors")
     save_file(projection, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="not an IP-Adapter file"):
@@ -262,7 +327,9 @@ def test_the_garment_net_ignores_the_base_unets_added_embedding(settings, tmp_pa
     shape = replace(settings.garment_unet, pooled=64, size_id_width=16)
     base = build_unet(shape, 4, 4, key="base")
     base.save_pretrained(tmp_path / "unet")
-    garment = build_garment_net(replace(settings.garment_unet, pretrained=str(tmp_path)), channels=4)
+    garment = build_garment_net(
+        replace(settings.garment_unet, pretrained=str(tmp_path)), channels=4
+    )
     given = {n: t for n, t in base.state_dict().items() if not n.startswith("add_embedding")}
     check_state(garment.state_dict(), given, "base")
     assert all(torch.equal(tensor, given[name]) for name, tensor in garment.state_dict().items())
@@ -273,5 +340,7 @@ def test_sources_that_are_not_there(settings, tmp_path):
     with pytest.raises(WeightsError, match=r"model\.unet\.pretrained=.* has no folder unet"):
         build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
     garment = replace(settings.garment_unet, pretrained="nobody/nothing")
-    with pytest.raises(WeightsError, match=r"model\.garment_unet\.pretrained=nobody/nothing: .*VTON_DOWNLOAD=1"):
+    with pytest.raises(
+        WeightsError, match=r"model\.garment_unet\.pretrained=nobody/nothing: .*VTON_DOWNLOAD=1"
+    ):
         build_garment_net(garment, channels=4)

@@ -9,8 +9,12 @@ from vton.config import ConfigError, load
 from vton.data.sample import DataError
 from vton.models.idm_vton.module import size_ids
 
-FROZEN = ("model.garment_unet.trained=false", "model.clip.trained=false", "model.text.trained=false",
-          "model.text_2.trained=false")  # fmt: skip
+FROZEN = (
+    "model.garment_unet.trained=false",
+    "model.clip.trained=false",
+    "model.text.trained=false",
+    "model.text_2.trained=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +35,22 @@ def trained_names(module) -> set[str]:
 def test_garment_and_captions_are_read_once_per_garment(module, monkeypatch):
     seen = {"clip": [], "codec": [], "text": []}
     clip, encode, text = module.clip.tower.forward, module.codec.encode, module.text.forward
-    monkeypatch.setattr(module.clip.tower, "forward", lambda x, **k: (seen["clip"].append(len(x)), clip(x, **k))[1])
-    monkeypatch.setattr(module.codec, "encode", lambda x: (seen["codec"].append(len(x)), encode(x))[1])
-    monkeypatch.setattr(module.text, "forward", lambda x: (seen["text"].append(list(x)), text(x))[1])
+    monkeypatch.setattr(
+        module.clip.tower, "forward", lambda x, **k: (seen["clip"].append(len(x)), clip(x, **k))[1]
+    )
+    monkeypatch.setattr(
+        module.codec, "encode", lambda x: (seen["codec"].append(len(x)), encode(x))[1]
+    )
+    monkeypatch.setattr(
+        module.text, "forward", lambda x: (seen["text"].append(list(x)), text(x))[1]
+    )
     batch = same_garment_batch(4)
-    batch.person_caption = ["model is wearing a", "model is wearing b", "model is wearing a", "model is wearing a"]
+    batch.person_caption = [
+        "model is wearing a",
+        "model is wearing b",
+        "model is wearing a",
+        "model is wearing a",
+    ]
     with torch.no_grad():
         conditions = module.condition(batch)
     assert conditions["garment"].tolist() == [0, 0, 0, 0]
@@ -77,12 +92,18 @@ def test_guidance_compares_with_negative_prompt_empty_picture_and_no_garment(mod
     with torch.no_grad():
         conditions = module.condition(random_batch(2))
         null = module.unconditional(conditions)
-        text, pooled = module.read_captions(["monochrome, lowres, bad anatomy, worst quality, low quality"])
+        text, pooled = module.read_captions(
+            ["monochrome, lowres, bad anatomy, worst quality, low quality"]
+        )
         empty = module.tryon.image_tokens(module.clip.read(torch.zeros(1, 3, 64, 64)))
     changed = {name for name in conditions if not torch.equal(conditions[name], null[name])}
     assert changed == {"text", "pooled", "image_tokens", "garment"}
-    assert torch.equal(null["text"], text.expand(2, -1, -1)) and torch.equal(null["pooled"], pooled.expand(2, -1))
-    assert torch.equal(null["image_tokens"], empty.expand(2, -1, -1)) and null["garment"].tolist() == [-1, -1]
+    assert torch.equal(null["text"], text.expand(2, -1, -1)) and torch.equal(
+        null["pooled"], pooled.expand(2, -1)
+    )
+    assert torch.equal(null["image_tokens"], empty.expand(2, -1, -1)) and null[
+        "garment"
+    ].tolist() == [-1, -1]
 
 
 def test_clip_sees_the_middle_of_a_tall_picture(module):
@@ -100,7 +121,9 @@ def test_size_ids_are_true_or_as_the_released_script_trains():
     module = tiny_module("idm_vton", "model.training_size_ids=square", "model.condition_dropout=0")
     batch = random_batch(1)
     with torch.no_grad():
-        assert module.training_condition(batch, torch.zeros(1))["size_ids"].tolist() == [[64, 64, 0, 0, 64, 64]]
+        assert module.training_condition(batch, torch.zeros(1))["size_ids"].tolist() == [
+            [64, 64, 0, 0, 64, 64]
+        ]
         assert module.condition(batch)["size_ids"].tolist() == [[64, 48, 0, 0, 64, 48]]
 
 
@@ -114,7 +137,9 @@ def test_the_paper_trains_tryon_net_alone():
 
 
 def test_the_ip_adapter_may_be_frozen():
-    module = tiny_module("idm_vton", *FROZEN, "model.image_prompt.trained=false", "model.resampler.trained=false")
+    module = tiny_module(
+        "idm_vton", *FROZEN, "model.image_prompt.trained=false", "model.resampler.trained=false"
+    )
     names = trained_names(module)
     assert "tryon.unet.conv_in.weight" in names
     assert not any("encoder_hid_proj" in name or ".processor." in name for name in names)
@@ -122,12 +147,18 @@ def test_the_ip_adapter_may_be_frozen():
 
 def test_customisation_trains_the_up_blocks_attention():
     names = trained_names(tiny_module("idm_vton", *FROZEN, "model.trained_part=up_attention"))
-    assert names and all(name.startswith("tryon.unet.up_blocks.") and ".attn" in name for name in names)
-    assert any(".attn1." in name for name in names) and any(".attn2.processor.to_k_ip" in name for name in names)
+    assert names and all(
+        name.startswith("tryon.unet.up_blocks.") and ".attn" in name for name in names
+    )
+    assert any(".attn1." in name for name in names) and any(
+        ".attn2.processor.to_k_ip" in name for name in names
+    )
 
 
 def test_a_fixed_garment_timestep_is_another_picture():
-    exact, fixed = (tiny_module("idm_vton", o).eval() for o in ("seed=0", "model.garment_timestep=0"))
+    exact, fixed = (
+        tiny_module("idm_vton", o).eval() for o in ("seed=0", "model.garment_timestep=0")
+    )
     fixed.load_state_dict(exact.state_dict())
     batch = random_batch(2)
     garments = Passes(fixed.garment_net)

@@ -21,8 +21,12 @@ from vton.models.unet import attention_names
 
 CONTEXT, CLIP, ID, TOKENS = 32, 20, 12, 4
 SHAPE = dict(
-    block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=CONTEXT, attention_head_dim=2, norm_num_groups=4
-)  # fmt: skip
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    cross_attention_dim=CONTEXT,
+    attention_head_dim=2,
+    norm_num_groups=4,
+)
 DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 LATENT, PICTURE = (8, 6), (32, 24)  # the ControlNet halves its pictures twice
 
@@ -49,13 +53,18 @@ def controlnet(seed: int) -> ControlNetModel:
 def faceid(base: UNet2DConditionModel, **settings) -> FaceID:
     perceiver = Perceiver(CONTEXT, 1, 1, 64, CLIP, CONTEXT)
     layers = [FaceLayer(base.get_submodule(name), rank=3) for name in attention_names(base)]
-    return randomised(FaceID(FaceProjector(ID, 24, TOKENS, CONTEXT, perceiver), layers, **settings), 9)
+    return randomised(
+        FaceID(FaceProjector(ID, 24, TOKENS, CONTEXT, perceiver), layers, **settings), 9
+    )
 
 
 def dresser(*plugins: str, **settings) -> Dresser:
     """plugins: any of pose, inpaint, face."""
     base = unet(1)
-    controls = {"pose": Control(controlnet(5), scale=0.7, end=0.6), "inpaint": Control(controlnet(6))}
+    controls = {
+        "pose": Control(controlnet(5), scale=0.7, end=0.6),
+        "inpaint": Control(controlnet(6)),
+    }
     return Dresser(
         base,
         unet(2),
@@ -90,9 +99,13 @@ def inputs(rows: list[int], *plugins: str, height: int = 10) -> dict:
     return found
 
 
-def drawn(model: Dresser, conditions: dict, rows: list[int], guidance: float, steps: int = 3) -> torch.Tensor:
+def drawn(
+    model: Dresser, conditions: dict, rows: list[int], guidance: float, steps: int = 3
+) -> torch.Tensor:
     """Latents of the shared loop, row i with the noise of rows[i]."""
-    draw = drawing((4, *LATENT), [noise.generator("start", row) for row in rows], torch.device("cpu"))
+    draw = drawing(
+        (4, *LATENT), [noise.generator("start", row) for row in rows], torch.device("cpu")
+    )
     config = SamplerConfig(steps=steps, guidance=guidance)
     return sample(model, conditions, draw, config, Objective(ObjectiveConfig()))
 

@@ -8,20 +8,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models.imagdressing.small import unet
+from vton.commands.exchange import export_run, import_run
 from vton.config import load
-from vton.exchange import export_run, import_run
-from vton.info import on_meta
+from vton.cost.info import on_meta
 from vton.models.imagdressing.checkpoint import load_faceid, read_published, write_published
 from vton.models.imagdressing.faceid import FaceID
-from vton.models.pretrained import WeightsError, check_state, read_checkpoint
-from vton.training.run import RunFolder
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import WeightsError, check_state, read_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "imagdressing"
 # What the tensors of the small checkpoint cannot tell.
 SMALL = (
-    "model.unet.heads=[2,2]", "model.garment_unet.heads=[2,2]", "model.unet.groups=8", "model.garment_unet.groups=8",
-    "model.projector.heads=3", "model.projector.head_width=16", "model.clip.heads=2", "model.text.heads=2",
-)  # fmt: skip
+    "model.unet.heads=[2,2]",
+    "model.garment_unet.heads=[2,2]",
+    "model.unet.groups=8",
+    "model.garment_unet.groups=8",
+    "model.projector.heads=3",
+    "model.projector.head_width=16",
+    "model.clip.heads=2",
+    "model.text.heads=2",
+)
 
 
 @pytest.fixture
@@ -42,18 +48,30 @@ def test_import_and_export_are_byte_equal(form, module, tmp_path):
     assert run.load_config().model.unet.widths == (16, 32)
     for target in (tmp_path / "again.pt", tmp_path / "again.safetensors"):
         export_run(run, target)
-        again = load_file(target) if target.suffix == ".safetensors" else read_checkpoint(target)["module"]
+        again = (
+            load_file(target)
+            if target.suffix == ".safetensors"
+            else read_checkpoint(target)["module"]
+        )
         assert again.keys() == module.keys()
-        assert all(again[name].dtype == x.dtype and torch.equal(again[name], x) for name, x in module.items())
+        assert all(
+            again[name].dtype == x.dtype and torch.equal(again[name], x)
+            for name, x in module.items()
+        )
 
 
 def test_full_size_names_and_shapes():
     """Of the checkpoint and of a FaceID-Plus file, against the networks on the meta device."""
     shapes = json.loads((FOLDER / "full_size.json").read_text())
-    checkpoint, face = ({n: torch.empty(s, device="meta") for n, s in part.items()} for part in shapes.values())
+    checkpoint, face = (
+        {n: torch.empty(s, device="meta") for n, s in part.items()} for part in shapes.values()
+    )
     module = on_meta(load("model=imagdressing", "preset=paper"))
     theirs = {"garment_unet": "ref_unet", "projector": "proj", "adapter": "adapter_modules"}
-    own = {n.replace(n.split(".")[0], theirs[n.split(".")[0]], 1): x for n, x in module.state_dict().items()}
+    own = {
+        n.replace(n.split(".")[0], theirs[n.split(".")[0]], 1): x
+        for n, x in module.state_dict().items()
+    }
     check_state(own, checkpoint, "full_size.json")
     with torch.device("meta"):
         check_state(FaceID.shaped(face, module.part("unet")).state_dict(), face, "full_size.json")
@@ -63,7 +81,9 @@ def test_settings_follow_from_the_full_size_tensors(tmp_path, monkeypatch):
     """They are those of the paper's preset, so that importing needs no overrides."""
     shapes = json.loads((FOLDER / "full_size.json").read_text())["checkpoint"]
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    monkeypatch.setattr("vton.models.imagdressing.checkpoint.read_checkpoint", lambda path: {"module": meta})
+    monkeypatch.setattr(
+        "vton.models.imagdressing.checkpoint.read_checkpoint", lambda path: {"module": meta}
+    )
     published = read_published(tmp_path / "IMAGDressing-v1_512.pt")
     plain = load("model=imagdressing", "preset=paper")
     assert load("model=imagdressing", "preset=paper", *published.settings) == plain
@@ -84,10 +104,18 @@ def test_files_that_are_not_the_checkpoint(module, tmp_path, capsys):
             read_published(path)
         assert "\n" not in str(error.value)
 
-    refused(r"no ref_unet\.\*, proj\.\*, adapter_modules\.\*", {"encoder_hid_proj.latents": torch.zeros(2)})
-    refused(r"no proj\.\*", {"module": {n: x for n, x in module.items() if not n.startswith("proj.")}})
+    refused(
+        r"no ref_unet\.\*, proj\.\*, adapter_modules\.\*",
+        {"encoder_hid_proj.latents": torch.zeros(2)},
+    )
+    refused(
+        r"no proj\.\*", {"module": {n: x for n, x in module.items() if not n.startswith("proj.")}}
+    )
     refused("expected a mapping", {"module": [1]})
-    refused("ref_unet or proj is incomplete", {n: x for n, x in module.items() if n != "ref_unet.conv_in.weight"})
+    refused(
+        "ref_unet or proj is incomplete",
+        {n: x for n, x in module.items() if n != "ref_unet.conv_in.weight"},
+    )
     refused("not a safe, complete torch file", {"module": Attack()})
     refused("published as one file", name=".")
     save_file(module, tmp_path / "short.safetensors")
@@ -101,13 +129,17 @@ def test_wrong_keys_are_listed(module, tmp_path):
     del module["adapter_modules.4.to_k_ref.weight"]
     module["adapter_modules.5.to_k_ref.weight"] = torch.zeros(16, 16)
     torch.save({"module": module}, tmp_path / "x.pt")
-    with pytest.raises(WeightsError, match=r"1 missing \(adapter\.4\.to_k.*1 unexpected \(adapter\.5\.to_k"):
+    with pytest.raises(
+        WeightsError, match=r"1 missing \(adapter\.4\.to_k.*1 unexpected \(adapter\.5\.to_k"
+    ):
         import_run("imagdressing", tmp_path / "x.pt", f"runs={tmp_path}", *SMALL)
 
 
 def test_what_has_no_place_in_the_format_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="no place for 'inpaint'"):
-        write_published(tmp_path / "x.pt", {"inpaint.net.conv_in.weight": torch.zeros(1)}, load(), {})
+        write_published(
+            tmp_path / "x.pt", {"inpaint.net.conv_in.weight": torch.zeros(1)}, load(), {}
+        )
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -132,7 +164,9 @@ def test_faceid_files(nested, tmp_path):
 
 def test_files_that_are_not_faceid_plus(tmp_path):
     state = load_file(FOLDER / "weights_faceid.safetensors")
-    save_file({n: x for n, x in state.items() if "perceiver" not in n}, tmp_path / "faceid.safetensors")
+    save_file(
+        {n: x for n, x in state.items() if "perceiver" not in n}, tmp_path / "faceid.safetensors"
+    )
     with pytest.raises(WeightsError, match="not a FaceID-Plus file"):
         load_faceid(tmp_path / "faceid.safetensors", reference_unet())
     with pytest.raises(WeightsError, match="not an IP-Adapter file"):

@@ -11,8 +11,8 @@ from vton.config import ConfigError, load
 from vton.models.imagdressing.building import build_control
 from vton.models.imagdressing.config import ControlConfig
 from vton.models.imagdressing.module import painted_cells
-from vton.models.pretrained import WeightsError
 from vton.registry import module_class
+from vton.weights.pretrained import WeightsError
 
 
 def tiny(*overrides: str):
@@ -32,7 +32,9 @@ def test_training_drops_image_text_both_or_everything():
     with torch.no_grad():
         full = model.condition(batch)
         found = model.training_condition(batch, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
-    *_, keys = (name for name in full if name.startswith("k."))  # the first layers lie before any cross-attention
+    *_, keys = (
+        name for name in full if name.startswith("k.")
+    )  # the first layers lie before any cross-attention
     kept = {
         name: [torch.allclose(found[name][row], full[name][row], atol=1e-4) for row in range(5)]
         for name in ("text", keys)
@@ -49,7 +51,9 @@ def test_the_dropped_image_is_clips_mean_colour_and_the_vae_branch_stays():
     seen = []
     model.clip.tower.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     taken = []
-    model.garment_unet.conv_in.register_forward_pre_hook(lambda module, arguments: taken.append(arguments[0]))
+    model.garment_unet.conv_in.register_forward_pre_hook(
+        lambda module, arguments: taken.append(arguments[0])
+    )
     model.training_condition(batch, torch.tensor([0.01]))
     assert not seen[0].any() and torch.equal(taken[0], model.codec.encode(batch.garment))
 
@@ -60,7 +64,9 @@ def test_one_garment_pass_per_garment():
     calls = rows_of(model.garment_unet.conv_in)
     model.generate(batch)
     assert calls == [2]
-    model.training_condition(batch, torch.tensor([0.01, 0.9, 0.9, 0.9]))  # row 0 sees no CLIP picture of its garment
+    model.training_condition(
+        batch, torch.tensor([0.01, 0.9, 0.9, 0.9])
+    )  # row 0 sees no CLIP picture of its garment
     assert calls == [2, 3]
 
 
@@ -82,7 +88,7 @@ def test_the_24_tensors_behind_the_last_tap_are_not_trained():
 
 
 def module_on_meta(*overrides: str):
-    from vton.info import on_meta
+    from vton.cost.info import on_meta
 
     return on_meta(load(*overrides))
 
@@ -109,7 +115,9 @@ def test_try_on_keeps_the_surroundings_and_knows_nothing_of_the_old_garment():
     assert (cells >= batch.agnostic_mask).all()
     kept = (1 - known.mask).expand_as(known.latents).bool()
     assert torch.equal(known.latents[kept], model.codec.encode(batch.person)[kept])
-    assert model.known(tiny("model.inpaint={enabled: false, trained: false}").condition(batch)) is None
+    assert (
+        model.known(tiny("model.inpaint={enabled: false, trained: false}").condition(batch)) is None
+    )
 
 
 def test_a_latent_cell_with_one_masked_pixel_is_painted():
@@ -124,7 +132,9 @@ def test_the_control_picture_is_as_much_larger_as_the_codec_says(tmp_path):
     assert build_control(ControlConfig(), unet, 1, "model.pose").factor == 1
     with pytest.raises(ConfigError, match=r"model\.pose\.embedding has 4 widths.*factor is 16"):
         build_control(ControlConfig(), unet, 16, "model.pose")
-    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)).save_pretrained(tmp_path)
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(ConfigError, match="takes pictures of 2 times"):
         build_control(ControlConfig(pretrained=str(tmp_path)), unet, 4, "model.pose")
     assert build_control(ControlConfig(pretrained=str(tmp_path)), unet, 2, "model.pose").factor == 2
@@ -135,7 +145,11 @@ def test_a_control_net_starts_at_zero_unless_it_is_trained_along_from_scratch():
     trained = ControlConfig(enabled=True, in_training=True, trained=True)
     for fresh, config in ((True, trained), (True, ControlConfig(enabled=True)), (False, trained)):
         control = build_control(config, unet, 4, "model.pose", fresh=fresh)
-        outputs = [*control.net.controlnet_down_blocks, control.net.controlnet_mid_block, control.embedding.conv_out]
+        outputs = [
+            *control.net.controlnet_down_blocks,
+            control.net.controlnet_mid_block,
+            control.embedding.conv_out,
+        ]
         zero = [not layer.weight.any() for layer in outputs]
         assert all(zero) if not (fresh and config.trained) else not any(zero)
 
@@ -149,10 +163,15 @@ def test_faces_by_configuration(tmp_path):
     for person in batch.person_id:
         tensors = {"id_embeds": torch.randn(12), "clip_hidden": torch.randn(5, clip_width)}
         save_file(tensors, tmp_path / f"{person}.safetensors")
-    settings = (f"model.face.weights={tmp_path}/face.safetensors", f"model.face.embeddings={tmp_path}")
+    settings = (
+        f"model.face.weights={tmp_path}/face.safetensors",
+        f"model.face.embeddings={tmp_path}",
+    )
     model = tiny(*settings).eval()
     assert (model.generate(batch) - plain.generate(batch)).abs().max() > 1e-3
-    off = tiny(*settings, "model.face.scale=0", "model.face.self_lora=0", "model.face.cross_lora=0").eval()
+    off = tiny(
+        *settings, "model.face.scale=0", "model.face.self_lora=0", "model.face.cross_lora=0"
+    ).eval()
     assert (off.generate(batch) - plain.generate(batch)).abs().max() < 1e-5
     (tmp_path / f"{batch.person_id[0]}.safetensors").unlink()
     with pytest.raises(WeightsError, match=f"No weights at .*{batch.person_id[0]}"):

@@ -19,7 +19,10 @@ from vton.models.imagdressing.control import Control, inpaint_picture, latent_ma
 from vton.models.imagdressing.network import Dresser
 
 EVERYTHING = ("pose", "inpaint", "face")
-Z, T = torch.randn(3, 4, *LATENT, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+Z, T = (
+    torch.randn(3, 4, *LATENT, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([981, 500, 1]),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,13 @@ def test_each_layer_is_the_formula():
         x, f = torch.randn(3, 11, layer.query_dim), taps[block]
         q, k, v, kg, vg = (
             part.unflatten(-1, (2, -1)).transpose(1, 2)
-            for part in (layer.to_q(x), layer.to_k(x), layer.to_v(x), weights.to_k_ref(f), weights.to_v_ref(f))
+            for part in (
+                layer.to_q(x),
+                layer.to_k(x),
+                layer.to_v(x),
+                weights.to_k_ref(f),
+                weights.to_v_ref(f),
+            )
         )
         root = q.shape[-1] ** 0.5
         z = (q @ k.mT / root).softmax(-1) @ v + 0.4 * (q @ kg.mT / root).softmax(-1) @ vg
@@ -102,13 +111,17 @@ def test_joint_attention_is_one_softmax_by_the_layers_own_weights():
         x, f = torch.randn(3, 11, layer.query_dim), taps[block]
         both = torch.cat([x, f], 1)
         q, k, v = (
-            part.unflatten(-1, (2, -1)).transpose(1, 2) for part in (layer.to_q(x), layer.to_k(both), layer.to_v(both))
+            part.unflatten(-1, (2, -1)).transpose(1, 2)
+            for part in (layer.to_q(x), layer.to_k(both), layer.to_v(both))
         )
         weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
         weights[..., 11:] *= torch.tensor([0.4, 0.0, 1.0]).view(3, 1, 1, 1)
         z = weights / weights.sum(-1, keepdim=True) @ v
         close(layer(x, garments=garments), layer.to_out[0](z.transpose(1, 2).flatten(2)))
-    close(predict(model, model.unconditional(conditions)), stock(model.unet)(Z, T, conditions["negative_text"]).sample)
+    close(
+        predict(model, model.unconditional(conditions)),
+        stock(model.unet)(Z, T, conditions["negative_text"]).sample,
+    )
 
 
 @pytest.mark.parametrize("guidance", [0.5, 1.0, 3.0])
@@ -124,7 +137,10 @@ def test_a_batch_of_three_is_three_batches_of_one(plugins, guidance):
 @pytest.mark.parametrize("plugin", EVERYTHING)
 def test_each_plugin_acts_on_both_guidance_branches(plugin):
     model, plain = dresser(plugin), dresser()
-    with_it, without = model.condition(**inputs([0, 1, 2], plugin)), plain.condition(**inputs([0, 1, 2]))
+    with_it, without = (
+        model.condition(**inputs([0, 1, 2], plugin)),
+        plain.condition(**inputs([0, 1, 2])),
+    )
     for branch in (lambda m, c: c, lambda m, c: m.unconditional(c)):
         difference = predict(model, branch(model, with_it)) - predict(plain, branch(plain, without))
         assert difference.abs().amax((1, 2, 3)).min() > 1e-3
@@ -141,7 +157,10 @@ def test_both_guidance_branches_in_one_batch_are_two_passes():
 def test_garments_are_shared_by_the_rows_that_wear_them():
     model = dresser()
     arguments = inputs([0, 1, 2])
-    arguments["garment_latents"], arguments["clip"] = arguments["garment_latents"][:2], arguments["clip"][:2]
+    arguments["garment_latents"], arguments["clip"] = (
+        arguments["garment_latents"][:2],
+        arguments["clip"][:2],
+    )
     shared = predict(model, model.condition(**arguments, worn=torch.tensor([1, 0, 1])))
     rows = inputs([0, 1, 2])
     for name in ("garment_latents", "clip"):
@@ -150,18 +169,30 @@ def test_garments_are_shared_by_the_rows_that_wear_them():
 
 
 def test_network_calls():
-    """3 persons, 2 garments, 5 steps with guidance: one garment pass of 2 rows, 5 dressing passes of 6 rows."""
+    """3 persons, 2 garments, 5 steps with guidance: one garment pass of 2 rows, 5 dressing passes
+    of 6 rows.
+    """
     model, plugins = dresser(*EVERYTHING), EVERYTHING
-    calls = {name: [] for name in ("unet", "garment_unet", "projector", "pose", "embedding", "identity")}
+    calls = {
+        name: [] for name in ("unet", "garment_unet", "projector", "pose", "embedding", "identity")
+    }
     parts = {
-        "unet": model.unet.conv_in, "garment_unet": model.garment_unet.conv_in, "projector": model.projector,
-        "pose": model.controls["pose"].net, "embedding": model.controls["pose"].embedding,
+        "unet": model.unet.conv_in,
+        "garment_unet": model.garment_unet.conv_in,
+        "projector": model.projector,
+        "pose": model.controls["pose"].net,
+        "embedding": model.controls["pose"].embedding,
         "identity": model.face.image_proj,
-    }  # fmt: skip
+    }
     for name, part in parts.items():
-        part.register_forward_hook(lambda module, arguments, output, name=name: calls[name].append(len(arguments[0])))
+        part.register_forward_hook(
+            lambda module, arguments, output, name=name: calls[name].append(len(arguments[0]))
+        )
     arguments = inputs([0, 1, 2], *plugins)
-    arguments["garment_latents"], arguments["clip"] = arguments["garment_latents"][:2], arguments["clip"][:2]
+    arguments["garment_latents"], arguments["clip"] = (
+        arguments["garment_latents"][:2],
+        arguments["clip"][:2],
+    )
     conditions = model.condition(**arguments, worn=torch.tensor([1, 0, 1]))
     for guidance in (3.0, 1.0):
         drawn(model, conditions, [0, 1, 2], guidance, steps=5)
@@ -179,7 +210,8 @@ def test_a_controlnet_acts_inside_its_interval_only():
     model.controls["pose"] = control
     conditions = model.condition(**inputs([0, 1, 2], "pose"))
     assert torch.equal(
-        predict(model, conditions, step=Step(0, 4)), predict(dresser(), dresser().condition(**inputs([0, 1, 2])))
+        predict(model, conditions, step=Step(0, 4)),
+        predict(dresser(), dresser().condition(**inputs([0, 1, 2]))),
     )
 
 
@@ -189,10 +221,17 @@ def test_residuals_of_several_controlnets_add_up():
     features = model.garment_features(conditions, T)
     total = model.control_residuals(Z, T, conditions, features)
     parts = [
-        model.controls[name].net(Z, T, conditions["text"], conditions[f"control.{name}"], conditioning_scale=scale)
+        model.controls[name].net(
+            Z, T, conditions["text"], conditions[f"control.{name}"], conditioning_scale=scale
+        )
         for name, scale in (("pose", 0.7), ("inpaint", 1.0))
     ]
-    expected = [sum(r) for r in zip(*([*p.down_block_res_samples, p.mid_block_res_sample] for p in parts), strict=True)]
+    expected = [
+        sum(r)
+        for r in zip(
+            *([*p.down_block_res_samples, p.mid_block_res_sample] for p in parts), strict=True
+        )
+    ]
     for found, wanted in zip(total, expected, strict=True):
         close(found, wanted)
 
@@ -213,7 +252,12 @@ def test_inpainting_pictures_and_masks():
     assert torch.equal(picture[..., 3:9, 3:9], -torch.ones(1, 3, 6, 6)) and torch.equal(
         picture[..., 9:, :], image[..., 9:, :]
     )
-    assert latent_mask(mask, (4, 4))[0, 0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert latent_mask(mask, (4, 4))[0, 0].tolist() == [
+        [0, 0, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_what_is_known_is_returned_outside_the_mask():
@@ -230,7 +274,10 @@ def test_rows_with_all_face_scales_0_have_no_face():
     conditions = model.condition(**inputs([0, 1, 2], "face"))
     for name in ("identity_scale", "self_lora", "cross_lora"):
         conditions[name] = torch.tensor([0.9, 0.0, 0.9])
-    found, plain = predict(model, conditions), predict(dresser(), dresser().condition(**inputs([0, 1, 2])))
+    found, plain = (
+        predict(model, conditions),
+        predict(dresser(), dresser().condition(**inputs([0, 1, 2]))),
+    )
     close(found[1], plain[1])
     assert (found - plain)[[0, 2]].abs().amax((1, 2, 3)).min() > 1e-3
 
@@ -249,7 +296,9 @@ def test_without_a_face_the_text_stays_whole_unless_parity_is_asked_for():
 def test_the_shortcut_adds_the_queries():
     plain, short = dresser("face"), dresser("face", shortcut=0.7)
     face = inputs([0], "face")["face"]
-    queries = plain.face.image_proj.norm(plain.face.image_proj.proj(face.embedding).view(1, TOKENS, CONTEXT))
+    queries = plain.face.image_proj.norm(
+        plain.face.image_proj.proj(face.embedding).view(1, TOKENS, CONTEXT)
+    )
     expected = queries + 0.7 * plain.face_conditions(face)["identity"]
     close(short.face_conditions(face)["identity"], expected)
 

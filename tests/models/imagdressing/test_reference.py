@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vton.commands.verify import verify
 from vton.models.imagdressing import reference as imagdressing
-from vton.models.pretrained import WeightsError
 from vton.models.reference import Reference
-from vton.verify import verify
+from vton.weights.pretrained import WeightsError
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "imagdressing"
 
@@ -26,7 +26,11 @@ def test_every_reference_tensor_is_met():
         "several steps": ("max_relative", 1e-5),
         "gradient": ("max_relative", 1e-5),
     }
-    loose = [c.name for c in checks if c.kind in bounds and getattr(c, bounds[c.kind][0]) > bounds[c.kind][1]]
+    loose = [
+        c.name
+        for c in checks
+        if c.kind in bounds and getattr(c, bounds[c.kind][0]) > bounds[c.kind][1]
+    ]
     assert loose == []
 
 
@@ -39,23 +43,42 @@ def test_half_precision_runs():
 
 
 def test_other_shapes_and_combined_runs_need_no_change_of_code(tmp_path):
-    """Three samples, a garment of another size, all plug-ins at once, a ControlNet that starts late."""
+    """Three samples, a garment of another size, all plug-ins at once, a ControlNet that starts
+    late.
+    """
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     config = json.loads((FOLDER / "config.json").read_text())
-    controlled = config["calls"]["face_pose"] | {"control_guidance_start": 0.4, "num_inference_steps": 2}
+    controlled = config["calls"]["face_pose"] | {
+        "control_guidance_start": 0.4,
+        "num_inference_steps": 2,
+    }
     config["calls"] = {
         "face_pose_inpaint": controlled,
         "noface_pose": config["calls"]["pose"] | {"guidance_scale": 1.0},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     inputs = load_file(FOLDER / "inputs.safetensors")
-    for name in ("text_embeds", "garment_latents", "clip_hidden", "person_latents", "noise", "timesteps"):
+    for name in (
+        "text_embeds",
+        "garment_latents",
+        "clip_hidden",
+        "person_latents",
+        "noise",
+        "timesteps",
+    ):
         inputs[name] = inputs[name][[0, 1, 0]]
     inputs["garment_latents"] = inputs["garment_latents"][..., :9, :5]
     inputs["init_latents"] = inputs["noise"].clone()
-    save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, tmp_path / "inputs.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in inputs.items()},
+        tmp_path / "inputs.safetensors",
+    )
     found = imagdressing.recompute(Reference(tmp_path, torch.device("cpu")))
-    assert found["garment.mid_block.attentions.0.transformer_blocks.0.attn1"].shape == (3, 5 * 3, 32)
+    assert found["garment.mid_block.attentions.0.transformer_blocks.0.attn1"].shape == (
+        3,
+        5 * 3,
+        32,
+    )
     assert found["train.noise_pred"].shape == (3, 4, 16, 12)
     assert found["face_pose_inpaint.latents_steps"].shape == (6, 4, 16, 12)
     assert found["face_pose_inpaint.control_mid"].shape == (6, 32, 8, 6)
@@ -65,6 +88,10 @@ def test_other_shapes_and_combined_runs_need_no_change_of_code(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
-    shutil.copy(FOLDER / "weights_base_unet.safetensors", tmp_path / "weights_checkpoint.safetensors")
-    with pytest.raises(WeightsError, match=r"not an IMAGDressing-v1 checkpoint: it has no ref_unet"):
+    shutil.copy(
+        FOLDER / "weights_base_unet.safetensors", tmp_path / "weights_checkpoint.safetensors"
+    )
+    with pytest.raises(
+        WeightsError, match=r"not an IMAGDressing-v1 checkpoint: it has no ref_unet"
+    ):
         verify(tmp_path)

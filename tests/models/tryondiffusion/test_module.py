@@ -1,4 +1,6 @@
-"""From batches to pictures: conditions, their noise and dropout, exact reuse with its calls counted, all stages."""
+"""From batches to pictures: conditions, their noise and dropout, exact reuse with its calls
+counted, all stages.
+"""
 
 from dataclasses import replace
 
@@ -12,13 +14,20 @@ from vton.data.sample import DataError
 from vton.diffusion import noise
 from vton.diffusion.sampling import Step
 from vton.models.tryondiffusion.module import COCO_17, joints
-from vton.training.run import RunFolder
+from vton.runs.folder import RunFolder
 
 TINY = (
-    "model.base.widths=[8,16,16]", "model.base.blocks=[1,1,1]", "model.base.garment_blocks=[1,1,1]",
-    "model.base.attention=[false,false,true]", "model.base.embedding=16", "model.base.pose_width=8",
-    "model.base.sinusoid=8", "model.base.heads=2", "model.base.positions=2.5", "model.base.start_awake=false",
-)  # fmt: skip
+    "model.base.widths=[8,16,16]",
+    "model.base.blocks=[1,1,1]",
+    "model.base.garment_blocks=[1,1,1]",
+    "model.base.attention=[false,false,true]",
+    "model.base.embedding=16",
+    "model.base.pose_width=8",
+    "model.base.sinusoid=8",
+    "model.base.heads=2",
+    "model.base.positions=2.5",
+    "model.base.start_awake=false",
+)
 SIZE = (24, 16)
 
 
@@ -26,9 +35,13 @@ def tiny(*overrides):
     """The base stage in paper's manner, randomised: epsilon, guidance 2, every image noised."""
     torch.manual_seed(0)
     settings = (
-        *TINY, "objective.prediction=epsilon", "sampler.guidance=2", "sampler.clip_sample=1", "sampler.steps=5",
+        *TINY,
+        "objective.prediction=epsilon",
+        "sampler.guidance=2",
+        "sampler.clip_sample=1",
+        "sampler.steps=5",
         "model.augmentation.levels=[0,1]",
-    )  # fmt: skip
+    )
     module = tiny_module("tryondiffusion", *settings, *overrides, size=SIZE)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -49,17 +62,35 @@ class Calls:
 
 
 def test_what_sampling_computes_and_how_often():
-    """5 guided steps of 2 pictures: garments of 3 steps in a pass, the null branch once for all, poses, levels once."""
-    module, batch = tiny("model.garment_steps=3", "model.augmentation.garment=0.2"), random_batch(2, SIZE)
+    """5 guided steps of 2 pictures: garments of 3 steps in a pass, the null branch once for all,
+    poses, levels once.
+    """
+    module, batch = (
+        tiny("model.garment_steps=3", "model.augmentation.garment=0.2"),
+        random_batch(2, SIZE),
+    )
     parts = module.network.embedding
     garment, person, pose, level = (
-        Calls(part) for part in (module.network.garment_unet, module.network.person_unet, parts.person, parts.levels[0])
+        Calls(part)
+        for part in (
+            module.network.garment_unet,
+            module.network.person_unet,
+            parts.person,
+            parts.levels[0],
+        )
     )
     first = module.generate(batch)
-    assert (garment.rows, garment.passes) == (2 * 5 + 5, 2 + 2) and person.passes == 5 and person.rows == 5 * 2 * 2
+    assert (
+        (garment.rows, garment.passes) == (2 * 5 + 5, 2 + 2)
+        and person.passes == 5
+        and person.rows == 5 * 2 * 2
+    )
     assert (pose.passes, pose.rows, level.passes, level.rows) == (2, 2 + 1, 1, 1)
     again = module.generate(batch)
-    assert (garment.rows, garment.passes) == (15 + 10, 4 + 2)  # the null branch comes from the table
+    assert (garment.rows, garment.passes) == (
+        15 + 10,
+        4 + 2,
+    )  # the null branch comes from the table
     assert torch.equal(first, again)
     module.train()
     module.eval()
@@ -72,8 +103,12 @@ def test_what_sampling_computes_and_how_often():
 
 
 def float64(batch):
-    """For exact comparisons of pictures: at pure noise epsilon divides its rounding by a signal of 0.0006."""
-    return batch.map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    """For exact comparisons of pictures: at pure noise epsilon divides its rounding by a signal of
+    0.0006.
+    """
+    return batch.map_tensors(
+        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
+    )
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.5)])
@@ -91,7 +126,10 @@ def test_features_of_another_step_are_wrong():
     module, batch = tiny(), random_batch(2, SIZE)
     conditions = module.condition(batch)
     z, t, other = torch.randn(2, 3, *SIZE), torch.full((2,), 600.0), torch.full((2,), 400.0)
-    right, stale = (module.denoise(z, t, conditions, module.garment_features(conditions, at)) for at in (t, other))
+    right, stale = (
+        module.denoise(z, t, conditions, module.garment_features(conditions, at))
+        for at in (t, other)
+    )
     assert (right - stale).abs().max() > 1e-4
     mixed = module.garment_features(conditions, torch.tensor([600.0, 400.0]), Step(0, 5))
     for name, expected in module.garment_features(conditions, t).items():
@@ -117,7 +155,10 @@ def test_all_conditions_go_together_or_none():
     for name, tensor in dropped.items():
         for row, expected in enumerate((null, whole, null)):
             torch.testing.assert_close(tensor[row], expected[name][row], atol=1e-6, rtol=0)
-    assert null["agnostic"].abs().max() == null["garment"].abs().max() == 0 and whole["garment"].abs().max() > 0
+    assert (
+        null["agnostic"].abs().max() == null["garment"].abs().max() == 0
+        and whole["garment"].abs().max() > 0
+    )
     assert torch.equal(null["levels"], whole["levels"])
 
 
@@ -128,7 +169,9 @@ def test_training_noise_levels_are_uniform_and_independent(monkeypatch):
     batch.position = list(range(count))
     seen = {}
     monkeypatch.setattr(
-        module, "noised", lambda image, level, draws: seen.setdefault(len(seen), level) is None or image
+        module,
+        "noised",
+        lambda image, level, draws: seen.setdefault(len(seen), level) is None or image,
     )
     module.training_condition(batch, torch.ones(count))
     agnostic, garment = seen.values()
@@ -139,10 +182,15 @@ def test_training_noise_levels_are_uniform_and_independent(monkeypatch):
 
 
 def test_augmentation_noise_follows_the_curve_and_pair():
-    module, batch = tiny("model.augmentation.agnostic=0.3", "model.augmentation.curve=cosine"), random_batch(2, SIZE)
+    module, batch = (
+        tiny("model.augmentation.agnostic=0.3", "model.augmentation.curve=cosine"),
+        random_batch(2, SIZE),
+    )
     conditions, again = module.condition(batch), module.condition(batch[[1]])
     assert torch.equal(conditions["garment"], batch.garment)  # level 0
-    assert torch.equal(conditions["agnostic"][1], again["agnostic"][0])  # of the pair, not of its place in a batch
+    assert torch.equal(
+        conditions["agnostic"][1], again["agnostic"][0]
+    )  # of the pair, not of its place in a batch
     signal = torch.cos(torch.tensor(torch.pi / 2 * (0.3 + 0.008) / 1.008))
     eps = (conditions["agnostic"] - signal * batch.agnostic) / (1 - signal**2).sqrt()
     assert abs(eps.std() - 1) < 0.1 and abs(eps.mean()) < 0.1
@@ -176,9 +224,15 @@ def test_poses():
         worn.condition(random_batch(1, SIZE))
 
 
-SR = ("model.sr256.widths=[8,16]", "model.sr256.blocks=[1,1]", "model.sr256.garment_blocks=[1,1]",
-      "model.sr256.attention=[false,true]", "model.sr1024.widths=[8,16]", "model.sr1024.blocks=[1,1]",
-      "model.crop_px=8")  # fmt: skip
+SR = (
+    "model.sr256.widths=[8,16]",
+    "model.sr256.blocks=[1,1]",
+    "model.sr256.garment_blocks=[1,1]",
+    "model.sr256.attention=[false,true]",
+    "model.sr1024.widths=[8,16]",
+    "model.sr1024.blocks=[1,1]",
+    "model.crop_px=8",
+)
 
 
 @pytest.mark.parametrize(("stage", "factor"), [("sr256", 2), ("sr1024", 4)])
@@ -211,7 +265,10 @@ def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
 
 
 def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarged(monkeypatch):
-    module, batch = tiny("model.stage=sr256", *SR, "model.augmentation.lowres=0.4"), random_batch(2, SIZE)
+    module, batch = (
+        tiny("model.stage=sr256", *SR, "model.augmentation.lowres=0.4"),
+        random_batch(2, SIZE),
+    )
     lowres = torch.rand(2, 3, *(side // 2 for side in SIZE)) * 2 - 1
     draws = [noise.generator(0, "augmentation", "lowres", "paired", pair) for pair in batch.pair_id]
     signal, sigma = module.objective.signal_and_noise(torch.tensor([400.0]), lowres)
@@ -220,9 +277,17 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
     torch.testing.assert_close(given["lowres"], F.interpolate(noisy, SIZE, mode="bilinear"))
     assert torch.equal(given["agnostic"], module.condition(batch)["agnostic"])
     shapes, noised = [], module.noised
-    monkeypatch.setattr(module, "noised", lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest))
+    monkeypatch.setattr(
+        module,
+        "noised",
+        lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest),
+    )
     module.generate(batch, lowres=lowres)
-    assert shapes == [SIZE, SIZE, lowres.shape[-2:]]  # five steps, guided: agnostic, garment, lowres
+    assert shapes == [
+        SIZE,
+        SIZE,
+        lowres.shape[-2:],
+    ]  # five steps, guided: agnostic, garment, lowres
 
 
 def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch):
@@ -235,9 +300,13 @@ def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch
     assert len(lowres.unique()) == 3
 
 
-@pytest.mark.parametrize("choice", ["model.stage=base", "model.stage=sr1024", "model.warp_first=true"])
+@pytest.mark.parametrize(
+    "choice", ["model.stage=base", "model.stage=sr1024", "model.warp_first=true"]
+)
 def test_what_modulates_learns_at_its_own_rate(choice):
-    module = tiny_module("tryondiffusion", *TINY, choice, "model.modulation_lr=0.25", "train.lr=0.01", size=(64, 48))
+    module = tiny_module(
+        "tryondiffusion", *TINY, choice, "model.modulation_lr=0.25", "train.lr=0.01", size=(64, 48)
+    )
     groups = module.configure_optimizers()["optimizer"].param_groups
     rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
     for name, parameter in module.named_parameters():
@@ -258,15 +327,25 @@ def test_crops_are_parts_of_the_person_and_depend_on_position():
 
 
 def test_each_stage_has_its_own_settings_and_folder():
-    base, sr256, sr1024 = (load("model=tryondiffusion", "preset=paper", f"model.stage={s}") for s in
-                           ("base", "sr256", "sr1024"))  # fmt: skip
+    base, sr256, sr1024 = (
+        load("model=tryondiffusion", "preset=paper", f"model.stage={s}")
+        for s in ("base", "sr256", "sr1024")
+    )
     assert [c.data.size for c in (base, sr256, sr1024)] == [(128, 96), (256, 192), (1024, 768)]
     assert [c.sampler.steps for c in (base, sr256, sr1024)] == [256, 128, 32]
-    assert sr1024.objective.schedule == "continuous_linear" and base.objective.schedule == "continuous_cosine"
+    assert (
+        sr1024.objective.schedule == "continuous_linear"
+        and base.objective.schedule == "continuous_cosine"
+    )
     folders = [str(RunFolder.of(c).path) for c in (base, sr256, sr1024)]
-    assert folders == [f"runs/tryondiffusion-synthetic-paper{part}" for part in ("", "/sr256", "/sr1024")]
+    assert folders == [
+        f"runs/tryondiffusion-synthetic-paper{part}" for part in ("", "/sr256", "/sr1024")
+    ]
     assert [c.model.label for c in (base, sr256)] == ["tryondiffusion", "tryondiffusion-sr256"]
-    assert load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]").data.size == (64, 48)
+    assert load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]").data.size == (
+        64,
+        48,
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,4 +365,9 @@ def test_each_stage_has_its_own_settings_and_folder():
 def test_bad_settings_are_one_clear_error(override, names):
     broken = (*TINY, "model.base.blocks=[1,1,3]") if "block" in override else ()
     with pytest.raises(ConfigError, match=names.replace(".", r"\.")):
-        tiny_module("tryondiffusion", *broken, override, size=(64, 48) if "size" not in override else (20, 20))
+        tiny_module(
+            "tryondiffusion",
+            *broken,
+            override,
+            size=(64, 48) if "size" not in override else (20, 20),
+        )

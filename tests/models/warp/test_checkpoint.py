@@ -1,12 +1,14 @@
-"""LaDI-VTON's file in and out, at full size: each tensor is one number, repeated without taking memory."""
+"""LaDI-VTON's file in and out, at full size: each tensor is one number, repeated without taking
+memory.
+"""
 
 import pytest
 import torch
 
 from vton.config import load
-from vton.info import on_meta
-from vton.models.pretrained import WeightsError, check_state, read_checkpoint
+from vton.cost.info import on_meta
 from vton.models.warp.checkpoint import read_published, write_published
+from vton.weights.pretrained import WeightsError, check_state, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +19,10 @@ def config():
 @pytest.fixture(scope="module")
 def state(config):
     shapes = {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
-    return {name: torch.tensor(float(place)).expand(shape) for place, (name, shape) in enumerate(shapes.items())} | {
-        "network.refined": torch.tensor(True)
-    }
+    return {
+        name: torch.tensor(float(place)).expand(shape)
+        for place, (name, shape) in enumerate(shapes.items())
+    } | {"network.refined": torch.tensor(True)}
 
 
 @pytest.fixture
@@ -38,7 +41,9 @@ def test_export_and_import_keep_every_tensor(config, state, published, tmp_path)
     assert before.keys() == after.keys() == {"tps", "refinement"}
     for section in before:
         assert before[section].keys() == after[section].keys()
-        assert all(torch.equal(after[section][name], tensor) for name, tensor in before[section].items())
+        assert all(
+            torch.equal(after[section][name], tensor) for name, tensor in before[section].items()
+        )
 
 
 def test_files_that_are_not_the_warping_module(published, tmp_path):
@@ -52,9 +57,18 @@ def test_files_that_are_not_the_warping_module(published, tmp_path):
 
     person, spline = "extractionB.model.0.weight", "gridGen.target_coordinate_repr"
     refused("expected a mapping with tps and refinement", lambda content: content.pop("refinement"))
-    refused("refinement holds fc.weight", lambda content: content["refinement"].update({"fc.weight": torch.zeros(1)}))
-    refused("reads 27 channels of pose", lambda content: content["tps"].update({person: torch.zeros(64, 30, 4, 4)}))
-    refused("not that of a 5x5 lattice", lambda content: content["tps"].update({spline: torch.zeros(10, 28)}))
+    refused(
+        "refinement holds fc.weight",
+        lambda content: content["refinement"].update({"fc.weight": torch.zeros(1)}),
+    )
+    refused(
+        "reads 27 channels of pose",
+        lambda content: content["tps"].update({person: torch.zeros(64, 30, 4, 4)}),
+    )
+    refused(
+        "not that of a 5x5 lattice",
+        lambda content: content["tps"].update({spline: torch.zeros(10, 28)}),
+    )
 
 
 def test_networks_of_another_shape_have_no_place_in_the_format(state, tmp_path):

@@ -1,4 +1,6 @@
-"""The warp behind the training command's contract: which part learns when, its losses, its pictures."""
+"""The warp behind the training command's contract: which part learns when, its losses, its
+pictures.
+"""
 
 import logging
 
@@ -8,16 +10,18 @@ from torchvision.models import vgg19
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.config import ConfigError, load
-from vton.info import describe
-from vton.models.pretrained import load_state
+from vton.cost.info import describe
 from vton.models.warp.config import PerceptualConfig
 from vton.models.warp.losses import PerceptualLoss, published_perceptual, random_perceptual
 from vton.models.warp.module import build_perceptual
+from vton.weights.pretrained import load_state
 
 NARROW = (
-    "model.tps.size=[64,48]", "model.tps.widths=[8,8,16]", "model.tps.regression=[16,8]",
+    "model.tps.size=[64,48]",
+    "model.tps.widths=[8,8,16]",
+    "model.tps.regression=[16,8]",
     "model.refinement.widths=[8,8,16]",
-)  # fmt: skip
+)
 
 
 def module(*overrides):
@@ -31,10 +35,13 @@ def test_gradients_reach_what_learns(tps_steps, learning):
     for name, network in warp.networks().items():
         moved = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in network.parameters()]
         assert all(moved) if name in learning else not any(moved), name
-        # Under DDP every parameter needs a gradient; the optimizer must not see those of what rests.
+        # Under DDP every parameter needs a gradient; the optimizer must not see those of what
+        # rests.
         assert all(p.grad is not None for p in network.parameters())
     warp.on_before_optimizer_step(None)
-    assert {name for name, n in warp.networks().items() if next(n.parameters()).grad is not None} == learning
+    assert {
+        name for name, n in warp.networks().items() if next(n.parameters()).grad is not None
+    } == learning
     assert bool(warp.network.refined) == ("refinement" in learning)
 
 
@@ -75,7 +82,9 @@ def test_weights_round_trip_with_what_they_are(tmp_path):
     warp.training_step(random_batch(2), 0)
     load_state(other, warp.state_dict(), "state")
     batch = random_batch(2)
-    assert torch.equal(warp.eval().generate(batch), other.eval().generate(batch)) and bool(other.network.refined)
+    assert torch.equal(warp.eval().generate(batch), other.eval().generate(batch)) and bool(
+        other.network.refined
+    )
 
 
 def test_settings_that_cannot_work_name_their_keys():
@@ -120,4 +129,7 @@ def test_perceptual_features_are_vgg19s():
 def test_info_counts_without_allocating(preset):
     found = describe(load("model=warp", f"preset={preset}"))
     assert [row["name"] for row in found["networks"]] == ["tps", "refinement"]
-    assert all(row["trained"] == row["parameters"] > 0 for row in found["networks"]) and found["flops"]["warp"] > 0
+    assert (
+        all(row["trained"] == row["parameters"] > 0 for row in found["networks"])
+        and found["flops"]["warp"] > 0
+    )

@@ -1,7 +1,9 @@
-"""The articulated 2-D body: joints, silhouettes and looks of one person, and the mannequin of product pictures.
+"""The articulated 2-D body: joints, silhouettes and looks of one person, and the mannequin of
+product pictures.
 
-Body coordinates: origin at the neck joint, y down, unit = distance from neck to mid hip. A camera places them on the
-picture (unit: picture height). "Left" is the person's, hence the right half of the picture.
+Body coordinates: origin at the neck joint, y down, unit = distance from neck to mid hip. A camera
+places them on the picture (unit: picture height). "Left" is the person's, hence the right half of
+the picture.
 """
 
 from __future__ import annotations
@@ -27,9 +29,26 @@ R_EYE, L_EYE, R_EAR, L_EAR = 15, 16, 17, 18
 L_TOE, L_SMALL_TOE, L_HEEL, R_TOE, R_SMALL_TOE, R_HEEL = 19, 20, 21, 22, 23, 24
 
 # Limb radius along the limb: 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle.
-ARM_RADIUS = ((-0.3, 0.088), (0.0, 0.088), (0.5, 0.084), (1.0, 0.066), (1.3, 0.067), (2.0, 0.046), (2.1, 0.052),
-              (2.22, 0.060), (2.33, 0.045))  # fmt: skip
-LEG_RADIUS = ((-0.3, 0.168), (0.0, 0.168), (0.3, 0.160), (1.0, 0.103), (1.3, 0.106), (2.0, 0.062), (2.2, 0.060))
+ARM_RADIUS = (
+    (-0.3, 0.088),
+    (0.0, 0.088),
+    (0.5, 0.084),
+    (1.0, 0.066),
+    (1.3, 0.067),
+    (2.0, 0.046),
+    (2.1, 0.052),
+    (2.22, 0.060),
+    (2.33, 0.045),
+)
+LEG_RADIUS = (
+    (-0.3, 0.168),
+    (0.0, 0.168),
+    (0.3, 0.160),
+    (1.0, 0.103),
+    (1.3, 0.106),
+    (2.0, 0.062),
+    (2.2, 0.060),
+)
 HAND_END = 2.30  # along the arm, where the axis of the hand ends
 
 
@@ -42,7 +61,9 @@ class Camera:
     y: float
 
     def to_canvas(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Body coordinates (..., 2) in pixels of a width x height canvas; pixel centres lie at half-integers."""
+        """Body coordinates (..., 2) in pixels of a width x height canvas; pixel centres lie at
+        half-integers.
+        """
         px = (self.scale * points[..., 0] + self.x) / ASPECT * width
         py = (self.scale * points[..., 1] + self.y) * height
         return np.stack((px, py), axis=-1)
@@ -64,7 +85,9 @@ class Looks:
 
 @dataclass(frozen=True)
 class Body:
-    """One posed body. Profiles are functions of the trunk coordinate v: 0 neck, 1 hips, KNEE, ANKLE."""
+    """One posed body. Profiles are functions of the trunk coordinate v: 0 neck, 1 hips, KNEE,
+    ANKLE.
+    """
 
     joints: np.ndarray  # (25, 2) body coordinates, BODY_25 order
     yaw: float  # sideways shift of the front, as a share of the half-width; 0 = frontal
@@ -83,7 +106,10 @@ class Body:
 
     def limb(self, kind: str, side: str) -> np.ndarray:
         """The three joints (3, 2) of an arm or a leg."""
-        first = {"arm": {"right": R_SHOULDER, "left": L_SHOULDER}, "leg": {"right": R_HIP, "left": L_HIP}}[kind][side]
+        first = {
+            "arm": {"right": R_SHOULDER, "left": L_SHOULDER},
+            "leg": {"right": R_HIP, "left": L_HIP},
+        }[kind][side]
         return self.joints[first : first + 3]
 
     def hand_end(self, side: str) -> np.ndarray:
@@ -106,8 +132,10 @@ def build(
     turn: float = 0.0,
     **rest,
 ) -> Body:
-    """A body from its parameters. Limb angles: absolute, radians from straight down, positive outwards; `turn` is the
-    yaw angle; `half` the half-widths of the trunk; `girth` scales the limbs' radii."""
+    """A body from its parameters. Limb angles: absolute, radians from straight down, positive
+    outwards; `turn` is the yaw angle; `half` the half-widths of the trunk; `girth` scales the
+    limbs' radii.
+    """
     yaw, squeeze = 0.45 * np.sin(turn), np.cos(turn)
     half = {name: width * squeeze for name, width in half.items()}
     joints = np.zeros((25, 2))
@@ -116,7 +144,9 @@ def build(
         shoulder, hip = (R_SHOULDER, R_HIP) if side == "right" else (L_SHOULDER, L_HIP)
         reach = sign * half["shoulder"]
         joints[shoulder] = reach, 0.02 + shoulder_tilt * reach
-        reach = sign * (half["hip"] - LEG_RADIUS[0][1] * girth)  # the thigh's outer edge continues the hip
+        reach = sign * (
+            half["hip"] - LEG_RADIUS[0][1] * girth
+        )  # the thigh's outer edge continues the hip
         joints[hip] = lean + reach, 1.0 + hip_tilt * reach
         for first, angles, lengths in (
             (shoulder, arm_angles[side], arm_lengths),
@@ -131,7 +161,11 @@ def build(
         "leg_radius": Profile.through([(t, r * girth) for t, r in LEG_RADIUS]),
     }
     body = Body(
-        joints=joints, yaw=yaw, **radius, **_trunk(joints, half, radius["leg_radius"], shoulder_tilt, hip_tilt), **rest
+        joints=joints,
+        yaw=yaw,
+        **radius,
+        **_trunk(joints, half, radius["leg_radius"], shoulder_tilt, hip_tilt),
+        **rest,
     )
     _place_head(joints, body)
     return body
@@ -183,8 +217,12 @@ def sample(rng: np.random.Generator) -> Body:
 
 
 def _arm_angles(rng: np.random.Generator) -> tuple[float, float]:
-    """Absolute angles of upper arm and forearm: hanging, hand on the hip, across the torso, or raised."""
-    kind = rng.choice(["hanging", "hip", "across", "out", "raised"], p=[0.50, 0.14, 0.20, 0.10, 0.06])
+    """Absolute angles of upper arm and forearm: hanging, hand on the hip, across the torso, or
+    raised.
+    """
+    kind = rng.choice(
+        ["hanging", "hip", "across", "out", "raised"], p=[0.50, 0.14, 0.20, 0.10, 0.06]
+    )
     if kind == "hanging":
         upper = rng.uniform(0.10, 0.34)
         return upper, upper + rng.uniform(-0.28, 0.05)
@@ -199,29 +237,57 @@ def _arm_angles(rng: np.random.Generator) -> tuple[float, float]:
     return upper, rng.uniform(2.2, 2.9)
 
 
-_SKINS = np.array([[0.95, 0.80, 0.71], [0.87, 0.68, 0.55], [0.74, 0.54, 0.40], [0.55, 0.37, 0.26], [0.36, 0.23, 0.17]])
-_HAIRS = np.array([[0.09, 0.07, 0.07], [0.22, 0.13, 0.08], [0.42, 0.27, 0.15], [0.76, 0.60, 0.36], [0.50, 0.20, 0.10]])
+_SKINS = np.array(
+    [
+        [0.95, 0.80, 0.71],
+        [0.87, 0.68, 0.55],
+        [0.74, 0.54, 0.40],
+        [0.55, 0.37, 0.26],
+        [0.36, 0.23, 0.17],
+    ]
+)
+_HAIRS = np.array(
+    [
+        [0.09, 0.07, 0.07],
+        [0.22, 0.13, 0.08],
+        [0.42, 0.27, 0.15],
+        [0.76, 0.60, 0.36],
+        [0.50, 0.20, 0.10],
+    ]
+)
 
 
 def _sample_looks(rng: np.random.Generator) -> Looks:
     def near(colours: np.ndarray) -> tuple[float, float, float]:
         mix = rng.dirichlet(np.full(len(colours), 0.35))
-        return tuple(float(c) for c in np.clip(mix @ colours + rng.uniform(-0.02, 0.02, 3), 0.03, 0.97))
+        return tuple(
+            float(c) for c in np.clip(mix @ colours + rng.uniform(-0.02, 0.02, 3), 0.03, 0.97)
+        )
 
     length = float(rng.choice([0.12, 0.34, 0.62]) + rng.uniform(-0.05, 0.06))
     shoes = tuple(float(c) for c in rng.uniform(0.08, 0.85) * rng.uniform(0.8, 1.0, 3))
     skin = near(_SKINS)
     lips = tuple(float(c) for c in 0.55 * np.array(skin) + 0.45 * np.array([0.62, 0.18, 0.22]))
     iris = tuple(float(c) for c in rng.uniform([0.12, 0.1, 0.06], [0.4, 0.45, 0.5]))
-    return Looks(skin, near(_HAIRS), iris, lips, shoes, length, length > 0.5 and rng.random() < 0.35,
-                 bool(rng.random() < 0.03))  # fmt: skip
+    return Looks(
+        skin,
+        near(_HAIRS),
+        iris,
+        lips,
+        shoes,
+        length,
+        length > 0.5 and rng.random() < 0.35,
+        bool(rng.random() < 0.03),
+    )
 
 
 def _place_foot(joints: np.ndarray, side: str, sign: float) -> None:
     ankle = joints[R_ANKLE if side == "right" else L_ANKLE]
     toe = R_TOE if side == "right" else L_TOE
     # big toe, small toe, heel
-    joints[toe : toe + 3] = ankle + np.array([[sign * 0.07, 0.17], [sign * 0.11, 0.14], [-sign * 0.01, 0.05]])
+    joints[toe : toe + 3] = ankle + np.array(
+        [[sign * 0.07, 0.17], [sign * 0.11, 0.14], [-sign * 0.01, 0.05]]
+    )
 
 
 def _place_head(joints: np.ndarray, body: Body) -> None:
@@ -233,21 +299,40 @@ def _place_head(joints: np.ndarray, body: Body) -> None:
         R_EAR: (-0.150 + 0.2 * body.head_turn, -0.01),
         L_EAR: (0.150 + 0.2 * body.head_turn, -0.01),
     }.items():
-        joints[joint] = x + hx * np.cos(roll) - hy * np.sin(roll), y + hx * np.sin(roll) + hy * np.cos(roll)
+        joints[joint] = (
+            x + hx * np.cos(roll) - hy * np.sin(roll),
+            y + hx * np.sin(roll) + hy * np.cos(roll),
+        )
 
 
 def _trunk(joints, half, leg_radius, shoulder_tilt, hip_tilt) -> dict[str, Profile]:
     """Centre line, row slope, trunk coordinate and silhouette, from the neck down to the ankles."""
     hip_x = joints[MID_HIP, 0]
     knee, ankle = joints[[R_KNEE, L_KNEE]].mean(0), joints[[R_ANKLE, L_ANKLE]].mean(0)
-    centre = Profile.through([(-1.0, 0.0), (0.0, 0.0), (1.0, hip_x), (knee[1], knee[0]), (ankle[1], ankle[0])])
-    tilt = Profile.through([(-0.3, shoulder_tilt), (0.1, shoulder_tilt), (1.0, hip_tilt), (1.6, 0.0), (3.0, 0.0)])
+    centre = Profile.through(
+        [(-1.0, 0.0), (0.0, 0.0), (1.0, hip_x), (knee[1], knee[0]), (ankle[1], ankle[0])]
+    )
+    tilt = Profile.through(
+        [(-0.3, shoulder_tilt), (0.1, shoulder_tilt), (1.0, hip_tilt), (1.6, 0.0), (3.0, 0.0)]
+    )
     trunk = Profile.of(
-        lambda y: np.interp(y, [-1, 0, 1, knee[1], ankle[1], ankle[1] + 1], [-1, 0, 1, KNEE, ANKLE, ANKLE + 1]),
-        -1.0, ankle[1] + 1,
-    )  # fmt: skip
-    upper = PROFILE_V[:-1], [half["shoulder"] - 0.005, half["shoulder"] - 0.005, half["shoulder"] - 0.02,
-                             half["chest"], half["waist"], half["hip"] * 0.985]  # fmt: skip
+        lambda y: np.interp(
+            y, [-1, 0, 1, knee[1], ankle[1], ankle[1] + 1], [-1, 0, 1, KNEE, ANKLE, ANKLE + 1]
+        ),
+        -1.0,
+        ankle[1] + 1,
+    )
+    upper = (
+        PROFILE_V[:-1],
+        [
+            half["shoulder"] - 0.005,
+            half["shoulder"] - 0.005,
+            half["shoulder"] - 0.02,
+            half["chest"],
+            half["waist"],
+            half["hip"] * 0.985,
+        ],
+    )
     # Below the hips the silhouette is that of the two legs.
     t = np.linspace(0.0, 2.0, 24)
     sides = []
@@ -263,12 +348,26 @@ def _trunk(joints, half, leg_radius, shoulder_tilt, hip_tilt) -> dict[str, Profi
     return {"centre": centre, "tilt": tilt, "trunk": trunk, "half": Profile.through(points)}
 
 
-PROFILE_V = (-0.30, -0.02, 0.13, 0.32, 0.68, 0.95, 1.05)  # trunk coordinates of the upper silhouette's supports
+PROFILE_V = (
+    -0.30,
+    -0.02,
+    0.13,
+    0.32,
+    0.68,
+    0.95,
+    1.05,
+)  # trunk coordinates of the upper silhouette's supports
 
 
 def camera(rng: np.random.Generator, layout: str) -> Camera:
-    """Framing of the layout's photographs: head to mid-thigh (VITON-HD) or nose to feet (DressCode)."""
+    """Framing of the layout's photographs: head to mid-thigh (VITON-HD) or nose to feet
+    (DressCode).
+    """
     if layout == "viton_hd":
-        return Camera(rng.uniform(0.365, 0.405), ASPECT / 2 + rng.uniform(-0.03, 0.03), rng.uniform(0.295, 0.325))
+        return Camera(
+            rng.uniform(0.365, 0.405),
+            ASPECT / 2 + rng.uniform(-0.03, 0.03),
+            rng.uniform(0.295, 0.325),
+        )
     scale = rng.uniform(0.287, 0.303)
     return Camera(scale, ASPECT / 2 + rng.uniform(-0.02, 0.02), scale * rng.uniform(0.375, 0.405))

@@ -1,6 +1,7 @@
 """Colour and brightness of every sample point, by layer.
 
-Functions write into `albedo` (N, 3), sRGB in [0, 1], and `shade` (N,), a factor; N runs over the points of one band.
+Functions write into `albedo` (N, 3), sRGB in [0, 1], and `shade` (N,), a factor; N runs over the
+points of one band.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from vton.data.synthetic.maps import BodyMaps, pick
 from vton.data.synthetic.profile import Profile
 from vton.data.synthetic.shading import Lighting
 
-_BLEND = (CROTCH, CROTCH + 0.25)  # trunk coordinates between which trouser cloth passes from trunk to leg coordinates
+_BLEND = (
+    CROTCH,
+    CROTCH + 0.25,
+)  # trunk coordinates between which trouser cloth passes from trunk to leg coordinates
 _WHOLE_ARM = 0.55  # torso lengths of cloth per unit of the arm coordinate
 _WHOLE_LEG = 0.81  # and of the leg coordinate
 
 
-def colour_skin(lighting: Lighting, maps: BodyMaps, flat: np.ndarray, albedo: np.ndarray, shade: np.ndarray) -> None:
+def colour_skin(
+    lighting: Lighting, maps: BodyMaps, flat: np.ndarray, albedo: np.ndarray, shade: np.ndarray
+) -> None:
     """Neck, torso and limbs; shoes."""
     body = maps.body
     for layer in SKIN_LABELS:
@@ -31,7 +37,9 @@ def colour_skin(lighting: Lighting, maps: BodyMaps, flat: np.ndarray, albedo: np
         albedo[index] = np.float32(body.looks.skin)
         if layer == Layer.TORSO:
             v = maps.v.ravel()[index]
-            shade[index] = np.float32(1.0) - np.float32(0.22) * np.clip((-v - np.float32(0.02)) / np.float32(0.2), 0, 1)
+            shade[index] = np.float32(1.0) - np.float32(0.22) * np.clip(
+                (-v - np.float32(0.02)) / np.float32(0.2), 0, 1
+            )
             continue
         side, kind = layer.name.lower().split("_")
         limb = maps.limb(kind, side)
@@ -44,7 +52,12 @@ def colour_skin(lighting: Lighting, maps: BodyMaps, flat: np.ndarray, albedo: np
 
 
 def colour_head(
-    lighting: Lighting, maps: BodyMaps, head: HeadMap, flat: np.ndarray, albedo: np.ndarray, shade: np.ndarray
+    lighting: Lighting,
+    maps: BodyMaps,
+    head: HeadMap,
+    flat: np.ndarray,
+    albedo: np.ndarray,
+    shade: np.ndarray,
 ) -> None:
     """Face, hair and sunglasses."""
     body, width = maps.body, maps.grid.shape[1]
@@ -53,7 +66,9 @@ def colour_head(
         x, y = pick(head.window, index, width, head.x, head.y)
         albedo[index] = np.float32(body.looks.hair)
         strands = np.sin(x * np.float32(95) + np.float32(3) * np.sin(y * np.float32(9)))
-        shade[index] = np.float32(0.82 if layer == Layer.BACK_HAIR else 1.0) + np.float32(0.10) * strands
+        shade[index] = (
+            np.float32(0.82 if layer == Layer.BACK_HAIR else 1.0) + np.float32(0.10) * strands
+        )
     albedo[flat == Layer.GLASSES] = np.float32((0.08, 0.08, 0.09))
     index = np.flatnonzero(flat == Layer.FACE)
     x, y = pick(head.window, index, width, head.x, head.y)
@@ -62,7 +77,12 @@ def colour_head(
 
 
 def colour_garment(
-    worn: Fitted, maps: BodyMaps, layers: np.ndarray, albedo: np.ndarray, shade: np.ndarray, lighting: Lighting | None
+    worn: Fitted,
+    maps: BodyMaps,
+    layers: np.ndarray,
+    albedo: np.ndarray,
+    shade: np.ndarray,
+    lighting: Lighting | None,
 ) -> None:
     """Texture and, with a lighting, folds of every visible part of the garment."""
     garment, flat = worn.garment, layers.ravel()
@@ -89,7 +109,9 @@ def colour_garment(
 
 
 def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.ndarray) -> tuple:
-    """Position across the part (-1..1), cloth coordinates u and v, and whether the point lies on a trimmed edge."""
+    """Position across the part (-1..1), cloth coordinates u and v, and whether the point lies on a
+    trimmed edge.
+    """
     garment = worn.garment
     v, side = maps.v.ravel()[index], maps.side.ravel()[index]
     if layer in (Layer.UPPER, Layer.LOWER):
@@ -105,16 +127,28 @@ def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.nda
     if "sleeve" in name:
         across = across / worn.sleeve(along)
         u = np.float32(sign * 0.31) + across * worn.cloth_sleeve(along)
-        return across, u, along * np.float32(_WHOLE_ARM), along > garment.sleeve_end - np.float32(0.09)
+        return (
+            across,
+            u,
+            along * np.float32(_WHOLE_ARM),
+            along > garment.sleeve_end - np.float32(0.09),
+        )
     across = across / worn.leg(along)
     leg_u = np.float32(sign * 0.165) + across * worn.cloth_leg(along)
     trunk_u = worn.across(side, v)[1]
     blend = np.clip((v - np.float32(_BLEND[0])) / np.float32(_BLEND[1] - _BLEND[0]), 0, 1)
     u = trunk_u + blend * (leg_u - trunk_u)
-    return across, u, v + blend * (np.float32(1) + along * np.float32(_WHOLE_LEG) - v), along > garment.leg_end - 0.05
+    return (
+        across,
+        u,
+        v + blend * (np.float32(1) + along * np.float32(_WHOLE_LEG) - v),
+        along > garment.leg_end - 0.05,
+    )
 
 
-def shadow_of_arms(maps: BodyMaps, radius: Profile, layers: np.ndarray, shade: np.ndarray, depth: float) -> None:
+def shadow_of_arms(
+    maps: BodyMaps, radius: Profile, layers: np.ndarray, shade: np.ndarray, depth: float
+) -> None:
     """Contact shadow of the arms, `radius` thick, on what lies behind them, except the backdrop."""
     shade = shade.reshape(layers.shape)
     for side, _ in SIDES:

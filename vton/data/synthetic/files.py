@@ -30,7 +30,9 @@ class Writer:
         """(H, W, 3) or gray (H, W) uint8, or a bool mask as 0 and 255, as JPEG with 4:2:0 chroma."""
         if picture.dtype == bool:
             picture = picture.astype(np.uint8) * 255
-        self._save(path, Image.fromarray(picture), quality=self.defects.jpeg_quality, subsampling="4:2:0")
+        self._save(
+            path, Image.fromarray(picture), quality=self.defects.jpeg_quality, subsampling="4:2:0"
+        )
 
     def picture(self, path: str, image: np.ndarray | Image.Image) -> None:
         """Lossless PNG; bool masks become 0 and 255."""
@@ -61,21 +63,31 @@ class Writer:
             np.savez_compressed(target, **arrays)
 
     def meta(self, path: str, entry: Entry, scene: Scene, canvas: tuple[int, int]) -> None:
-        """Every parameter of the scene. `canvas`: width and height on which the keypoint files live."""
+        """Every parameter of the scene. `canvas`: width and height on which the keypoint files
+        live.
+        """
         person, body = scene.person, scene.person.body
-        self.json(path, {
-            **asdict(entry),
-            "seed": self.catalogue.seed,
-            "size": list(self.catalogue.size),
-            "keypoint_canvas": list(canvas),
-            "garment": asdict(scene.garment),
-            "companions": [asdict(garment) for garment in scene.companions],
-            "person": {
-                "joints": body.joints.round(5).tolist(), "yaw": float(body.yaw), "head": list(body.head),
-                "looks": asdict(body.looks), "camera": asdict(person.camera), "lighting": asdict(person.lighting),
-                "backdrop": asdict(person.backdrop), "tucked": person.tucked,
+        self.json(
+            path,
+            {
+                **asdict(entry),
+                "seed": self.catalogue.seed,
+                "size": list(self.catalogue.size),
+                "keypoint_canvas": list(canvas),
+                "garment": asdict(scene.garment),
+                "companions": [asdict(garment) for garment in scene.companions],
+                "person": {
+                    "joints": body.joints.round(5).tolist(),
+                    "yaw": float(body.yaw),
+                    "head": list(body.head),
+                    "looks": asdict(body.looks),
+                    "camera": asdict(person.camera),
+                    "lighting": asdict(person.lighting),
+                    "backdrop": asdict(person.backdrop),
+                    "tucked": person.tucked,
+                },
             },
-        })  # fmt: skip
+        )
 
     def _save(self, path: str, image: Image.Image, **options) -> None:
         target = self._target(path)
@@ -91,7 +103,9 @@ class Writer:
 
 
 def defective_parse(parse: np.ndarray, defects: Defects, entry: Entry) -> np.ndarray:
-    """The exact parse map with the chosen defects. They touch the file alone, not the masks derived from it."""
+    """The exact parse map with the chosen defects. They touch the file alone, not the masks derived
+    from it.
+    """
     if defects.skirt_as_pants:
         parse = np.where(parse == SKIRT, np.uint8(PANTS), parse)
     if entry.split == "test" and entry.position < defects.swapped_sides:
@@ -100,13 +114,16 @@ def defective_parse(parse: np.ndarray, defects: Defects, entry: Entry) -> np.nda
 
 
 def smoothed(parse: np.ndarray) -> np.ndarray:
-    """Edges as VITON-HD's: parsed at a quarter of the size, enlarged, smoothed (Gaussian, sigma 3 px of 1024 rows)
-    before the arg-max."""
+    """Edges as VITON-HD's: parsed at a quarter of the size, enlarged, smoothed (Gaussian, sigma 3
+    px of 1024 rows) before the arg-max.
+    """
     height, width = parse.shape
     present, coarse = np.unique(parse), parse[2::4, 2::4]
     scores = []
     for label in present:
-        score = Image.fromarray((coarse == label).astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        score = Image.fromarray((coarse == label).astype(np.float32)).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
         scores.append(ndimage.gaussian_filter(np.asarray(score), 3 * height / 1024))
     return present[np.argmax(scores, axis=0)]
 
@@ -117,6 +134,10 @@ def bounding_box(mask: np.ndarray) -> list[float]:
     if not rows.size:
         return [0.0, 0.0, 0.0, 0.0]
     height, width = mask.shape
-    box = (columns[0] / width, rows[0] / height, (columns[-1] + 1 - columns[0]) / width,
-           (rows[-1] + 1 - rows[0]) / height)  # fmt: skip
+    box = (
+        columns[0] / width,
+        rows[0] / height,
+        (columns[-1] + 1 - columns[0]) / width,
+        (rows[-1] + 1 - rows[0]) / height,
+    )
     return [round(float(value), 6) for value in box]

@@ -1,6 +1,8 @@
-"""Parametric garments: outline, item names and texture; the same parameters drive product picture and person.
+"""Parametric garments: outline, item names and texture; the same parameters drive product picture
+and person.
 
-Lengths are trunk coordinates (0 neck, 1 hips, 1.82 knees) or limb coordinates (1 elbow or knee, 2 wrist or ankle).
+Lengths are trunk coordinates (0 neck, 1 hips, 1.82 knees) or limb coordinates (1 elbow or knee, 2
+wrist or ankle).
 """
 
 from __future__ import annotations
@@ -15,9 +17,18 @@ from vton.data.synthetic.body import CROTCH, PROFILE_V, Body, mannequin
 from vton.data.synthetic.profile import Profile
 from vton.data.synthetic.texture import Texture
 
-SLEEVES = {"none": (0.0, 0.0), "cap": (0.22, 0.32), "short": (0.48, 0.66), "elbow": (0.88, 1.05), "long": (1.82, 1.97)}
+SLEEVES = {
+    "none": (0.0, 0.0),
+    "cap": (0.22, 0.32),
+    "short": (0.48, 0.66),
+    "elbow": (0.88, 1.05),
+    "long": (1.82, 1.97),
+}
 NECKLINES = ("round", "V", "square", "high")
-SHOULDER_LINE = ((0.12, -0.17), (0.31, -0.085))  # (|u|, v) of the mannequin's shoulder line, neck to shoulder
+SHOULDER_LINE = (
+    (0.12, -0.17),
+    (0.31, -0.085),
+)  # (|u|, v) of the mannequin's shoulder line, neck to shoulder
 COLLAR_TOP = -0.245
 LOWER_TOP = 0.75  # v of the waistband
 
@@ -79,10 +90,11 @@ class Garment:
 
 
 class Fitted:
-    """A garment on a body: its silhouettes, and the factors from the body's coordinates to the cloth's own.
+    """A garment on a body: its silhouettes, and the factors from the body's coordinates to the
+    cloth's own.
 
-    Cloth coordinates are those of the garment on the mannequin, in torso lengths. A garment worn `over` another one is
-    at least as wide, so that changing it changes nothing outside the two.
+    Cloth coordinates are those of the garment on the mannequin, in torso lengths. A garment worn
+    `over` another one is at least as wide, so that changing it changes nothing outside the two.
     """
 
     def __init__(self, garment: Garment, body: Body, over: Fitted | None = None):
@@ -97,7 +109,9 @@ class Fitted:
         v = np.linspace(own.low, own.high, len(own.table), dtype=np.float32)
         # Below the waistband only; eased in, for a smooth outline.
         covered = np.clip((v - np.float32(LOWER_TOP)) * 8, 0, 1)
-        table = own.table + covered * np.maximum(self.over.outline(v) + np.float32(0.006) - own.table, 0)
+        table = own.table + covered * np.maximum(
+            self.over.outline(v) + np.float32(0.006) - own.table, 0
+        )
         return Profile(own.low, own.high, table)
 
     @cached_property
@@ -123,7 +137,9 @@ class Fitted:
         return self._leg(MANNEQUIN)
 
     def outline(self, v: np.ndarray) -> np.ndarray:
-        """Half-width of everything the garment covers at v: trousers reach to the outer edges of their legs."""
+        """Half-width of everything the garment covers at v: trousers reach to the outer edges of
+        their legs.
+        """
         half = self.half(v)
         if self.garment.kind != "trousers":
             return half
@@ -133,7 +149,9 @@ class Fitted:
     def across(self, side: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position across the trunk part, -1 to 1 inside it, and the cloth coordinate u there."""
         across = side / self.half(v)
-        front = across + np.float32(self.body.yaw) * (1 - across * across) if self.body.yaw else across
+        front = (
+            across + np.float32(self.body.yaw) * (1 - across * across) if self.body.yaw else across
+        )
         return across, front * self.cloth_half(v)
 
     def _half(self, body: Body) -> Profile:
@@ -149,7 +167,9 @@ class Fitted:
             out += g.flare * np.clip(v - 0.72, 0, None)
             if g.kind in ("skirt", "dress"):  # hangs from the hips, but never leaves a leg outside
                 hip = float(body.half(np.float32([1.0]))[0]) + g.ease
-                hang = hip * (1 - 0.05 * np.clip(v - 1, 0, None)) + g.flare * np.clip(v - 0.72, 0, None)
+                hang = hip * (1 - 0.05 * np.clip(v - 1, 0, None)) + g.flare * np.clip(
+                    v - 0.72, 0, None
+                )
                 out = np.where(v > 1, np.maximum(hang, worn + 0.02), out)
             return out
 
@@ -191,20 +211,30 @@ def sample_top(rng: np.random.Generator, *, feature: float, held_out: bool = Fal
     if sleeve == "long" and item == "T-shirt":
         item = "sweater"
     return Garment(
-        kind="top", item=item, texture=texture.sample(rng, feature=feature, held_out=held_out),
-        hem=rng.uniform(0.88, 1.14), fit=rng.uniform(0.1, 1.0), ease=rng.uniform(0.015, 0.05),
-        flare=float(rng.choice([0.0, 0.12], p=[0.75, 0.25])), **parts,
-    )  # fmt: skip
+        kind="top",
+        item=item,
+        texture=texture.sample(rng, feature=feature, held_out=held_out),
+        hem=rng.uniform(0.88, 1.14),
+        fit=rng.uniform(0.1, 1.0),
+        ease=rng.uniform(0.015, 0.05),
+        flare=float(rng.choice([0.0, 0.12], p=[0.75, 0.25])),
+        **parts,
+    )
 
 
 def sample_dress(rng: np.random.Generator, *, feature: float, held_out: bool = False) -> Garment:
     """A random dress."""
     sleeve = str(rng.choice(list(SLEEVES), p=[0.34, 0.14, 0.24, 0.10, 0.18]))
     return Garment(
-        kind="dress", item="dress", texture=texture.sample(rng, feature=feature, held_out=held_out),
-        hem=rng.uniform(1.42, 2.35), fit=rng.uniform(0.0, 0.4), ease=rng.uniform(0.015, 0.04),
-        flare=float(rng.choice([0.02, rng.uniform(0.12, 0.28)])), **_upper_parts(rng, sleeve),
-    )  # fmt: skip
+        kind="dress",
+        item="dress",
+        texture=texture.sample(rng, feature=feature, held_out=held_out),
+        hem=rng.uniform(1.42, 2.35),
+        fit=rng.uniform(0.0, 0.4),
+        ease=rng.uniform(0.015, 0.04),
+        flare=float(rng.choice([0.02, rng.uniform(0.12, 0.28)])),
+        **_upper_parts(rng, sleeve),
+    )
 
 
 def sample_lower(rng: np.random.Generator, *, feature: float, held_out: bool = False) -> Garment:
@@ -213,27 +243,44 @@ def sample_lower(rng: np.random.Generator, *, feature: float, held_out: bool = F
     kind = str(rng.choice(["trousers", "shorts", "skirt"], p=[0.5, 0.18, 0.32]))
     if kind == "skirt":
         return Garment(
-            kind="skirt", item="skirt", texture=cloth, hem=rng.uniform(1.45, 2.3), fit=0.0,
-            ease=rng.uniform(0.015, 0.035), flare=float(rng.choice([0.0, rng.uniform(0.12, 0.32)])),
-        )  # fmt: skip
+            kind="skirt",
+            item="skirt",
+            texture=cloth,
+            hem=rng.uniform(1.45, 2.3),
+            fit=0.0,
+            ease=rng.uniform(0.015, 0.035),
+            flare=float(rng.choice([0.0, rng.uniform(0.12, 0.32)])),
+        )
     end = rng.uniform(0.35, 0.75) if kind == "shorts" else rng.uniform(1.72, 1.98)
     return Garment(
-        kind="trousers", item=kind, texture=cloth, leg_end=end, fit=rng.uniform(0.0, 0.75),
+        kind="trousers",
+        item=kind,
+        texture=cloth,
+        leg_end=end,
+        fit=rng.uniform(0.0, 0.75),
         ease=rng.uniform(0.012, 0.03),
-        sleeve_flare=float(rng.choice([0.0, rng.uniform(0.03, 0.08)])) if kind == "trousers" else 0.0,
-    )  # fmt: skip
+        sleeve_flare=float(rng.choice([0.0, rng.uniform(0.03, 0.08)]))
+        if kind == "trousers"
+        else 0.0,
+    )
 
 
 def _upper_parts(rng: np.random.Generator, sleeve: str) -> dict:
     neckline = str(rng.choice(NECKLINES, p=[0.44, 0.26, 0.14, 0.16]))
     half = rng.uniform(0.15, 0.21)
-    depth = {"round": rng.uniform(-0.10, 0.05), "V": rng.uniform(0.05, 0.24), "square": rng.uniform(-0.02, 0.10)}
+    depth = {
+        "round": rng.uniform(-0.10, 0.05),
+        "V": rng.uniform(0.05, 0.24),
+        "square": rng.uniform(-0.02, 0.10),
+    }
     sleeved = sleeve != "none"
     return {
         "sleeve": sleeve,
         "sleeve_end": float(rng.uniform(*SLEEVES[sleeve])),
         "sleeve_ease": rng.uniform(0.008, 0.05) if sleeved else 0.0,
-        "sleeve_flare": float(rng.choice([0.0, rng.uniform(0.02, 0.06)], p=[0.75, 0.25])) if sleeved else 0.0,
+        "sleeve_flare": float(rng.choice([0.0, rng.uniform(0.02, 0.06)], p=[0.75, 0.25]))
+        if sleeved
+        else 0.0,
         "neckline": neckline,
         "neck_half": half,
         "neck_depth": depth.get(neckline, 0.0),

@@ -1,4 +1,6 @@
-"""Head: face with features, hair, sunglasses. Coordinates are relative to the head's centre and roll."""
+"""Head: face with features, hair, sunglasses. Coordinates are relative to the head's centre and
+roll.
+"""
 
 from __future__ import annotations
 
@@ -37,29 +39,46 @@ class HeadMap:
         jaw = np.float32(a) * (1 - np.float32(0.22) * np.clip(y / np.float32(b), 0, 1) ** 2)
         face = (x / jaw) ** 2 + (y / np.float32(b)) ** 2 <= 1
         turned = x - np.float32(0.5 * body.head_turn)
-        crown = (x / np.float32(a + 0.035)) ** 2 + ((y + np.float32(0.03)) / np.float32(b + 0.03)) ** 2 <= 1
+        crown = (x / np.float32(a + 0.035)) ** 2 + (
+            (y + np.float32(0.03)) / np.float32(b + 0.03)
+        ) ** 2 <= 1
         hairline = (
-            y < np.float32(-0.115) - np.float32(1.2) * (turned * turned) + np.float32(0.9) * np.abs(turned) ** 1.5
+            y
+            < np.float32(-0.115)
+            - np.float32(1.2) * (turned * turned)
+            + np.float32(0.9) * np.abs(turned) ** 1.5
         )
         long_hair = looks.hair_length > 0.25
-        sides = (np.abs(turned) > np.float32(a - 0.030)) & (y < np.float32(0.10 if long_hair else -0.02))
+        sides = (np.abs(turned) > np.float32(a - 0.030)) & (
+            y < np.float32(0.10 if long_hair else -0.02)
+        )
         hair = crown & (hairline | (sides & (y < 0.1)))
         if looks.hair_in_front:
             wave = np.float32(0.012) * np.sin(y * np.float32(22))
-            lock = np.abs(np.abs(x) - np.float32(0.175) - wave - np.float32(0.05) * np.clip(y, 0, 1)) < np.float32(
-                0.052
-            )
+            lock = np.abs(
+                np.abs(x) - np.float32(0.175) - wave - np.float32(0.05) * np.clip(y, 0, 1)
+            ) < np.float32(0.052)
             hair |= (
                 lock
                 & (y > -0.1)
-                & (y < np.float32(looks.hair_length) - np.float32(1.5) * (np.abs(x) - np.float32(0.2)) ** 2)
+                & (
+                    y
+                    < np.float32(looks.hair_length)
+                    - np.float32(1.5) * (np.abs(x) - np.float32(0.2)) ** 2
+                )
             )
         width = np.float32(a + 0.035) + np.float32(0.05) * np.clip(y * np.float32(2.5), 0, 1)
         back = crown | (
-            (np.abs(x) < width) & (y > -0.05) & (y < np.float32(looks.hair_length) - np.float32(1.2) * x * x)
+            (np.abs(x) < width)
+            & (y > -0.05)
+            & (y < np.float32(looks.hair_length) - np.float32(1.2) * x * x)
         )
-        eyes = np.abs(np.abs(x - np.float32(0.8 * body.head_turn)) - np.float32(0.066)) < np.float32(0.052)
-        glasses = face & eyes & (np.abs(y + np.float32(0.04)) < np.float32(0.036)) & looks.sunglasses
+        eyes = np.abs(
+            np.abs(x - np.float32(0.8 * body.head_turn)) - np.float32(0.066)
+        ) < np.float32(0.052)
+        glasses = (
+            face & eyes & (np.abs(y + np.float32(0.04)) < np.float32(0.036)) & looks.sunglasses
+        )
         return cls(window, x, y, face, hair, back, glasses, crown)
 
 
@@ -70,7 +89,9 @@ def face_colour(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     out = np.repeat(skin[None], x.size, axis=0)
     x = x - np.float32(0.8 * body.head_turn)
     side = np.abs(x) - np.float32(0.066)
-    brow = (np.abs(side) < 0.038) & (np.abs(y + np.float32(0.083) - np.float32(3) * side * side) < 0.008)
+    brow = (np.abs(side) < 0.038) & (
+        np.abs(y + np.float32(0.083) - np.float32(3) * side * side) < 0.008
+    )
     out[brow] = np.float32(looks.hair) * np.float32(0.8)
     eye = (side / np.float32(0.033)) ** 2 + ((y + np.float32(0.04)) / np.float32(0.016)) ** 2 < 1
     out[eye] = np.float32((0.93, 0.92, 0.9))

@@ -14,7 +14,9 @@ from vton.data.synthetic.head import HeadMap
 from vton.data.synthetic.maps import BodyMaps, Grid
 from vton.data.synthetic.profile import Profile
 
-_SHOULDERS = Profile.through([(0.0, -0.15), (0.11, -0.15), (0.12, -0.145), (0.31, -0.065), (0.7, 0.1)])  # v over |u|
+_SHOULDERS = Profile.through(
+    [(0.0, -0.15), (0.11, -0.15), (0.12, -0.145), (0.31, -0.065), (0.7, 0.1)]
+)  # v over |u|
 
 
 class Layer(IntEnum):
@@ -42,14 +44,27 @@ class Layer(IntEnum):
 UPPER_LAYERS = (Layer.UPPER, Layer.RIGHT_SLEEVE, Layer.LEFT_SLEEVE, Layer.INSIDE)
 LOWER_LAYERS = (Layer.LOWER, Layer.LOWER_RIGHT, Layer.LOWER_LEFT)
 SKIN_LABELS = {
-    Layer.TORSO: labels.NECK, Layer.RIGHT_ARM: labels.RIGHT_ARM, Layer.LEFT_ARM: labels.LEFT_ARM,
-    Layer.RIGHT_LEG: labels.RIGHT_LEG, Layer.LEFT_LEG: labels.LEFT_LEG,
-}  # fmt: skip
+    Layer.TORSO: labels.NECK,
+    Layer.RIGHT_ARM: labels.RIGHT_ARM,
+    Layer.LEFT_ARM: labels.LEFT_ARM,
+    Layer.RIGHT_LEG: labels.RIGHT_LEG,
+    Layer.LEFT_LEG: labels.LEFT_LEG,
+}
 _LABELS = {
-    **SKIN_LABELS, Layer.BACK_HAIR: labels.HAIR, Layer.HAIR: labels.HAIR, Layer.FACE: labels.FACE,
-    Layer.GLASSES: labels.SUNGLASSES, Layer.RIGHT_SHOE: labels.RIGHT_SHOE, Layer.LEFT_SHOE: labels.LEFT_SHOE,
-}  # fmt: skip
-_GARMENT_LABEL = {"top": labels.UPPER, "dress": labels.DRESS, "skirt": labels.SKIRT, "trousers": labels.PANTS}
+    **SKIN_LABELS,
+    Layer.BACK_HAIR: labels.HAIR,
+    Layer.HAIR: labels.HAIR,
+    Layer.FACE: labels.FACE,
+    Layer.GLASSES: labels.SUNGLASSES,
+    Layer.RIGHT_SHOE: labels.RIGHT_SHOE,
+    Layer.LEFT_SHOE: labels.LEFT_SHOE,
+}
+_GARMENT_LABEL = {
+    "top": labels.UPPER,
+    "dress": labels.DRESS,
+    "skirt": labels.SKIRT,
+    "trousers": labels.PANTS,
+}
 
 
 def label_table(outfit: Sequence[Fitted]) -> np.ndarray:
@@ -62,8 +77,12 @@ def label_table(outfit: Sequence[Fitted]) -> np.ndarray:
     return table
 
 
-def person_layers(outfit: Sequence[Fitted], tucked: bool, face: HeadMap, maps: BodyMaps) -> np.ndarray:
-    """Layer of every sample point (h, w) uint8, painted back to front. `tucked`: tops end at the waistband."""
+def person_layers(
+    outfit: Sequence[Fitted], tucked: bool, face: HeadMap, maps: BodyMaps
+) -> np.ndarray:
+    """Layer of every sample point (h, w) uint8, painted back to front. `tucked`: tops end at the
+    waistband.
+    """
     body = maps.body
     layers = np.zeros(maps.grid.shape, np.uint8)
     upper = next((worn for worn in outfit if worn.garment.upper), None)
@@ -101,7 +120,9 @@ def product_layers(worn: Fitted, maps: BodyMaps) -> np.ndarray:
     if garment.neckline != "high":
         u = np.abs(worn.across(maps.side, maps.v)[1])
         start = garment.top_edge(np.float32([garment.neck_half + 0.01]))[0]
-        hole = (u < garment.neck_half) & (maps.v > start + 0.02 - 0.02 * (u / garment.neck_half) ** 2)
+        hole = (u < garment.neck_half) & (
+            maps.v > start + 0.02 - 0.02 * (u / garment.neck_half) ** 2
+        )
         layers[hole & (maps.v <= garment.top_edge(u))] = Layer.INSIDE
     layers[_trunk_cloth(worn, maps)] = Layer.UPPER
     for side, _ in SIDES:
@@ -156,7 +177,11 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
     for side, sign in SIDES:
         limb = maps.limb("leg", side)
         own_half = maps.side[limb.window] * np.float32(sign) >= 0
-        cloth = (limb.distance <= worn.leg(limb.along)) & (limb.along <= garment.leg_end) & (maps.v[limb.window] > low)
+        cloth = (
+            (limb.distance <= worn.leg(limb.along))
+            & (limb.along <= garment.leg_end)
+            & (maps.v[limb.window] > low)
+        )
         _paint(layers, limb.window, cloth & own_half, Layer[f"LOWER_{side.upper()}"])
     across, _ = worn.across(maps.side, maps.v)
     # Beside the crotch the legs themselves are the outline.
@@ -164,10 +189,14 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
     layers[(np.abs(across) <= width) & (maps.v >= low) & (maps.v <= high)] = Layer.LOWER
 
 
-def _paint_arm(layers: np.ndarray, side: str, upper: Fitted | None, maps: BodyMaps, skin: bool = True) -> None:
-    """One arm, in front of the torso except above the armhole, where the trunk's cloth or skin goes first.
+def _paint_arm(
+    layers: np.ndarray, side: str, upper: Fitted | None, maps: BodyMaps, skin: bool = True
+) -> None:
+    """One arm, in front of the torso except above the armhole, where the trunk's cloth or skin goes
+    first.
 
-    The armhole runs from the tip of the shoulder to where the inner edge of the arm leaves the trunk.
+    The armhole runs from the tip of the shoulder to where the inner edge of the arm leaves the
+    trunk.
     """
     body, limb = maps.body, maps.limb("arm", side)
     sleeved = upper is not None and upper.garment.sleeve != "none"
@@ -180,13 +209,20 @@ def _paint_arm(layers: np.ndarray, side: str, upper: Fitted | None, maps: BodyMa
     trunk = among(layers[limb.window], (Layer.UPPER, Layer.TORSO, Layer.INSIDE))
     behind = trunk & before & (v < 0.32) & (limb.along < 0.9)
     if skin:
-        _paint(layers, limb.window, (limb.distance <= skin_radius) & ~behind, Layer[f"{side.upper()}_ARM"])
+        _paint(
+            layers,
+            limb.window,
+            (limb.distance <= skin_radius) & ~behind,
+            Layer[f"{side.upper()}_ARM"],
+        )
     if sleeved:
         cloth = (limb.distance <= radius) & (limb.along <= upper.garment.sleeve_end)
         _paint(layers, limb.window, cloth & ~behind, Layer[f"{side.upper()}_SLEEVE"])
 
 
-def shoe_mask(body: Body, side: str, grid: Grid) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+def shoe_mask(
+    body: Body, side: str, grid: Grid
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Window, where the shoe lies in it, and the position from ankle (0) to toe (1)."""
     toe = body.joints[R_TOE if side == "right" else L_TOE]
     ankle = body.limb("leg", side)[2]

@@ -1,7 +1,8 @@
 """Inverse maps: for every sample point of the picture, where it lies on trunk, arms and legs.
 
-Everything drawn (silhouettes, texture, shading, body-part labels) is a function of these coordinates, so the picture
-and its annotations come from one source. h and w are the rows and columns of sample points of one band of the picture.
+Everything drawn (silhouettes, texture, shading, body-part labels) is a function of these
+coordinates, so the picture and its annotations come from one source. h and w are the rows and
+columns of sample points of one band of the picture.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ class Grid:
 
     @classmethod
     def of(cls, camera: Camera, size: tuple[int, int], samples: int, rows: range) -> Grid:
-        """`samples` x `samples` points per pixel of the given rows of a picture of `size` (height, width)."""
+        """`samples` x `samples` points per pixel of the given rows of a picture of `size` (height,
+        width).
+        """
         height, width = size
         x = ASPECT * (np.arange(width * samples) + 0.5) / (width * samples)
         y = (np.arange(rows.start * samples, rows.stop * samples) + 0.5) / (height * samples)
         return cls(
-            ((x - camera.x) / camera.scale).astype(np.float32), ((y - camera.y) / camera.scale).astype(np.float32)
+            ((x - camera.x) / camera.scale).astype(np.float32),
+            ((y - camera.y) / camera.scale).astype(np.float32),
         )
 
     @property
@@ -48,8 +52,12 @@ class Limb:
     """Coordinates around one arm or leg, inside a window of the grid."""
 
     window: tuple[slice, slice]
-    along: np.ndarray  # 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle; below 0 and above 2 beyond them
-    across: np.ndarray  # signed distance from the bones; positive towards the person's left while hanging
+    along: (
+        np.ndarray
+    )  # 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle; below 0 and above 2 beyond them
+    across: (
+        np.ndarray
+    )  # signed distance from the bones; positive towards the person's left while hanging
 
     @property
     def distance(self) -> np.ndarray:
@@ -61,7 +69,9 @@ class BodyMaps:
 
     def __init__(self, body: Body, grid: Grid):
         self.body, self.grid = body, grid
-        self.side = grid.x[None, :] - body.centre(grid.y)[:, None]  # (h, w) distance from the trunk's centre line
+        self.side = (
+            grid.x[None, :] - body.centre(grid.y)[:, None]
+        )  # (h, w) distance from the trunk's centre line
         tilted = grid.y[:, None] - body.tilt(grid.y)[:, None] * self.side
         self.v = body.trunk(tilted)  # (h, w) trunk coordinate
         self._limbs: dict[tuple[str, str], Limb] = {}
@@ -86,13 +96,16 @@ def _limb(grid: Grid, joints: np.ndarray, reach: float, beyond: float) -> Limb:
     first = _bone(x, y, joints[0], joints[1], 0.0)
     second = _bone(x, y, joints[1], joints[2], beyond)
     nearer = second[1] < first[1]
-    # Around the outer side of the bend both bones see the joint itself: one continuous fan of cloth.
+    # Around the outer side of the bend both bones see the joint itself: one continuous fan of
+    # cloth.
     along = np.where(nearer, np.maximum(second[0], 0) + 1, np.minimum(first[0], 1))
     across = np.where(nearer, np.copysign(second[1], second[2]), np.copysign(first[1], first[2]))
     return Limb(window, along, across)
 
 
-def _bone(x, y, start: np.ndarray, end: np.ndarray, beyond: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bone(
+    x, y, start: np.ndarray, end: np.ndarray, beyond: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Position along (1 = end), distance from, and side of the segment from start to end."""
     length = float(np.hypot(*(end - start)))
     dx, dy = (float(c) for c in (end - start) / length)
@@ -103,8 +116,12 @@ def _bone(x, y, start: np.ndarray, end: np.ndarray, beyond: float) -> tuple[np.n
     return along * np.float32(1 / length), np.sqrt(outside * outside + side * side), side
 
 
-def pick(window: tuple[slice, slice], index: np.ndarray, width: int, *fields: np.ndarray) -> list[np.ndarray]:
-    """Values of the window's fields at flat indices of the whole band, which is `width` points wide."""
+def pick(
+    window: tuple[slice, slice], index: np.ndarray, width: int, *fields: np.ndarray
+) -> list[np.ndarray]:
+    """Values of the window's fields at flat indices of the whole band, which is `width` points
+    wide.
+    """
     row, column = np.divmod(index, width)
     rows, columns = window
     local = (row - rows.start) * (columns.stop - columns.start) + column - columns.start

@@ -9,8 +9,9 @@ _ENTRIES = 4096
 
 
 class Profile:
-    """f(x) on [low, high], constant beyond. Looked up at the nearest of 4096 entries: a step is below 0.1 % of the
-    range, a fraction of a pixel at 768x1024."""
+    """f(x) on [low, high], constant beyond. Looked up at the nearest of 4096 entries: a step is
+    below 0.1 % of the range, a fraction of a pixel at 768x1024.
+    """
 
     def __init__(self, low: float, high: float, table: np.ndarray):
         self.low, self.table = np.float32(low), np.ascontiguousarray(table, np.float32)
@@ -31,4 +32,6 @@ class Profile:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         # float32 positions: +0.5 then truncation is rounding, and `clip` repeats the end values
-        return self.table.take(((x - self.low) * self.scale + np.float32(0.5)).astype(np.int32), mode="clip")
+        return self.table.take(
+            ((x - self.low) * self.scale + np.float32(0.5)).astype(np.int32), mode="clip"
+        )

@@ -1,7 +1,9 @@
-"""Draws persons in outfits and product pictures, with exact labels: every pixel knows its layer and cloth coordinates.
+"""Draws persons in outfits and product pictures, with exact labels: every pixel knows its layer and
+cloth coordinates.
 
-Colours are averaged over `samples` x `samples` points per pixel; labels are those of the point at the pixel's centre.
-Large pictures are drawn in bands of rows, which keeps the working set inside the processor's cache.
+Colours are averaged over `samples` x `samples` points per pixel; labels are those of the point at
+the pixel's centre. Large pictures are drawn in bands of rows, which keeps the working set inside
+the processor's cache.
 """
 
 from __future__ import annotations
@@ -49,14 +51,21 @@ class Drawing:
 
     picture: np.ndarray  # (H, W, 3) uint8
     parse: np.ndarray  # (H, W) uint8 in vton.data.labels
-    garment: np.ndarray  # (H, W, 3) uint8; visible part of the first garment in product light, on white
+    garment: (
+        np.ndarray
+    )  # (H, W, 3) uint8; visible part of the first garment in product light, on white
     garment_mask: np.ndarray  # (H, W) bool; where the first garment is visible
 
 
 def draw(
-    person: Person, outfits: Sequence[Sequence[Garment]], size: tuple[int, int], samples: int = SAMPLES
+    person: Person,
+    outfits: Sequence[Sequence[Garment]],
+    size: tuple[int, int],
+    samples: int = SAMPLES,
 ) -> list[Drawing]:
-    """The same person in each outfit, at `size` (height, width). An outfit's first garment is the one to try on."""
+    """The same person in each outfit, at `size` (height, width). An outfit's first garment is the
+    one to try on.
+    """
     bands: list[list[tuple]] = [[] for _ in outfits]
     fitted = [_fit(outfit, person) for outfit in outfits]
     for rows in _bands(size, samples):
@@ -64,7 +73,9 @@ def draw(
         maps = BodyMaps(person.body, grid)
         for outfit, parts in zip(fitted, bands, strict=True):
             parts.append(_draw_band(person, outfit, maps, samples))
-    return [Drawing(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in bands]
+    return [
+        Drawing(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in bands
+    ]
 
 
 def _fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
@@ -73,7 +84,9 @@ def _fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
     return [Fitted(garment, person.body, over) if garment.upper else lower for garment in outfit]
 
 
-def draw_product(garment: Garment, size: tuple[int, int], samples: int = SAMPLES) -> tuple[np.ndarray, np.ndarray]:
+def draw_product(
+    garment: Garment, size: tuple[int, int], samples: int = SAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
     """The in-shop picture (H, W, 3) uint8 on white, evenly lit, and its silhouette (H, W) bool."""
     body = mannequin({"long": 0.24, "elbow": 0.36}.get(garment.sleeve, 0.46))
     worn = Fitted(garment, body)
@@ -118,13 +131,16 @@ def _draw_band(person: Person, outfit: Sequence[Fitted], maps: BodyMaps, samples
     camera = person.camera
     across = (camera.scale * grid.x + np.float32(camera.x)) / np.float32(ASPECT)
     down = camera.scale * grid.y + np.float32(camera.y)
-    albedo[index] = person.backdrop.colour(across[column].astype(np.float32), down[row].astype(np.float32))
+    albedo[index] = person.backdrop.colour(
+        across[column].astype(np.float32), down[row].astype(np.float32)
+    )
 
     colour_skin(person.lighting, maps, flat, albedo, shade)
     colour_head(person.lighting, maps, face, flat, albedo, shade)
     for worn in outfit:
         colour_garment(worn, maps, layers, albedo, shade, person.lighting)
-    # Of the bare arms, whatever the sleeves: other clothes keep their shading when the garment changes.
+    # Of the bare arms, whatever the sleeves: other clothes keep their shading when the garment
+    # changes.
     shadow_of_arms(maps, body.arm_radius, layers, shade, 0.30)
     np.clip(shade, shading.DARKEST, shading.BRIGHTEST, out=shade)
 
@@ -135,7 +151,9 @@ def _draw_band(person: Person, outfit: Sequence[Fitted], maps: BodyMaps, samples
         _average(albedo * shade[:, None], grid.shape, samples),
         label_table(outfit)[centre],
         _average(flat_lit, grid.shape, samples),
-        np.ascontiguousarray(target.reshape(grid.shape)[samples // 2 :: samples, samples // 2 :: samples]),
+        np.ascontiguousarray(
+            target.reshape(grid.shape)[samples // 2 :: samples, samples // 2 :: samples]
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Textures of garments: what a try-on has to carry over from the in-shop picture to the person.
 
-A texture is a function of cloth coordinates (u across, v along; unit: one torso length, neck to hips), so the in-shop
-picture, the person and the warped garment all show the very same cloth.
+A texture is a function of cloth coordinates (u across, v along; unit: one torso length, neck to
+hips), so the in-shop picture, the person and the warped garment all show the very same cloth.
 """
 
 from __future__ import annotations
@@ -14,15 +14,42 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 KINDS = (
-    "solid", "horizontal stripes", "vertical stripes", "diagonal stripes", "checks", "dots", "gradient", "blotches",
-    "logo", "text",
-)  # fmt: skip
+    "solid",
+    "horizontal stripes",
+    "vertical stripes",
+    "diagonal stripes",
+    "checks",
+    "dots",
+    "gradient",
+    "blotches",
+    "logo",
+    "text",
+)
 _SHARES = np.array([0.14, 0.12, 0.10, 0.10, 0.10, 0.10, 0.08, 0.06, 0.12, 0.08])
-_LOWER_SHARES = np.array([0.46, 0.06, 0.14, 0.08, 0.12, 0.06, 0.04, 0.04, 0.0, 0.0])  # no print on trousers and skirts
-GLYPHS = ("disc", "ring", "star", "triangle", "diamond", "cross", "heart", "bolt", "moon", "hexagon")
+_LOWER_SHARES = np.array(
+    [0.46, 0.06, 0.14, 0.08, 0.12, 0.06, 0.04, 0.04, 0.0, 0.0]
+)  # no print on trousers and skirts
+GLYPHS = (
+    "disc",
+    "ring",
+    "star",
+    "triangle",
+    "diamond",
+    "cross",
+    "heart",
+    "bolt",
+    "moon",
+    "hexagon",
+)
 _GLYPH_SIDE = 256  # bitmap side, px; finer than any drawing of it
 _LETTERS = "ABCDEFGHJKLMNOPRSTUVWXYZ"
-_NEUTRALS = ((0.90, 0.90, 0.88), (0.13, 0.13, 0.15), (0.50, 0.51, 0.53), (0.13, 0.17, 0.33), (0.80, 0.71, 0.56))
+_NEUTRALS = (
+    (0.90, 0.90, 0.88),
+    (0.13, 0.13, 0.15),
+    (0.50, 0.51, 0.53),
+    (0.13, 0.17, 0.33),
+    (0.80, 0.71, 0.56),
+)
 
 Colour = tuple[float, float, float]
 
@@ -35,7 +62,8 @@ class Texture:
     base: Colour
     accent: Colour
     period: float  # of stripes, checks, dots and blotches
-    duty: float  # share of a stripe period in the accent colour; dot radius as a share of the period
+    # share of a stripe period in the accent colour; dot radius as a share of the period
+    duty: float
     angle: float  # of diagonal stripes, against the vertical
     phase: tuple[float, float]  # of the pattern, in periods
     mark: str  # glyph name or letters; "" without a print
@@ -45,10 +73,13 @@ class Texture:
     sleeves: Colour | None  # plain contrast sleeves; None = as the cloth
 
 
-def sample(rng: np.random.Generator, *, feature: float, held_out: bool, lower: bool = False) -> Texture:
+def sample(
+    rng: np.random.Generator, *, feature: float, held_out: bool, lower: bool = False
+) -> Texture:
     """A random texture. `feature` is the smallest allowed stripe or dot (torso lengths).
 
-    Letters of held-out (test) textures never occur in training: their alphabet positions add up to an odd number.
+    Letters of held-out (test) textures never occur in training: their alphabet positions add up to
+    an odd number.
     """
     kind = str(rng.choice(KINDS, p=_LOWER_SHARES if lower else _SHARES))
     base = _sample_colour(rng)
@@ -70,14 +101,22 @@ def sample(rng: np.random.Generator, *, feature: float, held_out: bool, lower: b
     trim = _contrasting(rng, base) if rng.random() < 0.18 else None
     sleeves = _contrasting(rng, base) if not lower and rng.random() < 0.12 else None
     phase = (rng.random(), rng.random())
-    return Texture(kind, base, accent, period, duty, angle, phase, mark, centre, size, trim, sleeves)
+    return Texture(
+        kind, base, accent, period, duty, angle, phase, mark, centre, size, trim, sleeves
+    )
 
 
 def colour(texture: Texture, u: np.ndarray, v: np.ndarray, *, printed: bool) -> np.ndarray:
-    """Albedo (N, 3) float32 at the cloth coordinates u and v (N,). `printed` parts also carry the logo or letters."""
+    """Albedo (N, 3) float32 at the cloth coordinates u and v (N,). `printed` parts also carry the
+    logo or letters.
+    """
     base, accent = np.float32(texture.base), np.float32(texture.accent)
     share = _share(texture, u, v)
-    out = np.repeat(base[None], u.size, axis=0) if share is None else base + share[:, None] * (accent - base)
+    out = (
+        np.repeat(base[None], u.size, axis=0)
+        if share is None
+        else base + share[:, None] * (accent - base)
+    )
     if texture.mark and printed:
         out[_mark(texture, u, v)] = accent
     return out
@@ -98,8 +137,12 @@ def _share(texture: Texture, u: np.ndarray, v: np.ndarray) -> np.ndarray | None:
         return (a * a + b * b < duty * duty).astype(np.float32)
     if texture.kind == "blotches":
         k = np.float32(2 * np.pi) / period
-        a = np.sin(k * u + np.float32(6.28 * pu) + np.float32(1.3) * np.sin(k * v * np.float32(0.9)))
-        b = np.sin(k * v + np.float32(6.28 * pv) + np.float32(1.3) * np.sin(k * u * np.float32(0.8)))
+        a = np.sin(
+            k * u + np.float32(6.28 * pu) + np.float32(1.3) * np.sin(k * v * np.float32(0.9))
+        )
+        b = np.sin(
+            k * v + np.float32(6.28 * pv) + np.float32(1.3) * np.sin(k * u * np.float32(0.8))
+        )
         return (a * b > np.float32(0.12)).astype(np.float32)
     if texture.kind == "checks":
         return np.float32(0.5) * (_stripes(v / period + pv, duty) + _stripes(u / period + pu, duty))
@@ -147,7 +190,9 @@ def _glyph_bitmap(name: str) -> np.ndarray:
     if name == "ring":
         return (radius < 0.98) & (radius > 0.52)
     if name == "star":
-        spoke = np.abs((turn + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)  # 0 at a tip, pi/5 in a notch
+        spoke = np.abs(
+            (turn + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5
+        )  # 0 at a tip, pi/5 in a notch
         return radius * np.cos(spoke) + 0.95 * radius * np.sin(spoke) * 2.1 < 0.98
     if name == "triangle":
         return (y < 0.8) & (y > 2 * np.abs(x) * 0.95 - 0.95)
@@ -176,7 +221,11 @@ def _letters(rng: np.random.Generator, held_out: bool) -> str:
 
 def _sample_colour(rng: np.random.Generator) -> Colour:
     if rng.random() < 0.22:
-        shade = np.clip(np.array(_NEUTRALS[rng.integers(len(_NEUTRALS))]) + rng.uniform(-0.04, 0.04, 3), 0.08, 0.92)
+        shade = np.clip(
+            np.array(_NEUTRALS[rng.integers(len(_NEUTRALS))]) + rng.uniform(-0.04, 0.04, 3),
+            0.08,
+            0.92,
+        )
         return tuple(float(c) for c in shade)
     return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.45, 0.95), rng.uniform(0.40, 0.92))
 

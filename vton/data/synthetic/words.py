@@ -7,13 +7,45 @@ import colorsys
 from vton.data.synthetic.garment import Garment
 
 TAGS = (
-    "item", "details", "looks", "colors", "prints", "textures", "sleeveLength", "length", "neckLine", "fit", "shape",
-)  # fmt: skip
-_PRINTS = {"solid": "solid", "logo": "graphic", "text": "lettering", "dots": "dots", "checks": "check",
-           "gradient": "gradient", "blotches": "camouflage"}  # fmt: skip
-_SLEEVES = {"none": "sleeveless", "cap": "cap", "short": "short", "elbow": "cropped", "long": "long"}
-_HUES = ((0.04, "red"), (0.10, "orange"), (0.18, "yellow"), (0.44, "green"), (0.53, "turquoise"), (0.70, "blue"),
-         (0.80, "purple"), (0.95, "pink"), (1.01, "red"))  # fmt: skip
+    "item",
+    "details",
+    "looks",
+    "colors",
+    "prints",
+    "textures",
+    "sleeveLength",
+    "length",
+    "neckLine",
+    "fit",
+    "shape",
+)
+_PRINTS = {
+    "solid": "solid",
+    "logo": "graphic",
+    "text": "lettering",
+    "dots": "dots",
+    "checks": "check",
+    "gradient": "gradient",
+    "blotches": "camouflage",
+}
+_SLEEVES = {
+    "none": "sleeveless",
+    "cap": "cap",
+    "short": "short",
+    "elbow": "cropped",
+    "long": "long",
+}
+_HUES = (
+    (0.04, "red"),
+    (0.10, "orange"),
+    (0.18, "yellow"),
+    (0.44, "green"),
+    (0.53, "turquoise"),
+    (0.70, "blue"),
+    (0.80, "purple"),
+    (0.95, "pink"),
+    (1.01, "red"),
+)
 
 
 def colour_name(colour: tuple[float, float, float]) -> str:
@@ -49,6 +81,8 @@ def caption(garment: Garment) -> str:
     found = tags(garment)
     words = [found["colors"], found["prints"] if found["prints"] != "solid" else None]
     if garment.upper:
-        words.append("sleeveless" if garment.sleeve == "none" else f"{found['sleeveLength']} sleeve")
+        words.append(
+            "sleeveless" if garment.sleeve == "none" else f"{found['sleeveLength']} sleeve"
+        )
         words.append(f"{garment.neckline} neck")
     return " ".join(word for word in (*words, garment.item) if word)

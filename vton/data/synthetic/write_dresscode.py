@@ -1,16 +1,17 @@
-"""The DressCode folder of rendered data: three categories, every annotation kind, tab-separated lists.
+"""The DressCode folder of rendered data: three categories, every annotation kind, tab-separated
+lists.
 
-Beside the data set's own files: garment masks (LaDI-VTON), DensePose pictures and captions (IDM-VTON), repaint masks
-(CatVTON), warped garments (DCI-VTON), and what only rendered data has: `gt-unpaired`, the true picture of every
-unpaired pair, its parse map, and `meta`.
+Beside the data set's own files: garment masks (LaDI-VTON), DensePose pictures and captions
+(IDM-VTON), repaint masks (CatVTON), warped garments (DCI-VTON), and what only rendered data has:
+`gt-unpaired`, the true picture of every unpaired pair, its parse map, and `meta`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vton.data.agnostic import agnostic_mask
 from vton.data.densepose import draw as draw_parts
+from vton.data.derived.agnostic import agnostic_mask
 from vton.data.pose import DRESSCODE_CANVAS, draw_skeleton
 from vton.data.synthetic import keypoints, words
 from vton.data.synthetic.catalogue import CATEGORIES, Entry
@@ -64,14 +65,21 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
 
 
 def write_lists(writer: Writer, records: list[dict]) -> None:
-    """Pair lists of root and categories, triplets and captions; `records` are those of write_entry, in order."""
+    """Pair lists of root and categories, triplets and captions; `records` are those of write_entry,
+    in order.
+    """
     catalogue = writer.catalogue
-    captions = {entry.id: record["caption"] for entry, record in zip(catalogue.entries, records, strict=True)}
+    captions = {
+        entry.id: record["caption"]
+        for entry, record in zip(catalogue.entries, records, strict=True)
+    }
     whole: dict[str, list[str]] = {}
     for index, category in enumerate(CATEGORIES):
         train, test = catalogue.of("train", category), catalogue.of("test", category)
         # The unpaired list holds the models of the paired one in another order.
-        shuffled = [test[i] for i in catalogue.list_generator("test", category).permutation(len(test))]
+        shuffled = [
+            test[i] for i in catalogue.list_generator("test", category).permutation(len(test))
+        ]
         lists = {
             "train_pairs.txt": [(entry, entry) for entry in train],
             "test_pairs_paired.txt": [(entry, entry) for entry in test],
@@ -93,7 +101,9 @@ def write_lists(writer: Writer, records: list[dict]) -> None:
 
 
 def _triplets(catalogue) -> list[str]:
-    """Three lines for each upper-body test model: model, upper garment, lower garment, all of the test split."""
+    """Three lines for each upper-body test model: model, upper garment, lower garment, all of the
+    test split.
+    """
     rng = catalogue.list_generator("test", "lower_body")
     uppers, lowers = catalogue.of("test", "upper_body"), catalogue.of("test", "lower_body")
     lines = []
@@ -101,5 +111,7 @@ def _triplets(catalogue) -> list[str]:
         order = rng.permutation(len(uppers))
         picked = rng.integers(len(lowers), size=len(uppers))
         for model, garment, lower in zip(uppers, order, picked, strict=True):
-            lines.append(f"{model.id}_0.jpg\t{uppers[garment].id}_1.jpg\t{lowers[lower].id}_1.jpg\n")
+            lines.append(
+                f"{model.id}_0.jpg\t{uppers[garment].id}_1.jpg\t{lowers[lower].id}_1.jpg\n"
+            )
     return sorted(lines)

@@ -1,16 +1,16 @@
 """The VITON-HD folder of rendered data: every annotation kind, under the current archive's names.
 
-Beside the official folders: DCI-VTON's warped garments (`cloth-warp` ..., keyed by person), StableVITON's warped
-silhouettes (`gt_cloth_warped_mask`), and what only rendered data has: `gt-unpaired`, the true picture of every unpaired
-pair, its parse map, and `meta`.
+Beside the official folders: DCI-VTON's warped garments (`cloth-warp` ..., keyed by person),
+StableVITON's warped silhouettes (`gt_cloth_warped_mask`), and what only rendered data has:
+`gt-unpaired`, the true picture of every unpaired pair, its parse map, and `meta`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vton.data.agnostic import agnostic_image, agnostic_mask, agnostic_parse
 from vton.data.densepose import draw as draw_parts
+from vton.data.derived.agnostic import agnostic_image, agnostic_mask, agnostic_parse
 from vton.data.pose import FROM_BODY_25, VITON_HD_CANVAS
 from vton.data.synthetic import keypoints, words
 from vton.data.synthetic.catalogue import Entry
@@ -18,7 +18,11 @@ from vton.data.synthetic.files import Writer, bounding_box, defective_parse
 from vton.data.synthetic.parts import body_parts
 from vton.data.synthetic.render import draw, draw_product
 
-OLD_NAMES = {"image-parse-v3": "image-parse", "openpose_img": "openpose-img", "openpose_json": "openpose-json"}
+OLD_NAMES = {
+    "image-parse-v3": "image-parse",
+    "openpose_img": "openpose-img",
+    "openpose_json": "openpose-json",
+}
 
 
 def write_entry(writer: Writer, entry: Entry) -> dict:
@@ -39,13 +43,18 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
     writer.photo(f"{folder}/image/{name}.jpg", worn.picture)
     writer.photo(f"{folder}/cloth/{name}.jpg", product)
     writer.photo(f"{folder}/cloth-mask/{name}.jpg", silhouette)
-    writer.labels(f"{folder}/{parse_folder}/{name}.png", defective_parse(worn.parse, defects, entry))
+    writer.labels(
+        f"{folder}/{parse_folder}/{name}.png", defective_parse(worn.parse, defects, entry)
+    )
 
     body = keypoints.body_25(scene.person, rng, defects.missing_joints)
     empty = entry.split == "test" and entry.position < defects.empty_people
     content = keypoints.openpose_json(scene.person, body, rng, empty)
     writer.json(f"{folder}/{json_folder}/{name}_keypoints.json", content)
-    writer.picture(f"{folder}/{picture_folder}/{name}_rendered.png", keypoints.draw_openpose(content, catalogue.size))
+    writer.picture(
+        f"{folder}/{picture_folder}/{name}_rendered.png",
+        keypoints.draw_openpose(content, catalogue.size),
+    )
     parts, _ = body_parts(scene.person, catalogue.size)
     writer.photo(f"{folder}/image-densepose/{name}.jpg", draw_parts(parts))
 
@@ -54,8 +63,12 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
         joints = keypoints.coco_18_pixels(rows, VITON_HD_CANVAS, catalogue.size)
         mask = agnostic_mask(worn.parse, joints, entry.category, rule="safe")
         writer.photo(f"{folder}/agnostic-v3.2/{name}.jpg", agnostic_image(worn.picture, mask))
-        writer.picture(f"{folder}/agnostic-mask/{name}_mask.png", np.repeat(mask[..., None], 3, axis=2))
-        writer.labels(f"{folder}/image-parse-agnostic-v3.2/{name}.png", agnostic_parse(worn.parse, joints))
+        writer.picture(
+            f"{folder}/agnostic-mask/{name}_mask.png", np.repeat(mask[..., None], 3, axis=2)
+        )
+        writer.labels(
+            f"{folder}/image-parse-agnostic-v3.2/{name}.png", agnostic_parse(worn.parse, joints)
+        )
 
     writer.photo(f"{folder}/cloth-warp/{name}.jpg", worn.garment)
     writer.photo(f"{folder}/cloth-warp-mask/{name}.jpg", worn.garment_mask)
@@ -66,11 +79,15 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
         writer.picture(f"{folder}/gt-unpaired/{name}__{other.id}.png", truth.picture)
         writer.labels(f"{folder}/gt-unpaired-parse/{name}__{other.id}.png", truth.parse)
     writer.meta(f"{folder}/meta/{name}.json", entry, scene, VITON_HD_CANVAS)
-    return _tag_record(entry, scene.garment, bounding_box(worn.garment_mask), bounding_box(silhouette))
+    return _tag_record(
+        entry, scene.garment, bounding_box(worn.garment_mask), bounding_box(silhouette)
+    )
 
 
 def write_lists(writer: Writer, records: list[dict]) -> None:
-    """Pair lists and tag files; `records` are what write_entry returned, in the order of the entries."""
+    """Pair lists and tag files; `records` are what write_entry returned, in the order of the
+    entries.
+    """
     catalogue = writer.catalogue
     records = dict(zip((entry.id for entry in catalogue.entries), records, strict=True))
     for split in ("train", "test"):
@@ -89,10 +106,16 @@ def _tag_record(entry: Entry, garment, person_box: list[float], garment_box: lis
     return {
         "file_name": f"{entry.id}.jpg",
         "category_name": "TOPS",
-        "tag_info": [{"tag_name": tag, "tag_category": value} for tag, value in words.tags(garment).items()],
+        "tag_info": [
+            {"tag_name": tag, "tag_category": value} for tag, value in words.tags(garment).items()
+        ],
         "image": {
-            kind: {"image_path": f"{kind}/{entry.id}.jpg", "image_width": width, "image_height": height,
-                   "bbox": dict(zip(("left", "top", "width", "height"), box, strict=True))}
+            kind: {
+                "image_path": f"{kind}/{entry.id}.jpg",
+                "image_width": width,
+                "image_height": height,
+                "bbox": dict(zip(("left", "top", "width", "height"), box, strict=True)),
+            }
             for kind, box in pictures
         },
-    }  # fmt: skip
+    }

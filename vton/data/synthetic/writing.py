@@ -1,4 +1,6 @@
-"""Writes a rendered data set in parallel, and makes sure that a folder holds exactly the one asked for."""
+"""Writes a rendered data set in parallel, and makes sure that a folder holds exactly the one asked
+for.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ def write(
 ) -> None:
     """Render a data set into the folder `root`.
 
-    size: height, width. train, test: pairs, for dresscode in each category. The files depend on nothing but these
-    arguments; `workers` processes share the work. Raises DataError for arguments that make no data set.
+    size: height, width. train, test: pairs, for dresscode in each category. The files depend on
+    nothing but these arguments; `workers` processes share the work. Raises DataError for arguments
+    that make no data set.
     """
     root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
     writer = Writer(root, catalogue)
@@ -73,8 +76,8 @@ def ensure(
 ) -> None:
     """As `write`, but returns at once when `root` already holds this very data set.
 
-    Rendering happens in a temporary folder beside `root`, renamed when complete, so `root` is never half written.
-    Raises DataError when `root` holds something else.
+    Rendering happens in a temporary folder beside `root`, renamed when complete, so `root` is never
+    half written. Raises DataError when `root` holds something else.
     """
     root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
     if _holds(root, catalogue):
@@ -82,7 +85,13 @@ def ensure(
     root.parent.mkdir(parents=True, exist_ok=True)
     partial_root = Path(tempfile.mkdtemp(prefix=f".{root.name}-partial-", dir=root.parent))
     try:
-        arguments = {"train": train, "test": test, "seed": seed, "workers": workers, "defects": defects}
+        arguments = {
+            "train": train,
+            "test": test,
+            "seed": seed,
+            "workers": workers,
+            "defects": defects,
+        }
         write(partial_root, layout=layout, size=size, **arguments)
         partial_root.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
         try:
@@ -95,16 +104,26 @@ def ensure(
         shutil.rmtree(partial_root, ignore_errors=True)
 
 
-def _catalogue(layout, size, train: int, test: int, seed: int, defects: Defects | None) -> Catalogue:
+def _catalogue(
+    layout, size, train: int, test: int, seed: int, defects: Defects | None
+) -> Catalogue:
     if layout not in _WRITERS:
         raise DataError(f"synthetic: layout is {layout!r}, expected one of {', '.join(_WRITERS)}.")
     if min(size) < 16:
-        raise DataError(f"synthetic: size {tuple(size)} is too small; height and width need 16 pixels at least.")
+        raise DataError(
+            f"synthetic: size {tuple(size)} is too small; height and width need 16 pixels at least."
+        )
     if train < 1 or test < 2:
-        raise DataError(f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to exchange.")
-    catalogue = Catalogue(layout, (int(size[0]), int(size[1])), train, test, seed, defects or Defects())
+        raise DataError(
+            f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to exchange."
+        )
+    catalogue = Catalogue(
+        layout, (int(size[0]), int(size[1])), train, test, seed, defects or Defects()
+    )
     if (train + test) * len(catalogue.categories) > _LARGEST[layout]:
-        raise DataError(f"synthetic: {layout} numbers at most {_LARGEST[layout]} pairs; lower train or test.")
+        raise DataError(
+            f"synthetic: {layout} numbers at most {_LARGEST[layout]} pairs; lower train or test."
+        )
     return catalogue
 
 
@@ -136,7 +155,9 @@ def _stamp(catalogue: Catalogue) -> dict:
 
 
 def _holds(root: Path, catalogue: Catalogue) -> bool:
-    """Whether `root` is this complete data set; False when there is nothing yet. Raises DataError for anything else."""
+    """Whether `root` is this complete data set; False when there is nothing yet. Raises DataError
+    for anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -147,7 +168,9 @@ def _holds(root: Path, catalogue: Catalogue) -> bool:
             "Choose another data.root, or remove the folder if you no longer need it."
         ) from None
     wanted = _stamp(catalogue)
-    differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    differing = [
+        key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]
+    ]
     if differing:
         has = found if isinstance(found, dict) else {}
         listing = ", ".join(f"{key} is {has.get(key)}, wanted {wanted[key]}" for key in differing)

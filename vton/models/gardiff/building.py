@@ -11,18 +11,20 @@ from vton.models.gardiff.checkpoint import load_adapter
 from vton.models.gardiff.config import GarDiffConfig
 from vton.models.gardiff.network import GarDiffUNet, GarmentDenoiser
 from vton.models.gardiff.released import DecoupledUNet, LegacyUNet, ReleasedUNet, check_token_width
-from vton.models.pretrained import WeightsError, from_pretrained, load_state
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet
+from vton.weights.pretrained import WeightsError, from_pretrained, load_state
 
-# What a UNet reads, in units of the latents' channels, and which of it an inpainting base knows as its masked image.
+# What a UNet reads, in units of the latents' channels, and which of it an inpainting base knows as
+# its masked image.
 INPUTS = {"paper": (3, 2), "release": (2, 1), "decoupled": (2, 1), "legacy12": (3, 1)}
 
 
 def build_network(
     model: GarDiffConfig, latent_shape: tuple[int, int, int], clip_width: int, clip_projection: int
 ) -> GarmentDenoiser:
-    """The mode's network over latents (c, h, w), reading CLIP states and summaries of the given widths.
+    """The mode's network over latents (c, h, w), reading CLIP states and summaries of the given
+    widths.
 
     Raises WeightsError, and ConfigError where the picture's size does not fit the mode.
     """
@@ -33,13 +35,17 @@ def build_network(
     if model.unet.pretrained:
         unet = load_base_unet(model.unet, channels, groups, person)
     else:
-        unet = build_unet(model.unet, groups * channels, channels, key="model.unet", aspect=size[0] / size[1])
+        unet = build_unet(
+            model.unet, groups * channels, channels, key="model.unet", aspect=size[0] / size[1]
+        )
     if model.mode == "release":
         return ReleasedUNet(unet, learned_begin=model.text.trained)
     if model.mode == "legacy12":
         return LegacyUNet(unet, learned_begin=model.text.trained, blend_steps=model.blend_steps)
     if model.mode == "decoupled":
-        network = DecoupledUNet(unet, clip_projection, model.decoupled.tokens, model.decoupled.scale)
+        network = DecoupledUNet(
+            unet, clip_projection, model.decoupled.tokens, model.decoupled.scale
+        )
         if model.decoupled.pretrained:
             load_adapter(network, Path(model.decoupled.pretrained))
         return network
@@ -55,20 +61,27 @@ def build_network(
     )
 
 
-def load_base_unet(config: UNetConfig, latent_channels: int, groups: int = 3, person: int = 2) -> UNet2DConditionModel:
+def load_base_unet(
+    config: UNetConfig, latent_channels: int, groups: int = 3, person: int = 2
+) -> UNet2DConditionModel:
     """The base UNet widened to `groups` times the latents' channels, as `widen` does.
 
     Raises WeightsError if it is not a 4- or 9-channel UNet or has another context width.
     """
     base = from_pretrained(
-        UNet2DConditionModel, config.pretrained, key="model.unet.pretrained", subfolder=config.subfolder
+        UNet2DConditionModel,
+        config.pretrained,
+        key="model.unet.pretrained",
+        subfolder=config.subfolder,
     )
     if base.config.cross_attention_dim != config.context:
         raise WeightsError(
             f"model.unet.pretrained={config.pretrained} has context width {base.config.cross_attention_dim}, "
             f"model.unet.context is {config.context}."
         )
-    unet = UNet2DConditionModel.from_config(dict(base.config) | {"in_channels": groups * latent_channels})
+    unet = UNet2DConditionModel.from_config(
+        dict(base.config) | {"in_channels": groups * latent_channels}
+    )
     state = base.state_dict()
     state["conv_in.weight"] = widen(state["conv_in.weight"], latent_channels, groups, person)
     load_state(unet, state, config.pretrained)
@@ -80,8 +93,9 @@ def load_base_unet(config: UNetConfig, latent_channels: int, groups: int = 3, pe
 def widen(weight: Tensor, channels: int, groups: int = 3, person: int = 2) -> Tensor:
     """conv_in (C, 4 or 9, 3, 3) to (C, 4 groups, 3, 3); the paper's groups are x_t, x_w, x_a.
 
-    x_t keeps the base's weights. An inpainting UNet's masked-image channels (5-8) go to group number `person`; its mask
-    channel (4) is dropped. Everything else starts at zero, so that the widened network computes what the base did.
+    x_t keeps the base's weights. An inpainting UNet's masked-image channels (5-8) go to group
+    number `person`; its mask channel (4) is dropped. Everything else starts at zero, so that the
+    widened network computes what the base did.
     """
     if weight.shape[1] not in (channels, 2 * channels + 1):
         raise WeightsError(

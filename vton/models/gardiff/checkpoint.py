@@ -4,13 +4,14 @@
     unet_config.json        its diffusers configuration
     inversion_adapter.pth   empty; in July an unused layer vae2clip
 
-The same folder or unet.pth alone is read. A UNet with `...attn2.processor.to_{k,v}_adapter.weight`, and `image_proj.*`
-beside it, is the decoupled mode's. An adapter file holds no UNet but
+The same folder or unet.pth alone is read. A UNet with `...attn2.processor.to_{k,v}_adapter.weight`,
+and `image_proj.*` beside it, is the decoupled mode's. An adapter file holds no UNet but
 
     image_proj.{proj,norm}.*
     adapter_adapter.<i>.to_{k,v}_adapter.weight     or, in IP-Adapter's files, ip_adapter.<i>.to_{k,v}_ip.weight
 
-where i counts all attention layers in the modules' order (down, up, mid), nested by section or flat.
+where i counts all attention layers in the modules' order (down, up, mid), nested by section or
+flat.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from vton.config import ExperimentConfig
 from vton.files import replacing
 from vton.models.gardiff.released import DecoupledUNet
-from vton.models.pretrained import (
+from vton.models.unet import attention_names, unet_shape
+from vton.weights.pretrained import (
     Published,
     WeightsError,
     load_state,
@@ -34,12 +36,15 @@ from vton.models.pretrained import (
     setting,
     write_tensors,
 )
-from vton.models.unet import attention_names, unet_shape
 
 UNET_FILE, CONFIG_FILE, INVERSION_FILE = "unet.pth", "unet_config.json", "inversion_adapter.pth"
 STOCK_GROUPS = 32
 HEAD = "image_proj."
-IP_ADAPTER = {"ip_adapter": "adapter_adapter", "to_k_ip": "to_k_adapter", "to_v_ip": "to_v_adapter"}  # theirs: ours
+IP_ADAPTER = {
+    "ip_adapter": "adapter_adapter",
+    "to_k_ip": "to_k_adapter",
+    "to_v_ip": "to_v_adapter",
+}  # theirs: ours
 
 
 # ---- the released UNet ----
@@ -48,8 +53,9 @@ IP_ADAPTER = {"ip_adapter": "adapter_adapter", "to_k_ip": "to_k_adapter", "to_v_
 def read_published(path: Path) -> Published:
     """A released UNet's weights, and the settings that they imply: the mode by its input channels.
 
-    Heads and norm groups are in no tensor: they come from unet_config.json where it lies beside the file, and are
-    Stable Diffusion 1.5's otherwise. Raises WeightsError naming the file that is absent, broken or of another model.
+    Heads and norm groups are in no tensor: they come from unet_config.json where it lies beside the
+    file, and are Stable Diffusion 1.5's otherwise. Raises WeightsError naming the file that is
+    absent, broken or of another model.
     """
     file = path / UNET_FILE if path.is_dir() else path
     if path.is_dir():
@@ -59,7 +65,9 @@ def read_published(path: Path) -> Published:
     try:
         shape = unet_shape(state)
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"{file}: not a complete UNet (no {error}); download the file again.") from None
+        raise WeightsError(
+            f"{file}: not a complete UNet (no {error}); download the file again."
+        ) from None
     if (file.parent / CONFIG_FILE).is_file():
         shape |= noted_shape(file.parent / CONFIG_FILE, len(shape["widths"]))
     elif any(width % STOCK_GROUPS for width in shape["widths"]):
@@ -70,7 +78,10 @@ def read_published(path: Path) -> Published:
     context = shape["context"]
     channels = len(state["conv_out.weight"])
     settings = [f"model.mode={mode}", f"codec.channels={channels}", f"model.text.width={context}"]
-    settings += ["model.unet.pretrained=''", *(setting(f"model.unet.{name}", value) for name, value in shape.items())]
+    settings += [
+        "model.unet.pretrained=''",
+        *(setting(f"model.unet.{name}", value) for name, value in shape.items()),
+    ]
     if mode == "decoupled":
         width = state[f"{HEAD}proj.weight"].shape[1]
         tokens = len(state[f"{HEAD}proj.weight"]) // context
@@ -102,12 +113,16 @@ def published_mode(state: dict[str, Tensor], file: Path) -> str:
             f"GarDiff has {2 * channels} (release, decoupled) or {3 * channels} (July 2024, without adapter)."
         )
     if adapted and f"{HEAD}proj.weight" not in state:
-        raise WeightsError(f"{file} has an adapter's keys and values but no {HEAD}proj.weight, which makes its tokens.")
+        raise WeightsError(
+            f"{file} has an adapter's keys and values but no {HEAD}proj.weight, which makes its tokens."
+        )
     return modes[inputs]
 
 
 def check_inversion_adapter(file: Path) -> None:
-    """Nothing in inversion_adapter.pth is used; anything but what is known to be unused raises WeightsError."""
+    """Nothing in inversion_adapter.pth is used; anything but what is known to be unused raises
+    WeightsError.
+    """
     if not file.is_file():
         return
     unknown = [name for name in read_weights(file) if not name.startswith("vae2clip.")]
@@ -119,7 +134,9 @@ def check_inversion_adapter(file: Path) -> None:
 
 
 def noted_shape(file: Path, levels: int) -> dict:
-    """Heads per level and norm groups from a diffusers configuration, whose attention_head_dim counts heads."""
+    """Heads per level and norm groups from a diffusers configuration, whose attention_head_dim
+    counts heads.
+    """
     config = read_json(file)
     found = {}
     if heads := config.get("attention_head_dim"):
@@ -133,10 +150,13 @@ def own_name(name: str) -> str:
     return f"network.{name}" if name.startswith(HEAD) else f"network.unet.{name}"
 
 
-def write_published(target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]) -> None:
+def write_published(
+    target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
+) -> None:
     """The flat mapping again, as .pth or .safetensors by the target's suffix.
 
-    Raises WeightsError for paper mode, and for networks trained along: a flat UNet has no place for either.
+    Raises WeightsError for paper mode, and for networks trained along: a flat UNet has no place for
+    either.
     """
     mode = config.model.mode
     if mode == "paper":
@@ -164,16 +184,22 @@ def write_published(target: Path, state: dict[str, Tensor], config: ExperimentCo
 
 
 def read_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
-    """{"image_proj": ..., "adapter_adapter": ...} with GarDiff's names. Raises WeightsError for other files."""
+    """{"image_proj": ..., "adapter_adapter": ...} with GarDiff's names. Raises WeightsError for
+    other files.
+    """
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     sections = adapter_sections(content if isinstance(content, dict) else {})
     if not all(sections.values()):
-        raise WeightsError(f"{path}: not an adapter file; expected the sections image_proj and adapter_adapter.")
+        raise WeightsError(
+            f"{path}: not an adapter file; expected the sections image_proj and adapter_adapter."
+        )
     return sections
 
 
 def adapter_sections(content: dict) -> dict[str, dict[str, Tensor]]:
-    """The two sections, empty where absent, of a mapping nested or flat, in GarDiff's or IP-Adapter's names."""
+    """The two sections, empty where absent, of a mapping nested or flat, in GarDiff's or
+    IP-Adapter's names.
+    """
     sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "adapter_adapter": {}}
     for name, value in content.items():
         section, _, rest = str(name).partition(".")
@@ -193,8 +219,12 @@ def load_adapter(network: DecoupledUNet, path: Path) -> None:
     fill_adapter(network, read_adapter(path), path)
 
 
-def fill_adapter(network: DecoupledUNet, sections: dict[str, dict[str, Tensor]], source: Path) -> None:
+def fill_adapter(
+    network: DecoupledUNet, sections: dict[str, dict[str, Tensor]], source: Path
+) -> None:
     load_state(network.image_proj, sections["image_proj"], source)
-    processors = (network.unet.get_submodule(name).processor for name in attention_names(network.unet))
+    processors = (
+        network.unet.get_submodule(name).processor for name in attention_names(network.unet)
+    )
     numbered = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in processors)
     load_state(numbered, sections["adapter_adapter"], source)

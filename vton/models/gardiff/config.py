@@ -20,17 +20,27 @@ class AppearanceConfig:
     high_frequency: bool = True  # Sobel
     t_max: int = 1000  # applied to timesteps up to this; 1000 = all, as in the paper
     samples: int = 0  # of each batch; 0 = all. Decoding with gradients is the costly part
-    dists_weights: str = ""  # folder with VGG16's; "" = $VTON_METRIC_WEIGHTS, `make weights`' folder, else random
-    dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # VGG16's; others have fixed random weights
+    # folder with VGG16's; "" = $VTON_METRIC_WEIGHTS, `make weights`' folder, else random
+    dists_weights: str = ""
+    dists_channels: tuple[int, ...] = (
+        64,
+        128,
+        256,
+        512,
+        512,
+    )  # VGG16's; others have fixed random weights
 
 
 @dataclass
 class DecoupledConfig:
-    """mode=decoupled: text attention plus `scale` times attention to tokens projected from CLIP's summary."""
+    """mode=decoupled: text attention plus `scale` times attention to tokens projected from CLIP's
+    summary.
+    """
 
     tokens: int = 4
     scale: float = 1.0
-    pretrained: str = ""  # adapter file: projection head, keys and values; IP-Adapter's names or GarDiff's
+    # adapter file: projection head, keys and values; IP-Adapter's names or GarDiff's
+    pretrained: str = ""
 
     def __post_init__(self):
         if self.tokens < 1:
@@ -44,8 +54,9 @@ def stable_diffusion_2() -> UNetConfig:
 @dataclass
 class GarDiffConfig(ModelConfig):
     name: str = "gardiff"
-    # paper: Section 3 of the paper; release: the script of December 2024; legacy12: that of July 2024; decoupled: the
-    # adapter classes of the repository. vton/models/gardiff/README.md compares them.
+    # paper: Section 3 of the paper; release: the script of December 2024; legacy12: that of July
+    # 2024; decoupled: the adapter classes of the repository. vton/models/gardiff/README.md compares
+    # them.
     mode: Literal["paper", "release", "decoupled", "legacy12"] = "paper"
     condition_dropout: float = 0.05
     unet: UNetConfig = field(default_factory=stable_diffusion_2)
@@ -54,17 +65,30 @@ class GarDiffConfig(ModelConfig):
 
     # mode=paper
     adapter: bool = True  # False: plain cross-attention to the CLIP tokens, no VAE branch, no mask (Table 3, "Base")
-    branches: tuple[Branch, ...] = ("clip", "vae")  # of the adapter; a single one uses the layer's own keys and values
-    clip_tokens: Literal["all", "pooled"] = "all"  # every patch of the tower, or its projected summary
-    vae_tokens: Literal["channels", "patches"] = "channels"  # one token per latent channel, or per 2x2 latent patch
-    mask_branches: tuple[Branch, ...] = ("clip", "vae")  # branches of Eq. 6 that the mask multiplies; [] = Eq. 5
+    branches: tuple[Branch, ...] = (
+        "clip",
+        "vae",
+    )  # of the adapter; a single one uses the layer's own keys and values
+    # every patch of the tower, or its projected summary
+    clip_tokens: Literal["all", "pooled"] = "all"
+    # one token per latent channel, or per 2x2 latent patch
+    vae_tokens: Literal["channels", "patches"] = "channels"
+    mask_branches: tuple[Branch, ...] = (
+        "clip",
+        "vae",
+    )  # branches of Eq. 6 that the mask multiplies; [] = Eq. 5
 
     # the other modes
-    text: TextConfig = field(default_factory=TextConfig)  # release, legacy12: only its begin token, learned if trained
+    text: TextConfig = field(
+        default_factory=TextConfig
+    )  # release, legacy12: only its begin token, learned if trained
     decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
-    clip_rescale: Literal["single", "release"] = "single"  # release: pixels divided by 255 twice, as that script does
-    blend_steps: int = 18  # legacy12: sampling steps, from the first, after which the warped garment is put in
-    paste_back: bool = False  # original picture outside the feathered mask, as the released script does
+    # release: pixels divided by 255 twice, as that script does
+    clip_rescale: Literal["single", "release"] = "single"
+    # legacy12: sampling steps, from the first, after which the warped garment is put in
+    blend_steps: int = 18
+    # original picture outside the feathered mask, as the released script does
+    paste_back: bool = False
 
     def __post_init__(self):
         if self.adapter and (not self.branches or len(set(self.branches)) < len(self.branches)):

@@ -1,7 +1,9 @@
-"""GarDiff's part of `vton verify`: reference tensors recomputed by the code that trains and samples.
+"""GarDiff's part of `vton verify`: reference tensors recomputed by the code that trains and
+samples.
 
-The released script from pictures to picture, one UNet call from inside, the decoupled adapter, the July script with its
-blended sampling, pasting back, and the paper's formulas. A folder may hold any of these groups.
+The released script from pictures to picture, one UNet call from inside, the decoupled adapter, the
+July script with its blended sampling, pasting back, and the paper's formulas. A folder may hold any
+of these groups.
 """
 
 from __future__ import annotations
@@ -12,7 +14,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from vton.config import SamplerConfig
 from vton.diffusion.objective import Objective
@@ -37,9 +44,9 @@ from vton.models.gardiff.released import (
     feathered,
     paste_back,
 )
-from vton.models.pretrained import load_state
 from vton.models.reference import Kind, Reference, read_objective, read_resampler
 from vton.models.warp.tps import ThinPlateSpline, lattice, warp
+from vton.weights.pretrained import load_state
 
 AFTER_STEP = "legacy12.latents_after_step"
 RUNS = ("latents_per_step", "final_latents", "final_image", "noise_pred_last", AFTER_STEP)
@@ -84,13 +91,18 @@ class Networks:
     def __init__(self, reference: Reference):
         self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
 
-    def ready(self, network: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> nn.Module:
+    def ready(
+        self, network: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype | None = None
+    ) -> nn.Module:
         load_state(network, weights, self.reference.folder)
-        # diffusers' own .to warns of layers to be kept in float32, of which these networks have none.
+        # diffusers' own .to warns of layers to be kept in float32, of which these networks have
+        # none.
         return nn.Module.to(network, self.reference.device, dtype or self.reference.dtype).eval()
 
     def unet(self, settings: str = "unet", weights: str = "unet") -> UNet2DConditionModel:
-        return self.ready(UNet2DConditionModel(**self.settings[settings]), self.reference.weights(weights))
+        return self.ready(
+            UNet2DConditionModel(**self.settings[settings]), self.reference.weights(weights)
+        )
 
     @cached_property
     def released(self) -> ReleasedUNet:
@@ -134,13 +146,23 @@ class Networks:
         """Pictures in [0, 1]."""
         return (self.codec.decode(z) / 2 + 0.5).clamp(0, 1)
 
-    def run(self, network: GarmentDenoiser, conditions: Conditions, start: Tensor, sampler: SamplerConfig):
+    def run(
+        self,
+        network: GarmentDenoiser,
+        conditions: Conditions,
+        start: Tensor,
+        sampler: SamplerConfig,
+    ):
         """Timesteps; predictions and latents of every step, from the shared sampling loop."""
         predictions, latents = [], []
         sample(
-            network, conditions, lambda: start, sampler, self.objective,
+            network,
+            conditions,
+            lambda: start,
+            sampler,
+            self.objective,
             watch=lambda step, prediction, z: (predictions.append(prediction), latents.append(z)),
-        )  # fmt: skip
+        )
         return make_solver(sampler, self.objective, start.device).timesteps, predictions, latents
 
 
@@ -149,9 +171,17 @@ def released_script(networks: Networks) -> dict[str, Tensor]:
     i, network, settings = networks.inputs, networks.released, networks.settings["scheduler"]
     warped, garment = networks.picture("warped_cloth_u8"), networks.picture("cloth_u8")
     both = composite(networks.picture("image_u8"), warped, i["inpaint_mask"].float())
-    pixels = {rescale: clip_pixels(networks.clip, garment, rescale) for rescale in ("single", "release")}
-    clip = {rescale: networks.clip.tower(x.to(network.unet.dtype)).image_embeds for rescale, x in pixels.items()}
-    posterior, token_latents = networks.codec.posterior(warped), networks.latents(warped, "noise_vae_token")
+    pixels = {
+        rescale: clip_pixels(networks.clip, garment, rescale) for rescale in ("single", "release")
+    }
+    clip = {
+        rescale: networks.clip.tower(x.to(network.unet.dtype)).image_embeds
+        for rescale, x in pixels.items()
+    }
+    posterior, token_latents = (
+        networks.codec.posterior(warped),
+        networks.latents(warped, "noise_vae_token"),
+    )
     conditions = network.condition(
         begin=networks.text[:, :1],
         clip=clip["release"][:, None],
@@ -210,15 +240,22 @@ def unet_call(networks: Networks) -> dict[str, Tensor]:
 
         return hook
 
-    handles = [unet.get_submodule(path).register_forward_hook(remember(name)) for name, path in watched.items()]
-    seen["unet.unet_out"] = networks.released(i["unet_sample"], i["unet_timestep"], i["unet_tokens"])
+    handles = [
+        unet.get_submodule(path).register_forward_hook(remember(name))
+        for name, path in watched.items()
+    ]
+    seen["unet.unet_out"] = networks.released(
+        i["unet_sample"], i["unet_timestep"], i["unet_tokens"]
+    )
     for handle in handles:
         handle.remove()
     return seen
 
 
 def decoupled_adapter(networks: Networks) -> dict[str, Tensor]:
-    """mode=decoupled: projection head, whole UNets at several scales, one layer with masks and without adapter."""
+    """mode=decoupled: projection head, whole UNets at several scales, one layer with masks and
+    without adapter.
+    """
     i, weights, settings = networks.inputs, networks.reference.weights("adapter"), networks.settings
     embedding, text = i["adapter_image_embeds"], i["adapter_text_tokens"]
     context = len(weights["image_proj.norm.weight"])
@@ -227,7 +264,11 @@ def decoupled_adapter(networks: Networks) -> dict[str, Tensor]:
     fill_adapter(network, adapter_sections(weights), networks.reference.folder)
     nn.Module.to(network, embedding.device, embedding.dtype).eval()
     resampler = read_resampler(settings["resampler"])
-    own = {name.removeprefix("resampler."): x for name, x in weights.items() if name.startswith("resampler.")}
+    own = {
+        name.removeprefix("resampler."): x
+        for name, x in weights.items()
+        if name.startswith("resampler.")
+    }
     found = {"decoupled.resampler_tokens": networks.ready(resampler, own)(i["resampler_features"])}
 
     channels = settings["unet"]["out_channels"]
@@ -251,9 +292,10 @@ def decoupled_adapter(networks: Networks) -> dict[str, Tensor]:
             network.set_scale(float(scale.replace("p", ".")))
             whole = what == "decoupled.unet_out"
             found[name] = (
-                network.denoise(z_t, i["unet_timestep"], conditions, {}) if whole
+                network.denoise(z_t, i["unet_timestep"], conditions, {})
+                if whole
                 else layer(hidden, tokens, adapter_length=count)
-            )  # fmt: skip
+            )
     return found
 
 
@@ -262,9 +304,14 @@ def july_script(networks: Networks) -> dict[str, Tensor]:
     i, expected = networks.inputs, networks.reference.expected
     guidance = networks.settings["legacy_image_guidance_scale"]
     network = LegacyUNet(networks.unet("unet12", "unet_legacy12"))
-    warped, agnostic = networks.picture("warped_cloth_u8", slice(1)), networks.picture("masked_person_u8")
+    warped, agnostic = (
+        networks.picture("warped_cloth_u8", slice(1)),
+        networks.picture("masked_person_u8"),
+    )
     codec = networks.codec
-    x_a, x_w = ((codec.encode(image) / codec.scaling).to(network.unet.dtype) for image in (agnostic, warped))
+    x_a, x_w = (
+        (codec.encode(image) / codec.scaling).to(network.unet.dtype) for image in (agnostic, warped)
+    )
     conditions = network.condition(
         begin=networks.text[:1, :1],
         clip=i["legacy_clip_embeds"][:, None],
@@ -283,12 +330,18 @@ def july_script(networks: Networks) -> dict[str, Tensor]:
     )
     start = i["noise_legacy_init"]
     timesteps, _, latents = networks.run(network, conditions, start, sampler)
-    both = double(conditions, network.unconditional(conditions))  # the script's order; the sampler's is the other
+    both = double(
+        conditions, network.unconditional(conditions)
+    )  # the script's order; the sampler's is the other
     z = torch.cat([start, start])
     first = network.denoise(z, timesteps[:1].expand(len(z)), both, {})
     cond, uncond = first.chunk(2)
     picture = (networks.decoded(latents[-1]) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    steps = {name: latents[int(name.removeprefix(AFTER_STEP))] for name in expected if name.startswith(AFTER_STEP)}
+    steps = {
+        name: latents[int(name.removeprefix(AFTER_STEP))]
+        for name in expected
+        if name.startswith(AFTER_STEP)
+    }
     return {
         "legacy12.timesteps": timesteps,
         "legacy12.prompt_embeds": conditions["tokens"],
@@ -302,7 +355,9 @@ def july_script(networks: Networks) -> dict[str, Tensor]:
 
 def pasting(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     mask = (inputs["paste_mask_u8"] > 127).float()[None, None]
-    generated, original = (inputs[f"paste_{which}_u8"].permute(2, 0, 1)[None].float() for which in ("pred", "gt"))
+    generated, original = (
+        inputs[f"paste_{which}_u8"].permute(2, 0, 1)[None].float() for which in ("pred", "gt")
+    )
     return {
         "paste.fuse_mask_u8": feathered(mask)[0, 0],
         "paste.fused_u8": paste_back(generated, original, mask)[0].permute(1, 2, 0),
@@ -318,7 +373,9 @@ def formulas(networks: Networks) -> dict[str, Tensor]:
     prediction, truth, mask = i["pred_img"], i["gt_img"], i["warp_mask"]
     gx, gy = sobel(truth)
     dists = DISTS(tuple(networks.settings["dists_channels"][1:]))
-    own = {name.removeprefix("dists."): x for name, x in weights.items() if name.startswith("dists.")}
+    own = {
+        name.removeprefix("dists."): x for name, x in weights.items() if name.startswith("dists.")
+    }
     dists = networks.ready(dists, own)
     return {
         "xt": x_t,
@@ -337,18 +394,28 @@ def formulas(networks: Networks) -> dict[str, Tensor]:
     }
 
 
-def garment_focused(networks: Networks, i: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def garment_focused(
+    networks: Networks, i: dict[str, Tensor], weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Eq. 5 and 6 by one cross-attention layer."""
     theirs = {
-        "to_q": "to_q", "to_k": "to_k_clip", "to_v": "to_v_clip", "to_out.0": "to_out.0",
-        "processor.to_k_adapter": "to_k_vae", "processor.to_v_adapter": "to_v_vae",
-    }  # fmt: skip
+        "to_q": "to_q",
+        "to_k": "to_k_clip",
+        "to_v": "to_v_clip",
+        "to_out.0": "to_out.0",
+        "processor.to_k_adapter": "to_k_vae",
+        "processor.to_v_adapter": "to_v_vae",
+    }
     own = {f"{ours}.weight": weights[f"gf.{name}.weight"] for ours, name in theirs.items()}
     own["to_out.0.bias"] = weights["gf.to_out.0.bias"]
     hidden, heads = i["attn_hidden"], networks.settings["gf"]["heads"]
     inner, context = own["to_k.weight"].shape
     found = {}
-    for name, masked in (("nomask", (False, False)), ("mask_both", (True, True)), ("mask_vae", (False, True))):
+    for name, masked in (
+        ("nomask", (False, False)),
+        ("mask_both", (True, True)),
+        ("mask_vae", (False, True)),
+    ):
         layer = Attention(hidden.shape[-1], context, heads=heads, dim_head=inner // heads)
         layer.set_processor(GarmentFocusedProcessor(layer, masked))
         tokens = torch.cat([i["clip_tokens"], i["vae_tokens"]], dim=1)
@@ -362,5 +429,11 @@ def garment_focused(networks: Networks, i: dict[str, Tensor], weights: dict[str,
 def spline(networks: Networks, i: dict[str, Tensor]) -> dict[str, Tensor]:
     side = round(i["tps_points"].shape[1] ** 0.5)
     size = networks.settings["tps"]
-    grid = ThinPlateSpline(size["height"], size["width"], side).to(i["tps_points"].device)(i["tps_points"].float())
-    return {"tps_target_points": lattice(side), "tps_grid": grid, "tps_warped": warp(i["tps_image"].float(), grid)}
+    grid = ThinPlateSpline(size["height"], size["width"], side).to(i["tps_points"].device)(
+        i["tps_points"].float()
+    )
+    return {
+        "tps_target_points": lattice(side),
+        "tps_grid": grid,
+        "tps_warped": warp(i["tps_image"].float(), grid),
+    }

@@ -1,7 +1,7 @@
 """IDM-VTON's two UNets as configured, with the weights that the paper starts from.
 
-TryonNet: a text-to-image or inpainting SDXL UNet whose first layer is widened, plus an IP-Adapter file. GarmentNet: the
-SDXL base UNet without its added embedding.
+TryonNet: a text-to-image or inpainting SDXL UNet whose first layer is widened, plus an IP-Adapter
+file. GarmentNet: the SDXL base UNet without its added embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import TryonNet
-from vton.models.pretrained import (
+from vton.models.resampler import Resampler
+from vton.models.settings import UNetConfig
+from vton.models.unet import attention_names, build_unet
+from vton.weights.pretrained import (
     WeightsError,
     hub_folder,
     load_state,
@@ -22,13 +25,13 @@ from vton.models.pretrained import (
     read_json,
     read_weights_folder,
 )
-from vton.models.resampler import Resampler
-from vton.models.settings import UNetConfig
-from vton.models.unet import attention_names, build_unet
 
 
-def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int, aspect: float = 1.0) -> TryonNet:
-    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`. Raises WeightsError.
+def build_tryon(
+    config: IdmVtonConfig, channels: int, clip_width: int, aspect: float = 1.0
+) -> TryonNet:
+    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`. Raises
+    WeightsError.
 
     aspect: height / width of the pictures, for `unet.positions`.
     """
@@ -40,7 +43,9 @@ def build_tryon(config: IdmVtonConfig, channels: int, clip_width: int, aspect: f
         tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
     else:
         folder = hub_folder(source, config.unet.subfolder, "model.unet.pretrained")
-        unet = unet_from(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
+        unet = unet_from(
+            folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels
+        )
         tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
         load_base(tryon, read_weights_folder(folder), channels, folder)
     if config.image_prompt.enabled and config.image_prompt.pretrained:
@@ -62,13 +67,20 @@ def build_resampler(config: IdmVtonConfig, clip_width: int) -> Resampler:
     )
 
 
-def build_garment_net(config: UNetConfig, channels: int, aspect: float = 1.0) -> UNet2DConditionModel:
+def build_garment_net(
+    config: UNetConfig, channels: int, aspect: float = 1.0
+) -> UNet2DConditionModel:
     """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises WeightsError."""
     if not config.pretrained:
         return build_unet(config, channels, channels, key="model.garment_unet", aspect=aspect)
     folder = hub_folder(config.pretrained, config.subfolder, "model.garment_unet.pretrained")
     unet = unet_from(
-        folder, config, "model.garment_unet", in_channels=channels, out_channels=channels, addition_embed_type=None
+        folder,
+        config,
+        "model.garment_unet",
+        in_channels=channels,
+        out_channels=channels,
+        addition_embed_type=None,
     )
     load_state(unet, without_added_embedding(unet, read_weights_folder(folder)), folder)
     return unet
@@ -79,7 +91,9 @@ def unet_from(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DCo
     arguments = published_arguments(read_json(folder / "config.json")) | changed
     context = arguments["cross_attention_dim"]
     if context != config.context:
-        raise WeightsError(f"{folder}/config.json has context width {context}, {key}.context is {config.context}.")
+        raise WeightsError(
+            f"{folder}/config.json has context width {context}, {key}.context is {config.context}."
+        )
     unet = UNet2DConditionModel(**arguments)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -89,16 +103,20 @@ def unet_from(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DCo
 def published_arguments(config: dict) -> dict:
     """UNet2DConditionModel's arguments in a published config.json.
 
-    Left out: the averaging fields that the inpainting UNet's file inherited (decay, power, ...), and the image
-    projection, which a stock UNet refuses and TryonNet adds itself.
+    Left out: the averaging fields that the inpainting UNet's file inherited (decay, power, ...),
+    and the image projection, which a stock UNet refuses and TryonNet adds itself.
     """
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
     chosen = {name: value for name, value in config.items() if name in known}
     return chosen | {"encoder_hid_dim": None, "encoder_hid_dim_type": None}
 
 
-def without_added_embedding(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """GarmentNet's weights without the pooled-text embedding that its file holds and its configuration turns off."""
+def without_added_embedding(
+    unet: UNet2DConditionModel, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """GarmentNet's weights without the pooled-text embedding that its file holds and its
+    configuration turns off.
+    """
     if unet.config.addition_embed_type is not None:
         return state
     return {name: tensor for name, tensor in state.items() if not name.startswith("add_embedding.")}
@@ -117,13 +135,19 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
 
 def image_prompt_names(tryon: TryonNet) -> list[str]:
     """Parameters of the Resampler and of the image keys and values, as in `tryon.unet`'s state."""
-    return [n for n in tryon.unet.state_dict() if n.startswith("encoder_hid_proj.") or ".processor.to_" in n]
+    return [
+        n
+        for n in tryon.unet.state_dict()
+        if n.startswith("encoder_hid_proj.") or ".processor.to_" in n
+    ]
 
 
 def widen(weight: Tensor, channels: int, source: Path | str) -> Tensor:
-    """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person, pose; the rest is zero.
+    """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person, pose; the
+    rest is zero.
 
-    c = `channels`. The inpainting UNet has the first three in this order already. Raises WeightsError.
+    c = `channels`. The inpainting UNet has the first three in this order already. Raises
+    WeightsError.
     """
     inputs = 3 * channels + 1
     if weight.shape[1] not in (channels, 2 * channels + 1, inputs):
@@ -140,16 +164,20 @@ def image_prompt_file(config: IdmVtonConfig) -> Path:
     """The IP-Adapter file that the configuration names."""
     where = Path(config.image_prompt.file)
     folder = hub_folder(
-        config.image_prompt.pretrained, str(where.parent), "model.image_prompt.pretrained", only=where.name
+        config.image_prompt.pretrained,
+        str(where.parent),
+        "model.image_prompt.pretrained",
+        only=where.name,
     )
     return folder / where.name
 
 
 def load_image_prompt(tryon: TryonNet, path: Path) -> None:
-    """Resampler and image keys/values from an IP-Adapter file (.bin nested by section, or flat). Raises WeightsError.
+    """Resampler and image keys/values from an IP-Adapter file (.bin nested by section, or flat).
+    Raises WeightsError.
 
-    Its number k in `ip_adapter.<k>.to_k_ip.weight` is the layer's place among all attention layers in module order
-    (down, up, mid), which is not the order of execution.
+    Its number k in `ip_adapter.<k>.to_k_ip.weight` is the layer's place among all attention layers
+    in module order (down, up, mid), which is not the order of execution.
     """
     sections = read_ip_adapter(path)
     load_state(tryon.unet.encoder_hid_proj, sections["image_proj"], path)

@@ -1,4 +1,5 @@
-"""The published IDM-VTON: a diffusers folder of one subfolder per network, read into a run and written again.
+"""The published IDM-VTON: a diffusers folder of one subfolder per network, read into a run and
+written again.
 
     unet/            TryonNet; with the Resampler (encoder_hid_proj.*) and the image keys and values
                      (...attn2.processor.to_k_ip.weight, to_v_ip.weight)
@@ -27,7 +28,9 @@ from vton.errors import one_line
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import published_arguments
 from vton.models.idm_vton.config import IdmVtonConfig
-from vton.models.pretrained import (
+from vton.models.settings import UNetConfig
+from vton.models.unet import unet_arguments
+from vton.weights.pretrained import (
     Published,
     WeightsError,
     hub_folder,
@@ -36,8 +39,6 @@ from vton.models.pretrained import (
     read_weights_folder,
     setting,
 )
-from vton.models.settings import UNetConfig
-from vton.models.unet import unet_arguments
 
 PREFIX = "tryon.unet."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,22 +62,31 @@ NETWORKS = {
 def read_published(path: Path) -> Published:
     """TryonNet's weights and the settings that the folder's configuration files imply.
 
-    A folder with weights alone (IDM-VTON-DC) counts as the published size, its frozen networks are those of
-    preset=paper. Raises WeightsError naming the file that is absent, broken or of another model.
+    A folder with weights alone (IDM-VTON-DC) counts as the published size, its frozen networks are
+    those of preset=paper. Raises WeightsError naming the file that is absent, broken or of another
+    model.
     """
     if not path.is_dir():
-        raise WeightsError(f"{path} is a file; IDM-VTON is published as a diffusers folder that holds unet/.")
+        raise WeightsError(
+            f"{path} is a file; IDM-VTON is published as a diffusers folder that holds unet/."
+        )
     folder = path / "unet" if (path / "unet").is_dir() else path
     weights = read_weights_folder(folder)
-    lacking = [name for name in ("conv_in.weight", "encoder_hid_proj.latents") if name not in weights]
+    lacking = [
+        name for name in ("conv_in.weight", "encoder_hid_proj.latents") if name not in weights
+    ]
     if lacking:
-        raise WeightsError(f"{folder} holds no IDM-VTON TryonNet: its weights lack {' and '.join(lacking)}.")
+        raise WeightsError(
+            f"{folder} holds no IDM-VTON TryonNet: its weights lack {' and '.join(lacking)}."
+        )
     if (folder / "config.json").exists():
         settings = tryon_settings(folder, weights)
     elif weights["conv_in.weight"].shape[0] == 320:
         settings = []
     else:
-        raise WeightsError(f"{folder} has no config.json and is not of the published size; put its config.json there.")
+        raise WeightsError(
+            f"{folder} has no config.json and is not of the published size; put its config.json there."
+        )
     settings += ["model.unet.pretrained=''", "model.image_prompt.pretrained=''"]
     if (path / "model_index.json").exists():
         settings += frozen_settings(path.resolve())
@@ -114,8 +124,18 @@ def unet_settings(arguments: dict, key: str, folder: Path) -> list[str]:
         size_id_width=size_id_width,
     )
     check_expressible(arguments, found, folder)
-    names = ("widths", "attention", "heads", "depth", "layers", "context", "groups", "linear_projection", "pooled",
-             "size_id_width")  # fmt: skip
+    names = (
+        "widths",
+        "attention",
+        "heads",
+        "depth",
+        "layers",
+        "context",
+        "groups",
+        "linear_projection",
+        "pooled",
+        "size_id_width",
+    )
     return [setting(f"{key}.{name}", getattr(found, name)) for name in names]
 
 
@@ -126,10 +146,17 @@ def check_expressible(arguments: dict, found: UNetConfig, folder: Path) -> None:
     with torch.device("meta"):
         ours = UNet2DConditionModel(**ours).config
         theirs = UNet2DConditionModel(**arguments).config
-    silent = ("sample_size", "addition_time_embed_dim", "projection_class_embeddings_input_dim", "addition_embed_type")
+    silent = (
+        "sample_size",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "addition_embed_type",
+    )
     for name, value in theirs.items():
         if not name.startswith("_") and name not in silent and plain(value) != plain(ours[name]):
-            raise WeightsError(f"{folder}/config.json: {name}={value} is not supported; expected {ours[name]}.")
+            raise WeightsError(
+                f"{folder}/config.json: {name}={value} is not supported; expected {ours[name]}."
+            )
 
 
 def plain(value):
@@ -139,8 +166,9 @@ def plain(value):
 def resampler_settings(weights: dict[str, Tensor], config: dict, folder: Path) -> list[str]:
     """Sizes that the Resampler's tensors show.
 
-    The number of heads is not among them. Published heads are 64 wide; ours are noted in config.json; for any other
-    width the run's settings must say it (model.resampler.heads and head_width), else its shapes don't fit.
+    The number of heads is not among them. Published heads are 64 wide; ours are noted in
+    config.json; for any other width the run's settings must say it (model.resampler.heads and
+    head_width), else its shapes don't fit.
     """
     name = "encoder_hid_proj."
     try:
@@ -159,13 +187,23 @@ def resampler_settings(weights: dict[str, Tensor], config: dict, folder: Path) -
 
 def frozen_settings(path: Path) -> list[str]:
     """Where the frozen networks lie, and their shapes."""
-    folders = {name: path / name for name in ("unet_encoder", "image_encoder", "text_encoder", "text_encoder_2", "vae")}
+    folders = {
+        name: path / name
+        for name in ("unet_encoder", "image_encoder", "text_encoder", "text_encoder_2", "vae")
+    }
     absent = [name for name, folder in folders.items() if not (folder / "config.json").is_file()]
     if absent:
-        raise WeightsError(f"{path} is incomplete: no config.json in {', '.join(absent)}. Fetch the whole repository.")
-    garment = published_arguments(read_json(folders["unet_encoder"] / "config.json")) | {"addition_embed_type": None}
+        raise WeightsError(
+            f"{path} is incomplete: no config.json in {', '.join(absent)}. Fetch the whole repository."
+        )
+    garment = published_arguments(read_json(folders["unet_encoder"] / "config.json")) | {
+        "addition_embed_type": None
+    }
     settings = unet_settings(garment, "model.garment_unet", folders["unet_encoder"])
-    settings += [*sourced("model.garment_unet", path, "unet_encoder"), "model.garment_unet.trained=false"]
+    settings += [
+        *sourced("model.garment_unet", path, "unet_encoder"),
+        "model.garment_unet.trained=false",
+    ]
     clip = transformers_config(CLIPVisionConfig, folders["image_encoder"])
     settings += sourced("model.clip", path, "image_encoder") + encoder_settings("model.clip", clip)
     settings += [
@@ -187,9 +225,15 @@ def frozen_settings(path: Path) -> list[str]:
 
 def codec_settings(path: Path) -> list[str]:
     vae = read_json(path / "vae" / "config.json")
-    names = {"latent_channels": "channels", "block_out_channels": "widths", "layers_per_block": "layers",
-             "norm_num_groups": "groups"}  # fmt: skip
-    shape = [setting(f"codec.{ours}", vae[theirs]) for theirs, ours in names.items() if theirs in vae]
+    names = {
+        "latent_channels": "channels",
+        "block_out_channels": "widths",
+        "layers_per_block": "layers",
+        "norm_num_groups": "groups",
+    }
+    shape = [
+        setting(f"codec.{ours}", vae[theirs]) for theirs, ours in names.items() if theirs in vae
+    ]
     return ["codec.name=kl", *sourced("codec", path, "vae"), *shape]
 
 
@@ -237,11 +281,14 @@ def sourced(key: str, path: Path, subfolder: str) -> list[str]:
 # ---- writing ----
 
 
-def write_published(target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]) -> None:
+def write_published(
+    target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
+) -> None:
     """The same kind of folder from a run's weights; complete or not there at all.
 
-    Networks that the run trained are written from `state`, the others copied from where the configuration finds them.
-    Raises WeightsError for a codec that the format has no place for, and for a run without one of its networks.
+    Networks that the run trained are written from `state`, the others copied from where the
+    configuration finds them. Raises WeightsError for a codec that the format has no place for, and
+    for a run without one of its networks.
     """
     model: IdmVtonConfig = config.model
     if not (model.garment_net and model.image_prompt.enabled):
@@ -272,9 +319,19 @@ def write_networks(folder: Path, state: dict[str, Tensor], config: ExperimentCon
     }
     write_unet(folder / "unet", tryon, unet_arguments(model.unet, inputs, channels), prompt)
     if garment := part(state, "garment_net."):
-        write_unet(folder / "unet_encoder", garment, unet_arguments(model.garment_unet, channels, channels), {})
+        write_unet(
+            folder / "unet_encoder",
+            garment,
+            unet_arguments(model.garment_unet, channels, channels),
+            {},
+        )
     else:
-        copy_part(model.garment_unet, model.garment_unet.subfolder, "model.garment_unet", folder / "unet_encoder")
+        copy_part(
+            model.garment_unet,
+            model.garment_unet.subfolder,
+            "model.garment_unet",
+            folder / "unet_encoder",
+        )
     if clip := part(state, "clip."):
         encoder = loaded(clip_image_encoder(model.clip), clip)
         encoder.tower.save_pretrained(folder / "image_encoder")
@@ -287,19 +344,32 @@ def write_networks(folder: Path, state: dict[str, Tensor], config: ExperimentCon
             encoder.model.save_pretrained(folder / f"text_encoder{suffix}")
             encoder.tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
         else:
-            copy_part(settings, settings.subfolder, f"model.{name}", folder / f"text_encoder{suffix}")
-            copy_part(settings, settings.tokenizer_subfolder, f"model.{name}", folder / f"tokenizer{suffix}")
+            copy_part(
+                settings, settings.subfolder, f"model.{name}", folder / f"text_encoder{suffix}"
+            )
+            copy_part(
+                settings,
+                settings.tokenizer_subfolder,
+                f"model.{name}",
+                folder / f"tokenizer{suffix}",
+            )
     write_codec(config, folder / "vae")
     noise = Objective(config.objective).scheduler_config
     noise |= {"timestep_spacing": config.sampler.spacing, "steps_offset": 1, "clip_sample": False}
     DDPMScheduler.from_config(noise).save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusionXLInpaintPipeline"} | {name: list(kind) for name, kind in NETWORKS.items()}
+    index = {"_class_name": "StableDiffusionXLInpaintPipeline"} | {
+        name: list(kind) for name, kind in NETWORKS.items()
+    }
     write_json(folder / "model_index.json", index)
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, under their names without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def write_unet(folder: Path, state: dict[str, Tensor], arguments: dict, more: dict) -> None:
@@ -308,7 +378,11 @@ def write_unet(folder: Path, state: dict[str, Tensor], arguments: dict, more: di
         config = dict(UNet2DConditionModel(**arguments).config)
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     write_json(folder / "config.json", {"_class_name": "UNet2DConditionModel"} | config | more)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        folder / WEIGHTS,
+        {"format": "pt"},
+    )
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -323,7 +397,9 @@ def loaded(encoder: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 def copy_part(settings, subfolder: str, key: str, target: Path) -> None:
     """A frozen network's folder as it is. Raises WeightsError if the configuration names none."""
     if not settings.pretrained:
-        raise WeightsError(f"{key} is neither in the run's weights nor anywhere else ({key}.pretrained is empty).")
+        raise WeightsError(
+            f"{key} is neither in the run's weights nor anywhere else ({key}.pretrained is empty)."
+        )
     shutil.copytree(hub_folder(settings.pretrained, subfolder, f"{key}.pretrained"), target)
 
 

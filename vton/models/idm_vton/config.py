@@ -11,10 +11,13 @@ from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetCo
 
 @dataclass
 class ImagePromptConfig:
-    """Keys and values of the image tokens in cross-attention; the Resampler that makes the tokens is `resampler`."""
+    """Keys and values of the image tokens in cross-attention; the Resampler that makes the tokens
+    is `resampler`.
+    """
 
     enabled: bool = True  # False: no CLIP, Resampler and image keys/values; cross-attention reads the caption alone
-    pretrained: str = ""  # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
+    # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
+    pretrained: str = ""
     file: str = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
     scale: float = 1.0  # weight of the image attention against the text attention
     trained: bool = True
@@ -49,20 +52,28 @@ def open_clip_big_g() -> TextConfig:
 @dataclass
 class IdmVtonConfig(ModelConfig):
     name: str = "idm_vton"
-    condition_dropout: float = 0.1  # the released script drops nothing, so its guidance branch is never trained
+    # the released script drops nothing, so its guidance branch is never trained
+    condition_dropout: float = 0.1
     unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=1280))
-    trained_part: Literal["all", "up_attention"] = "all"  # of unet; up_attention: customisation to one pair
-    garment_net: bool = True  # False: no GarmentNet; TryonNet's self-attention reads the person alone
+    # of unet; up_attention: customisation to one pair
+    trained_part: Literal["all", "up_attention"] = "all"
+    # False: no GarmentNet; TryonNet's self-attention reads the person alone
+    garment_net: bool = True
     garment_unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=0))
-    resampler: ResamplerConfig = field(default_factory=lambda: ResamplerConfig(width=1280, heads=20))
+    resampler: ResamplerConfig = field(
+        default_factory=lambda: ResamplerConfig(width=1280, heads=20)
+    )
     image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(fit="crop"))
     text: TextConfig = field(default_factory=lambda: TextConfig(penultimate=True))
     text_2: TextConfig = field(default_factory=open_clip_big_g)  # also makes the pooled vector
     negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
-    training_size_ids: Literal["true", "square"] = "true"  # square: height twice, as the released training script
-    null_features: Literal["closed_form", "zeros"] = "closed_form"  # equal results; zeros is the slow way to check it
-    garment_timestep: int | None = None  # approximation: garment features of this t at every t; null = exact
+    # square: height twice, as the released training script
+    training_size_ids: Literal["true", "square"] = "true"
+    # equal results; zeros is the slow way to check it
+    null_features: Literal["closed_form", "zeros"] = "closed_form"
+    # approximation: garment features of this t at every t; null = exact
+    garment_timestep: int | None = None
 
     def __post_init__(self):
         sums = (self.unet.context, self.garment_unet.context, self.text.width + self.text_2.width)
@@ -91,6 +102,10 @@ class IdmVtonConfig(ModelConfig):
 
 
 def joined(unet: UNetConfig) -> tuple:
-    """What has to be alike in both UNets, as attention joins them block by block; plain levels are free."""
+    """What has to be alike in both UNets, as attention joins them block by block; plain levels are
+    free.
+    """
     levels = zip(unet.attention, unet.widths, unet.depth, strict=True)
-    return unet.layers, *((width, depth) if attention else "plain" for attention, width, depth in levels)
+    return unet.layers, *(
+        (width, depth) if attention else "plain" for attention, width, depth in levels
+    )

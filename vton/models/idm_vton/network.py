@@ -1,14 +1,18 @@
-"""IDM-VTON's mathematics (arXiv 2403.05139, Section 3): TryonNet, GarmentNet, and what passes between them.
+"""IDM-VTON's mathematics (arXiv 2403.05139, Section 3): TryonNet, GarmentNet, and what passes
+between them.
 
-In every transformer block i of TryonNet, self-attention reads the person's tokens and GarmentNet's of block i,
+In every transformer block i of TryonNet, self-attention reads the person's tokens and GarmentNet's
+of block i,
 
     z = [LN1(x); g_i]        x <- x + Wo softmax(Wq LN1(x) (Wk z)^T / sqrt d) Wv z,
 
-with g_i the normalised input of GarmentNet's self-attention at the same timestep. Only queries of person tokens are
-formed: the other rows would be thrown away. Cross-attention reads text and image tokens (vton/models/attention.py).
+with g_i the normalised input of GarmentNet's self-attention at the same timestep. Only queries of
+person tokens are
+formed: the other rows would be thrown away. Cross-attention reads text and image tokens
+(vton/models/attention.py).
 
-Legend: B batch, G distinct garments, N person tokens, M garment tokens, D width of a block, c latent channels,
-h w latent size, L text tokens, n image tokens, C context width, P pooled width.
+Legend: B batch, G distinct garments, N person tokens, M garment tokens, D width of a block, c
+latent channels, h w latent size, L text tokens, n image tokens, C context width, P pooled width.
 """
 
 from __future__ import annotations
@@ -24,16 +28,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import ImagePromptProcessor, as_slice, merge_heads, read_garment, split_heads
+from vton.models.attention import (
+    ImagePromptProcessor,
+    as_slice,
+    merge_heads,
+    read_garment,
+    split_heads,
+)
 from vton.models.resampler import Resampler
 from vton.models.unet import execution_order, garment_taps
 
 
 class Garments:
-    """The garment features that each row of a batch reads, made once per pass for all self-attentions.
+    """The garment features that each row of a batch reads, made once per pass for all
+    self-attentions.
 
-    features: {"0": (G, M, D), ...} by block in execution order, and "row" (B,): each row's place among the G, or -1
-    for rows without a garment, which read M zero tokens. closed_form: these tokens are summed up instead of computed.
+    features: {"0": (G, M, D), ...} by block in execution order, and "row" (B,): each row's place
+    among the G, or -1 for rows without a garment, which read M zero tokens. closed_form: these
+    tokens are summed up instead of computed.
     """
 
     def __init__(self, features: Features, closed_form: bool):
@@ -55,31 +67,46 @@ class Garments:
 
 
 class GarmentSelfAttention:
-    """Self-attention of transformer block `index` (in execution order), joined by the garment's tokens.
+    """Self-attention of transformer block `index` (in execution order), joined by the garment's
+    tokens.
 
-    It is bound to its index instead of counting calls, so that gradient checkpointing may call it twice.
+    It is bound to its index instead of counting calls, so that gradient checkpointing may call it
+    twice.
     """
 
     def __init__(self, index: int):
         self.index = index
 
     def __call__(
-        self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None,
+        self,
+        attn: Attention,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
         garment: Garments | None = None,
-    ):  # fmt: skip
+    ):
         """hidden_states (B, N, D) -> (B, N, D)."""
-        q, k, v = (self.project(linear, attn, hidden_states) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (
+            self.project(linear, attn, hidden_states)
+            for linear in (attn.to_q, attn.to_k, attn.to_v)
+        )
         if garment is None:
             out = F.scaled_dot_product_attention(q, k, v)
         elif garment.closed_form:
             out = self.per_branch(attn, q, k, v, garment)
         else:
             g = garment.rows(self.index)
-            out = joint_attention(q, k, v, self.project(attn.to_k, attn, g), self.project(attn.to_v, attn, g))
+            out = joint_attention(
+                q, k, v, self.project(attn.to_k, attn, g), self.project(attn.to_v, attn, g)
+            )
         return attn.to_out[1](attn.to_out[0](merge_heads(out)))
 
-    def per_branch(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, garment: Garments) -> Tensor:
-        """Dressed rows read their garment, whose keys and values are projected once however many rows wear it."""
+    def per_branch(
+        self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, garment: Garments
+    ) -> Tensor:
+        """Dressed rows read their garment, whose keys and values are projected once however many
+        rows wear it.
+        """
         g = garment.block(self.index)
         out = torch.empty_like(q)
         if garment.dressed:
@@ -89,7 +116,9 @@ class GarmentSelfAttention:
         if garment.bare:
             rows = as_slice(garment.bare)
             out[rows] = attention_with_zeros(q[rows], k[rows], v[rows], zeros=g.shape[1])
-        return out if garment.dressed or not g.requires_grad else out + 0 * g.sum()  # see run_garment_net
+        return (
+            out if garment.dressed or not g.requires_grad else out + 0 * g.sum()
+        )  # see run_garment_net
 
     @staticmethod
     def project(linear: nn.Linear, attn: Attention, tokens: Tensor) -> Tensor:
@@ -99,7 +128,9 @@ class GarmentSelfAttention:
 class TextCrossAttention(AttnProcessor2_0):
     """Cross-attention without image tokens. garment is for self-attention layers."""
 
-    def __call__(self, attn: Attention, hidden_states, *args, garment: Garments | None = None, **kwargs):
+    def __call__(
+        self, attn: Attention, hidden_states, *args, garment: Garments | None = None, **kwargs
+    ):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
@@ -109,10 +140,11 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, k_g: Tensor, v_g: Tensor) -
 
 
 def attention_with_zeros(q: Tensor, k: Tensor, v: Tensor, zeros: int) -> Tensor:
-    """Attention over k and v and `zeros` further tokens whose keys and values are 0, without building these.
+    """Attention over k and v and `zeros` further tokens whose keys and values are 0, without
+    building these.
 
-    Each adds exp(q 0) = 1 to the softmax's denominator and nothing to its numerator. One zero token does the same with
-    logit ln(zeros):
+    Each adds exp(q 0) = 1 to the softmax's denominator and nothing to its numerator. One zero token
+    does the same with logit ln(zeros):
 
         sum_j exp(s_j) v_j / (sum_j exp(s_j) + zeros),  s = q k^T / sqrt d
     """
@@ -124,10 +156,11 @@ def attention_with_zeros(q: Tensor, k: Tensor, v: Tensor, zeros: int) -> Tensor:
 
 
 def null_logits(count: int, dtype: torch.dtype) -> list[float]:
-    """Numbers exact in dtype with sum of exponentials = count: ln(count), or a few of half precision.
+    """Numbers exact in dtype with sum of exponentials = count: ln(count), or a few of half
+    precision.
 
-    bf16 holds ln 3072 with an error of 3 % of the count. Sixteenths below 16 are exact in it, and each takes at least
-    94 % of what is left.
+    bf16 holds ln 3072 with an error of 3 % of the count. Sixteenths below 16 are exact in it, and
+    each takes at least 94 % of what is left.
     """
     if dtype in (torch.float32, torch.float64):
         return [math.log(count)]
@@ -141,14 +174,18 @@ def null_logits(count: int, dtype: torch.dtype) -> list[float]:
 class TryonNet(nn.Module):
     """A stock UNet over [x_t, mask, masked person, pose] whose attention layers read the garment.
 
-    `unet` holds the parameters under the published names: the Resampler is its `encoder_hid_proj`, and each attn2 has
-    `processor.to_k_ip` and `processor.to_v_ip`. Without a Resampler cross-attention reads text alone.
+    `unet` holds the parameters under the published names: the Resampler is its `encoder_hid_proj`,
+    and each attn2 has `processor.to_k_ip` and `processor.to_v_ip`. Without a Resampler
+    cross-attention reads text alone.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, resampler: Resampler | None, image_scale: float = 1.0,
+        self,
+        unet: UNet2DConditionModel,
+        resampler: Resampler | None,
+        image_scale: float = 1.0,
         null_features: str = "closed_form",
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.unet, self.closed_form = unet, null_features == "closed_form"
         if resampler is not None:
@@ -166,16 +203,25 @@ class TryonNet(nn.Module):
         return self.unet.encoder_hid_proj(clip)
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, size_ids: Tensor, features: Features
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        size_ids: Tensor,
+        features: Features,
     ) -> Tensor:
-        """x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6) -> (B, c, h, w).
+        """x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6) -> (B,
+        c, h, w).
 
         Without features self-attention reads the person alone.
         """
         attention = {"garment": Garments(features, self.closed_form) if features else None}
         added = {"text_embeds": pooled, "time_ids": size_ids}
         x = x.to(self.unet.dtype)  # solvers keep latents in float32
-        return self.unet(x, t, context, cross_attention_kwargs=attention, added_cond_kwargs=added).sample
+        return self.unet(
+            x, t, context, cross_attention_kwargs=attention, added_cond_kwargs=added
+        ).sample
 
 
 class NullPrompt(NamedTuple):
@@ -183,7 +229,9 @@ class NullPrompt(NamedTuple):
 
     text: Tensor  # (1, L, C) negative prompt
     pooled: Tensor  # (1, P)
-    clip: Tensor | None  # (1, S, width) CLIP's hidden states of an all-zero pixel tensor; None without image prompt
+    clip: (
+        Tensor | None
+    )  # (1, S, width) CLIP's hidden states of an all-zero pixel tensor; None without image prompt
 
 
 class IdmVton:
@@ -191,41 +239,73 @@ class IdmVton:
 
     garment_net: None = without; then `condition` takes no garment.
     null: makes the unconditional prompt when guidance or dropout asks for it.
-    garment_timestep: GarmentNet's features at this one t serve every t. An approximation, as GarmentNet reads t.
+    garment_timestep: GarmentNet's features at this one t serve every t. An approximation, as
+    GarmentNet reads t.
     """
 
     def __init__(
-        self, tryon: TryonNet, garment_net: UNet2DConditionModel | None, null: Callable[[], NullPrompt],
+        self,
+        tryon: TryonNet,
+        garment_net: UNet2DConditionModel | None,
+        null: Callable[[], NullPrompt],
         garment_timestep: int | None = None,
-    ):  # fmt: skip
-        self.tryon, self.garment_net, self.null, self.garment_timestep = tryon, garment_net, null, garment_timestep
+    ):
+        self.tryon, self.garment_net, self.null, self.garment_timestep = (
+            tryon,
+            garment_net,
+            null,
+            garment_timestep,
+        )
         self.blocks = len(execution_order(tryon.unet))
 
     def condition(
-        self, *, mask: Tensor, masked: Tensor, pose: Tensor, text: Tensor, pooled: Tensor, size_ids: Tensor,
-        image_tokens: Tensor | None = None, garment: Tensor | None = None, garment_latents: Tensor | None = None,
+        self,
+        *,
+        mask: Tensor,
+        masked: Tensor,
+        pose: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        size_ids: Tensor,
+        image_tokens: Tensor | None = None,
+        garment: Tensor | None = None,
+        garment_latents: Tensor | None = None,
         garment_text: Tensor | None = None,
-    ) -> Conditions:  # fmt: skip
+    ) -> Conditions:
         """What depends on neither z_t nor t.
 
-        mask (B, 1, h, w), 1 = paint; latents of masked person, pose and garment (B, c, ., .); text and garment_text
-        (B, L, C); pooled (B, P); size_ids (B, 6): original height, width, crop top, left, target height, width;
-        image_tokens (B, n, C); garment (B,) int64: equal for rows that share garment_latents and garment_text.
+        mask (B, 1, h, w), 1 = paint; latents of masked person, pose and garment (B, c, ., .); text
+        and garment_text (B, L, C); pooled (B, P); size_ids (B, 6): original height, width, crop
+        top, left, target height, width; image_tokens (B, n, C); garment (B,) int64: equal for rows
+        that share garment_latents and garment_text.
         """
         conditions = {
-            "mask": mask, "masked": masked, "pose": pose, "text": text, "pooled": pooled, "size_ids": size_ids,
+            "mask": mask,
+            "masked": masked,
+            "pose": pose,
+            "text": text,
+            "pooled": pooled,
+            "size_ids": size_ids,
             "image_tokens": image_tokens,
-            "garment": garment, "garment_latents": garment_latents, "garment_text": garment_text,
-        }  # fmt: skip
+            "garment": garment,
+            "garment_latents": garment_latents,
+            "garment_text": garment_text,
+        }
         conditions = {name: tensor for name, tensor in conditions.items() if tensor is not None}
         if self.garment_timestep is not None:
             t = torch.full_like(garment, self.garment_timestep)
             features = self.run_garment_net(conditions, t)
-            conditions |= {f"fixed.{i}": features[str(i)][features["row"]] for i in range(self.blocks)}
+            conditions |= {
+                f"fixed.{i}": features[str(i)][features["row"]] for i in range(self.blocks)
+            }
         return conditions
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
-        """Features of each distinct garment and timestep, (G, M, D) per block, and each row's place among them."""
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
+        """Features of each distinct garment and timestep, (G, M, D) per block, and each row's place
+        among them.
+        """
         if self.garment_net is None:
             return {}
         if self.garment_timestep is None:
@@ -236,13 +316,20 @@ class IdmVton:
     def run_garment_net(self, conditions: Conditions, t: Tensor) -> Features:
         latents = conditions["garment_latents"]
         first, row = distinct(conditions["garment"], t)
-        if torch.is_grad_enabled():  # processes that train together wait for a gradient of every parameter
+        if (
+            torch.is_grad_enabled()
+        ):  # processes that train together wait for a gradient of every parameter
             first = first or [0]
         if first:
-            taps = garment_taps(self.garment_net, latents[first], t[first], conditions["garment_text"][first])
+            taps = garment_taps(
+                self.garment_net, latents[first], t[first], conditions["garment_text"][first]
+            )
             found = list(taps.values())
         else:  # only the number of tokens matters
-            found = [latents.new_zeros(0, *shape) for shape in tap_shapes(self.garment_net, latents.shape[-2:])]
+            found = [
+                latents.new_zeros(0, *shape)
+                for shape in tap_shapes(self.garment_net, latents.shape[-2:])
+            ]
         return {str(index): g for index, g in enumerate(found)} | {"row": row}
 
     def tryon_input(self, z_t: Tensor, conditions: Conditions) -> Tensor:
@@ -252,10 +339,14 @@ class IdmVton:
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         c = conditions
         context = torch.cat([c[name] for name in ("text", "image_tokens") if name in c], 1)
-        return self.tryon(self.tryon_input(z_t, c), t, context, c["pooled"], c["size_ids"], features)
+        return self.tryon(
+            self.tryon_input(z_t, c), t, context, c["pooled"], c["size_ids"], features
+        )
 
     def unconditional(self, conditions: Conditions) -> Conditions:
-        """Negative prompt, tokens of an empty picture, no garment; mask, masked person, pose and size stay."""
+        """Negative prompt, tokens of an empty picture, no garment; mask, masked person, pose and
+        size stay.
+        """
         null = self.null()
         replaced = {"text": null.text, "pooled": null.pooled}
         if null.clip is not None:
@@ -271,7 +362,8 @@ class IdmVton:
 
 
 def distinct(keys: Tensor, *more: Tensor) -> tuple[list[int], Tensor]:
-    """The first row of each group of equal (B,) integers, and each row's group (B,); -1 where the key is negative.
+    """The first row of each group of equal (B,) integers, and each row's group (B,); -1 where the
+    key is negative.
 
     On the meta device, where values are unknown, every row is a group of its own.
     """
@@ -288,15 +380,21 @@ def distinct(keys: Tensor, *more: Tensor) -> tuple[list[int], Tensor]:
 
 
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) in {0, 1} at latent size (B, 1, h, w): every H/h-th pixel, so that it stays binary."""
+    """(B, 1, H, W) in {0, 1} at latent size (B, 1, h, w): every H/h-th pixel, so that it stays
+    binary.
+    """
     return F.interpolate(mask, size, mode="nearest")
 
 
 def tap_shapes(unet: UNet2DConditionModel, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """(M, D) of each feature that `garment_taps` finds for latents of this size, without running the network."""
+    """(M, D) of each feature that `garment_taps` finds for latents of this size, without running
+    the network.
+    """
     levels, padding = len(unet.config.block_out_channels), unet.config.downsample_padding
     sizes = [tuple(size)]
-    for _ in range(levels - 1):  # stride-2 convolutions of side 3; without padding diffusers adds one row and column
+    for _ in range(
+        levels - 1
+    ):  # stride-2 convolutions of side 3; without padding diffusers adds one row and column
         sizes.append(tuple((side + (2 * padding or 1) - 3) // 2 + 1 for side in sizes[-1]))
 
     def shape(name: str) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""IDM-VTON's part of `vton verify`: reference tensors recomputed by the code that trains and samples.
+"""IDM-VTON's part of `vton verify`: reference tensors recomputed by the code that trains and
+samples.
 
-Preprocessing, tokens, garment features, one transformer block from inside, a guided call, a short run through the
-shared sampler, and one training step with gradients.
+Preprocessing, tokens, garment features, one transformer block from inside, a guided call, a short
+run through the shared sampler, and one training step with gradients.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from vton.diffusion.sampling import Conditions, double, make_solver, sample
 from vton.models.encoders import ClipImageEncoder
 from vton.models.idm_vton.building import published_arguments, without_added_embedding
 from vton.models.idm_vton.network import IdmVton, NullPrompt, TryonNet, latent_mask
-from vton.models.pretrained import load_state, read_safetensors
 from vton.models.reference import Kind, Reference, read_objective, read_resampler
 from vton.models.unet import execution_order, garment_taps
+from vton.weights.pretrained import load_state, read_safetensors
 
 PIXELS_PER_LATENT = 8
 
@@ -36,7 +37,12 @@ def recompute(reference: Reference) -> dict[str, Tensor]:
     """Every tensor of outputs.safetensors under its name there."""
     networks = Networks(reference)
     with torch.no_grad():
-        found = preprocessing(reference) | garment_reading(networks) | guided_call(networks) | schedule(networks)
+        found = (
+            preprocessing(reference)
+            | garment_reading(networks)
+            | guided_call(networks)
+            | schedule(networks)
+        )
         found |= short_run(networks)
     return found | training_step(networks)
 
@@ -47,7 +53,9 @@ class Networks:
     def __init__(self, reference: Reference):
         self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
         self.tryon, self.clip = build_tryon(self.settings), build_clip(self.settings)
-        self.garment_net = UNet2DConditionModel(**published_arguments(self.settings["unet_encoder"]))
+        self.garment_net = UNet2DConditionModel(
+            **published_arguments(self.settings["unet_encoder"])
+        )
         self.load(self.tryon.unet, "unet")
         self.load(self.garment_net, "unet_encoder")
         self.load(self.clip.tower, "image_encoder")
@@ -57,7 +65,9 @@ class Networks:
         self.model = IdmVton(self.tryon, self.garment_net, self.null_prompt)
         run, noise = self.settings["run"], self.settings["scheduler"]
         self.objective = read_objective(noise)
-        self.guidance = run["guidance_scale"] if run["guidance_scale"] > 1 else 1.0  # below 1 the reference has none
+        self.guidance = (
+            run["guidance_scale"] if run["guidance_scale"] > 1 else 1.0
+        )  # below 1 the reference has none
         self.sampler = SamplerConfig(
             solver="ddpm",
             steps=run["sampler_steps"],
@@ -101,11 +111,15 @@ def build_tryon(settings: dict) -> TryonNet:
 
 
 def build_clip(settings: dict) -> ClipImageEncoder:
-    return ClipImageEncoder(CLIPVisionModelWithProjection(CLIPVisionConfig(**settings["image_encoder"])), "crop")
+    return ClipImageEncoder(
+        CLIPVisionModelWithProjection(CLIPVisionConfig(**settings["image_encoder"])), "crop"
+    )
 
 
 def preprocessing(reference: Reference) -> dict[str, Tensor]:
-    """From [0, 1] pictures and soft masks to what the networks are given; in float32 whatever the networks run in."""
+    """From [0, 1] pictures and soft masks to what the networks are given; in float32 whatever the
+    networks run in.
+    """
     pictures = read_safetensors(reference.folder / "inputs.safetensors")
     image = pictures["prep.image01"] * 2 - 1
     mask = (pictures["prep.mask01"] >= 0.5).to(image.dtype)
@@ -136,8 +150,12 @@ def whole_garment_pass(networks: Networks) -> tuple[dict[str, Tensor], Tensor]:
     """The taps, and the state behind the block of the last one."""
     i, unet, seen = networks.inputs, networks.garment_net, {}
     last = unet.get_submodule(".".join(execution_order(unet)[-1].split(".")[:2]))
-    handle = last.register_forward_hook(lambda module, arguments, output: seen.update(sample=output))
-    taps = garment_taps(unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], whole=True)
+    handle = last.register_forward_hook(
+        lambda module, arguments, output: seen.update(sample=output)
+    )
+    taps = garment_taps(
+        unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], whole=True
+    )
     handle.remove()
     return taps, seen["sample"]
 
@@ -157,19 +175,24 @@ def guided_call(networks: Networks) -> dict[str, Tensor]:
     return {
         "tryon.input13": model.tryon_input(z, both),
         "tryon.noise_pred_cfg_batch": prediction,
-        "tryon.noise_pred_guided": uncond + networks.settings["run"]["guidance_scale"] * (cond - uncond),
+        "tryon.noise_pred_guided": uncond
+        + networks.settings["run"]["guidance_scale"] * (cond - uncond),
         **inside_block(networks, name, seen, features),
     }
 
 
 class watched:
-    """Inputs and outputs of a transformer block and its layers while the context lasts: {"norm1": (in, out), ...}."""
+    """Inputs and outputs of a transformer block and its layers while the context lasts: {"norm1":
+    (in, out), ...}.
+    """
 
     def __init__(self, block: nn.Module):
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
         names = ("norm1", "attn1", "norm2", "attn2", "norm3", "ff")
         layers = {"": block} | {name: getattr(block, name) for name in names}
-        self.handles = [layer.register_forward_hook(self.hook(name)) for name, layer in layers.items()]
+        self.handles = [
+            layer.register_forward_hook(self.hook(name)) for name, layer in layers.items()
+        ]
 
     def hook(self, name: str):
         def remember(module, arguments, output):
@@ -185,11 +208,17 @@ class watched:
             handle.remove()
 
 
-def inside_block(networks: Networks, name: str, seen: dict, features: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The intermediate results. The garment's rows of self-attention, which the model never forms, are added here."""
+def inside_block(
+    networks: Networks, name: str, seen: dict, features: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The intermediate results. The garment's rows of self-attention, which the model never forms,
+    are added here.
+    """
     unet = networks.tryon.unet
     g = features[str(execution_order(unet).index(name))]
-    g = torch.cat([g, g.new_zeros(1, *g.shape[1:])])[features["row"]]  # zeros for the unconditional rows
+    g = torch.cat([g, g.new_zeros(1, *g.shape[1:])])[
+        features["row"]
+    ]  # zeros for the unconditional rows
     person = seen["norm1"][1]
     joined = torch.cat([person, g], 1)
     everything = AttnProcessor2_0()(unet.get_submodule(f"{name}.attn1"), joined)
@@ -230,7 +259,9 @@ def short_run(networks: Networks) -> dict[str, Tensor]:
         watch=lambda step, prediction, z: (predictions.append(prediction), latents.append(z)),
     )
     return {
-        "sampler.timesteps": make_solver(networks.sampler, networks.objective, torch.device("cpu")).timesteps,
+        "sampler.timesteps": make_solver(
+            networks.sampler, networks.objective, torch.device("cpu")
+        ).timesteps,
         "sampler.guided_eps": torch.stack(predictions),
         "sampler.latents_after_step": torch.stack(latents),
     }
@@ -254,6 +285,9 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
         "train.noise_pred": prediction.detach(),
         "train.loss": loss.detach(),
         "train.grad_norm_total": torch.stack([g.float().norm() for g in gradients.values()]).norm(),
-        **{f"train.garment.feature.{k:03}": features[str(k)][features["row"]] for k in range(model.blocks)},
+        **{
+            f"train.garment.feature.{k:03}": features[str(k)][features["row"]]
+            for k in range(model.blocks)
+        },
         **{name: gradient for name, gradient in gradients.items() if name in wanted},
     }

@@ -11,10 +11,10 @@ from torch import nn
 from vton.config import ConfigError
 from vton.models.imagdressing.config import ControlConfig, ProjectorConfig
 from vton.models.imagdressing.control import Control
-from vton.models.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
 from vton.models.resampler import Resampler
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, execution_order
+from vton.weights.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
 
 
 def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
@@ -31,16 +31,19 @@ def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> R
     )
     if config.pretrained:
         file = Path(config.file)
-        folder = hub_folder(config.pretrained, str(file.parent), "model.projector.pretrained", only=file.name)
+        folder = hub_folder(
+            config.pretrained, str(file.parent), "model.projector.pretrained", only=file.name
+        )
         load_state(projector, read_ip_adapter(folder / file.name)["image_proj"], folder / file.name)
     return projector
 
 
 def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNet2DConditionModel:
-    """The text-to-image UNet over latents of `channels`; pictures of height / width = `aspect`. Raises WeightsError.
+    """The text-to-image UNet over latents of `channels`; pictures of height / width = `aspect`.
+    Raises WeightsError.
 
-    From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size they drown what
-    ControlNets and garment bring, for a thousand steps of a short training.
+    From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size
+    they drown what ControlNets and garment bring, for a thousand steps of a short training.
     """
     unet = build_unet(config, channels, channels, "model.unet", aspect)
     if not config.pretrained:
@@ -51,12 +54,16 @@ def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNe
 def build_control(
     config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str, fresh: bool = False
 ) -> Control:
-    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they cannot be.
+    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they
+    cannot be.
 
-    fresh: `unet` is not pretrained, so that a ControlNet that is trained along need not start at zero to protect it.
+    fresh: `unet` is not pretrained, so that a ControlNet that is trained along need not start at
+    zero to protect it.
     """
     if config.pretrained:
-        net = from_pretrained(ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder)
+        net = from_pretrained(
+            ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder
+        )
     else:
         widths = tuple(config.embedding)[: halvings(factor, config, key) + 1]
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)

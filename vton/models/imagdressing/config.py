@@ -1,4 +1,6 @@
-"""IMAGDressing-v1's settings. Defaults are the paper's where it states them, its try-on script's where it doesn't."""
+"""IMAGDressing-v1's settings. Defaults are the paper's where it states them, its try-on script's
+where it doesn't.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,28 @@ class ProjectorConfig(ResamplerConfig):
 
 @dataclass
 class AdapterConfig:
-    """Keys and values of the garment in the dressing UNet's self-attentions; start as copies of the person's."""
+    """Keys and values of the garment in the dressing UNet's self-attentions; start as copies of the
+    person's.
+    """
 
     trained: bool = True
 
 
 @dataclass
 class ControlConfig:
-    """One ControlNet. Without `pretrained` it starts as a copy of the dressing UNet's encoder (arXiv 2302.05543)."""
+    """One ControlNet. Without `pretrained` it starts as a copy of the dressing UNet's encoder
+    (arXiv 2302.05543).
+    """
 
     enabled: bool = False
     pretrained: str = ""
     subfolder: str = ""
     scale: float = 1.0  # conditioning scale
-    start: float = 0.0  # acts on step i of N unless i/N < start or (i+1)/N > end; always in training
+    # acts on step i of N unless i/N < start or (i+1)/N > end; always in training
+    start: float = 0.0
     end: float = 1.0
-    # Channels of the control picture's convolutions. From scratch one is used per halving of the picture, and one more.
+    # Channels of the control picture's convolutions. From scratch one is used per halving of the
+    # picture, and one more.
     embedding: tuple[int, ...] = (16, 32, 96, 256)
     in_training: bool = False  # takes part in training; the paper trains without ControlNets
     trained: bool = False
@@ -45,7 +53,9 @@ class ControlConfig:
                 f"A ControlNet's start={self.start} and end={self.end} must satisfy 0 <= start <= end <= 1."
             )
         if self.trained and not (self.enabled and self.in_training):
-            raise ConfigError("A ControlNet with trained=true must also have enabled=true and in_training=true.")
+            raise ConfigError(
+                "A ControlNet with trained=true must also have enabled=true and in_training=true."
+            )
 
 
 @dataclass
@@ -57,7 +67,8 @@ class FaceConfig:
     scale: float = 0.9  # of the identity tokens' attention
     self_lora: float = 0.2
     cross_lora: float = 0.2
-    shortcut: float | None = None  # PlusV2 files: queries + shortcut * result; null = Plus, as all released scripts run
+    # PlusV2 files: queries + shortcut * result; null = Plus, as all released scripts run
+    shortcut: float | None = None
 
     def __post_init__(self):
         if self.weights and not self.embeddings:
@@ -68,7 +79,9 @@ class FaceConfig:
 
 @dataclass
 class DropoutConfig:
-    """Per-sample probabilities in training. image: zeroed CLIP pixels; text: empty prompt; the VAE branch stays."""
+    """Per-sample probabilities in training. image: zeroed CLIP pixels; text: empty prompt; the VAE
+    branch stays.
+    """
 
     image: float = 0.05
     text: float = 0.05
@@ -78,7 +91,8 @@ class DropoutConfig:
 @dataclass
 class ImagDressingConfig(ModelConfig):
     name: str = "imagdressing"
-    # Of all conditions, garment features included: trains the guidance branch, which is pretrained in the paper.
+    # Of all conditions, garment features included: trains the guidance branch, which is pretrained
+    # in the paper.
     condition_dropout: float = 0.0
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(trained=False))
@@ -90,13 +104,13 @@ class ImagDressingConfig(ModelConfig):
     inpaint: ControlConfig = field(default_factory=lambda: ControlConfig(enabled=True))
     pose: ControlConfig = field(default_factory=ControlConfig)
     face: FaceConfig = field(default_factory=FaceConfig)
-    image_branch: bool = True  # False: the garment UNet reads the prompt instead of projected CLIP tokens
-    # joint: no W'k and W'v; one softmax over the person's and the garment's tokens, by the layer's own Wk and Wv
+    # False: the garment UNet reads the prompt instead of projected CLIP tokens
+    image_branch: bool = True
+    # joint: no W'k and W'v; one softmax over the person's and the garment's tokens, by the layer's
+    # own Wk and Wv
     attention: Literal["hybrid", "joint"] = "hybrid"
     garment_scale: float = 1.0  # lambda at sampling; 1 in training
-    prompt_suffix: str = (
-        ""  # joined to the prompt by a comma; the text-to-image scripts use "best quality, high quality"
-    )
+    prompt_suffix: str = ""  # joined to the prompt by a comma; the text-to-image scripts use "best quality, high quality"
     negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
 
     def __post_init__(self):
@@ -112,7 +126,9 @@ class ImagDressingConfig(ModelConfig):
                 f"{self.garment_unet.context} must equal model.text.width={self.text.width}."
             )
         if not self.image_branch and self.face.weights:
-            raise ConfigError("model.image_branch=false runs without CLIP, which model.face.weights needs.")
+            raise ConfigError(
+                "model.image_branch=false runs without CLIP, which model.face.weights needs."
+            )
         for name in ("widths", "attention", "depth", "layers"):
             own, garment = getattr(self.unet, name), getattr(self.garment_unet, name)
             if own != garment:
@@ -120,7 +136,9 @@ class ImagDressingConfig(ModelConfig):
                     f"model.garment_unet.{name}={garment} must equal model.unet.{name}={own}: each self-attention "
                     "reads the garment features of the layer with its name."
                 )
-        dropped = self.dropout.image + self.dropout.text + self.dropout.both + self.condition_dropout
+        dropped = (
+            self.dropout.image + self.dropout.text + self.dropout.both + self.condition_dropout
+        )
         if not 0 <= dropped <= 1:
             raise ConfigError(
                 f"model.dropout (image, text, both) and model.condition_dropout sum up to {dropped:g}; they exclude "

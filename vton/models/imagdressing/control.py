@@ -1,7 +1,9 @@
-"""ControlNets as plug-ins (arXiv 2302.05543): pose, and the surroundings of the painted region, which make try-on.
+"""ControlNets as plug-ins (arXiv 2302.05543): pose, and the surroundings of the painted region,
+which make try-on.
 
-A ControlNet reads noisy latents, text and its picture; never garment or identity. Its residuals join the dressing
-UNet's skip connections and middle block, on both guidance branches; several ControlNets add theirs.
+A ControlNet reads noisy latents, text and its picture; never garment or identity. Its residuals
+join the dressing UNet's skip connections and middle block, on both guidance branches; several
+ControlNets add theirs.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ PAINT = -1.0  # what the inpainting ControlNet sees inside the mask, in pictures
 
 
 class Control(nn.Module):
-    """A stock ControlNet, its conditioning scale, and the part of the sampling schedule in which it acts.
+    """A stock ControlNet, its conditioning scale, and the part of the sampling schedule in which it
+    acts.
 
-    The picture's embedding is split off, because it depends on neither z_t nor t. Parameters are shared with `net`,
-    which stays as it is. `scale`, `start` and `end` may be changed at any time.
+    The picture's embedding is split off, because it depends on neither z_t nor t. Parameters are
+    shared with `net`, which stays as it is. `scale`, `start` and `end` may be changed at any time.
     """
 
-    def __init__(self, net: ControlNetModel, scale: float = 1.0, start: float = 0.0, end: float = 1.0):
+    def __init__(
+        self, net: ControlNetModel, scale: float = 1.0, start: float = 0.0, end: float = 1.0
+    ):
         super().__init__()
         self.embedding = net.controlnet_cond_embedding
         self.net = copy.copy(net)
@@ -37,14 +42,20 @@ class Control(nn.Module):
         return 2 ** (len(self.net.config.conditioning_embedding_out_channels) - 1)
 
     def acts(self, step: Step | None) -> bool:
-        """Whether this step is inside [start, end] with all of its length; always in training (step None)."""
-        return step is None or (step.index / step.count >= self.start and (step.index + 1) / step.count <= self.end)
+        """Whether this step is inside [start, end] with all of its length; always in training (step
+        None).
+        """
+        return step is None or (
+            step.index / step.count >= self.start and (step.index + 1) / step.count <= self.end
+        )
 
     def embed(self, picture: Tensor) -> Tensor:
         """(B, 3, factor h, factor w) in [0, 1], or -1 where painted -> (B, C, h, w)."""
         return self.embedding(picture)
 
-    def forward(self, z_t: Tensor, t: Tensor, text: Tensor, embedded: Tensor, scale: Tensor | float) -> list[Tensor]:
+    def forward(
+        self, z_t: Tensor, t: Tensor, text: Tensor, embedded: Tensor, scale: Tensor | float
+    ) -> list[Tensor]:
         """Scaled residuals of every skip connection, then of the middle block."""
         down, middle = self.net(z_t, t, text, embedded, conditioning_scale=scale, return_dict=False)
         return [*down, middle]
@@ -56,5 +67,7 @@ def inpaint_picture(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) in [0, 1] at latent size, 0 or 1: nearest pixel, threshold 0.5, as in the released pipeline."""
+    """(B, 1, H, W) in [0, 1] at latent size, 0 or 1: nearest pixel, threshold 0.5, as in the
+    released pipeline.
+    """
     return (F.interpolate(mask, size, mode="nearest") > 0.5).to(mask.dtype)

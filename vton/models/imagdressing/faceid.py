@@ -1,10 +1,12 @@
-"""IP-Adapter FaceID-Plus as a plug-in: identity tokens beside the text, and low-rank shifts of all attention layers.
+"""IP-Adapter FaceID-Plus as a plug-in: identity tokens beside the text, and low-rank shifts of all
+attention layers.
 
     self-attention:   q, k, v, out  <-  W x + s_self A x            (the garment's keys and values have no A)
     cross-attention:  q, k, v, out  <-  W x + s_cross A x
                       Attn(q, k_text, v_text) + s Attn(q, K_id e, V_id e)
 
-Parameter names are those of the published files. Legend: B batch, n identity tokens, D context width, S CLIP tokens.
+Parameter names are those of the published files. Legend: B batch, n identity tokens, D context
+width, S CLIP tokens.
 """
 
 from __future__ import annotations
@@ -55,12 +57,16 @@ class FaceProjector(nn.Module):
     def __init__(self, id_width: int, hidden: int, tokens: int, width: int, perceiver: Perceiver):
         super().__init__()
         self.tokens = tokens
-        self.proj = nn.Sequential(nn.Linear(id_width, hidden), nn.GELU(), nn.Linear(hidden, tokens * width))
+        self.proj = nn.Sequential(
+            nn.Linear(id_width, hidden), nn.GELU(), nn.Linear(hidden, tokens * width)
+        )
         self.norm = nn.LayerNorm(width)
         self.perceiver_resampler = perceiver
 
     def forward(self, embedding: Tensor, clip: Tensor, shortcut: float | None = None) -> Tensor:
-        """embedding (B, id_width), clip (B, S, width) -> (B, n, D). shortcut: PlusV2's queries + shortcut * result."""
+        """embedding (B, id_width), clip (B, S, width) -> (B, n, D). shortcut: PlusV2's queries +
+        shortcut * result.
+        """
         queries = self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
         refined = self.perceiver_resampler(clip, queries)
         return refined if shortcut is None else queries + shortcut * refined
@@ -69,23 +75,34 @@ class FaceProjector(nn.Module):
 class FaceID(nn.Module):
     """A FaceID-Plus file's networks, and its scales, which may be changed between samples.
 
-    cut_text: parity with the released scripts, in which samples without a face lose their last n text tokens, taken
-    for identity tokens.
+    cut_text: parity with the released scripts, in which samples without a face lose their last n
+    text tokens, taken for identity tokens.
     """
 
     def __init__(
-        self, image_proj: FaceProjector, layers: list[FaceLayer], *, scale: float = 0.9, self_lora: float = 0.2,
-        cross_lora: float = 0.2, shortcut: float | None = None, cut_text: bool = False,
-    ):  # fmt: skip
+        self,
+        image_proj: FaceProjector,
+        layers: list[FaceLayer],
+        *,
+        scale: float = 0.9,
+        self_lora: float = 0.2,
+        cross_lora: float = 0.2,
+        shortcut: float | None = None,
+        cut_text: bool = False,
+    ):
         super().__init__()
         self.image_proj = image_proj
-        self.ip_adapter = nn.ModuleList(layers)  # by number among the UNet's attention layers, in module order
+        self.ip_adapter = nn.ModuleList(
+            layers
+        )  # by number among the UNet's attention layers, in module order
         self.scale, self.self_lora, self.cross_lora = scale, self_lora, cross_lora
         self.shortcut, self.cut_text = shortcut, cut_text
 
     @classmethod
     def shaped(cls, shapes: Mapping[str, Tensor], unet: UNet2DConditionModel, **settings) -> FaceID:
-        """Of the shape that a file's tensors have, for the attention layers of `unet`; raises KeyError for others."""
+        """Of the shape that a file's tensors have, for the attention layers of `unet`; raises
+        KeyError for others.
+        """
 
         def size(name: str, dimension: int = 0) -> int:
             return shapes[name].shape[dimension]
@@ -139,4 +156,8 @@ class Identity(NamedTuple):
 def project(attention: Attention, part: str, x: Tensor, lora: Lora | None) -> Tensor:
     """W x, or W x + scale A x with a LoRA; part: to_q, to_k, to_v or to_out."""
     linear = attention.to_out[0] if part == "to_out" else getattr(attention, part)
-    return linear(x) if lora is None else linear(x) + lora.scale * getattr(lora.layer, f"{part}_lora")(x)
+    return (
+        linear(x)
+        if lora is None
+        else linear(x) + lora.scale * getattr(lora.layer, f"{part}_lora")(x)
+    )

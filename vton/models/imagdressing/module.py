@@ -1,7 +1,9 @@
-"""IMAGDressing-v1 (Shen et al., AAAI 2025, arXiv 2407.12705) behind the contract, in its try-on mode.
+"""IMAGDressing-v1 (Shen et al., AAAI 2025, arXiv 2407.12705) behind the contract, in its try-on
+mode.
 
-The garment reaches the dressing UNet through the garment UNet and hybrid attention, the person through an inpainting
-ControlNet and latent blending. Here a batch becomes the tensors that vton/models/imagdressing/network.py works on.
+The garment reaches the dressing UNet through the garment UNet and hybrid attention, the person
+through an inpainting ControlNet and latent blending. Here a batch becomes the tensors that
+vton/models/imagdressing/network.py works on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ CONTROLS = ("inpaint", "pose")
 
 @register(ImagDressingConfig)
 class ImagDressing(TryOnModule):
-    """Garment UNet, projector and garment keys/values are trained; all else where the configuration says so."""
+    """Garment UNet, projector and garment keys/values are trained; all else where the configuration
+    says so.
+    """
 
     def build(self) -> None:
         model: ImagDressingConfig = self.config.model
@@ -39,10 +43,16 @@ class ImagDressing(TryOnModule):
         aspect = height / width
         clip = clip_image_encoder(model.clip) if model.image_branch else None
         unet = build_dressing_unet(model.unet, channels, aspect)
-        garment_unet = build_unet(model.garment_unet, channels, channels, "model.garment_unet", aspect)
+        garment_unet = build_unet(
+            model.garment_unet, channels, channels, "model.garment_unet", aspect
+        )
         controls = {
             name: build_control(
-                getattr(model, name), unet, self.codec.factor, f"model.{name}", fresh=not model.unet.pretrained
+                getattr(model, name),
+                unet,
+                self.codec.factor,
+                f"model.{name}",
+                fresh=not model.unet.pretrained,
             )
             for name in CONTROLS
             if getattr(model, name).enabled
@@ -50,7 +60,9 @@ class ImagDressing(TryOnModule):
         networks = {
             "unet": unet,
             "garment_unet": garment_unet,
-            "projector": build_projector(model.projector, clip.width, model.garment_unet.context) if clip else None,
+            "projector": build_projector(model.projector, clip.width, model.garment_unet.context)
+            if clip
+            else None,
             "adapter": GarmentAdapter(unet) if model.attention == "hybrid" else None,
             "clip": clip,
             "text": text_encoder(model.text),
@@ -66,8 +78,9 @@ class ImagDressing(TryOnModule):
         self.dresser = Dresser(*parts, controls, face)
 
     def trained_parameters(self) -> list[dict]:
-        """What is trained, without what its result does not depend on: 24 tensors behind the garment UNet's last tap,
-        the last layer of CLIP."""
+        """What is trained, without what its result does not depend on: 24 tensors behind the
+        garment UNet's last tap, the last layer of CLIP.
+        """
         read = {
             "garment_unet": read_by_taps,
             "clip": lambda clip: clip.read_by("penultimate"),
@@ -80,17 +93,27 @@ class ImagDressing(TryOnModule):
 
     def condition(self, batch: TryOnBatch) -> Conditions:
         keep = torch.zeros(len(batch), dtype=torch.bool, device=batch.person.device)
-        return self.read(batch, no_image=keep, no_text=keep, garment_scale=self.config.model.garment_scale)
+        return self.read(
+            batch, no_image=keep, no_text=keep, garment_scale=self.config.model.garment_scale
+        )
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
-        """u falls into one of five parts of [0, 1): no image, no text, neither, nothing at all, everything.
+        """u falls into one of five parts of [0, 1): no image, no text, neither, nothing at all,
+        everything.
 
         Only "nothing at all" takes the garment's VAE branch away, as guidance does at sampling.
         """
         model: ImagDressingConfig = self.config.model
-        shares = (model.dropout.image, model.dropout.text, model.dropout.both, model.condition_dropout)
+        shares = (
+            model.dropout.image,
+            model.dropout.text,
+            model.dropout.both,
+            model.condition_dropout,
+        )
         bounds = torch.tensor(shares, device=u.device).cumsum(0)
-        image, text, both, nothing = ((u < bounds[k]) & (u >= (bounds[k - 1] if k else 0)) for k in range(4))
+        image, text, both, nothing = (
+            (u < bounds[k]) & (u >= (bounds[k - 1] if k else 0)) for k in range(4)
+        )
         return self.read(
             batch,
             no_image=image | both,
@@ -100,9 +123,14 @@ class ImagDressing(TryOnModule):
         )
 
     def read(
-        self, batch: TryOnBatch, *, no_image: Tensor, no_text: Tensor, garment_scale: Tensor | float,
+        self,
+        batch: TryOnBatch,
+        *,
+        no_image: Tensor,
+        no_text: Tensor,
+        garment_scale: Tensor | float,
         training: bool = False,
-    ) -> Conditions:  # fmt: skip
+    ) -> Conditions:
         """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
         model: ImagDressingConfig = self.config.model
         if model.image_branch:
@@ -111,7 +139,11 @@ class ImagDressing(TryOnModule):
             pairs = zip(batch.person_caption, values(no_text), strict=True)
             beside = ["" if empty else self.prompt(caption) for caption, empty in pairs]
         first, worn = distinct_garments(batch.garment, beside)
-        controls = [name for name in self.dresser.controls if getattr(model, name).in_training or not training]
+        controls = [
+            name
+            for name in self.dresser.controls
+            if getattr(model, name).in_training or not training
+        ]
         text = self.read_prompts(batch, no_text)
         garment_latents = self.reading("garment", batch, first)
         with torch.no_grad():
@@ -120,7 +152,9 @@ class ImagDressing(TryOnModule):
             text=text[:-1],
             negative_text=text[-1:],
             garment_latents=garment_latents,
-            clip=self.read_garments(batch, first, no_image[first]) if model.image_branch else text[first],
+            clip=self.read_garments(batch, first, no_image[first])
+            if model.image_branch
+            else text[first],
             worn=worn,
             garment_scale=garment_scale,
             control={name: control_picture(name, batch) for name in controls},
@@ -153,12 +187,18 @@ class ImagDressing(TryOnModule):
         negative = self.config.model.negative_prompt
         if batch.encoded is not None and "text" in batch.encoded:
             empty, negative = self.read_text(["", negative]).split(1)
-            return torch.cat([torch.where(dropped[:, None, None], empty, self.reading("text", batch)), negative])
+            return torch.cat(
+                [torch.where(dropped[:, None, None], empty, self.reading("text", batch)), negative]
+            )
         pairs = zip(batch.person_caption, values(dropped), strict=True)
-        return self.read_text([*("" if drop else self.prompt(caption) for caption, drop in pairs), negative])
+        return self.read_text(
+            [*("" if drop else self.prompt(caption) for caption, drop in pairs), negative]
+        )
 
     def surroundings(self, batch: TryOnBatch) -> Known:
-        """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to be replaced."""
+        """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to
+        be replaced.
+        """
         latents = self.codec.encode(batch.agnostic)
         return Known(painted_cells(batch.agnostic_mask, latents.shape[-2:]), latents)
 
@@ -174,7 +214,9 @@ class ImagDressing(TryOnModule):
         return tokens[[known.index(prompt) for prompt in prompts]]
 
     def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
-        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's mean colour."""
+        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's
+        mean colour.
+        """
         clip = self.part("clip")
         if batch.encoded is not None and "clip" in batch.encoded:
             with torch.no_grad():
@@ -191,7 +233,9 @@ class ImagDressing(TryOnModule):
             nobody = clip.read(torch.zeros(1, 3, clip.size, clip.size, device=self.device))
         return Face(embedding, states, nobody)
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
         return self.dresser.garment_features(conditions, t, step)
 
     def acting(self, step: Step) -> tuple[str, ...]:
@@ -210,12 +254,16 @@ class ImagDressing(TryOnModule):
 def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
     if not config.weights:
         return None
-    scales = {name: getattr(config, name) for name in ("scale", "self_lora", "cross_lora", "shortcut")}
+    scales = {
+        name: getattr(config, name) for name in ("scale", "self_lora", "cross_lora", "shortcut")
+    }
     return load_faceid(Path(config.weights), unet, **scales)
 
 
 def distinct_garments(garments: Tensor, beside: Sequence[str]) -> tuple[list[int], Tensor]:
-    """Rows of the G distinct pairs of a picture and what is read beside it, and which of the G each row wears (B,)."""
+    """Rows of the G distinct pairs of a picture and what is read beside it, and which of the G each
+    row wears (B,).
+    """
     same = same_garment(garments, beside)
     if same.is_meta:
         return list(range(len(same))), same
@@ -238,6 +286,7 @@ def control_picture(name: str, batch: TryOnBatch) -> Tensor:
 def painted_cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 1, H, W) to latent size: a cell is painted if any of its pixels is.
 
-    The released pipeline takes the nearest pixel; cells on the border would then keep parts of what is to be replaced.
+    The released pipeline takes the nearest pixel; cells on the border would then keep parts of what
+    is to be replaced.
     """
     return F.adaptive_max_pool2d(mask, size)

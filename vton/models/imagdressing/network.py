@@ -1,18 +1,19 @@
-"""IMAGDressing-v1's mathematics (arXiv 2407.12705, Section 3): two stock UNets, hybrid attention, and its plug-ins.
+"""IMAGDressing-v1's mathematics (arXiv 2407.12705, Section 3): two stock UNets, hybrid attention,
+and its plug-ins.
 
-The garment UNet runs at t = 0, once per garment. In the self-attention of the same name in the dressing UNet, with x
-the person's tokens and f the garment UNet's,
+The garment UNet runs at t = 0, once per garment. In the self-attention of the same name in the
+dressing UNet, with x the person's tokens and f the garment UNet's,
 
     q = Wq x,  k = Wk x,  v = Wv x,  k' = W'k f,  v' = W'v f
     Z = softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v',   out = Wo Z + b
 
-Only W'k and W'v are new. lambda = 0, as in the guidance branch, is the base UNet. For comparison, `joint` attention is
-one softmax over both pictures' tokens by the layer's own weights:
+Only W'k and W'v are new. lambda = 0, as in the guidance branch, is the base UNet. For comparison,
+`joint` attention is one softmax over both pictures' tokens by the layer's own weights:
 
     Z = softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v'],  k' = Wk f,  v' = Wv f
 
-Legend: B batch, G garments, N attention heads, L person tokens, M garment tokens, C width of a layer, d head width,
-T text tokens, D context width, S CLIP tokens, h w latent size.
+Legend: B batch, G garments, N attention heads, L person tokens, M garment tokens, C width of a
+layer, d head width, T text tokens, D context width, S CLIP tokens, h w latent size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.sampling import Conditions, Features, Known, Step
-from vton.models.attention import as_slice, image_prompt_attention, merge_heads, read_garment, split_heads
+from vton.models.attention import (
+    as_slice,
+    image_prompt_attention,
+    merge_heads,
+    read_garment,
+    split_heads,
+)
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
 from vton.models.resampler import Resampler
@@ -44,8 +51,11 @@ class Garments(NamedTuple):
     scale: Tensor  # (R,) lambda
 
 
-def hybrid_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int) -> Tensor:
-    """softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v'; rows without a garment stop at the first term.
+def hybrid_attention(
+    q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int
+) -> Tensor:
+    """softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v'; rows without a garment stop
+    at the first term.
 
     q, k, v: (B, N, L, d). The garments' M need not be L. Returns (B, N, L, d).
     """
@@ -58,8 +68,11 @@ def hybrid_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None,
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 
 
-def joint_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int) -> Tensor:
-    """softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v']: garment tokens count lambda times, 0 = not at all.
+def joint_attention(
+    q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int
+) -> Tensor:
+    """softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v']: garment tokens count lambda
+    times, 0 = not at all.
 
     Shapes as in `hybrid_attention`.
     """
@@ -68,7 +81,9 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, 
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
     rows, (tokens, added) = garments.chosen, (k.shape[2], k_garment.shape[2])
     weights = garments.scale.to(q.dtype).log().view(-1, 1, 1, 1)
-    bias = torch.cat([torch.zeros_like(weights).expand(-1, 1, 1, tokens), weights.expand(-1, 1, 1, added)], 3)
+    bias = torch.cat(
+        [torch.zeros_like(weights).expand(-1, 1, 1, tokens), weights.expand(-1, 1, 1, added)], 3
+    )
     joined = (torch.cat(both, 2) for both in ((k[rows], k_garment), (v[rows], v_garment)))
     out = F.scaled_dot_product_attention(q[rows], *joined, attn_mask=bias)
     if len(garments.rows) == len(q):
@@ -80,7 +95,8 @@ ATTENTIONS = {"hybrid": hybrid_attention, "joint": joint_attention}
 
 
 class GarmentSelfAttention:
-    """A self-attention layer of the dressing UNet; without garment and identity it computes what the layer does.
+    """A self-attention layer of the dressing UNet; without garment and identity it computes what
+    the layer does.
 
     Keys and values of the garment are arguments, not parameters: they are the same at every step.
     """
@@ -89,9 +105,14 @@ class GarmentSelfAttention:
         self.number, self.attention = number, ATTENTIONS[attention]
 
     def __call__(
-        self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None,
-        garments: Garments | None = None, identity: Identity | None = None,
-    ):  # fmt: skip
+        self,
+        attn: Attention,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        garments: Garments | None = None,
+        identity: Identity | None = None,
+    ):
         """hidden_states (B, L, C) -> (B, L, C)."""
         lora = identity.in_self_attention(self.number) if identity else None
         parts = (project(attn, part, hidden_states, lora) for part in ("to_q", "to_k", "to_v"))
@@ -101,15 +122,22 @@ class GarmentSelfAttention:
 
 
 class TextCrossAttention:
-    """A cross-attention layer of the dressing UNet: text, and identity tokens where there is a face."""
+    """A cross-attention layer of the dressing UNet: text, and identity tokens where there is a
+    face.
+    """
 
     def __init__(self, number: int):
         self.number = number
 
     def __call__(
-        self, attn: Attention, hidden_states, encoder_hidden_states, attention_mask=None,
-        garments: Garments | None = None, identity: Identity | None = None,
-    ):  # fmt: skip
+        self,
+        attn: Attention,
+        hidden_states,
+        encoder_hidden_states,
+        attention_mask=None,
+        garments: Garments | None = None,
+        identity: Identity | None = None,
+    ):
         """hidden_states (B, L, C), encoder_hidden_states (B, T, D) -> (B, L, C)."""
         lora = identity.in_cross_attention(self.number) if identity else None
         q = split_heads(project(attn, "to_q", hidden_states, lora), attn.heads)
@@ -120,18 +148,24 @@ class TextCrossAttention:
         else:
             image = (linear(identity.tokens) for linear in (lora.layer.to_k_ip, lora.layer.to_v_ip))
             scale = identity.scale.to(q.dtype).view(-1, 1, 1, 1)
-            out = image_prompt_attention(q, k, v, *(split_heads(x, attn.heads) for x in image), scale)
+            out = image_prompt_attention(
+                q, k, v, *(split_heads(x, attn.heads) for x in image), scale
+            )
         return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
 
 
 def self_attentions(unet: UNet2DConditionModel) -> dict[int, str]:
-    """{number: transformer block} of all self-attentions; a number is the place among all attention layers."""
+    """{number: transformer block} of all self-attentions; a number is the place among all attention
+    layers.
+    """
     numbers = {name: number for number, name in enumerate(attention_names(unet))}
     return {numbers[f"{block}.attn1"]: block for block in execution_order(unet)}
 
 
 def make_hybrid(unet: UNet2DConditionModel, attention: str = "hybrid") -> UNet2DConditionModel:
-    """Let a stock UNet take garments and identities as attention arguments; without them it computes what it did."""
+    """Let a stock UNet take garments and identities as attention arguments; without them it
+    computes what it did.
+    """
     numbers = {name: number for number, name in enumerate(attention_names(unet))}
     for block in execution_order(unet):
         layer = unet.get_submodule(block)
@@ -157,7 +191,9 @@ class GarmentAdapter(nn.ModuleDict):
 
     def __init__(self, unet: UNet2DConditionModel):
         blocks = self_attentions(unet)
-        super().__init__({str(n): GarmentProjection(unet.get_submodule(f"{b}.attn1")) for n, b in blocks.items()})
+        super().__init__(
+            {str(n): GarmentProjection(unet.get_submodule(f"{b}.attn1")) for n, b in blocks.items()}
+        )
         self.blocks = blocks
 
     def forward(self, taps: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -168,7 +204,9 @@ class GarmentAdapter(nn.ModuleDict):
 
 
 class SharedProjection:
-    """In place of a GarmentAdapter: each layer's own Wk and Wv, which `joint` attention applies to the garment too."""
+    """In place of a GarmentAdapter: each layer's own Wk and Wv, which `joint` attention applies to
+    the garment too.
+    """
 
     def __init__(self, unet: UNet2DConditionModel):
         self.unet, self.blocks = unet, self_attentions(unet)
@@ -189,46 +227,70 @@ class Face(NamedTuple):
 
 
 class Dresser:
-    """The networks behind the sampler's contract, from tensors to predictions. Any batch size, any guidance scale.
+    """The networks behind the sampler's contract, from tensors to predictions. Any batch size, any
+    guidance scale.
 
-    unet, garment_unet: stock UNets of the same attention layers; `unet` gets new attention processors. projector: None
-    = the garment UNet reads text. adapter: None = joint instead of hybrid attention. controls: by a name of your
-    choice. face: a FaceID-Plus file. All plug-ins may be exchanged between samples.
+    unet, garment_unet: stock UNets of the same attention layers; `unet` gets new attention
+    processors. projector: None = the garment UNet reads text. adapter: None = joint instead of
+    hybrid attention. controls: by a name of your choice. face: a FaceID-Plus file. All plug-ins may
+    be exchanged between samples.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, garment_unet: UNet2DConditionModel, projector: Resampler | None,
-        adapter: GarmentAdapter | None, controls: Mapping[str, Control] | None = None, face: FaceID | None = None,
-    ):  # fmt: skip
+        self,
+        unet: UNet2DConditionModel,
+        garment_unet: UNet2DConditionModel,
+        projector: Resampler | None,
+        adapter: GarmentAdapter | None,
+        controls: Mapping[str, Control] | None = None,
+        face: FaceID | None = None,
+    ):
         self.unet = make_hybrid(unet, "joint" if adapter is None else "hybrid")
         self.garment_unet, self.projector = garment_unet, projector
         self.adapter = SharedProjection(unet) if adapter is None else adapter
         self.controls, self.face = dict(controls or {}), face
 
     def condition(
-        self, *, text: Tensor, negative_text: Tensor, garment_latents: Tensor, clip: Tensor,
-        worn: Tensor | None = None, garment_scale: Tensor | float = 1.0,
-        control: Mapping[str, Tensor] | None = None, face: Face | None = None, known: Known | None = None,
-    ) -> Conditions:  # fmt: skip
+        self,
+        *,
+        text: Tensor,
+        negative_text: Tensor,
+        garment_latents: Tensor,
+        clip: Tensor,
+        worn: Tensor | None = None,
+        garment_scale: Tensor | float = 1.0,
+        control: Mapping[str, Tensor] | None = None,
+        face: Face | None = None,
+        known: Known | None = None,
+    ) -> Conditions:
         """What depends on neither z_t nor t; one garment pass for the G garments.
 
-        text (B, T, D); negative_text (B or 1, T, D); garment_latents (G, c, ., .) without noise; clip (G, S, width):
-        CLIP's penultimate states of the garment picture, or without a projector text tokens (G, T, D); worn (B,) int64:
-        which of the G garments a row wears, by default its own or the only one; garment_scale: lambda, one for all or
-        (B,), 0 = no garment; control: pictures by the name of their ControlNet, see Control.embed; known: what
-        inpainting keeps. Where a leading dimension is 1, all rows share it.
+        text (B, T, D); negative_text (B or 1, T, D); garment_latents (G, c, ., .) without noise;
+        clip (G, S, width): CLIP's penultimate states of the garment picture, or without a projector
+        text tokens (G, T, D); worn (B,) int64: which of the G garments a row wears, by default its
+        own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; control:
+        pictures by the name of their ControlNet, see Control.embed; known: what inpainting keeps.
+        Where a leading dimension is 1, all rows share it.
 
-        The result may be changed by row before sampling: garment_scale, identity_scale, self_lora, cross_lora (B,).
-        Raises ValueError for a picture without a ControlNet, a face without FaceID, and where `worn` has to be said.
+        The result may be changed by row before sampling: garment_scale, identity_scale, self_lora,
+        cross_lora (B,). Raises ValueError for a picture without a ControlNet, a face without
+        FaceID, and where `worn` has to be said.
         """
         count, garments, device = len(text), len(garment_latents), text.device
         unknown = set(control or {}) - set(self.controls)
         if unknown or (face is not None and self.face is None):
-            asked, has = ", ".join(sorted(unknown)) or "a face", ", ".join(self.controls) or "no ControlNet"
-            raise ValueError(f"conditions for {asked}, but the plug-ins are {has}; FaceID: {self.face is not None}")
+            asked, has = (
+                ", ".join(sorted(unknown)) or "a face",
+                ", ".join(self.controls) or "no ControlNet",
+            )
+            raise ValueError(
+                f"conditions for {asked}, but the plug-ins are {has}; FaceID: {self.face is not None}"
+            )
         if worn is None:
             if garments not in (1, count):
-                raise ValueError(f"{count} rows and {garments} garments: say with `worn` who wears which")
+                raise ValueError(
+                    f"{count} rows and {garments} garments: say with `worn` who wears which"
+                )
             worn = torch.arange(count, device=device).clamp(max=garments - 1)
 
         def rows(tensor: Tensor) -> Tensor:
@@ -237,20 +299,26 @@ class Dresser:
         conditions = {
             "text": text,
             "negative_text": rows(negative_text),
-            "garment_scale": rows(torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)),
+            "garment_scale": rows(
+                torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)
+            ),
         }
         for number, k, v in self.adapter(self.garment_taps(garment_latents, clip)):
             conditions |= {f"k.{number}": k[worn], f"v.{number}": v[worn]}
         for name, picture in (control or {}).items():
             conditions[f"control.{name}"] = rows(self.controls[name].embed(picture))
         if face is not None:
-            conditions |= {name: rows(tensor) for name, tensor in self.face_conditions(face).items()}
+            conditions |= {
+                name: rows(tensor) for name, tensor in self.face_conditions(face).items()
+            }
         if known is not None:
             conditions |= {"known_mask": rows(known.mask), "known_latents": rows(known.latents)}
         return conditions
 
     def garment_taps(self, garment_latents: Tensor, clip: Tensor) -> dict[str, Tensor]:
-        """The garment UNet's features (G, M, C) by transformer block: t = 0, projected CLIP tokens for text."""
+        """The garment UNet's features (G, M, C) by transformer block: t = 0, projected CLIP tokens
+        for text.
+        """
         t = torch.zeros(len(garment_latents), dtype=torch.int64, device=garment_latents.device)
         tokens = clip if self.projector is None else self.projector(clip)
         return garment_taps(self.garment_unet, garment_latents, t, tokens)
@@ -259,34 +327,55 @@ class Dresser:
         """Identity tokens; those of nobody, for the guidance branch; and the scales."""
         plugin, embedding = self.face, face.embedding
         nobody = torch.zeros_like(embedding[:1])
-        scales = {"identity_scale": plugin.scale, "self_lora": plugin.self_lora, "cross_lora": plugin.cross_lora}
+        scales = {
+            "identity_scale": plugin.scale,
+            "self_lora": plugin.self_lora,
+            "cross_lora": plugin.cross_lora,
+        }
         return {
             "identity": plugin.image_proj(embedding, face.clip, plugin.shortcut),
             "null_identity": plugin.image_proj(nobody, face.null_clip, plugin.shortcut),
         } | {name: embedding.new_full((1,), scale) for name, scale in scales.items()}
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
         """The rows that wear a garment, and the scale of each ControlNet that acts at this step.
 
-        With gradients every row counts as dressed, at lambda 0 if need be: each parameter gets a gradient then.
+        With gradients every row counts as dressed, at lambda 0 if need be: each parameter gets a
+        gradient then.
         """
         scale = conditions["garment_scale"]
         every = scale.is_meta or torch.is_grad_enabled()
         rows = torch.arange(len(scale), device=scale.device) if every else scale.nonzero().flatten()
-        acting = {f"control.{name}": control for name, control in self.controls.items() if control.acts(step)}
-        scales = {name: torch.tensor(control.scale) for name, control in acting.items() if name in conditions}
+        acting = {
+            f"control.{name}": control
+            for name, control in self.controls.items()
+            if control.acts(step)
+        }
+        scales = {
+            name: torch.tensor(control.scale)
+            for name, control in acting.items()
+            if name in conditions
+        }
         return {"dressed": rows, **scales}
 
     def control_residuals(
         self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features
     ) -> list[Tensor] | None:
-        """Sum over the acting ControlNets, skip connections first, the middle block last; None if none acts."""
+        """Sum over the acting ControlNets, skip connections first, the middle block last; None if
+        none acts.
+        """
         total = None
         for name, control in self.controls.items():
             key = f"control.{name}"
             if key in features:
                 residuals = control(z_t, t, conditions["text"], conditions[key], features[key])
-                total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
+                total = (
+                    residuals
+                    if total is None
+                    else [a + b for a, b in zip(total, residuals, strict=True)]
+                )
         return total
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
@@ -297,16 +386,25 @@ class Dresser:
         if residuals is not None:
             plugged["down_block_additional_residuals"] = tuple(residuals[:-1])
             plugged["mid_block_additional_residual"] = residuals[-1]
-        reading = {"garments": self.garments(conditions, features), "identity": self.identity(conditions)}
-        return self.unet(z_t, t, self.context(conditions), cross_attention_kwargs=reading, **plugged).sample
+        reading = {
+            "garments": self.garments(conditions, features),
+            "identity": self.identity(conditions),
+        }
+        return self.unet(
+            z_t, t, self.context(conditions), cross_attention_kwargs=reading, **plugged
+        ).sample
 
     def garments(self, conditions: Conditions, features: Features) -> Garments | None:
-        """Keys and values of the dressed rows; None if all are undressed, which leaves the base UNet."""
+        """Keys and values of the dressed rows; None if all are undressed, which leaves the base
+        UNet.
+        """
         rows = features["dressed"]
         if not len(rows):
             return None
         chosen = slice(len(rows)) if rows.is_meta else as_slice(rows.tolist())
-        k, v = ({n: conditions[f"{part}.{n}"][chosen] for n in self.adapter.blocks} for part in "kv")
+        k, v = (
+            {n: conditions[f"{part}.{n}"][chosen] for n in self.adapter.blocks} for part in "kv"
+        )
         return Garments(rows, chosen, k, v, conditions["garment_scale"][chosen])
 
     def context(self, conditions: Conditions) -> Tensor:
@@ -323,7 +421,9 @@ class Dresser:
         return Identity(self.face, *(conditions[name] for name in names))
 
     def unconditional(self, conditions: Conditions) -> Conditions:
-        """Negative prompt, nobody's identity tokens, no garment: the base model, with its ControlNets and LoRA."""
+        """Negative prompt, nobody's identity tokens, no garment: the base model, with its
+        ControlNets and LoRA.
+        """
         replaced = {
             "text": conditions["negative_text"],
             "garment_scale": torch.zeros_like(conditions["garment_scale"]),

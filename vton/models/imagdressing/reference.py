@@ -1,7 +1,8 @@
-"""IMAGDressing-v1's part of `vton verify`: reference tensors recomputed by the code that trains and samples.
+"""IMAGDressing-v1's part of `vton verify`: reference tensors recomputed by the code that trains and
+samples.
 
-Projector and identity tokens, garment features, one hybrid layer, whole UNets, a training step with gradients, the
-sampling runs of config.json with their plug-ins through the shared loop, and the parts of CAMI and MP-LPIPS.
+Projector and identity tokens, garment features, one hybrid layer, whole UNets, a training step with
+gradients, and the sampling runs of config.json with their plug-ins through the shared loop.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from torch import Tensor, nn
 from vton.config import SamplerConfig
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import Conditions, Known, Step, double, make_solver, sample
-from vton.metrics import garment_driven
 from vton.models.imagdressing.checkpoint import split_published
 from vton.models.imagdressing.control import Control, latent_mask
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
-from vton.models.pretrained import load_state
 from vton.models.reference import Kind, Reference, read_objective, read_resampler
+from vton.weights.pretrained import load_state
 
-EXACT = ("train.ref_unet_params_without_grad", "metric.keypoints_", "metric.mp_matched", "metric.reference_resized")
+EXACT = ("train.ref_unet_params_without_grad",)
 
 
 def kind(name: str) -> Kind:
@@ -42,10 +42,11 @@ def recompute(reference: Reference) -> dict[str, Tensor]:
     with torch.no_grad():
         found = tokens(networks) | garment_features(networks) | dressing(networks)
         for name, settings in reference.config["calls"].items():
-            found |= {f"{name}.{key}": value for key, value in Run(networks, name, settings).tensors().items()}
+            found |= {
+                f"{name}.{key}": value
+                for key, value in Run(networks, name, settings).tensors().items()
+            }
     found |= training_step(networks)
-    if any(name.startswith("metric.") for name in reference.expected):
-        found |= metrics(reference)
     return found
 
 
@@ -54,24 +55,33 @@ class Networks:
 
     def __init__(self, reference: Reference):
         self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
-        self.unet = self.ready(UNet2DConditionModel(**self.settings["unet"]), reference.weights("base_unet"))
+        self.unet = self.ready(
+            UNet2DConditionModel(**self.settings["unet"]), reference.weights("base_unet")
+        )
         parts, _ = split_published(reference.weights("checkpoint"), reference.folder)
-        self.garment_unet = self.ready(UNet2DConditionModel(**self.settings["unet"]), parts["garment_unet"])
+        self.garment_unet = self.ready(
+            UNet2DConditionModel(**self.settings["unet"]), parts["garment_unet"]
+        )
         self.projector = self.ready(read_resampler(self.settings["proj"]), parts["projector"])
         self.adapter = self.ready(GarmentAdapter(self.unet), parts["adapter"])
         self.dresser = self.with_plugins()
 
     def ready(self, network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         load_state(network, weights, self.reference.folder)
-        # diffusers' own .to warns of layers to be kept in float32, of which these networks have none.
+        # diffusers' own .to warns of layers to be kept in float32, of which these networks have
+        # none.
         return nn.Module.to(network, self.reference.device, self.reference.dtype).eval()
 
-    def with_plugins(self, controls: dict[str, Control] | None = None, face: FaceID | None = None) -> Dresser:
+    def with_plugins(
+        self, controls: dict[str, Control] | None = None, face: FaceID | None = None
+    ) -> Dresser:
         return Dresser(self.unet, self.garment_unet, self.projector, self.adapter, controls, face)
 
     @cached_property
     def controlnet(self) -> ControlNetModel:
-        return self.ready(ControlNetModel(**self.settings["controlnet"]), self.reference.weights("controlnet"))
+        return self.ready(
+            ControlNetModel(**self.settings["controlnet"]), self.reference.weights("controlnet")
+        )
 
     @cached_property
     def face(self) -> FaceID:
@@ -82,7 +92,9 @@ class Networks:
         return read_objective(self.settings[part], **settings)
 
     def predict(self, z_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        return self.dresser.denoise(z_t, t, conditions, self.dresser.garment_features(conditions, t))
+        return self.dresser.denoise(
+            z_t, t, conditions, self.dresser.garment_features(conditions, t)
+        )
 
     def training_conditions(self) -> Conditions:
         i = self.inputs
@@ -97,29 +109,48 @@ class Networks:
 def tokens(networks: Networks) -> dict[str, Tensor]:
     """Garment tokens, and identity tokens of a face and of nobody."""
     i, project = networks.inputs, networks.projector
-    found = {"proj_tokens": project(i["clip_hidden"]), "proj_tokens_null": project(i["clip_hidden_null"])}
+    found = {
+        "proj_tokens": project(i["clip_hidden"]),
+        "proj_tokens_null": project(i["clip_hidden_null"]),
+    }
     if "face_id_embeds" in i:
-        identity, embedding, clip = networks.face.image_proj, i["face_id_embeds"], i["face_clip_hidden"]
+        identity, embedding, clip = (
+            networks.face.image_proj,
+            i["face_id_embeds"],
+            i["face_clip_hidden"],
+        )
         shortcut = networks.settings["faceid"]["shortcut_scale_example"]
         found["face.id_tokens"] = identity(embedding, clip)
         found["face.id_tokens_shortcut"] = identity(embedding, clip, shortcut)
-        found["face.id_tokens_uncond"] = identity(torch.zeros_like(embedding), i["clip_hidden_null"])
+        found["face.id_tokens_uncond"] = identity(
+            torch.zeros_like(embedding), i["clip_hidden_null"]
+        )
     return found
 
 
 def garment_features(networks: Networks) -> dict[str, Tensor]:
     """What the garment UNet exports, also as the comparison for the recorded features at a wrong t."""
-    taps = networks.dresser.garment_taps(networks.inputs["garment_latents"], networks.inputs["clip_hidden"])
-    return {f"{prefix}.{block}.attn1": tap for prefix in ("garment", "garment_wrong_t") for block, tap in taps.items()}
+    taps = networks.dresser.garment_taps(
+        networks.inputs["garment_latents"], networks.inputs["clip_hidden"]
+    )
+    return {
+        f"{prefix}.{block}.attn1": tap
+        for prefix in ("garment", "garment_wrong_t")
+        for block, tap in taps.items()
+    }
 
 
 def noisy_latents(networks: Networks) -> Tensor:
     i = networks.inputs
-    return networks.objective("training_scheduler").add_noise(i["person_latents"], i["noise"], i["timesteps"])
+    return networks.objective("training_scheduler").add_noise(
+        i["person_latents"], i["noise"], i["timesteps"]
+    )
 
 
 def dressing(networks: Networks) -> dict[str, Tensor]:
-    """The dressing UNet at several lambda and without a garment, and one layer alone on its input at lambda 1."""
+    """The dressing UNet at several lambda and without a garment, and one layer alone on its input
+    at lambda 1.
+    """
     model, t, z_t = networks.dresser, networks.inputs["timesteps"], noisy_latents(networks)
     layer = networks.unet.get_submodule(networks.settings["hybrid_example_layer"])
     conditions, seen = networks.training_conditions(), []
@@ -129,12 +160,18 @@ def dressing(networks: Networks) -> dict[str, Tensor]:
     for name in networks.reference.expected:
         what, _, scale = name.rpartition("_scale_")
         if what in ("hybrid.output", "unet.eps"):
-            scaled = conditions | {"garment_scale": torch.full_like(conditions["garment_scale"], float(scale))}
+            scaled = conditions | {
+                "garment_scale": torch.full_like(conditions["garment_scale"], float(scale))
+            }
             garments = model.garments(scaled, model.garment_features(scaled, t))
             alone = what == "hybrid.output"
-            found[name] = layer(seen[0], garments=garments) if alone else networks.predict(z_t, t, scaled)
+            found[name] = (
+                layer(seen[0], garments=garments) if alone else networks.predict(z_t, t, scaled)
+            )
     return found | {
-        "unet.eps_no_garment": networks.predict(z_t, t, model.unconditional(conditions) | {"text": conditions["text"]})
+        "unet.eps_no_garment": networks.predict(
+            z_t, t, model.unconditional(conditions) | {"text": conditions["text"]}
+        )
     }
 
 
@@ -150,11 +187,19 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
     loss = objective.loss(prediction, x0, eps, t).mean()
     loss.backward()
     signal, noise = objective.signal_and_noise(t, x0.float())
-    parts = {"ref_unet": networks.garment_unet, "proj": networks.projector, "adapter_modules": networks.adapter}
-    gradients = {
-        f"train.grad.{part}.{name}": p.grad for part, network in parts.items() for name, p in network.named_parameters()
+    parts = {
+        "ref_unet": networks.garment_unet,
+        "proj": networks.projector,
+        "adapter_modules": networks.adapter,
     }
-    unread = sum(name.startswith("train.grad.ref_unet.") and grad is None for name, grad in gradients.items())
+    gradients = {
+        f"train.grad.{part}.{name}": p.grad
+        for part, network in parts.items()
+        for name, p in network.named_parameters()
+    }
+    unread = sum(
+        name.startswith("train.grad.ref_unet.") and grad is None for name, grad in gradients.items()
+    )
     return {
         "train.alphas_cumprod": objective.alphas_cumprod,
         "train.snr": ((signal / noise) ** 2).flatten(),
@@ -170,15 +215,20 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
 class Run:
     """One sampling run of config.json's `calls`. Its settings and name say which plug-ins it has.
 
-    controlnet_conditioning_scale: a ControlNet, for inpainting where the name says so, else (or also) for the pose;
-    ipa_scale: FaceID; "noface" in the name: FaceID's network without a face, which upstream cuts text tokens for.
+    controlnet_conditioning_scale: a ControlNet, for inpainting where the name says so, else (or
+    also) for the pose;
+    ipa_scale: FaceID; "noface" in the name: FaceID's network without a face, which upstream cuts
+    text tokens for.
     """
 
     def __init__(self, networks: Networks, name: str, settings: dict):
         self.networks, self.inputs, self.settings = networks, networks.inputs, settings
         self.count = len(networks.inputs["init_latents"])
         controlled = "controlnet_conditioning_scale" in settings
-        inpainted, posed = controlled and "inpaint" in name, controlled and ("pose" in name or "inpaint" not in name)
+        inpainted, posed = (
+            controlled and "inpaint" in name,
+            controlled and ("pose" in name or "inpaint" not in name),
+        )
         self.pictures = {}
         if posed:
             self.pictures["pose"] = self.inputs["control_image"]
@@ -229,19 +279,31 @@ class Run:
             clip=i["clip_hidden"][own],
             garment_scale=self.settings["image_scale"],
             control=self.pictures,
-            face=Face(i["face_id_embeds"], i["face_clip_hidden"], i["clip_hidden_null"]) if self.has_face else None,
+            face=Face(i["face_id_embeds"], i["face_clip_hidden"], i["clip_hidden_null"])
+            if self.has_face
+            else None,
             known=known,
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The timesteps, both predictions and the ControlNets' residuals of the first step, latents after each step."""
+        """The timesteps, both predictions and the ControlNets' residuals of the first step, latents
+        after each step.
+        """
         conditions, start, latents = self.conditions(), self.inputs["init_latents"], []
         sample(
-            self.model, conditions, lambda: start, self.sampler, self.objective,
+            self.model,
+            conditions,
+            lambda: start,
+            self.sampler,
+            self.objective,
             watch=lambda step, prediction, z: latents.append(z),
-        )  # fmt: skip
+        )
         timesteps = make_solver(self.sampler, self.objective, start.device).timesteps
-        return {"timesteps": timesteps, "latents_steps": torch.cat(latents), **self.first_step(conditions, timesteps)}
+        return {
+            "timesteps": timesteps,
+            "latents_steps": torch.cat(latents),
+            **self.first_step(conditions, timesteps),
+        }
 
     def first_step(self, conditions: Conditions, timesteps: Tensor) -> dict[str, Tensor]:
         model, start = self.model, self.inputs["init_latents"]
@@ -259,34 +321,3 @@ class Run:
             found |= {f"control_down_{k:02}": residual for k, residual in enumerate(residuals[:-1])}
             found["control_mid"] = residuals[-1]
         return found
-
-
-def metrics(reference: Reference) -> dict[str, Tensor]:
-    """The parts of CAMI-U and CAMI-S, their sums, and MP-LPIPS' matched points."""
-    i = {name.removeprefix("metric."): x.cpu() for name, x in reference.inputs.items() if name.startswith("metric.")}
-    names = ("reference_rgb", "generated_rgb", "pose_target_rgb", "pose_generated_rgb")
-    garment, generated, *poses = (i[name].numpy() for name in names)
-    faces = i["face_embed_target"], i["face_embed_generated"]
-    parts = garment_driven.cami_s(
-        garment, generated, *poses, faces, (i["clip_text_features"], i["clip_image_features"]), wrap=True
-    )
-    scores = {
-        "ssim": parts["ssim"],
-        "keypoint_distance": 1 - parts["keypoints"],
-        "lbp_correlation": parts["texture"],
-        "cami_u": parts["ssim"] + parts["keypoints"] + parts["texture"],
-        "pose_overlap": parts["pose"],
-        "face_similarity": parts["face"],
-        "clip_similarity": parts["text"],
-        "cami_s": parts["cami_s"],
-    }
-    found = {name: torch.tensor([value], dtype=torch.float64) for name, value in scores.items()}
-    found |= {
-        "keypoints_reference": torch.as_tensor(garment_driven.harris_corners(garment)),
-        "keypoints_generated": torch.as_tensor(garment_driven.harris_corners(generated)),
-        "reference_resized_rgb": torch.as_tensor(garment_driven.resize_bilinear(garment, generated.shape[:2])),
-        "mp_matched_points_xy": garment_driven.match_points(
-            i["mp_source_features"], i["mp_target_features"], i["mp_source_points_xy"]
-        ),
-    }
-    return {f"metric.{name}": tensor for name, tensor in found.items()}

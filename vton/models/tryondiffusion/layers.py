@@ -1,7 +1,9 @@
-"""Blocks of TryOnDiffusion's UNets: FiLM, residual block, both attentions, embeddings (paper, Section 3.2; appendix).
+"""Blocks of TryOnDiffusion's UNets: FiLM, residual block, both attentions, embeddings (paper,
+Section 3.2; appendix).
 
-Legend: B batch, C channels, H W height and width of a feature map, L = H W person tokens, M garment tokens, N heads,
-d head width, K keypoints, P pose width, E width of the conditioning vector, G rows of garment features.
+Legend: B batch, C channels, H W height and width of a feature map, L = H W person tokens, M garment
+tokens, N heads, d head width, K keypoints, P pose width, E width of the conditioning vector, G rows
+of garment features.
 """
 
 from __future__ import annotations
@@ -52,9 +54,11 @@ class FiLM(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """FiLM and twice GroupNorm, swish, 3x3 convolution, beside a 1x1 convolution of the block's input (appendix).
+    """FiLM and twice GroupNorm, swish, 3x3 convolution, beside a 1x1 convolution of the block's
+    input (appendix).
 
-    film: "pre" modulates the block's input, so that the 1x1 path sees it too; "norm2" what the second norm gives.
+    film: "pre" modulates the block's input, so that the 1x1 path sees it too; "norm2" what the
+    second norm gives.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, film: str):
@@ -75,10 +79,12 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """What both attentions share: the person's norm, four projections, a position code where one is asked for.
+    """What both attentions share: the person's norm, four projections, a position code where one is
+    asked for.
 
-    positions: amplitude of the code; above 0, queries and keys start equal, values and outputs orthogonal, so that a
-    token first reads its own place and what it reads arrives undiminished. aspect: height / width of the pictures.
+    positions: amplitude of the code; above 0, queries and keys start equal, values and outputs
+    orthogonal, so that a token first reads its own place and what it reads arrives undiminished.
+    aspect: height / width of the pictures.
     """
 
     read = staticmethod(F.scaled_dot_product_attention)
@@ -87,7 +93,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = group_norm(channels)
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(channels, channels) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nn.Linear(channels, channels) for _ in range(4)
+        )
         self.place = PositionCode(channels, positions, aspect) if positions else nn.Identity()
         if positions:
             with torch.no_grad():
@@ -103,11 +111,16 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Person tokens read themselves and the pose tokens of person and garment, in one softmax (Section 3.2)."""
+    """Person tokens read themselves and the pose tokens of person and garment, in one softmax
+    (Section 3.2).
+    """
 
     def __init__(self, channels: int, heads: int, pose_width: int, positions: float, aspect: float):
         super().__init__(channels, heads, positions, aspect)
-        self.pose_to_k, self.pose_to_v = nn.Linear(pose_width, channels), nn.Linear(pose_width, channels)
+        self.pose_to_k, self.pose_to_v = (
+            nn.Linear(pose_width, channels),
+            nn.Linear(pose_width, channels),
+        )
 
     def forward(self, x: Tensor, poses: Tensor) -> Tensor:
         """x (B, C, H, W), poses (B, 2K, P) -> (B, C, H, W)."""
@@ -119,7 +132,9 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Implicit warp: person tokens ask, garment tokens of the same level and side answer (Section 3.2)."""
+    """Implicit warp: person tokens ask, garment tokens of the same level and side answer (Section
+    3.2).
+    """
 
     read = staticmethod(read_garment)
 
@@ -130,7 +145,8 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, garment: Tensor, row: Tensor | None) -> Tensor:
         """x (B, C, H, W), garment (G, C, H, W) -> (B, C, H, W).
 
-        row (B,) int64: which of the G each row of x reads, so that shared features are projected once; None: its own.
+        row (B,) int64: which of the G each row of x reads, so that shared features are projected
+        once; None: its own.
         """
         tokens = flat(self.garment_norm(garment))
         k, v = self.to_k(self.place(tokens)), self.to_v(tokens)
@@ -140,27 +156,40 @@ class CrossAttention(Attention):
 
 
 class Unit(nn.Module):
-    """FiLM -> ResBlk [-> self-attention [-> cross-attention]], the step of which all UNets here consist (Fig. 2)."""
+    """FiLM -> ResBlk [-> self-attention [-> cross-attention]], the step of which all UNets here
+    consist (Fig. 2).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, config: ParallelUNetConfig | EfficientUNetConfig, attention: bool,
+        self,
+        in_channels: int,
+        out_channels: int,
+        config: ParallelUNetConfig | EfficientUNetConfig,
+        attention: bool,
         aspect: float = 1.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.block = ResBlock(in_channels, out_channels, config.embedding, config.film)
         self.self_attention = self.cross_attention = None
         if attention:
             shared = (config.positions, aspect)
-            self.self_attention = SelfAttention(out_channels, config.heads, config.pose_width, *shared)
+            self.self_attention = SelfAttention(
+                out_channels, config.heads, config.pose_width, *shared
+            )
             if config.correspondence == "attention":
                 self.cross_attention = CrossAttention(out_channels, config.heads, *shared)
 
     def forward(
-        self, x: Tensor, e: Tensor, poses: Tensor | None = None, garment: Tensor | None = None,
+        self,
+        x: Tensor,
+        e: Tensor,
+        poses: Tensor | None = None,
+        garment: Tensor | None = None,
         row: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x (B, C_in, H, W), e (B, E); with self-attention poses (B, 2K, P); with cross-attention also
-        garment (G, C, H, W) and row (B,) or None."""
+    ) -> Tensor:
+        """x (B, C_in, H, W), e (B, E); with self-attention poses (B, 2K, P); with cross-attention
+        also garment (G, C, H, W) and row (B,) or None.
+        """
         x = self.block(x, e)
         if self.self_attention is not None:
             x = self.self_attention(x, poses)
@@ -170,7 +199,9 @@ class Unit(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """Linear-swish-Linear over sines and cosines of 1000 x, base 10000: times and noise levels x in [0, 1]."""
+    """Linear-swish-Linear over sines and cosines of 1000 x, base 10000: times and noise levels x in
+    [0, 1].
+    """
 
     def __init__(self, sinusoid: int, embedding: int):
         super().__init__()
@@ -180,14 +211,18 @@ class NumberEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B,) -> (B, E)."""
         weight = self.linear1.weight
-        frequencies = torch.exp(torch.arange(self.half, device=weight.device) * (-math.log(10_000) / self.half))
+        frequencies = torch.exp(
+            torch.arange(self.half, device=weight.device) * (-math.log(10_000) / self.half)
+        )
         phase = 1000 * x.to(weight.device, torch.float32)[:, None] * frequencies
         code = torch.cat([phase.sin(), phase.cos()], 1).to(weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
 
 class AttentionPool(nn.Module):
-    """CLIP's pooling in one dimension: the tokens' mean asks, mean and tokens answer (paper, Section 3.2)."""
+    """CLIP's pooling in one dimension: the tokens' mean asks, mean and tokens answer (paper,
+    Section 3.2).
+    """
 
     def __init__(self, tokens: int, width: int, out: int, heads: int):
         super().__init__()
@@ -199,15 +234,18 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, P) -> (B, E)."""
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positions
-        q, k, v = (split_heads(part, self.heads) for part in (self.to_q(x[:, :1]), self.to_k(x), self.to_v(x)))
+        q, k, v = (
+            split_heads(part, self.heads)
+            for part in (self.to_q(x[:, :1]), self.to_k(x), self.to_v(x))
+        )
         return self.to_out(merge_heads(F.scaled_dot_product_attention(q, k, v)))[:, 0]
 
 
 class PoseEncoder(nn.Module):
     """One pose as tokens, for self-attention, and as a vector, for FiLM.
 
-    A linear layer per keypoint (P) and a learned code of the joint's number, without which attention could not tell
-    a wrist from an ankle (D).
+    A linear layer per keypoint (P) and a learned code of the joint's number, without which
+    attention could not tell a wrist from an ankle (D).
     """
 
     def __init__(self, keypoints: int, coordinates: int, width: int, embedding: int, heads: int):

@@ -1,8 +1,10 @@
-"""TryOnDiffusion (Zhu et al., CVPR 2023, arXiv 2306.08276) behind the contract: one stage of the cascade per run.
+"""TryOnDiffusion (Zhu et al., CVPR 2023, arXiv 2306.08276) behind the contract: one stage of the
+cascade per run.
 
-A batch becomes the tensors that vton/models/tryondiffusion/stages.py works on: clothing-agnostic picture, segmented
-garment, both poses, the low-resolution result, and the noise on all of these pictures. With `model.warp_first` the base
-stage is two networks in sequence: `WarpNetwork`, then the usual one.
+A batch becomes the tensors that vton/models/tryondiffusion/stages.py works on: clothing-agnostic
+picture, segmented garment, both poses, the low-resolution result, and the noise on all of these
+pictures. With `model.warp_first` the base stage is two networks in sequence: `WarpNetwork`, then
+the usual one.
 
 Legend: B batch, H W picture size, K keypoints, L number of the stage's conditional images.
 """
@@ -29,9 +31,16 @@ from vton.models.tryondiffusion.reuse import GarmentReuse
 from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
 from vton.registry import register
 
-IMAGES = {"base": ("agnostic", "garment"), "sr256": ("agnostic", "garment", "lowres"), "sr1024": ("lowres",)}
-MODULATING = re.compile(r"\.(embedding|time|level|film)\.")  # embeddings, and FiLM's layers, which read them
-# COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left first.
+IMAGES = {
+    "base": ("agnostic", "garment"),
+    "sr256": ("agnostic", "garment", "lowres"),
+    "sr1024": ("lowres",),
+}
+MODULATING = re.compile(
+    r"\.(embedding|time|level|film)\."
+)  # embeddings, and FiLM's layers, which read them
+# COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees,
+# ankles, left first.
 COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 
 
@@ -51,10 +60,16 @@ class TryOnDiffusion(TryOnModule):
             self.stage = UpscaleStage(self.network, model, timesteps)
         else:
             shape, coordinates = getattr(model, model.stage), 3 if model.visibility else 2
-            self.network = ParallelUNet(shape, self.images, model.keypoints, coordinates, aspect=height / width)
-            reuse = GarmentReuse(self.network, self.grid, timesteps, model.garment_steps, model.null_table)
+            self.network = ParallelUNet(
+                shape, self.images, model.keypoints, coordinates, aspect=height / width
+            )
+            reuse = GarmentReuse(
+                self.network, self.grid, timesteps, model.garment_steps, model.null_table
+            )
             self.stage = TryOnStage(self.network, model, timesteps, reuse)
-        self.network.to(memory_format=torch.channels_last)  # a training step in 0.80 to 0.85 of the time on a CPU
+        self.network.to(
+            memory_format=torch.channels_last
+        )  # a training step in 0.80 to 0.85 of the time on a CPU
         if height % self.network.factor or width % self.network.factor:
             raise ConfigError(
                 f"data.size={[height, width]} must be divisible by {self.network.factor}, by which model.{model.stage} "
@@ -62,7 +77,9 @@ class TryOnDiffusion(TryOnModule):
             )
         curve = model.augmentation.curve
         own = curve == "schedule"
-        self.curve = self.objective if own else Objective(ObjectiveConfig(schedule=f"continuous_{curve}"))
+        self.curve = (
+            self.objective if own else Objective(ObjectiveConfig(schedule=f"continuous_{curve}"))
+        )
         self.warp = WarpNetwork.before(self) if model.warp_first else None
 
     def networks(self) -> dict[str, nn.Module]:
@@ -70,11 +87,15 @@ class TryOnDiffusion(TryOnModule):
         if isinstance(self.network, ParallelUNet):
             parts = dict(self.network.named_children())
         if self.warp is not None:
-            parts |= {f"warp_{name}": network for name, network in self.warp.network.named_children()}
+            parts |= {
+                f"warp_{name}": network for name, network in self.warp.network.named_children()
+            }
         return parts | self.frozen
 
     def trained_parameters(self) -> list[dict]:
-        """All, but for the garment pose's linear layer where that pose is zero: only its bias matters then."""
+        """All, but for the garment pose's linear layer where that pose is zero: only its bias
+        matters then.
+        """
         model = self.config.model
         idle = ("embedding.garment.linear.weight",) if model.garment_pose is None else ()
         modulating, others = [], []
@@ -82,10 +103,15 @@ class TryOnDiffusion(TryOnModule):
             if not name.endswith(idle):
                 modulates = MODULATING.search(name) is not None
                 (modulating if modulates else others).append(parameter)
-        return [{"params": others}, {"params": modulating, "lr": self.config.train.lr * model.modulation_lr}]
+        return [
+            {"params": others},
+            {"params": modulating, "lr": self.config.train.lr * model.modulation_lr},
+        ]
 
     def train(self, mode: bool = True):
-        """Also forgets kept features: averaged weights are swapped in and out between changes of mode."""
+        """Also forgets kept features: averaged weights are swapped in and out between changes of
+        mode.
+        """
         if isinstance(getattr(self, "stage", None), TryOnStage):
             self.stage.reuse.forget()
         return super().train(mode)
@@ -104,21 +130,30 @@ class TryOnDiffusion(TryOnModule):
         (height, width), crop = batch.person.shape[-2:], self.config.model.crop_px
         size, crops = (min(crop, height), min(crop, width)), []
         for picture, position in zip(batch.person, batch.position, strict=True):
-            down, right = torch.rand(2, generator=noise.generator(self.config.seed, "crop", position)).tolist()
+            down, right = torch.rand(
+                2, generator=noise.generator(self.config.seed, "crop", position)
+            ).tolist()
             top, left = int(down * (height - size[0] + 1)), int(right * (width - size[1] + 1))
             crops.append(picture[:, top : top + size[0], left : left + size[1]])
         return replace(batch, person=torch.stack(crops))
 
-    def condition(self, batch: TryOnBatch, lowres: Tensor | None = None, warped: Tensor | None = None) -> Conditions:
-        """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and 4 for sr1024.
-        warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that network is sampled here.
+    def condition(
+        self, batch: TryOnBatch, lowres: Tensor | None = None, warped: Tensor | None = None
+    ) -> Conditions:
+        """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256
+        and 4 for sr1024.
+        warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that
+        network is sampled here.
 
-        Without lowres the reduced truth stands in, which shows what this stage alone can do. Augmentation noise depends
-        on the pair and eval.seed, not on the seed of the picture. Raises DataError where there is no truth either, and
-        ValueError for a result of another size.
+        Without lowres the reduced truth stands in, which shows what this stage alone can do.
+        Augmentation noise depends on the pair and eval.seed, not on the seed of the picture. Raises
+        DataError where there is no truth either, and ValueError for a result of another size.
         """
         seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
-        draws = {name: [noise.generator(seed, "augmentation", name, *key) for key in keys] for name in self.images}
+        draws = {
+            name: [noise.generator(seed, "augmentation", name, *key) for key in keys]
+            for name in self.images
+        }
         levels = [getattr(self.config.model.augmentation, name) for name in self.images]
         if lowres is None and "lowres" in self.images:
             if batch.truth is None:
@@ -136,24 +171,40 @@ class TryOnDiffusion(TryOnModule):
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """Own noise levels for every image and sample; one coin per sample drops everything."""
-        seed, ranges = self.config.seed, [self.config.model.augmentation.training_range(n) for n in self.images]
-        draws = {n: [noise.generator(seed, "augmentation", n, place) for place in batch.position] for n in self.images}
+        seed, ranges = (
+            self.config.seed,
+            [self.config.model.augmentation.training_range(n) for n in self.images],
+        )
+        draws = {
+            n: [noise.generator(seed, "augmentation", n, place) for place in batch.position]
+            for n in self.images
+        }
         uniform = [noise.uniform(draws[name], batch.person) for name in self.images]
-        levels = torch.stack([low + (high - low) * u for (low, high), u in zip(ranges, uniform, strict=True)], 1)
+        levels = torch.stack(
+            [low + (high - low) * u for (low, high), u in zip(ranges, uniform, strict=True)], 1
+        )
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
         warped = None if self.warp is None else worn_garment(batch, self.config.model.garment_fill)
         conditions = self.read(batch, lowres, warped, levels, draws)
         return self.drop(conditions, u < self.config.model.condition_dropout)
 
-    def extra_losses(self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor
+    ) -> dict[str, Tensor]:
         """warp_first: the first network's own diffusion loss; no gradient passes between the two."""
         return {} if self.warp is None else {"warp": self.warp.training_step(batch, 0)}
 
     def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
         stage, found = self.config.model.stage, list(lowres.shape[-2:])
-        expected = [side // self.factor for side in batch.person.shape[-2:]] if "lowres" in self.images else None
+        expected = (
+            [side // self.factor for side in batch.person.shape[-2:]]
+            if "lowres" in self.images
+            else None
+        )
         if found != expected:
-            raise ValueError(f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}.")
+            raise ValueError(
+                f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}."
+            )
 
     def can_sample(self, batch: TryOnBatch) -> bool:
         return "lowres" not in self.images or batch.truth is not None
@@ -169,11 +220,17 @@ class TryOnDiffusion(TryOnModule):
         return self.config.model.CASCADE[self.config.model.stage]
 
     def read(
-        self, batch: TryOnBatch, lowres: Tensor | None, warped: Tensor | None, levels: Tensor,
+        self,
+        batch: TryOnBatch,
+        lowres: Tensor | None,
+        warped: Tensor | None,
+        levels: Tensor,
         draws: dict[str, list[torch.Generator]],
-    ) -> Conditions:  # fmt: skip
-        """Conditions with levels (B or 1, L) of noise from `draws`. Noise comes before everything else, so before the
-        low-resolution result is enlarged. warped stands in for the segmented garment."""
+    ) -> Conditions:
+        """Conditions with levels (B or 1, L) of noise from `draws`. Noise comes before everything
+        else, so before the low-resolution result is enlarged. warped stands in for the segmented
+        garment.
+        """
         model: TryOnDiffusionConfig = self.config.model
         clean = {"lowres": lowres}
         if model.stage != "sr1024":
@@ -181,12 +238,17 @@ class TryOnDiffusion(TryOnModule):
             segmented = torch.where(batch.garment_mask > 0, batch.garment, model.garment_fill)
             clean["garment"] = segmented if warped is None else warped
         rows = levels.expand(len(batch), -1).unbind(1)
-        images = {n: self.noised(clean[n], level, draws[n]) for n, level in zip(self.images, rows, strict=True)}
+        images = {
+            n: self.noised(clean[n], level, draws[n])
+            for n, level in zip(self.images, rows, strict=True)
+        }
         if lowres is not None:
             images["lowres"] = enlarged(images["lowres"], self.factor)
         if model.stage == "sr1024":
             return self.stage.condition(images, levels)
-        return self.stage.condition(images, levels, self.person_pose(batch), self.garment_pose(batch))
+        return self.stage.condition(
+            images, levels, self.person_pose(batch), self.garment_pose(batch)
+        )
 
     def noised(self, image: Tensor, level: Tensor, draws: list[torch.Generator]) -> Tensor:
         """alpha_s image + sigma_s noise with s = level (B,); a level of 0 changes nothing."""
@@ -197,17 +259,23 @@ class TryOnDiffusion(TryOnModule):
         return torch.where(level.view(-1, 1, 1, 1) > 0, signal * image + sigma * eps, image)
 
     def reduced(self, picture: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, H / n, W / n), antialiased: the former stage's result as training knows it."""
+        """(B, 3, H, W) -> (B, 3, H / n, W / n), antialiased: the former stage's result as training
+        knows it.
+        """
         size = [side // self.factor for side in picture.shape[-2:]]
         if self.config.model.lowres_filter == "area":
             return F.interpolate(picture, size, mode="area")
-        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(-1, 1)  # bicubic overshoots
+        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(
+            -1, 1
+        )  # bicubic overshoots
 
     def person_pose(self, batch: TryOnBatch) -> Tensor:
         return joints(batch.keypoints, self.config.model.keypoints, self.config.model.visibility)
 
     def garment_pose(self, batch: TryOnBatch) -> Tensor:
-        """(B, K, 2 or 3): zeros, one constant, or the joints of who wears the garment. Raises DataError without any."""
+        """(B, K, 2 or 3): zeros, one constant, or the joints of who wears the garment. Raises
+        DataError without any.
+        """
         model: TryOnDiffusionConfig = self.config.model
         if model.garment_pose == "keypoints":
             if batch.garment_keypoints is None:
@@ -222,7 +290,9 @@ class TryOnDiffusion(TryOnModule):
         pose[..., :2] = model.garment_pose_constant
         return pose
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None = None) -> Features:
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
         return self.stage.garment_features(conditions, t, step)
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
@@ -233,12 +303,13 @@ class TryOnDiffusion(TryOnModule):
 
 
 class WarpNetwork(TryOnDiffusion):
-    """The first of two base networks in sequence (appendix, Table 4, ablation 2): garment and both poses to the garment
-    as worn.
+    """The first of two base networks in sequence (appendix, Table 4, ablation 2): garment and both
+    poses to the garment as worn.
 
-    A diffusion model of its own: it learns what is cut out of the truth, with its own draws in training and in sampling
-    but the same objective, sampler and guidance. The second network learns from the true cut-out, as a cascade's stages
-    learn from the truth, and gets this one's result in sampling.
+    A diffusion model of its own: it learns what is cut out of the truth, with its own draws in
+    training and in sampling but the same objective, sampler and guidance. The second network learns
+    from the true cut-out, as a cascade's stages learn from the truth, and gets this one's result in
+    sampling.
     """
 
     images = ("garment",)
@@ -247,9 +318,13 @@ class WarpNetwork(TryOnDiffusion):
     def before(cls, second: TryOnDiffusion) -> WarpNetwork:
         config = second.config
         training, evaluation = (
-            noise.generator(s, "warp").initial_seed() % 2**32 for s in (config.seed, config.eval.seed)
+            noise.generator(s, "warp").initial_seed() % 2**32
+            for s in (config.seed, config.eval.seed)
         )
-        model, evaluated = replace(config.model, warp_first=False), replace(config.eval, seed=evaluation)
+        model, evaluated = (
+            replace(config.model, warp_first=False),
+            replace(config.eval, seed=evaluation),
+        )
         return cls(replace(config, model=model, eval=evaluated, seed=training), second.codec)
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
@@ -258,20 +333,24 @@ class WarpNetwork(TryOnDiffusion):
     def warped(self, batch: TryOnBatch) -> Tensor:
         """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed.
 
-        On the meta device, where the loop has no values to go by, all passes of the run in one, for their arithmetic.
+        On the meta device, where the loop has no values to go by, all passes of the run in one, for
+        their arithmetic.
         """
         if not batch.garment.is_meta:
             return self.generate(batch, self.config.eval.seed)
         passes = self.config.sampler.steps * (1 if self.config.sampler.guidance == 1 else 2)
-        conditions = {name: torch.cat([tensor] * passes) for name, tensor in self.condition(batch).items()}
+        conditions = {
+            name: torch.cat([tensor] * passes) for name, tensor in self.condition(batch).items()
+        }
         t = torch.zeros(passes * len(batch), device="meta")
         z = torch.zeros(len(t), *self.latent_shape(), device="meta")
         return self.denoise(z, t, conditions, self.garment_features(conditions, t))[: len(batch)]
 
 
 def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
-    """(B, 3, H, W): the person where the garment is, `fill` elsewhere; for paired order. Raises DataError without its
-    mask."""
+    """(B, 3, H, W): the person where the garment is, `fill` elsewhere; for paired order. Raises
+    DataError without its mask.
+    """
     if batch.truth_garment_mask is None:
         raise DataError(
             f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns from the garment as "

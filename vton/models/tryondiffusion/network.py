@@ -1,12 +1,15 @@
-"""TryOnDiffusion's three networks, from tensors to predictions (arXiv 2306.08276, Sections 3.2 and 3.3, Figs. 2 and 8).
+"""TryOnDiffusion's three networks, from tensors to predictions (arXiv 2306.08276, Sections 3.2 and
+3.3, Figs. 2 and 8).
 
-ParallelUNet (128 and 256): two UNets. The person UNet denoises [z_t, agnostic (, low-res)]; the garment UNet turns the
-segmented garment into features that the person UNet reads by cross-attention. One vector e of time, noise levels and
-both poses modulates both. By configuration the garment joins the person UNet's input instead (appendix, ablation 1).
-EfficientUNet (1024): convolutions only, no try-on condition.
+ParallelUNet (128 and 256): two UNets. The person UNet denoises [z_t, agnostic (, low-res)]; the
+garment UNet turns the segmented garment into features that the person UNet reads by
+cross-attention. One vector e of time, noise levels and both poses modulates both. By configuration
+the garment joins the person UNet's input instead (appendix, ablation 1). EfficientUNet (1024):
+convolutions only, no try-on condition.
 
-Legend: B batch, H W picture height and width, K keypoints, P pose width, E width of e, L number of conditional images,
-G rows of garment features; C h w of a feature map. Pictures are (B, 3, H, W) in [-1, 1]; t and levels in [0, 1].
+Legend: B batch, H W picture height and width, K keypoints, P pose width, E width of e, L number of
+conditional images, G rows of garment features; C h w of a feature map. Pictures are (B, 3, H, W) in
+[-1, 1]; t and levels in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,13 +23,24 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
-from vton.models.tryondiffusion.layers import NumberEmbedding, PoseEncoder, Unit, conv3, group_norm, zeroed
+from vton.models.tryondiffusion.layers import (
+    NumberEmbedding,
+    PoseEncoder,
+    Unit,
+    conv3,
+    group_norm,
+    zeroed,
+)
 
-Read = Callable[[str, int, int], tuple]  # side, level, number -> what a unit reads besides its input
+Read = Callable[
+    [str, int, int], tuple
+]  # side, level, number -> what a unit reads besides its input
 
 
 class Embedding(nn.Module):
-    """e = MLP(t) + sum_i MLP_i(level_i) + pool(person pose) + pool(garment pose), and the pose tokens."""
+    """e = MLP(t) + sum_i MLP_i(level_i) + pool(person pose) + pool(garment pose), and the pose
+    tokens.
+    """
 
     def __init__(self, config: ParallelUNetConfig, keypoints: int, coordinates: int, levels: int):
         super().__init__()
@@ -43,7 +57,10 @@ class Embedding(nn.Module):
 
     def embed_poses(self, person: Tensor, garment: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2 or 3) each -> tokens of both (B, 2K, P), the sum of both pooled vectors (B, E)."""
-        (tokens, pooled), (garment_tokens, garment_pooled) = self.person(person), self.garment(garment)
+        (tokens, pooled), (garment_tokens, garment_pooled) = (
+            self.person(person),
+            self.garment(garment),
+        )
         return torch.cat([tokens, garment_tokens], 1), pooled + garment_pooled
 
 
@@ -51,9 +68,13 @@ class Encoder(nn.Module):
     """Head convolution, then units level by level; stride-2 convolutions in between."""
 
     def __init__(
-        self, in_channels: int, blocks: tuple[int, ...], config: ParallelUNetConfig, attention: tuple[bool, ...],
+        self,
+        in_channels: int,
+        blocks: tuple[int, ...],
+        config: ParallelUNetConfig,
+        attention: tuple[bool, ...],
         aspect: float,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.head = conv3(in_channels, config.widths[0])
         self.levels = nn.ModuleList(
@@ -76,24 +97,40 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Units from the lowest resolution up to level `last`, each joined by the mirror unit of the encoder."""
+    """Units from the lowest resolution up to level `last`, each joined by the mirror unit of the
+    encoder.
+    """
 
     def __init__(
-        self, blocks: tuple[int, ...], config: ParallelUNetConfig, attention: tuple[bool, ...], last: int, aspect: float
+        self,
+        blocks: tuple[int, ...],
+        config: ParallelUNetConfig,
+        attention: tuple[bool, ...],
+        last: int,
+        aspect: float,
     ):
         super().__init__()
         self.order = list(reversed(range(last, len(blocks))))
         self.levels = nn.ModuleDict(
             {
                 str(level): nn.ModuleList(
-                    Unit(2 * config.widths[level], config.widths[level], config, attention[level], aspect)
+                    Unit(
+                        2 * config.widths[level],
+                        config.widths[level],
+                        config,
+                        attention[level],
+                        aspect,
+                    )
                     for _ in range(blocks[level])
                 )
                 for level in self.order
             }
         )
         self.up = nn.ModuleDict(
-            {str(low): conv3(config.widths[low], config.widths[high]) for low, high in pairwise(self.order)}
+            {
+                str(low): conv3(config.widths[low], config.widths[high])
+                for low, high in pairwise(self.order)
+            }
         )
         self.skip_scale, self.checkpointing = config.skip_scale, config.gradient_checkpointing
 
@@ -112,39 +149,51 @@ class Decoder(nn.Module):
 
 
 def run(unit: Unit, checkpointing: bool, *arguments) -> Tensor:
-    """The unit's output; with checkpointing its inner activations are computed again in the backward pass."""
+    """The unit's output; with checkpointing its inner activations are computed again in the
+    backward pass.
+    """
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(unit, *arguments, use_reentrant=False)
     return unit(*arguments)
 
 
 class GarmentUNet(nn.Module):
-    """Segmented garment to features, without attention, and without what lies behind the last feature that is read."""
+    """Segmented garment to features, without attention, and without what lies behind the last
+    feature that is read.
+    """
 
     def __init__(self, config: ParallelUNetConfig):
         super().__init__()
         nowhere = (False,) * len(config.widths)
         self.encoder = Encoder(3, config.garment_blocks, config, nowhere, aspect=1.0)
-        self.decoder = Decoder(config.garment_blocks, config, nowhere, config.last_attention, aspect=1.0)
+        self.decoder = Decoder(
+            config.garment_blocks, config, nowhere, config.last_attention, aspect=1.0
+        )
         self.by_block = config.garment_map == "block"
         self.attended = [level for level, attention in enumerate(config.attention) if attention]
 
     def forward(self, garment: Tensor, e: Tensor) -> dict[str, Tensor]:
-        """garment (B, 3, H, W), e (B, E) -> features (B, C, h, w) by the name of the unit that reads them."""
+        """garment (B, 3, H, W), e (B, E) -> features (B, C, h, w) by the name of the unit that
+        reads them.
+        """
         encoded = self.encoder(garment, lambda *_: (e,))
         decoded = self.decoder(encoded, lambda *_: (e,))
         features = {}
         for side, outputs in (("encoder", encoded), ("decoder", decoded)):
             for level in self.attended:
                 if self.by_block:
-                    features |= {f"{side}.{level}.{i}": output for i, output in enumerate(outputs[level])}
+                    features |= {
+                        f"{side}.{level}.{i}": output for i, output in enumerate(outputs[level])
+                    }
                 else:
                     features[f"{side}.{level}"] = outputs[level][-1]
         return features
 
 
 class PersonUNet(nn.Module):
-    """Noisy picture and what is aligned with it to a prediction, reading pose tokens and garment features."""
+    """Noisy picture and what is aligned with it to a prediction, reading pose tokens and garment
+    features.
+    """
 
     def __init__(self, config: ParallelUNetConfig, in_channels: int, aspect: float):
         super().__init__()
@@ -154,10 +203,11 @@ class PersonUNet(nn.Module):
         self.by_block, self.attention = config.garment_map == "block", config.attention
 
     def forward(self, x: Tensor, e: Tensor, poses: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """x (B, in_channels, H, W), e (B, E), poses (B, 2K, P), features as `GarmentUNet` gives them -> (B, 3, H, W).
+        """x (B, in_channels, H, W), e (B, E), poses (B, 2K, P), features as `GarmentUNet` gives
+        them -> (B, 3, H, W).
 
-        features["row"] (B,) int64, where present, says which of their rows each row of x reads. With
-        correspondence=concatenation there are no features: {}.
+        features["row"] (B,) int64, where present, says which of their rows each row of x reads.
+        With correspondence=concatenation there are no features: {}.
         """
 
         def read(side: str, level: int, number: int) -> tuple:
@@ -173,17 +223,24 @@ class PersonUNet(nn.Module):
 
 
 class ParallelUNet(nn.Module):
-    """The 128 and 256 networks. `embed`, `encode_garment` and `denoise` are separate so that each runs when it must.
+    """The 128 and 256 networks. `embed`, `encode_garment` and `denoise` are separate so that each
+    runs when it must.
 
-    images: names of the conditional images, in the order of their noise levels. Those in `aligned` join z_t in the
-    person UNet's head: all but "garment"; with correspondence=concatenation it does too, and there is no garment UNet.
-    aspect: height / width of the pictures, for a position code. All layers take any size divisible by `factor`.
+    images: names of the conditional images, in the order of their noise levels. Those in `aligned`
+    join z_t in the person UNet's head: all but "garment"; with correspondence=concatenation it does
+    too, and there is no garment UNet.
+    aspect: height / width of the pictures, for a position code. All layers take any size divisible
+    by `factor`.
     """
 
     def __init__(
-        self, config: ParallelUNetConfig, images: tuple[str, ...] = ("agnostic", "garment"), keypoints: int = 17,
-        coordinates: int = 2, aspect: float = 1.0,
-    ):  # fmt: skip
+        self,
+        config: ParallelUNetConfig,
+        images: tuple[str, ...] = ("agnostic", "garment"),
+        keypoints: int = 17,
+        coordinates: int = 2,
+        aspect: float = 1.0,
+    ):
         super().__init__()
         by_attention = config.correspondence == "attention"
         self.factor = 2 ** (len(config.widths) - 1)
@@ -195,26 +252,39 @@ class ParallelUNet(nn.Module):
         if config.start_awake:
             start_awake(self)
 
-    def embed(self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(
+        self, t: Tensor, levels: Tensor, person_pose: Tensor, garment_pose: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """t (B,), levels (B, L), poses (B, K, 2 or 3) -> e (B, E), pose tokens (B, 2K, P)."""
         tokens, pooled = self.embedding.embed_poses(person_pose, garment_pose)
         return self.embedding.time(t) + self.embedding.embed_levels(levels) + pooled, tokens
 
     def encode_garment(self, garment: Tensor, e: Tensor) -> dict[str, Tensor]:
-        """Garment (B, 3, H, W) and e (B, E) to what cross-attention reads, {} where nothing does. Sees no z_t."""
+        """Garment (B, 3, H, W) and e (B, E) to what cross-attention reads, {} where nothing does.
+        Sees no z_t.
+        """
         return {} if self.garment_unet is None else self.garment_unet(garment.to(e.dtype), e)
 
     def denoise(
-        self, z_t: Tensor, aligned: list[Tensor], e: Tensor, poses: Tensor, features: dict[str, Tensor]
+        self,
+        z_t: Tensor,
+        aligned: list[Tensor],
+        e: Tensor,
+        poses: Tensor,
+        features: dict[str, Tensor],
     ) -> Tensor:
-        """Prediction (B, 3, H, W) from z_t and the pictures in `self.aligned`, in this order, (B, 3, H, W) each."""
+        """Prediction (B, 3, H, W) from z_t and the pictures in `self.aligned`, in this order, (B,
+        3, H, W) each.
+        """
         x = torch.cat([z_t.to(e.dtype), *(image.to(e.dtype) for image in aligned)], 1)
         return self.person_unet(x, e, poses, features)
 
 
 @torch.no_grad()
 def start_awake(network: ParallelUNet) -> None:
-    """Every convolution but the tail keeps the size of what it reads; z_t, mostly noise to it, is read faintly."""
+    """Every convolution but the tail keeps the size of what it reads; z_t, mostly noise to it, is
+    read faintly.
+    """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer is not network.person_unet.tail:
             if layer.kernel_size == (1, 1):
@@ -227,8 +297,8 @@ def start_awake(network: ParallelUNet) -> None:
 class EfficientUNet(nn.Module):
     """The 1024 network: Imagen's Efficient-UNet with every attention layer left out (Section 3.3).
 
-    It goes down first and up last in each block: DBlock = stride-2 convolution, units; UBlock = + skip_scale x the
-    DBlock's output, units, x2 and convolution.
+    It goes down first and up last in each block: DBlock = stride-2 convolution, units; UBlock = +
+    skip_scale x the DBlock's output, units, x2 and convolution.
     """
 
     def __init__(self, config: EfficientUNetConfig):

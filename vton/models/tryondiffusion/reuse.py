@@ -1,10 +1,12 @@
-"""Garment features of sampling, each computed once (exactly: nothing here changes a number beyond rounding).
+"""Garment features of sampling, each computed once (exactly: nothing here changes a number beyond
+rounding).
 
-FiLM hands the time to both UNets, so a garment's features differ at every step; but they never depend on z_t. Hence
-those of several steps are made in one pass, and those of the null branch, which depend on nothing but weights, picture
-size and time, are kept from one picture to the next.
+FiLM hands the time to both UNets, so a garment's features differ at every step; but they never
+depend on z_t. Hence those of several steps are made in one pass, and those of the null branch,
+which depend on nothing but weights, picture size and time, are kept from one picture to the next.
 
-Legend: B rows of a batch, D rows with a garment, E width of the conditioning vector, S steps made in one pass.
+Legend: B rows of a batch, D rows with a garment, E width of the conditioning vector, S steps made
+in one pass.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ Table = dict[float, Features]  # timestep -> features of its rows
 class GarmentReuse:
     """Garment features of a sampling step, from what earlier steps and pictures left.
 
-    grid: gives the timesteps of the configured sampling run in order. It decides only what is made ahead: what is
-    read is found under its own timestep, or made. timesteps: the t of pure noise. steps: S. null_table: whether the
-    null branch's features are kept.
+    grid: gives the timesteps of the configured sampling run in order. It decides only what is made
+    ahead: what is read is found under its own timestep, or made. timesteps: the t of pure noise.
+    steps: S. null_table: whether the null branch's features are kept.
     """
 
     def __init__(
-        self, network: ParallelUNet, grid: Callable[[], list[float]], timesteps: int, steps: int, null_table: bool
+        self,
+        network: ParallelUNet,
+        grid: Callable[[], list[float]],
+        timesteps: int,
+        steps: int,
+        null_table: bool,
     ):
         self.network, self.grid, self.timesteps = network, grid, timesteps
         self.steps, self.null_table = steps, null_table
@@ -44,16 +51,27 @@ class GarmentReuse:
         self.dressed: Table = {}
 
     def __call__(self, conditions: Conditions, t: Tensor) -> Features:
-        """conditions as `TryOnStage.condition` makes them, t (B,) all equal -> features, and "row" where rows share."""
+        """conditions as `TryOnStage.condition` makes them, t (B,) all equal -> features, and "row"
+        where rows share.
+        """
         self.check(conditions)
         time, is_null = float(t[0]), conditions["null"].tolist()
         source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
-        if self.source is None or any(kept is not given for kept, given in zip(self.source, source, strict=True)):
-            self.source, self.dressed = source, {}  # holding them, their identities cannot be given to others
+        if self.source is None or any(
+            kept is not given for kept, given in zip(self.source, source, strict=True)
+        ):
+            self.source, self.dressed = (
+                source,
+                {},
+            )  # holding them, their identities cannot be given to others
         static = conditions["levels"] + conditions["poses"]
         bare = [row for row, null in enumerate(is_null) if null]
         dressed = [row for row, null in enumerate(is_null) if not null]
-        shared = bool(bare) and self.null_table and torch.equal(static[bare], static[bare[:1]].expand(len(bare), -1))
+        shared = (
+            bool(bare)
+            and self.null_table
+            and torch.equal(static[bare], static[bare[:1]].expand(len(bare), -1))
+        )
         if not shared:  # every row has its own
             return self.dressed_features(conditions["garment"], static, time)
         null = self.null_features(conditions["garment"][bare[:1]], static[bare[:1]], time)
@@ -82,12 +100,16 @@ class GarmentReuse:
         return self.null[time]
 
     def dressed_features(self, garment: Tensor, static: Tensor, time: float) -> Features:
-        """garment (D, 3, H, W), static (D, E) -> (D, C, h, w) each; handed out once, then forgotten."""
+        """garment (D, 3, H, W), static (D, E) -> (D, C, h, w) each; handed out once, then
+        forgotten.
+        """
         self.fill(self.dressed, garment, static, time)
         return self.dressed.pop(time)
 
     def fill(self, table: Table, garment: Tensor, static: Tensor, time: float) -> None:
-        """Have `time` in the table; if it is not, make it and the following ones, S together, in one pass."""
+        """Have `time` in the table; if it is not, make it and the following ones, S together, in
+        one pass.
+        """
         if time in table:
             return
         grid = self.grid()

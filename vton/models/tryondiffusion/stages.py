@@ -1,10 +1,12 @@
 """The stages of the cascade behind the sampler's contract, from tensors to predictions.
 
-`TryOnStage` is the 128 and 256 networks, `UpscaleStage` the 1024 one. Guidance drops all conditions together: pictures
-and poses become zeros, noise levels stay (arXiv 2306.08276, Section 3.3; the reading is ours, see README.md).
+`TryOnStage` is the 128 and 256 networks, `UpscaleStage` the 1024 one. Guidance drops all conditions
+together: pictures and poses become zeros, noise levels stay (arXiv 2306.08276, Section 3.3; the
+reading is ours, see README.md).
 
-Legend: B batch, H W picture size, K keypoints, P pose width, E width of the conditioning vector, L conditional images.
-Pictures are (B, 3, H, W) in [-1, 1], already with their augmentation noise; levels are in [0, 1].
+Legend: B batch, H W picture size, K keypoints, P pose width, E width of the conditioning vector, L
+conditional images. Pictures are (B, 3, H, W) in [-1, 1], already with their augmentation noise;
+levels are in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,9 +21,17 @@ from vton.models.tryondiffusion.reuse import GarmentReuse
 
 
 class TryOnStage:
-    """A Parallel-UNet. timesteps: the t of pure noise; reuse: makes the garment features of sampling."""
+    """A Parallel-UNet. timesteps: the t of pure noise; reuse: makes the garment features of
+    sampling.
+    """
 
-    def __init__(self, network: ParallelUNet, config: TryOnDiffusionConfig, timesteps: int, reuse: GarmentReuse):
+    def __init__(
+        self,
+        network: ParallelUNet,
+        config: TryOnDiffusionConfig,
+        timesteps: int,
+        reuse: GarmentReuse,
+    ):
         self.network, self.config, self.timesteps, self.reuse = network, config, timesteps, reuse
 
     def condition(
@@ -29,9 +39,9 @@ class TryOnStage:
     ) -> Conditions:
         """What depends on neither z_t nor t, poses and levels already embedded.
 
-        images: those of `network.images` by name, each (B, 3, H, W); levels (B or 1, L) in their order; poses
-        (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens (B, 2K, P) and null (B,) int64, 1
-        where `unconditional` made the row.
+        images: those of `network.images` by name, each (B, 3, H, W); levels (B or 1, L) in their
+        order; poses (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens
+        (B, 2K, P) and null (B,) int64, 1 where `unconditional` made the row.
         """
         tokens, pooled = self.network.embedding.embed_poses(person_pose, garment_pose)
         embedded = self.network.embedding.embed_levels(levels).expand(len(tokens), -1)
@@ -42,7 +52,9 @@ class TryOnStage:
         """Zeros for pictures and poses."""
         pose = conditions["poses"].new_zeros(1, *self.network.embedding.pose_shape)
         tokens, pooled = self.network.embedding.embed_poses(pose, pose)
-        dropped = [name for name in self.network.images if name != "lowres" or self.config.drop_lowres]
+        dropped = [
+            name for name in self.network.images if name != "lowres" or self.config.drop_lowres
+        ]
         dropped += ["levels"] if self.config.drop_levels else []
         return (
             conditions
@@ -54,12 +66,23 @@ class TryOnStage:
 
     def embed(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, E): the vector that FiLM reads in both UNets."""
-        return self.network.embedding.time(t / self.timesteps) + conditions["levels"] + conditions["poses"]
+        return (
+            self.network.embedding.time(t / self.timesteps)
+            + conditions["levels"]
+            + conditions["poses"]
+        )
 
     def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
-        """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those of each row."""
+        """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those
+        of each row.
+        """
         without_values = t.is_meta or conditions["garment"].is_meta
-        if step is None or self.network.garment_unet is None or without_values or bool((t != t[0]).any()):
+        if (
+            step is None
+            or self.network.garment_unet is None
+            or without_values
+            or bool((t != t[0]).any())
+        ):
             return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
         return self.reuse(conditions, t)
 

@@ -1,6 +1,8 @@
-"""LaDI-VTON's released warping module: one file, {"tps": state, "refinement": state, ...optimizers, "epoch"}.
+"""LaDI-VTON's released warping module: one file, {"tps": state, "refinement": state, ...optimizers,
+"epoch"}.
 
-https://github.com/miccunifi/ladi-vton/releases, warping_vitonhd.pth and warping_dresscode.pth (CC BY-NC 4.0).
+https://github.com/miccunifi/ladi-vton/releases, warping_vitonhd.pth and warping_dresscode.pth (CC
+BY-NC 4.0).
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from torch import Tensor
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS
 from vton.files import replacing
-from vton.models.pretrained import Published, WeightsError, read_checkpoint
 from vton.models.warp.config import RefinementConfig, TpsConfig
 from vton.models.warp.tps import ThinPlateSpline
+from vton.weights.pretrained import Published, WeightsError, read_checkpoint
 
 PREFIXES = {  # theirs -> ours
     "tps": {
@@ -25,7 +27,10 @@ PREFIXES = {  # theirs -> ours
     },
     "refinement": {
         "inc.double_conv.": "network.refinement.first.",
-        **{f"down{i}.maxpool_conv.1.double_conv.": f"network.refinement.down.{i - 1}." for i in range(1, 5)},
+        **{
+            f"down{i}.maxpool_conv.1.double_conv.": f"network.refinement.down.{i - 1}."
+            for i in range(1, 5)
+        },
         **{f"up{i}.conv.double_conv.": f"network.refinement.up.{i - 1}." for i in range(1, 5)},
         "outc.conv.": "network.refinement.last.",
     },
@@ -34,11 +39,15 @@ SPLINE = "gridGen."  # constants of the lattice and the size, which follow from 
 
 
 def read_published(path: Path) -> Published:
-    """The file's two networks. Raises WeightsError for other files, other person inputs and other sizes."""
+    """The file's two networks. Raises WeightsError for other files, other person inputs and other
+    sizes.
+    """
     content = read_checkpoint(path)
     sections = {name: content.get(name) if isinstance(content, dict) else None for name in PREFIXES}
     if not all(isinstance(section, dict) and section for section in sections.values()):
-        raise WeightsError(f"{path}: not LaDI-VTON's warping module; expected a mapping with tps and refinement.")
+        raise WeightsError(
+            f"{path}: not LaDI-VTON's warping module; expected a mapping with tps and refinement."
+        )
     state, extra = {"network.refined": torch.tensor(True)}, {}
     for section, entries in sections.items():
         for name, tensor in entries.items():
@@ -57,11 +66,15 @@ def read_published(path: Path) -> Published:
 
 
 def own_name(section: str, name: str, path: Path) -> str:
-    """Our name of a published tensor. Raises WeightsError for a name the released classes do not have."""
+    """Our name of a published tensor. Raises WeightsError for a name the released classes do not
+    have.
+    """
     for theirs, ours in PREFIXES[section].items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
-    raise WeightsError(f"{path}: {section} holds {name}, which LaDI-VTON's warping module does not have.")
+    raise WeightsError(
+        f"{path}: {section} holds {name}, which LaDI-VTON's warping module does not have."
+    )
 
 
 def published_name(name: str) -> tuple[str, str] | None:
@@ -74,7 +87,9 @@ def published_name(name: str) -> tuple[str, str] | None:
 
 
 def spline_constants(config: TpsConfig) -> dict[str, Tensor]:
-    """What the published file repeats of the spline: its two matrices and the zeros they are applied to."""
+    """What the published file repeats of the spline: its two matrices and the zeros they are
+    applied to.
+    """
     spline = ThinPlateSpline(*config.size, config.points)
     constants = {
         "inverse_kernel": spline.inverse,
@@ -85,17 +100,32 @@ def spline_constants(config: TpsConfig) -> dict[str, Tensor]:
 
 
 def check_spline(stored: dict[str, Tensor], path: Path) -> None:
-    """Raise WeightsError unless the file's spline is the one computed here: same lattice, same size."""
+    """Raise WeightsError unless the file's spline is the one computed here: same lattice, same
+    size.
+    """
     expected = spline_constants(TpsConfig())
     for name, tensor in stored.items():
         own = expected.get(name)
-        if own is None or own.shape != tensor.shape or not torch.allclose(own, tensor.float(), atol=1e-3):
-            raise WeightsError(f"{path}: {name} {tuple(tensor.shape)} is not that of a 5x5 lattice at 256x192.")
+        if (
+            own is None
+            or own.shape != tensor.shape
+            or not torch.allclose(own, tensor.float(), atol=1e-3)
+        ):
+            raise WeightsError(
+                f"{path}: {name} {tuple(tensor.shape)} is not that of a 5x5 lattice at 256x192."
+            )
 
 
-def write_published(target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]) -> None:
-    """The two sections again, as a torch file. Raises WeightsError for networks of another shape than the released."""
-    model, released = config.model, (TpsConfig(order_weight=config.model.tps.order_weight), RefinementConfig())
+def write_published(
+    target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
+) -> None:
+    """The two sections again, as a torch file. Raises WeightsError for networks of another shape
+    than the released.
+    """
+    model, released = (
+        config.model,
+        (TpsConfig(order_weight=config.model.tps.order_weight), RefinementConfig()),
+    )
     if (model.tps, model.refinement) != released:
         raise WeightsError(
             f"{target}: LaDI-VTON's format holds its own networks only (preset=paper), and this run has other "

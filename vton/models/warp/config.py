@@ -1,4 +1,6 @@
-"""Settings of the learned warp. Defaults are LaDI-VTON's (arXiv 2305.13501, Section 3.1, and its released code)."""
+"""Settings of the learned warp. Defaults are LaDI-VTON's (arXiv 2305.13501, Section 3.1, and its
+released code).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,18 @@ class TpsConfig:
     """The network that moves a lattice of control points."""
 
     size: tuple[int, int] = (256, 192)  # height, width in px that correspondence is computed at
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the extractors' convolutions, each halving the picture
-    regression: tuple[int, ...] = (512, 256, 128, 64)  # channels of the regression's, the first two halving
+    widths: tuple[int, ...] = (
+        64,
+        128,
+        256,
+        512,
+    )  # channels of the extractors' convolutions, each halving the picture
+    regression: tuple[int, ...] = (
+        512,
+        256,
+        128,
+        64,
+    )  # channels of the regression's, the first two halving
     points: int = 5  # side of the lattice
     positions: bool = False  # the extractors also read each pixel's x and y; ours, see the README
     order_weight: float = 0.01  # of the second-order constraint on the lattice
@@ -38,7 +50,8 @@ class RefinementConfig:
     """The UNet that repaints the warped garment."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels per level
-    # It reads the silhouette too, and paints a correction of both instead of a new picture; ours, see the README.
+    # It reads the silhouette too, and paints a correction of both instead of a new picture; ours,
+    # see the README.
     correction: bool = False
 
 
@@ -47,23 +60,31 @@ class PerceptualConfig:
     """VGG19's part in the refinement's loss."""
 
     weight: float = 0.25
-    weights: str = ""  # folder with VGG19's; "" = $VTON_METRIC_WEIGHTS, `vton weights`' folder, else random
-    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # of its stages; others than VGG19's have fixed random weights
+    # folder with VGG19's; "" = $VTON_METRIC_WEIGHTS, `vton weights`' folder, else random
+    weights: str = ""
+    channels: tuple[int, ...] = (
+        64,
+        128,
+        256,
+        512,
+        512,
+    )  # of its stages; others than VGG19's have fixed random weights
 
 
 @dataclass
 class WarpConfig(TrainedConfig):
     kind: ClassVar[ModelKind] = "warp"
     name: str = "warp"
-    # What the spline bends: the in-shop garment, or its geometric warp (data.warp_source=geometric); the latter is
-    # ours, see the README.
+    # What the spline bends: the in-shop garment, or its geometric warp
+    # (data.warp_source=geometric); the latter is ours, see the README.
     start: Literal["garment", "geometric"] = "garment"
     tps: TpsConfig = field(default_factory=TpsConfig)
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     heat_sigma: float = 9.0  # of the joints' heat maps, px of a picture 512 high
-    # Optimizer steps of the spline alone, before the refinement learns on it frozen; 0 = both at once. With train.steps
-    # no larger, the spline is all there is. A count and not a share, so that a longer train.steps continues a run.
+    # Optimizer steps of the spline alone, before the refinement learns on it frozen; 0 = both at
+    # once. With train.steps no larger, the spline is all there is. A count and not a share, so that
+    # a longer train.steps continues a run.
     tps_steps: int = 36_400
 
     def __post_init__(self):

@@ -1,4 +1,6 @@
-"""What a warp is trained with: the second-order constraint on the spline's lattice, and VGG's perceptual distance."""
+"""What a warp is trained with: the second-order constraint on the spline's lattice, and VGG's
+perceptual distance.
+"""
 # Shapes: B batch, N = side^2 points of the lattice
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ VGG19_SIDE = 256  # px, shorter side that pictures are brought to
 
 
 def order_loss(points: Tensor) -> Tensor:
-    """LaDI-VTON's constraint on neighbours in a lattice (B, N, 2), rows first: rx + ry + cx + cy + rg + cg, a scalar.
+    """LaDI-VTON's constraint on neighbours in a lattice (B, N, 2), rows first: rx + ry + cx + cy +
+    rg + cg, a scalar.
 
-    rx, ry (along rows) and cx, cy (along columns) are |s_{i+1}^2 - s_i^2| of successive steps s, each floored and
-    averaged; rg and cg the floored sums of |cross product| of successive steps. The released code takes rg and cg from
-    the first sample of a batch alone; here they are every sample's.
+    rx, ry (along rows) and cx, cy (along columns) are |s_{i+1}^2 - s_i^2| of successive steps s,
+    each floored and averaged; rg and cg the floored sums of |cross product| of successive steps.
+    The released code takes rg and cg from the first sample of a batch alone; here they are every
+    sample's.
     """
     side = round(points.shape[1] ** 0.5)
     rows = points.unflatten(1, (side, side))
@@ -30,12 +34,15 @@ def order_loss(points: Tensor) -> Tensor:
         uneven = steps.square().diff(dim=2).abs()
         before, after = steps[:, :, :-1], steps[:, :, 1:]
         bent = (before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]).abs()
-        total = total + uneven.clamp(min=UNEVEN).mean((1, 2)).sum(-1) + bent.sum((1, 2)).clamp(min=BENT)
+        total = (
+            total + uneven.clamp(min=UNEVEN).mean((1, 2)).sum(-1) + bent.sum((1, 2)).clamp(min=BENT)
+        )
     return total.mean()
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted L1 of VGG19's features after the first ReLU of each stage (Johnson et al. 2016; weights of pix2pixHD).
+    """Weighted L1 of VGG19's features after the first ReLU of each stage (Johnson et al. 2016;
+    weights of pix2pixHD).
 
     channels: of the five stages. Frozen.
     """
@@ -46,9 +53,17 @@ class PerceptualLoss(nn.Module):
         for width, count in zip(channels, VGG19_CONVOLUTIONS, strict=True):
             plan += [width] * count + ["M"]
         self.features = make_layers(plan[:-1])  # keys are the layer numbers of torchvision's VGG19
-        self.compared = [index + 1 for index, layer in enumerate(self.features) if self._begins_stage(index, layer)]
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.compared = [
+            index + 1
+            for index, layer in enumerate(self.features)
+            if self._begins_stage(index, layer)
+        ]
+        self.register_buffer(
+            "mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False
+        )
         self.requires_grad_(False)
 
     def _begins_stage(self, index: int, layer: nn.Module) -> bool:

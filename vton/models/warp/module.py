@@ -1,7 +1,8 @@
-"""LaDI-VTON's warping module behind the training command: the spline first, then the refinement on it frozen.
+"""LaDI-VTON's warping module behind the training command: the spline first, then the refinement on
+it frozen.
 
-Its picture is what the geometric baseline's is: the warped garment on the agnostic person, the rest of the hole filled
-from the surroundings.
+Its picture is what the geometric baseline's is: the warped garment on the agnostic person, the rest
+of the hole filled from the surroundings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 from vton.config import ConfigError
 from vton.data.sample import TryOnBatch
-from vton.metrics.weights import for_loss
 from vton.models.base import TrainedModule, Worn
 from vton.models.baselines import warped_garment
 from vton.models.warp.config import PerceptualConfig, WarpConfig
@@ -28,18 +28,23 @@ from vton.models.warp.losses import (
 )
 from vton.models.warp.network import WHITE, Warped, WarpNetwork
 from vton.registry import register
+from vton.weights.metric_networks import for_loss
 
 log = logging.getLogger(__name__)
 
 
 @register(WarpConfig)
 class LearnedWarp(TrainedModule):
-    """Stage 1, `tps_steps` long, trains the spline; stage 2 the refinement on it frozen. 0 trains both at once."""
+    """Stage 1, `tps_steps` long, trains the spline; stage 2 the refinement on it frozen. 0 trains
+    both at once.
+    """
 
     def build(self) -> None:
         model: WarpConfig = self.config.model
         if self.config.codec.name != "identity":
-            raise ConfigError(f"model=warp works on pixels: set codec.name=identity, not {self.config.codec.name}.")
+            raise ConfigError(
+                f"model=warp works on pixels: set codec.name=identity, not {self.config.codec.name}."
+            )
         if model.start == "geometric" and self.config.data.warp_source != "geometric":
             raise ConfigError(
                 "model.start=geometric bends what the geometric warp gives: set data.warp_source=geometric, not "
@@ -65,7 +70,9 @@ class LearnedWarp(TrainedModule):
         worn = torch.where(batch.truth_garment_mask > 0, batch.truth, WHITE)
         (garment, garment_mask), agnostic = self.start(batch), batch.agnostic
         if not refinement_learns:  # the spline alone learns at its own size
-            worn, garment, garment_mask, agnostic = map(network.tps.reduced, (worn, garment, garment_mask, agnostic))
+            worn, garment, garment_mask, agnostic = map(
+                network.tps.reduced, (worn, garment, garment_mask, agnostic)
+            )
         person = network.person(agnostic, batch.keypoints)
         with self.gradients_if(tps_learns):
             points = network.tps(garment, person)
@@ -76,20 +83,30 @@ class LearnedWarp(TrainedModule):
             losses["order"] = self.config.model.tps.order_weight * order_loss(points)
         if refinement_learns:
             coarse = Warped(*(part.detach() for part in coarse))
-            losses |= self.refinement_losses(network.refine(coarse, person, batch.agnostic_mask), worn, batch)
+            losses |= self.refinement_losses(
+                network.refine(coarse, person, batch.agnostic_mask), worn, batch
+            )
             network.refined.fill_(True)
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         # DDP waits for a gradient of every parameter in every step.
         return sum(losses.values()) + 0 * sum(parameter.sum() for parameter in self.resting())
 
-    def refinement_losses(self, refined: Warped, worn: Tensor, batch: TryOnBatch) -> dict[str, Tensor]:
-        """Of a new picture as LaDI-VTON has it; of a correction on cloth alone, as its silhouette cuts it out."""
+    def refinement_losses(
+        self, refined: Warped, worn: Tensor, batch: TryOnBatch
+    ) -> dict[str, Tensor]:
+        """Of a new picture as LaDI-VTON has it; of a correction on cloth alone, as its silhouette
+        cuts it out.
+        """
         silhouette, hole, losses = batch.truth_garment_mask, batch.agnostic_mask, {}
         if self.network.corrects:
-            cross_entropy = F.binary_cross_entropy_with_logits(refined.silhouette, silhouette, hole, reduction="sum")
+            cross_entropy = F.binary_cross_entropy_with_logits(
+                refined.silhouette, silhouette, hole, reduction="sum"
+            )
             losses["silhouette"] = cross_entropy / hole.sum()
             refined = Warped(torch.where(silhouette > 0, refined.garment, WHITE), silhouette)
-            losses["refined"] = (refined.garment - worn).abs().sum() / (3 * silhouette.sum()).clamp(min=1)
+            losses["refined"] = (refined.garment - worn).abs().sum() / (3 * silhouette.sum()).clamp(
+                min=1
+            )
         else:
             losses["refined"] = F.l1_loss(refined.garment, worn)
         if "perceptual" in self.frozen:
@@ -106,10 +123,17 @@ class LearnedWarp(TrainedModule):
     def resting(self) -> list[nn.Parameter]:
         """Parameters that do not learn in this step."""
         networks = zip(self.networks().values(), self.learning, strict=True)
-        return [parameter for network, learns in networks if not learns for parameter in network.parameters()]
+        return [
+            parameter
+            for network, learns in networks
+            if not learns
+            for parameter in network.parameters()
+        ]
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        for parameter in self.resting():  # from gradients of zero Adam would go on in its old direction
+        for (
+            parameter
+        ) in self.resting():  # from gradients of zero Adam would go on in its old direction
             parameter.grad = None
 
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
@@ -122,15 +146,23 @@ class LearnedWarp(TrainedModule):
 
     @torch.no_grad()
     def put_on(self, batch: TryOnBatch) -> TryOnBatch:
-        """The batch with this warp in the place of its own, which model.start=geometric begins with."""
-        garment, silhouette = self.network(*self.start(batch), batch.agnostic, batch.agnostic_mask, batch.keypoints)
+        """The batch with this warp in the place of its own, which model.start=geometric begins
+        with.
+        """
+        garment, silhouette = self.network(
+            *self.start(batch), batch.agnostic, batch.agnostic_mask, batch.keypoints
+        )
         return replace(batch, warped_garment=garment, warped_mask=silhouette)
 
 
 def build_perceptual(config: PerceptualConfig) -> PerceptualLoss:
-    """VGG19's distance: published weights where a folder has them, else fixed random ones, and says so."""
+    """VGG19's distance: published weights where a folder has them, else fixed random ones, and says
+    so.
+    """
     if tuple(config.channels) == VGG19_CHANNELS:
         if vgg19 := for_loss("vgg19", config.weights, "model.perceptual.weights"):
             return published_perceptual(vgg19)
-        log.warning("Perceptual loss: VGG19 runs on fixed random weights. `vton weights vgg19` fetches the real ones.")
+        log.warning(
+            "Perceptual loss: VGG19 runs on fixed random weights. `vton weights vgg19` fetches the real ones."
+        )
     return random_perceptual(tuple(config.channels))

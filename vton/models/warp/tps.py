@@ -1,8 +1,9 @@
-"""The thin-plate spline of a learned warp: control points on a fixed lattice and where a network moved them.
+"""The thin-plate spline of a learned warp: control points on a fixed lattice and where a network
+moved them.
 
 f(p) = sum_i w_i U(|p - p_i|) + a + A p,  U(r) = 0.5 r^2 ln r^2. The lattice belongs to the output picture, so that f
-says where each of its pixels comes from. Coordinates (x, y) run from -1 to 1 between the centres of the outermost
-pixels. The warp is LaDI-VTON's (arXiv 2305.13501).
+says where each of its pixels comes from. Coordinates (x, y) run from -1 to 1 between the centres of
+the outermost pixels. The warp is LaDI-VTON's (arXiv 2305.13501).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 def lattice(side: int, extent: float = 0.9) -> Tensor:
     """(side^2, 2) points x, y in [-extent, extent], row by row."""
-    # Named, as transformers' from_pretrained may have linspace forget `with torch.device(...)` for good.
+    # Named, as transformers' from_pretrained may have linspace forget `with torch.device(...)` for
+    # good.
     place = torch.linspace(-extent, extent, side, device=torch.get_default_device())
     y, x = torch.meshgrid(place, place, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
@@ -29,8 +31,8 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
 class ThinPlateSpline(nn.Module):
     """Moved control points (B, side^2, 2) to a sampling grid (B, height, width, 2).
 
-    Inverse and evaluation stay two float32 matrices, as in LaDI-VTON's files: the system is ill-conditioned enough for
-    their product to differ by 5e-6, which trained warps never saw.
+    Inverse and evaluation stay two float32 matrices, as in LaDI-VTON's files: the system is
+    ill-conditioned enough for their product to differ by 5e-6, which trained warps never saw.
     """
 
     def __init__(self, height: int, width: int, side: int = 5):
@@ -42,10 +44,16 @@ class ThinPlateSpline(nn.Module):
         system[:count, count:] = self.affine(points)
         system[count:, :count] = self.affine(points).T
         y, x = (torch.arange(size) * 2 / (size - 1) - 1 for size in (height, width))
-        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # row by row
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(
+            0, 1
+        )  # row by row
         self.height, self.width = height, width
-        self.register_buffer("inverse", torch.linalg.inv(system), persistent=False)  # (n + 3, n + 3)
-        evaluation = torch.cat([kernel(places, points), self.affine(places)], dim=1)  # (height width, n + 3)
+        self.register_buffer(
+            "inverse", torch.linalg.inv(system), persistent=False
+        )  # (n + 3, n + 3)
+        evaluation = torch.cat(
+            [kernel(places, points), self.affine(places)], dim=1
+        )  # (height width, n + 3)
         self.register_buffer("evaluation", evaluation, persistent=False)
 
     @staticmethod
@@ -54,7 +62,9 @@ class ThinPlateSpline(nn.Module):
         return torch.cat([torch.ones_like(points[:, :1]), points], dim=1)
 
     def forward(self, moved: Tensor) -> Tensor:
-        conditions = moved.new_zeros(len(moved), 3, 2)  # the weights sum up to 0, alone and times x and y
+        conditions = moved.new_zeros(
+            len(moved), 3, 2
+        )  # the weights sum up to 0, alone and times x and y
         weights = self.inverse @ torch.cat([moved, conditions], dim=1)
         return (self.evaluation @ weights).unflatten(1, (self.height, self.width))
 
@@ -62,7 +72,7 @@ class ThinPlateSpline(nn.Module):
 def warp(image: Tensor, grid: Tensor) -> Tensor:
     """Bilinear lookup of (B, C, H, W) at the grid, the border repeated outside.
 
-    LaDI-VTON reads the grid with align_corners=False although its -1 and 1 are pixel centres: a slight change of scale
-    that trained warps have learned to live with.
+    LaDI-VTON reads the grid with align_corners=False although its -1 and 1 are pixel centres: a
+    slight change of scale that trained warps have learned to live with.
     """
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

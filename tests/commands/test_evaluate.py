@@ -1,0 +1,228 @@
+"""Evaluation through the real command, on a run trained for two steps; in this process where that
+shows the same.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.training.test_train import trained, vton
+from vton import cli
+from vton.commands.evaluate import stage_facts
+from vton.data.sample import TryOnBatch
+from vton.metrics.results import read_results
+from vton.runs.assemble import checkpoint_path, data_module, load_module
+from vton.runs.cascade import Stage
+from vton.runs.folder import RunError, RunFolder
+from vton.training.checkpoint import AtomicCheckpointIO
+from vton.weights.pretrained import read_checkpoint
+
+FEW = ("eval.metrics=[ssim,psnr,lpips]", "eval.pictures=2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    runs, rendered = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("rendered")
+    return trained("gardiff", runs, rendered, "two-steps", "train.steps=2").path
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """What the command says on standard error when it stops with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_eval_writes_every_row_with_its_provenance(run):
+    done = vton("eval", "--run", str(run), *FEW)
+    rows = read_results(run / "results.json")
+    found = {(row.model, row.order, row.region) for row in rows}
+    models = (
+        "gardiff",
+        "gardiff[shuffled]",
+        "baseline/mean_colour",
+        "baseline/pasted_garment",
+        "baseline/geometric_warp",
+    )
+    assert found == {
+        (m, o, r) for m in models for o in ("paired", "unpaired") for r in ("image", "garment")
+    }
+    assert all(row.n == 4 and set(row.metrics) == {"ssim", "psnr", "lpips_random"} for row in rows)
+    facts = rows[0].provenance
+    assert facts["mask"].startswith("folder:") and facts["warp"] == "geometric"
+    assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 2
+    assert (
+        "lpips_random" in done.stdout and "must not stand beside published numbers" in done.stdout
+    )
+    for order in ("paired", "unpaired"):
+        assert len(list((run / "predictions" / order).glob("*.png"))) == 4
+        assert Image.open(run / f"pictures_{order}.png").width > 300
+
+
+def test_pictures_do_not_depend_on_the_batch_size(run, tmp_path):
+    for size in (1, 3):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(
+                [
+                    "predict",
+                    "--run",
+                    str(run),
+                    "--out",
+                    str(tmp_path / str(size)),
+                    f"eval.batch_size={size}",
+                ]
+            )
+    one, three = (sorted((tmp_path / str(size)).glob("*.png")) for size in (1, 3))
+    assert [path.name for path in one] == [path.name for path in three] and len(one) == 4
+    for first, second in zip(one, three, strict=True):
+        levels = zip(Image.open(first).tobytes(), Image.open(second).tobytes(), strict=True)
+        assert (
+            max(abs(a - b) for a, b in levels) <= 1
+        )  # the order of float sums may move a value across a rounding edge
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_measures_every_pair_once(run):
+    """4 pairs on 1, 2 and 3 processes (gloo): the same pictures, the same scores, to the last bit."""
+    found = []
+    for processes in (1, 2, 3):
+        shared = [f"trainer.devices={processes}", "trainer.strategy=ddp"] if processes > 1 else []
+        vton(
+            "eval",
+            "--run",
+            str(run),
+            "eval.metrics=[ssim,psnr,lpips,fid,kid]",
+            "eval.pictures=2",
+            *shared,
+        )
+        found.append(read_results(run / "results.json"))
+        assert found[-1][0].provenance["processes"] == processes
+    for rows in found[1:]:
+        for row, expected in zip(rows, found[0], strict=True):
+            assert (row.model, row.order, row.region, row.n) == (
+                expected.model,
+                expected.order,
+                expected.region,
+                4,
+            )
+            assert row.metrics == expected.metrics
+
+
+def test_json_rows_and_a_chosen_checkpoint(run):
+    done = vton(
+        "eval", "--run", str(run), *FEW, "--json", "--checkpoint", "last", "eval.orders=[paired]"
+    )
+    rows = json.loads(done.stdout[done.stdout.index("[") :])
+    assert {row["order"] for row in rows} == {"paired"}
+    events = EventAccumulator(
+        str(run / "tensorboard" / "eval")
+    )  # of this evaluation, none before it
+    events.Reload()
+    assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {"paired"}
+    (row,) = (row for row in rows if (row["model"], row["region"]) == ("gardiff", "garment"))
+    (score,) = events.Scalars("paired/garment/psnr")
+    assert score.value == pytest.approx(row["metrics"]["psnr"])
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (
+        settings["train.steps"].number_value == 2 and settings["model.mode"].string_value == "paper"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--run", "nowhere"], "not a run folder"),
+        (["preset=paper"], "a trained run has its preset already"),
+        (["data=vitonhd"], "Did you mean: 'viton_hd'?"),
+        (["eval.orders=[]"], "eval.orders"),
+    ],
+)
+def test_wrong_requests_are_one_line(run, arguments, expected, capsys):
+    where = [] if "--run" in arguments else ["--run", str(run)]
+    said = refusal(capsys, "eval", *where, *arguments)
+    assert expected in said and len(said.splitlines()) == 1
+
+
+def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_path):
+    """A best.ckpt of step 1 beside a last.ckpt of step 2: weights, steps and seconds are those of
+    the file.
+    """
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    best = read_checkpoint(folder.best)
+    best["global_step"], best["callbacks"]["Telemetry"]["seconds"] = 1, 7.0
+    for average in best["callbacks"]["EMA"]["average"].values():
+        average.add_(0.5)
+    AtomicCheckpointIO().save_checkpoint(best, folder.best)
+    config = folder.load_config()
+    for checkpoint, steps in (("weights", 2), ("last", 2), ("best", 1)):
+        training = stage_facts(Stage(folder, config), checkpoint)["training"]
+        assert training["steps"] == steps and (training["seconds"] == 7.0) == (checkpoint == "best")
+    for checkpoint in ("last", "best"):
+        stored = read_checkpoint(checkpoint_path(folder, checkpoint))
+        found, average = (
+            load_module(folder, config, checkpoint).state_dict(),
+            stored["callbacks"]["EMA"]["average"],
+        )
+        assert average and all(torch.equal(found[name], value) for name, value in average.items())
+        assert any(
+            not torch.equal(stored["state_dict"][name], value) for name, value in average.items()
+        )
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "reason", "advice"),
+    [
+        ("", "weights", "has no checkpoint yet", "Run the same `make train` again."),
+        ("last", "weights", "has not finished training", 'ARGS="--checkpoint last".'),
+        ("weights", "last", "holds weights alone", "Evaluate its weights: make eval RUN="),
+        ("weights", "best", "holds weights alone", "Evaluate its weights: make eval RUN="),
+        (
+            "last weights",
+            "best",
+            "scored no held-out pictures (train.picture_every",
+            "Evaluate its weights: make eval",
+        ),
+        (
+            "last",
+            "best",
+            "scored no held-out pictures (train.picture_every",
+            'ARGS="--checkpoint last".',
+        ),
+        ("last/", "last", "a folder of DeepSpeed's", "Run the same `make train` again."),
+        ("last/", "weights", "has not finished training", "Run the same `make train` again."),
+    ],
+)
+def test_a_missing_checkpoint_says_why_and_what_is_there(there, asked, reason, advice, tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    for name in there.split():
+        path = {"last": run.last, "last/": run.last, "weights": run.weights}[name]
+        path.mkdir() if name.endswith("/") else path.touch()
+    with pytest.raises(RunError) as error:
+        checkpoint_path(run, asked)
+    line = str(error.value)
+    assert reason in line and advice in line and "\n" not in line
+    assert ("--checkpoint last" in line) == (
+        "--checkpoint last" in advice
+    )  # what is advised is there
+
+
+def test_control_keeps_names_and_truth_but_exchanges_garments(run):
+    data = data_module(RunFolder(run).load_config())
+    own, control = (
+        TryOnBatch.collate([data.eval_dataset("paired", s)[i] for i in range(4)])
+        for s in (False, True)
+    )
+    assert own.pair_id == control.pair_id and (own.truth == control.truth).all()
+    assert (control.garment == own.garment.roll(-1, 0)).all()
+    assert all(
+        (a != b).any() for a, b in zip(own.warped_garment, control.warped_garment, strict=True)
+    )

@@ -1,0 +1,86 @@
+"""Published weights in, pictures and the same bytes out, through the real command."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
+from vton.cli import main
+from vton.commands.exchange import ExchangeError, checkpoint_code
+from vton.config import load
+from vton.runs.folder import RunFolder
+
+
+def vton(*arguments, capsys) -> tuple[int, str]:
+    """Exit code and error line."""
+    with pytest.raises(SystemExit) as done:
+        main([str(argument) for argument in arguments])
+    return done.value.code, capsys.readouterr().err
+
+
+def test_import_evaluate_export(published, tmp_path, capsys):  # noqa: F811
+    folder, run, out = published[0], tmp_path / "runs" / "mine", tmp_path / "exported"
+    small = (
+        "data.size=[64,48]",
+        "data.synthetic.train=2",
+        "data.synthetic.test=2",
+        f"data.root={tmp_path / 'data'}",
+    )
+    few = (
+        "sampler.steps=2",
+        "eval.metrics=[ssim]",
+        "eval.orders=[paired]",
+        "eval.shuffled=false",
+        "data.workers=0",
+    )
+    cpu = ("trainer=cpu", "train.precision=fp32", f"runs={tmp_path / 'runs'}", "name=mine")
+    assert vton("import", "idm_vton", folder, *small, *few, *cpu, capsys=capsys) == (0, "")
+    assert vton("eval", "--run", run, capsys=capsys)[0] == 0
+    assert len(list((run / "predictions" / "paired").glob("*.png"))) == 2
+    assert vton("export", "--run", run, "--out", out, capsys=capsys) == (0, "")
+    before, after = (
+        load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (folder, out)
+    )
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
+
+    code, error = vton("import", "idm_vton", folder, *cpu, capsys=capsys)
+    assert code == 2 and "holds weights already" in error
+    code, error = vton("export", "--run", run, "--out", out, capsys=capsys)
+    assert code == 2 and "exists; export to a new place" in error
+
+
+def test_what_cannot_be_imported_is_one_line(published, tmp_path, capsys):  # noqa: F811
+    save_file({"ref_unet.conv_in.weight": torch.zeros(2)}, tmp_path / "dressing.safetensors")
+    cases = [
+        (("gardiff", published[0]), "No checkpoint at"),
+        (("gardiff", tmp_path / "dressing.safetensors"), "not GarDiff's UNet"),
+        (("idm_vtn", published[0]), "Did you mean: 'idm_vton'?"),
+        (("idm_vton", tmp_path / "absent"), "Nothing to import at"),
+        (
+            ("idm_vton", tmp_path / "dressing.safetensors"),
+            "IDM-VTON is published as a diffusers folder",
+        ),
+        (("imagdressing", published[0]), "is published as one file"),
+        (("imagdressing", tmp_path / "dressing.safetensors"), "not an IMAGDressing-v1 checkpoint"),
+    ]
+    for arguments, message in cases:
+        code, error = vton("import", *arguments, f"runs={tmp_path / 'runs'}", capsys=capsys)
+        assert code == 2 and message in error and len(error.splitlines()) == 1, arguments
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_position_code_cannot_be_exported(tmp_path, capsys):
+    config = load("model=idm_vton", "preset=tiny", f"runs={tmp_path}", "name=scratch")
+    run = RunFolder.of(config)
+    run.start(config)
+    save_file({"x": torch.zeros(1)}, run.weights)
+    code, error = vton("export", "--run", run.path, "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2 and "model.unet.positions=2.5" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_without_a_published_format_says_so():
+    with pytest.raises(ExchangeError, match="gardiff has no published format"):
+        checkpoint_code("gardiff", "a_function_that_it_lacks")

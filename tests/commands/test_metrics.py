@@ -1,0 +1,265 @@
+"""`vton metrics` on folders of files, alone and shared by real processes."""
+
+import json
+import multiprocessing
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as distributed
+from PIL import Image
+
+from tests.metrics.dressed import TinyExtractor
+from vton import cli
+from vton.commands import metrics as folders
+from vton.config import EvalConfig
+from vton.metrics import inception
+from vton.metrics.pixelwise import ssim
+from vton.metrics.protocol import protocol
+from vton.metrics.results import digest_of_ids
+
+COUNT = 7
+CHEAP = ("--metrics", "ssim,psnr")
+
+
+def write(
+    folder: Path, names, seed: int = 0, size=(64, 48), suffix=".png", noise: float = 0.0
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        rng = np.random.default_rng((seed, index))
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+        pixels = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC)).astype(float)
+        grain = np.random.default_rng((9, index)).normal(size=pixels.shape) * noise
+        Image.fromarray((pixels + grain).clip(0, 255).round().astype(np.uint8)).save(
+            folder / f"{name}{suffix}"
+        )
+    return folder
+
+
+def ids(count=COUNT):
+    return [f"{index:05d}_00" for index in range(count)]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write(tmp_path / "mine", ids(), noise=20), write(tmp_path / "truth", ids())
+
+
+def run(capsys, pred, target, *options) -> list[dict]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            ["metrics", "--pred", str(pred), "--target", str(target), *map(str, options), "--json"]
+        )
+    done = capsys.readouterr()
+    assert not stop.value.code, done.err
+    return json.loads(done.out)
+
+
+def refusal(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["metrics", *map(str, arguments)])
+    done = capsys.readouterr()
+    assert stop.value.code == 2 and "Traceback" not in done.err
+    return done.err
+
+
+def test_rows_hold_what_the_pictures_give(capsys, pair, tmp_path):
+    pred, target = pair
+    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    rows = run(capsys, pred, target, *CHEAP, "--out", tmp_path / "rows.json", "--mask-rule", "hull")
+    after = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    (row,) = rows
+    assert [row[key] for key in ("model", "data", "order", "region", "protocol", "n")] == [
+        "mine",
+        "truth",
+        "paired",
+        "image",
+        "exact",
+        COUNT,
+    ]
+    x, y = (
+        torch.stack([folders.read(folder / f"{name}.png") for name in ids()]) / 255
+        for folder in pair
+    )
+    assert row["metrics"]["ssim"] == pytest.approx(
+        ssim(x, y, None, protocol("exact")).mean().item(), abs=1e-12
+    )
+    assert row["provenance"]["mask"] == "hull" and row["provenance"]["metrics"]["changes"] == []
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+
+
+def scored(rank: int, world: int, root: Path) -> None:
+    """One of several processes, for each batch size; the first writes the rows."""
+    torch.set_num_threads(1)
+    inception.Inception = TinyExtractor
+    if world > 1:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{root}/meet{world}", rank=rank, world_size=world
+        )
+    asked = folders.Folders(root / "mine", root / "truth", mask=root / "mask")
+    for batch_size in (1, 8):
+        config = EvalConfig(metrics=("ssim", "psnr", "lpips", "fid", "kid"), batch_size=batch_size)
+        rows = folders.score(asked, "paired", config, "cpu", model="m", data="d", mask_rule="")
+        if rank == 0:
+            found = [
+                [row.region, row.n, row.provenance["pairs_sha256"], row.metrics] for row in rows
+            ]
+            (root / f"rows{world}-{batch_size}.json").write_text(json.dumps(found))
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def test_processes_and_batch_sizes_cannot_be_seen_in_any_number(tmp_path):
+    """21 pairs by 1, 2 and 3 processes (gloo) in batches of 1 and 8: each pair once, and the same
+    bits, since every picture passes the networks alone and sums are exact. The bar is 1e-6, and
+    1e-5 relative for FID and KID.
+    """
+    write(tmp_path / "mine", ids(21), noise=20), write(tmp_path / "truth", ids(21))
+    mask = np.zeros((64, 48), dtype=np.uint8)
+    mask[10:50, 8:40] = 255
+    (tmp_path / "mask").mkdir()
+    for name in ids(21):
+        Image.fromarray(mask).save(tmp_path / "mask" / f"{name}.png")
+    context = multiprocessing.get_context(
+        "fork"
+    )  # as loaders start their workers: with one thread each it is safe
+    workers = [
+        context.Process(target=scored, args=(rank, world, tmp_path))
+        for world in (1, 2, 3)
+        for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * len(workers)
+    first, *others = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rows*.json"))]
+    assert [(region, n, digest) for region, n, digest, _ in first] == [
+        (region, 21, digest_of_ids(ids(21))) for region in ("image", "garment")
+    ]
+    assert len(others) == 5 and all(rows == first for rows in others)
+
+
+def test_files_match_by_name_whatever_the_suffix_and_order(capsys, tmp_path):
+    target = write(tmp_path / "truth", ids(3), suffix=".jpg")
+    plain = write(tmp_path / "plain", ids(3), noise=20)
+    paired = write(tmp_path / "named_by_pair", [f"{name}__{name}" for name in ids(3)], noise=20)
+    assert (
+        run(capsys, plain, target, *CHEAP)[0]["metrics"]
+        == run(capsys, paired, target, *CHEAP)[0]["metrics"]
+    )
+    write(target, ["00099_00"], suffix=".jpg")
+    (tmp_path / "list.txt").write_text("".join(f"{name}.jpg {ids(3)[0]}.jpg\n" for name in ids(2)))
+    assert run(capsys, plain, target, *CHEAP, "--list", tmp_path / "list.txt")[0]["n"] == 2
+
+
+def test_targets_of_another_size_are_resized_as_the_protocol_says(capsys, tmp_path):
+    pred, target = (
+        write(tmp_path / "mine", ids(3), noise=5),
+        write(tmp_path / "truth", ids(3), size=(128, 96)),
+    )
+    values = {
+        name: run(capsys, pred, target, *CHEAP, "--protocol", name, "--size", "64x48")[0][
+            "metrics"
+        ]["psnr"]
+        for name in ("exact", "ladi_compat", "catvton_compat")
+    }
+    assert len(set(values.values())) == 3
+    (row,) = run(capsys, pred, target, *CHEAP)
+    assert row["provenance"]["size"] == [64, 48] and row["provenance"]["targets"] == {
+        "n": 3,
+        "size": [128, 96],
+    }
+
+
+def test_unpaired_pictures_are_compared_as_sets(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    pred, target = (
+        write(tmp_path / "mine", ["a", "b", "c"], seed=1),
+        write(tmp_path / "truth", ids(4)),
+    )
+    (row,) = run(capsys, pred, target, "--order", "unpaired")
+    assert (row["order"], row["n"], set(row["metrics"])) == (
+        "unpaired",
+        3,
+        {"fid_random", "kid_random"},
+    )
+    unpaired = ("--target", target, "--order", "unpaired")
+    assert "unpaired pictures have no target" in refusal(capsys, "--pred", pred, *unpaired, *CHEAP)
+    alone = write(tmp_path / "alone", ["a"], seed=1)
+    assert f"FID and KID need two pictures on each side: 1 in {alone}, 4 in" in refusal(
+        capsys, "--pred", alone, *unpaired
+    )
+
+
+def test_what_lacks_its_network_leaves_a_row_that_says_so(capsys, pair, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps(dict.fromkeys(ids(), "a shirt")))
+    (row,) = run(capsys, *pair, "--metrics", "image_reward", "--prompts", prompts)
+    assert (row["metrics"], row["n"]) == ({}, COUNT) and "image_reward" in row["provenance"][
+        "absent"
+    ]
+
+
+def test_folders_of_categories_give_rows_per_category(capsys, tmp_path):
+    for side, noise in (("mine", 20), ("truth", 0)):
+        write(tmp_path / side / "dresses", ids(2), noise=noise)
+        write(tmp_path / side / "upper_body", ids(3), noise=noise)
+    rows = run(capsys, tmp_path / "mine", tmp_path / "truth", *CHEAP)
+    assert [(row["category"], row["n"]) for row in rows] == [
+        ("all", 5),
+        ("dresses", 2),
+        ("upper_body", 3),
+    ]
+
+
+def test_repainting_pastes_the_target_and_is_named_where_it_is_missing(capsys, pair, tmp_path):
+    pred, target = pair
+    masks = tmp_path / "painted"
+    masks.mkdir()
+    for name in ids():
+        Image.new("L", (48, 64), 0).save(masks / f"{name}_mask.png")
+    (row,) = run(capsys, pred, target, *CHEAP, "--repaint-mask", masks)
+    assert row["metrics"] == {"ssim": pytest.approx(1), "psnr": 100}
+    assert row["provenance"]["metrics"]["changes"] == ["repaint=True"]
+    (row,) = run(capsys, pred, target, *CHEAP, "--protocol", "catvton_compat", "--size", "64x48")
+    assert row["provenance"]["metrics"]["changes"] == ["size=(64, 48)", "repaint=False"]
+
+
+def test_every_bad_picture_is_named_with_its_path(capsys, pair):
+    pred, target = pair
+    options = ("--pred", pred, "--target", target, *CHEAP)
+    (pred / f"{ids()[3]}.png").write_bytes(b"")
+    write(pred, [ids()[1]], size=(32, 32))
+    message = refusal(capsys, *options)
+    assert (
+        f"{pred / ids()[3]}.png: not readable" in message
+        and f"{pred / ids()[1]}.png: 32x32" in message
+    )
+    (pred / f"{ids()[0]}.png").unlink()
+    write(pred, ["stray"])
+    message = refusal(capsys, *options)
+    assert (
+        f"{pred / ids()[0]}.png: missing" in message
+        and f"{pred / 'stray'}.png: no picture" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--size", "64"], "--size 64"),
+        (["--metrics", "ssim,fidd"], "fidd: no such metric. Did you mean: 'fid'?"),
+        (["--metrics", "iou"], "iou: no such metric. Known: ssim, "),
+        (["--protocol", "lady_compat"], "ladi_compat"),
+        (["--metrics", "cami_u"], "cami_u needs --garment"),
+        (["--mask", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_requests_are_one_line(capsys, pair, options, expected):
+    message = refusal(capsys, "--pred", pair[0], "--target", pair[1], *options)
+    assert expected in message and len(message.splitlines()) == 1

@@ -1,0 +1,299 @@
+"""Training through the real command: learns, resumes bit-equal, refuses bad input in one line."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vton import cli, registry
+from vton.commands.train import train
+from vton.config import load
+from vton.runs.folder import RunFolder
+from vton.training.preemption import Preemption
+from vton.weights.pretrained import read_checkpoint
+
+SMALL = (
+    "data.size=[64,48]",
+    "data.synthetic.train=6",
+    "data.synthetic.test=4",
+    "data.synthetic.workers=1",
+    "data.workers=0",
+    "data.check=false",
+    "train.batch_size=4",
+    "train.log_every=1",
+    "train.picture_every=2",
+    "train.val_pairs=2",
+    "train.pictures=1",
+    "train.warmup_steps=2",
+    "train.schedule=constant",
+    "train.checkpoint_every=2",
+    "codec.fit_images=12",
+    "trainer.threads=1",
+)
+
+
+def vton(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    """The real command in its own process."""
+    command = [sys.executable, "-m", "vton", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def command(*arguments: str) -> int:
+    """The same in this process, which saves half a minute of imports: its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(arguments))
+    return left.value.code
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory) -> Path:
+    """Where the tests' synthetic data lies; rendered by the first command that needs it."""
+    return tmp_path_factory.mktemp("rendered")
+
+
+def trained(model: str, runs: Path, rendered: Path, name: str, *more: str) -> RunFolder:
+    """`vton train`, in this process."""
+    return train(
+        load(
+            f"model={model}", f"runs={runs}", f"name={name}", f"data.root={rendered}", *SMALL, *more
+        )
+    )
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+@contextmanager
+def stopping_after(step: int):
+    """Training inside ends when this step, and the checkpoint that is due then, is done."""
+    preemption = Preemption.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *arguments):
+        preemption(self, trainer, *arguments)
+        if trainer.global_step == step:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Preemption, "on_train_batch_end", on_train_batch_end)
+        yield
+
+
+@pytest.mark.parametrize("model", [*registry.names(), "tryondiffusion model.stage=sr256"])
+def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
+    """4 steps equal 2 + the same command + 2, in the middle of an epoch of 6 pairs and of warm-up
+    and cosine.
+    """
+    model, *stage = model.split()
+    settings = ("train.steps=4", "train.schedule=cosine", "train.warmup_steps=3", *stage)
+    whole = trained(model, tmp_path, rendered, "whole", *settings)
+    with stopping_after(2):
+        trained(model, tmp_path, rendered, "parts", *settings)
+    parts = trained(model, tmp_path, rendered, "parts", *settings)
+    assert_same_training(whole, parts, 4)
+    expected = read_checkpoint(whole.last)
+    weights, average = load_file(whole.weights), expected["callbacks"]["EMA"]["average"]
+    assert all(torch.equal(weights[name], value) for name, value in average.items())
+    tags = {path.name.split(".")[0] for path in whole.tensorboard.iterdir()}
+    assert "events" in tags
+
+
+def assert_same_training(expected: RunFolder, found: RunFolder, steps: int) -> None:
+    """Weights, optimizer, schedule, average and the place in the stream, with torch.equal."""
+    expected, found = read_checkpoint(expected.last), read_checkpoint(found.last)
+    assert found["global_step"] == expected["global_step"] == steps
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(expected[part], found[part])
+    for callback in ("EMA", "Checkpoints"):
+        assert_equal(expected["callbacks"][callback], found["callbacks"][callback])
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
+    """The same samples and noise: gradients within 1e-6, then a run of two goes on with one process
+    and stops with two.
+
+    After one step AdamW's first moment is a tenth of the gradient.
+    """
+    alone = ("train.grad_clip=0", "train.picture_every=0", "train.checkpoint_every=1")
+    shared = (*alone, "train.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp")
+    one = trained("gardiff", tmp_path, rendered, "one", "train.steps=1", *alone)
+    done = vton(
+        "train",
+        "model=gardiff",
+        f"runs={tmp_path}",
+        "name=two",
+        f"data.root={rendered}",
+        *SMALL,
+        *shared,
+        "train.steps=1",
+    )
+    assert done.stdout.count("at step 0 of 1.") == 1  # the second process is silent
+    two = RunFolder(tmp_path / "two")
+    assert gradient_distance(one, two) < 1e-6
+    for run, steps in ((one, 2), (two, 2)):
+        trained("gardiff", tmp_path, rendered, run.path.name, f"train.steps={steps}", *alone)
+    expected, found = load_file(one.weights), load_file(two.weights)
+    differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
+    assert (
+        differences.mean() < 1e-6 and differences.max() < 5e-3
+    )  # Adam magnifies rounding where a gradient is near 0
+
+    code = command(
+        "train",
+        "model=gardiff",
+        f"runs={tmp_path}",
+        "name=two",
+        f"data.root={rendered}",
+        *SMALL,
+        *alone,
+        "train.steps=3",
+        "train.batch_size=2",
+    )
+    assert code == 2  # two samples a step would be another training
+
+
+def test_batches_may_be_cut_otherwise_when_a_run_goes_on(tmp_path, rendered):
+    """After an odd step in whole batches: the rest in halves sees the same samples, and goes on bit
+    by bit itself.
+    """
+    settings = ("train.picture_every=0", "train.checkpoint_every=1", "model.appearance.weight=0")
+    halves = (*settings, "train.batch_size=2", "train.accumulate=2")
+    one = trained("gardiff", tmp_path, rendered, "whole", *settings, "train.steps=6")
+    for name, steps in (("at once", (3, 6)), ("in two", (3, 5, 6))):
+        trained("gardiff", tmp_path, rendered, name, *settings, f"train.steps={steps[0]}")
+        for more in steps[1:]:
+            run = trained("gardiff", tmp_path, rendered, name, *halves, f"train.steps={more}")
+    assert_same_training(RunFolder(tmp_path / "at once"), run, 6)
+    expected, found = load_file(one.weights), load_file(run.weights)
+    differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
+    assert differences.mean() < 1e-6  # of steps of 1e-3
+
+
+@pytest.mark.parametrize(
+    ("trainer", "precision"),
+    [("cpu", "fp32"), ("cpu", "bf16")]
+    + [
+        pytest.param("gpu", precision, marks=pytest.mark.gpu)
+        for precision in ("fp32", "bf16", "fp16")
+    ],
+)
+def test_gradients_are_clipped_in_every_precision(trainer, precision, tmp_path, rendered):
+    """After one step AdamW's first moment is a tenth of the gradient, whose norm is far above the
+    limit.
+    """
+    run = trained(
+        "gardiff",
+        tmp_path,
+        rendered,
+        "run",
+        f"trainer={trainer}",
+        f"train.precision={precision}",
+        "train.grad_clip=1e-3",
+        "train.steps=1",
+        "train.picture_every=0",
+    )
+    states = read_checkpoint(run.last)["optimizer_states"][0]["state"].values()
+    norm = 10 * torch.cat([state["exp_avg"].flatten().float() for state in states]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_another_length_of_a_cosine_is_said_and_stays_on_record(tmp_path, rendered, capsys):
+    brief = (
+        "train.picture_every=0",
+        "model.appearance.weight=0",
+        "train.batch_size=1",
+        "train.schedule=cosine",
+    )
+    for steps, planned in ((1, [1]), (2, [1, 2])):
+        run = trained("gardiff", tmp_path, rendered, "run", *brief, f"train.steps={steps}")
+        assert run.trained()["planned_steps"] == planned
+        said = f"cosine of 1 steps and goes on along one of {steps}" in capsys.readouterr().out
+        assert said == (len(planned) > 1)
+    trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
+    run.training.unlink()
+    trained(
+        "gardiff", tmp_path, rendered, "run", *brief, "train.steps=2"
+    )  # a kill before training.json
+    assert run.trained()["planned_steps"] == [1, 2] and "cosine" not in capsys.readouterr().out
+
+
+def gradient_distance(one: RunFolder, other: RunFolder) -> float:
+    """Largest difference of a gradient's value after the first step."""
+    states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    moments = [torch.cat([state[i]["exp_avg"].flatten() for i in state]) for state in states]
+    assert moments[0].abs().max() > 1e-3
+    return (10 * (moments[0] - moments[1]).abs().max()).item()
+
+
+def assert_equal(expected, found) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, found)
+    elif isinstance(expected, dict):
+        assert expected.keys() == found.keys()
+        for key in expected:
+            assert_equal(expected[key], found[key])
+    elif isinstance(expected, list | tuple):
+        assert len(expected) == len(found)
+        for one, other in zip(expected, found, strict=True):
+            assert_equal(one, other)
+    else:
+        assert expected == found
+
+
+def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    """Also of a run that ended a step after its last checkpoint and takes that step again."""
+    with stopping_after(3):
+        trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
+    run = trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    tags = events.Tags()
+    assert {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "perf/images_per_second",
+        "perf/data_wait_ms",
+    } <= set(tags["scalars"])
+    assert {
+        f"{kind}/{order}" for kind in ("images", "attention") for order in ("paired", "unpaired")
+    } == set(tags["images"])
+    assert [event.step for event in events.Tensors("custom_scalars__config__")] == [0]
+    assert any(tag.startswith("train/loss_by_t/") for tag in tags["scalars"])
+    for tag in ("train/loss", "train/lr", "train/grad_norm"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4]
+    for tag in tags["scalars"]:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    """What else can be bad stands in tests/test_faulty_input.py."""
+    assert command("train", f"runs={tmp_path}", "data=viton_hd", "data.root=/nowhere/at/all") == 2
+    printed = capsys.readouterr().err
+    assert "/nowhere/at/all" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("vton:")]) == 1
+
+
+def test_a_diverged_run_names_step_and_samples(tmp_path, rendered):
+    wild = ("train.lr=1e20", "train.grad_clip=0", "train.steps=9", "train.picture_every=0")
+    done = vton("train", f"runs={tmp_path}", f"data.root={rendered}", *SMALL, *wild, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("vton:"))
+    assert "Loss is" in line and "at step" in line and "__" in line
+
+
+def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):
+    assert command("train", "--dry-run", f"runs={tmp_path}", "train.steps=77") == 0
+    printed = capsys.readouterr().out
+    assert "steps: 77" in printed and '"commit"' in printed
+    assert list(tmp_path.iterdir()) == []

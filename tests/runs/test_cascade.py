@@ -1,0 +1,315 @@
+"""Stages after one another: which runs are chained, what is handed over, what rows say. Small
+random networks.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.batches import random_batch, randomised
+from tests.data.folders import write_viton_hd
+from tests.training.test_train import vton
+from vton import registry
+from vton.commands.evaluate import UPSAMPLED, evaluate, predict
+from vton.config import load
+from vton.data.sample import DataError, TryOnBatch
+from vton.errors import UserError
+from vton.metrics.pictures import to_uint8, write_pictures
+from vton.metrics.results import read_results
+from vton.models.codecs import build_codec
+from vton.runs.assemble import data_module, load_module
+from vton.runs.cascade import chain_of, handed_over, interpolated, require_same_pairs
+from vton.runs.checkpoint import export_weights
+from vton.runs.folder import RunFolder
+
+SMALL = (
+    "data.workers=0",
+    "data.cache=none",
+    "trainer.threads=1",
+    "eval.metrics=[psnr]",
+    "eval.pictures=2",
+    "model.base.widths=[8,16]",
+    "model.base.blocks=[1,1]",
+    "model.base.garment_blocks=[1,1]",
+    "model.base.attention=[false,true]",
+    "model.sr256.widths=[8,16]",
+    "model.sr256.blocks=[1,1]",
+    "model.sr256.garment_blocks=[1,1]",
+    "model.sr256.attention=[false,true]",
+    "model.sr1024.widths=[8,16]",
+    "model.sr1024.blocks=[1,1]",
+    "model.crop_px=8",
+)
+SIZES = {"base": [24, 18], "sr256": [48, 36], "sr1024": [192, 144]}
+STEPS = {"base": 2, "sr256": 3, "sr1024": 1}
+
+
+def write_run(
+    runs: Path, root: Path, stage: str, *overrides: str, weights: bool = True
+) -> RunFolder:
+    """A run as training leaves it, with random weights, or with a file of that name only."""
+    config = load(
+        "model=tryondiffusion",
+        "data=viton_hd",
+        f"model.stage={stage}",
+        f"data.root={root}",
+        f"runs={runs}",
+        "name=it",
+        f"data.size={SIZES[stage]}",
+        f"sampler.steps={STEPS[stage]}",
+        *SMALL,
+        *overrides,
+    )
+    run = RunFolder.of(config)
+    run.start(config)
+    torch.manual_seed(0)
+    if weights:
+        module = registry.module_class("tryondiffusion")(config, build_codec(config.codec))
+        export_weights(run, randomised(module, 0.2).state_dict())
+    else:
+        run.weights.touch()
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_viton_hd(tmp_path_factory.mktemp("data"), train=2, test=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, root) -> RunFolder:
+    """The first stage's folder, with the second in it."""
+    runs = tmp_path_factory.mktemp("runs")
+    write_run(runs, root, "sr256")
+    return write_run(runs, root, "base")
+
+
+@pytest.fixture(scope="module")
+def rows(base):
+    return evaluate(chain_of(base))
+
+
+def pictures(folder: Path) -> dict[str, torch.Tensor]:
+    found = {path.stem: Image.open(path) for path in sorted(folder.glob("*.png"))}
+    return {
+        name: torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int()
+        for name, p in found.items()
+    }
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], levels: int = 1) -> bool:
+    """Up to `levels`: float sums in another order may move a value across a rounding edge."""
+    return one.keys() == other.keys() and all(
+        (one[name] - other[name]).abs().max() <= levels for name in one
+    )
+
+
+def names(chain) -> list[str]:
+    return [stage.config.model.stage for stage in chain]
+
+
+def test_a_run_is_chained_with_the_stages_below_it(tmp_path, root):
+    base, sr256, sr1024 = (write_run(tmp_path, root, stage, weights=False) for stage in SIZES)
+    assert sr256.path == base.path / "sr256" and sr1024.path == base.path / "sr1024"
+    assert names(chain_of(base)) == ["base", "sr256", "sr1024"]
+    assert names(chain_of(sr256)) == ["base", "sr256"]
+    assert names(chain_of(sr256, whole=True)) == ["base", "sr256", "sr1024"]
+    assert names(chain_of(sr1024, "eval.chain=false")) == ["sr1024"]
+    assert [stage.config.sampler.steps for stage in chain_of(base)] == list(STEPS.values())
+    sr1024.weights.unlink()
+    assert names(chain_of(base)) == ["base", "sr256"]
+
+
+def test_the_next_stage_enlarges_what_the_former_one_wrote(base, rows):
+    """In both orders, with own and exchanged garments: recomputed from the former stage's files of
+    that name.
+    """
+    run, config = chain_of(base)[-1]
+    module, data = load_module(run, config, "weights"), data_module(config)
+    for order in ("paired", "unpaired"):
+        for shuffled, name in ((False, order), (True, f"{order}_shuffled")):
+            dataset = data.eval_dataset(order, shuffled)
+            batch = TryOnBatch.collate([dataset[index] for index in range(3)])
+            lowres = handed_over(base.predictions / name, config)(batch.pair_id)
+            expected = (
+                to_uint8(module.generate(batch, config.eval.seed, lowres))
+                .permute(0, 2, 3, 1)
+                .flatten(1)
+                .int()
+            )
+            found = pictures(run.predictions / name)
+            assert equal(found, dict(zip(batch.pair_id, expected, strict=True)))
+            elsewhere = handed_over(
+                base.predictions / f"{order}{'' if shuffled else '_shuffled'}", config
+            )
+            other = to_uint8(module.generate(batch, config.eval.seed, elsewhere(batch.pair_id)))
+            assert not equal(
+                found,
+                dict(zip(batch.pair_id, other.permute(0, 2, 3, 1).flatten(1).int(), strict=True)),
+            )
+
+
+def test_rows_say_what_was_enlarged(base, rows):
+    upper, lower = read_results(base.path / "sr256" / "results.json"), read_results(base.results)
+    models = {
+        "tryondiffusion-sr256",
+        "tryondiffusion-sr256[shuffled]",
+        "baseline/mean_colour",
+        "baseline/pasted_garment",
+        "baseline/geometric_warp",
+    }
+    assert {row.model for row in upper} == models | {UPSAMPLED}
+    assert {row.model for row in lower} == {name.replace("-sr256", "") for name in models}
+    assert len(rows) == len(upper) + len(lower) and {row.order for row in rows} == {
+        "paired"
+    }  # no truth when unpaired
+    below = upper[0].provenance["enlarges"]
+    assert [part["size"] for part in below] == [SIZES["base"]] and upper[0].provenance[
+        "size"
+    ] == SIZES["sr256"]
+    assert below[0]["checkpoint_sha256"] == lower[0].provenance["checkpoint_sha256"]
+    assert (below[0]["steps"], upper[0].provenance["steps"]) == (2, 3) and "enlarges" not in lower[
+        0
+    ].provenance
+    assert (base.path / "sr256" / "pictures_unpaired.png").exists()
+
+
+def test_a_stage_alone_is_called_so_and_replaces_nothing(base, rows):
+    chained = pictures(base.path / "sr256" / "predictions" / "paired")
+    run = RunFolder(base.path / "sr256")
+    with pytest.raises(DataError, match="truth"):
+        evaluate(chain_of(run, "eval.chain=false"))  # real unpaired pairs have none
+    alone = evaluate(chain_of(run, "eval.chain=false", "eval.orders=[paired]"))
+    names = {row.model for row in alone if not row.model.startswith("baseline/")}
+    assert names == {
+        "tryondiffusion-sr256[from_truth]",
+        "tryondiffusion-sr256[from_truth][shuffled]",
+    }
+    assert {row.provenance["enlarges"] for row in alone} == {"reduced truth"}
+    assert UPSAMPLED in {row.model for row in read_results(run.results)}
+    assert equal(chained, pictures(run.predictions / "paired"), levels=0)
+    assert not equal(chained, pictures(run.predictions / "paired_from_truth"))
+
+
+def test_two_processes_hand_over_the_same_pictures(base, rows, tmp_path):
+    expected = pictures(base.path / "sr256" / "predictions" / "unpaired_shuffled")
+    few = ("eval.baselines=false", "trainer.devices=2", "trainer.strategy=ddp")
+    done = vton("eval", "--run", str(base.path), *few)
+    found = base.path / "sr256" / "predictions" / "unpaired_shuffled"
+    assert (
+        equal(expected, pictures(found))
+        and "tryondiffusion-sr256: enlarges pictures of" in done.stdout
+    )
+
+
+def test_prediction_chains_too(base, rows, root, tmp_path):
+    write_run(base.path.parent, root, "sr1024")
+    predict(chain_of(base), "paired", tmp_path)
+    assert equal(
+        pictures(tmp_path / "sr256"), pictures(base.path / "sr256" / "predictions" / "paired")
+    )
+    assert {picture.numel() for picture in pictures(tmp_path).values()} == {3 * 192 * 144}
+
+
+def test_what_is_handed_over_is_what_training_saw(tmp_path):
+    """The reduced truth through files is the condition of training, in range and statistics, up to
+    8 bits.
+    """
+    clean = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=null")
+    config = load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]", *clean)
+    module = registry.module_class("tryondiffusion")(config, build_codec(config.codec))
+    batch = random_batch(3)
+    trained = module.training_condition(batch, torch.ones(3))["lowres"]
+    write_pictures(tmp_path, batch.pair_id, module.reduced(batch.person))
+    lowres = handed_over(tmp_path, config)(batch.pair_id)
+    sampled = module.condition(batch, lowres)["lowres"]
+    torch.testing.assert_close(sampled, trained, atol=1 / 255 + 1e-6, rtol=0)
+    assert sampled.min() < -0.5 and abs(sampled.mean() - trained.mean()) < 1e-3
+    torch.testing.assert_close(sampled.std(), trained.std(), atol=1e-3, rtol=0)
+
+
+def test_levels_survive_the_hand_over(tmp_path):
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
+    write_pictures(tmp_path, ["a"], levels)
+    config = load("model=tryondiffusion", "model.stage=sr256", "data.size=[32,32]")
+    read = handed_over(tmp_path, config)(["a"])
+    assert read.min() == -1 and read.max() == 1 and torch.equal(to_uint8(read), levels)
+    flat = interpolated(tmp_path, config.data)(["a"])
+    assert flat.shape == (1, 3, 32, 32) and flat.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"base": ["data.size=[48,36]"]},
+            "pictures of [48, 36] are not those of [48, 36] reduced 2 times",
+        ),
+        (
+            {"sr256": ["data.size=[48,42]", "data.pad=true"]},
+            "(data.size is [24, 18] and [48, 42])",
+        ),  # 3 px a side
+        ({"sr256": ["eval.shuffled=false"]}, "eval.shuffled is True and False"),
+        ({"sr256": ["data.limit_test=2"]}, "data.limit_test is 0 and 2"),
+        ({"base": None}, "Train it (model.stage=base)"),
+        ({"sr256": None, "sr1024": []}, "Train it (model.stage=sr256)"),
+    ],
+)
+def test_stages_that_do_not_fit_name_both(changes, expected, tmp_path, root):
+    for stage, overrides in ({"base": [], "sr256": []} | changes).items():
+        if overrides is not None:
+            write_run(tmp_path, root, stage, *overrides, weights=False)
+    last = "sr1024" if "sr1024" in changes else "sr256"
+    with pytest.raises(UserError) as error:
+        chain_of(RunFolder(tmp_path / "it" / last))
+    message = str(error.value)
+    assert (
+        expected in message
+        and str(tmp_path / "it") in message
+        and last in message
+        and "\n" not in message
+    )
+
+
+def test_other_test_pairs_are_refused(base, tmp_path):
+    chain = chain_of(base)[:2]
+    other = write_viton_hd(tmp_path, train=1, test=2)
+    moved = replace(chain[1].config, data=replace(chain[1].config.data, root=str(other)))
+    with pytest.raises(DataError, match=r"has 3 paired test pairs, .* 2, and 01002_00__01002_00"):
+        require_same_pairs(chain, [data_module(chain[0].config), data_module(moved)], ["paired"])
+
+
+def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path, root, rows):
+    """The stages see squares; files, rows and grids are as large as those of the rectangular
+    stages.
+    """
+    square = ("data.pad=true", "eval.orders=[paired]", "eval.shuffled=false")
+    write_run(tmp_path, root, "base", *square, "data.size=[24,24]")
+    run = write_run(tmp_path, root, "sr256", *square, "data.size=[48,48]")
+    chain = chain_of(run)
+    squares = evaluate(chain)
+    assert {picture.numel() for picture in pictures(run.predictions / "paired").values()} == {
+        3 * 48 * 36
+    }
+    for row in squares:
+        same = next(
+            o
+            for o in rows
+            if (o.model, o.region, o.provenance["size"])
+            == (row.model, row.region, row.provenance["size"])
+        )
+        assert row.provenance["padded_to"] in ([24, 24], [48, 48])
+        assert (row.metrics == same.metrics) == (
+            row.model.startswith("baseline/") and row.model != UPSAMPLED
+        )
+    lowres = handed_over(chain[0].run.predictions / "paired", chain[1].config)(
+        ["01000_00__01000_00"]
+    )
+    assert (
+        lowres.shape == (1, 3, 24, 24)
+        and (lowres[..., :3] == 1).all()
+        and (lowres[..., -3:] == 1).all()
+    )

@@ -1,0 +1,331 @@
+"""Memory of sampling one picture and of training, computed on the meta device, so that nothing is
+allocated.
+
+    peak = weights of the networks that are read + the most bytes of storages that are alive at once
+
+A storage lives from the operator that makes it to the last reference to it or a view of it, as in
+PyTorch's allocators. Attention counts as CUDA's fused kernels do it, without the matrix of queries
+times keys. Left out, because the device
+decides: workspaces of convolutions and matrix products, the allocator's rounding and gaps, the CUDA
+context.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from vton.data.sample import TryOnBatch
+from vton.diffusion.sampling import Conditions, Step, double
+from vton.models.base import TrainedModule, TryOnModule
+
+
+@torch.no_grad()
+def sampling_memory(
+    module: TryOnModule, conditions: Conditions, dtype: torch.dtype = torch.float16
+) -> dict:
+    """Bytes of sampling with the networks in dtype and the codec in float32, in which it always
+    computes.
+
+    module and conditions, those of one sample, are on the meta device; the module is cast. Guidance
+    doubles the batch as in vton/diffusion/sampling.py. Returns
+
+        dtype, rows  of the networks; of the batch in a step
+        weights      bytes by network
+        step         {networks, weights, activations, peak} of one step, garment features included: the networks it
+                     reads, all of their weights, and what else is alive at most
+        decode       the same from latents to picture
+        peak         of both when every network stays loaded, the encoders too
+    """
+    module.to(dtype)
+    module.codec.float()
+    networks, sampler = module.networks(), module.config.sampler
+    rows = 1 if sampler.guidance == 1 else 2
+    with LiveMemory() as preparing, FusedAttention():
+        conditions = {name: with_values(tensor, dtype) for name, tensor in conditions.items()}
+        batch = double(module.unconditional(conditions), conditions) if rows == 2 else conditions
+        z = torch.zeros(1, *module.latent_shape(), dtype=dtype, device="meta")
+
+    def step() -> Tensor:
+        t = torch.zeros(rows, dtype=torch.int64, device="cpu")
+        z_in = torch.cat([z] * rows)
+        prediction = module.denoise(
+            z_in, t, batch, module.garment_features(batch, t, Step(0, sampler.steps))
+        ).float()
+        if rows == 1:
+            return prediction
+        uncond, cond = prediction.chunk(2)
+        return uncond + sampler.guidance * (cond - uncond)
+
+    phases = {
+        "step": phase(step, networks, preparing.alive),
+        "decode": phase(lambda: module.codec.decode(z.float()), networks),
+    }
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": rows,
+        "weights": {name: weight_bytes([network]) for name, network in networks.items()},
+        **phases,
+        "peak": weight_bytes(networks.values())
+        + max(row["activations"] for row in phases.values()),
+    }
+
+
+def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict:
+    """Bytes of a training step on each of `gpus` devices, by strategy, for the batch given (a
+    sample per device: 1).
+
+    module and batch are on the meta device; the module is cast. Weights, gradients, AdamW's moments
+    and the average are in float32, as Lightning's mixed precision keeps them. Returns
+
+        parameters       trained, and frozen (codec and encoders included)
+        activations      the most that is alive of forward and backward pass, apart from weights and their gradients,
+                         under bf16 autocast, or in float32 with train.precision=fp32
+        strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations, total}; copies are
+                         the half-precision ones that a step computes with
+
+    ddp replicates all; deepspeed (ZeRO stage 2) shards gradients and moments; fsdp shards
+    everything trained and gathers the blocks one by one (two at a time, for the next is fetched
+    early) besides what is in no block.
+    """
+    train, half = module.config.train, module.config.train.precision != "fp32"
+    own = list(module.parameters())
+    trained, kept = (
+        sum(p.numel() for p in own if p.requires_grad == flag) for flag in (True, False)
+    )
+    frozen = sum(p.numel() for network in module.frozen.values() for p in network.parameters())
+    in_blocks = [sum(p.numel() for p in block.parameters()) for block in module.blocks()]
+    gathered = trained + kept - sum(in_blocks) + sum(sorted(in_blocks)[-2:])
+    activations = step_activations(module, batch, half)
+
+    def per_gpu(
+        weights: float, computed: float, gradients: float, moments: float, average: float
+    ) -> dict:
+        parts = {
+            "weights": 4 * weights,
+            "copies": computed,
+            "gradients": 4 * gradients,
+            "optimizer": 8 * moments,
+            "ema": 4 * average if train.ema else 0,
+            "frozen": 4 * frozen,
+            "activations": activations,
+        }
+        return {
+            name: round(value) for name, value in (parts | {"total": sum(parts.values())}).items()
+        }
+
+    every, copies = trained + kept, 2 * (trained + kept) if half else 0
+    return {
+        "gpus": gpus,
+        "precision": train.precision,
+        "parameters": {"trained": trained, "frozen": kept + frozen},
+        "activations": activations,
+        "strategies": {
+            "ddp": per_gpu(every, copies, trained, trained, trained),
+            "deepspeed": per_gpu(every, copies, trained / gpus, trained / gpus, trained),
+            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), *[trained / gpus] * 3),
+        },
+    }
+
+
+def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> int:
+    """Most bytes alive in one forward and backward pass, without weights and whole gradients."""
+    module.train()
+    if half:
+        module.bfloat16()  # autocast's copies of weights are counted apart
+    module.codec.float()
+    drop = [
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        for p in module.parameters()
+        if p.requires_grad
+    ]
+    with LiveMemory() as memory, FusedAttention(), Autocast() if half else nullcontext():
+        loss = module.training_step(batch, 0)
+        # Tensor.backward would suspend the modes, which recomputation under checkpointing has to
+        # see.
+        torch.autograd.Variable._execution_engine.run_backward(
+            (loss,),
+            (torch.ones_like(loss),),
+            False,
+            False,
+            (),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
+    for hook in drop:
+        hook.remove()
+    return memory.peak
+
+
+def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], held: int = 0) -> dict:
+    """Memory of a call that starts with `held` bytes which outlive it."""
+    owned = {name: storages([network]) for name, network in networks.items()}
+    with LiveMemory() as memory, FusedAttention():
+        call()
+    read = [name for name in networks if memory.arguments & owned[name].keys()]
+    weights, activations = weight_bytes(networks[name] for name in read), held + memory.peak
+    return {
+        "networks": read,
+        "weights": weights,
+        "activations": activations,
+        "peak": weights + activations,
+    }
+
+
+def storages(networks: Iterable[nn.Module]) -> dict[int, torch.UntypedStorage]:
+    """What is behind parameters and buffers, by identity: what two networks share is there once."""
+    tensors = (
+        tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
+    )
+    return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+
+
+def weight_bytes(networks: Iterable[nn.Module]) -> int:
+    return sum(storage.nbytes() for storage in storages(networks).values())
+
+
+def with_values(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating-point conditions in dtype. Integers get values, on the CPU: models decide by them
+    what they compute.
+
+    They are indices of rows, and in a batch of one these are 0.
+    """
+    return (
+        tensor.to(dtype) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
+    )
+
+
+class LiveMemory(TorchDispatchMode):
+    """Watches the storages that operators make while it is active.
+
+    alive, peak: bytes now, and the most at once. arguments: identities of the storages that
+    operators were given. A CPU tensor may meet meta tensors, so that some tensors can have values;
+    the result is on the meta device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.arguments: set[int] = set()
+        self._made: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.arguments |= {id(tensor.untyped_storage()) for tensor in given}
+        if len({tensor.is_meta for tensor in given}) == 2:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        result = func(*args, **kwargs)
+        known = {id(tensor.untyped_storage()) for tensor in given}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in known:
+                self._watch(leaf.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        identity, size = id(storage), storage.nbytes()
+        if identity in self._made:
+            return
+
+        def release(_: weakref.ref) -> None:
+            del self._made[identity]
+            self.alive -= size
+
+        self._made[identity] = weakref.ref(storage, release)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+
+class FusedAttention(TorchFunctionMode):
+    """scaled_dot_product_attention of meta tensors as fused kernels allocate: the output, and a
+    log-sum per query.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention or not args[0].is_meta:
+            return func(*args, **(kwargs or {}))
+        return fused_attention(*args, **(kwargs or {}))
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_, **__
+) -> Tensor:
+    """query (B, N, L, d), value (B, N, M, d) -> (B, N, L, d), in memory as (B, L, N, d)."""
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)  # truth values become numbers
+    return FusedKernel.apply(query, key, value, attn_mask)
+
+
+class FusedKernel(torch.autograd.Function):
+    """Keeps inputs, output and log-sums for the backward pass, which makes three gradients."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, attn_mask):
+        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        output = query.new_empty(
+            *query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]
+        )
+        output = output.transpose(-3, -2)
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
+
+
+class Autocast(TorchFunctionMode):
+    """CUDA's autocast to bf16 on the meta device, which has none: what runs in half precision and
+    what in float32.
+
+    The lists of https://docs.pytorch.org/docs/stable/amp.html, as far as the networks here use
+    them.
+    """
+
+    HALF = (
+        "linear",
+        "conv1d",
+        "conv2d",
+        "matmul",
+        "__matmul__",
+        "bmm",
+        "baddbmm",
+        "addmm",
+        "einsum",
+        "scaled_dot_product_attention",
+    )
+    FULL = (
+        "layer_norm",
+        "group_norm",
+        "softmax",
+        "norm",
+        "pow",
+        "__pow__",
+        "exp",
+        "log",
+        "sum",
+        "prod",
+        "cumsum",
+        "softplus",
+        "mse_loss",
+        "l1_loss",
+    )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in self.HALF or name in self.FULL:
+            dtype = torch.bfloat16 if name in self.HALF else torch.float32
+            args, kwargs = tree_map_only(
+                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+            )
+        return func(*args, **kwargs)

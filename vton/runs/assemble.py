@@ -1,0 +1,94 @@
+"""What a run is made of, from its configuration: folder, data, codec, module; and the module with
+trained weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+
+from vton import registry
+from vton.config import ExperimentConfig
+from vton.data.module import TryOnDataModule
+from vton.models.base import TrainedModule
+from vton.models.codecs import run_codec
+from vton.runs.checkpoint import averaged
+from vton.runs.codec import prepare_codec
+from vton.runs.folder import RunError, RunFolder
+from vton.runs.warp import RunWarp
+from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors
+
+
+def prepare(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
+    """The run folder, started, its data, and its module as training finds it."""
+    run = RunFolder.of(config)
+    run.start(config)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+
+    data = data_module(config)
+    data.prepare_data()
+    data.setup("fit")
+    codec = prepare_codec(run, config, data)
+    seed_everything(
+        config.seed, verbose=False
+    )  # fitting a codec draws numbers, loading it does not
+    return run, data, registry.module_class(config.model.name)(config, codec)
+
+
+def data_module(config: ExperimentConfig) -> TryOnDataModule:
+    """The configured data, with the trained warp that data.warp_source=learned asks for. Raises
+    RunError.
+    """
+    learned = config.data.warp_source == "learned"
+    return TryOnDataModule(
+        config.data,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.eval.batch_size,
+        warp=RunWarp(config.data.warp_run, config.data.picture_size) if learned else None,
+    )
+
+
+def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
+    """The run's model with its trained weights, averaged where training keeps an average.
+
+    Raises UserError subclasses naming what is absent or broken.
+    """
+    path = checkpoint_path(run, checkpoint)
+    module = registry.module_class(config.model.name)(config, run_codec(config.codec, run.codec))
+    if checkpoint == "weights":
+        state = read_safetensors(path)
+    else:
+        state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
+    load_state(module, state, path)
+    return module.eval()
+
+
+def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
+    """The file to score. Raises RunError saying why it is not there, and what is."""
+    path = {"weights": run.weights, "last": run.last, "best": run.best}[checkpoint]
+    in_pieces = checkpoint != "weights" and path.is_dir()
+    if path.exists() and not in_pieces:
+        return path
+    if in_pieces:
+        reason = "is a folder of DeepSpeed's, which evaluation does not read"
+    elif not run.has_checkpoint:
+        reason = f"does not exist: {run.path} has no checkpoint yet"
+    elif checkpoint == "weights":
+        reason = f"does not exist: {run.path} has not finished training"
+    elif not run.last.exists():
+        reason = f"does not exist: {run.path} holds weights alone, as an import does"
+    else:
+        reason = f"does not exist: {run.path} has scored no held-out pictures (train.picture_every; 0 is never)"
+    if run.weights.exists():
+        advice = f"Evaluate its weights: make eval RUN={run.path}."
+    elif run.last.is_file():
+        last = f'make eval RUN={run.path} ARGS="--checkpoint last"'
+        advice = f"Run the same `make train` again, or evaluate what is there: {last}."
+    else:
+        advice = "Run the same `make train` again."
+    raise RunError(f"{path} {reason}. {advice}")

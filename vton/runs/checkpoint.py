@@ -1,0 +1,51 @@
+"""What a checkpoint says of its run: weights, steps, what training has cost so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vton.runs.folder import RunError, RunFolder
+from vton.weights.pretrained import read_checkpoint, write_tensors
+
+
+def finish_from_checkpoint(run: RunFolder) -> None:
+    """What follows the last checkpoint of a run that was killed in between: its weights and
+    training.json.
+
+    Raises RunError for DeepSpeed's folders, whose weights are in pieces.
+    """
+    if run.last.is_dir():
+        raise RunError(
+            f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on."
+        )
+    checkpoint = read_checkpoint(run.last, "callbacks", "state_dict", "global_step")
+    export_weights(run, averaged(checkpoint))
+    run.finish(training_so_far(checkpoint))
+
+
+def averaged(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights that a training would end with here: their average where it keeps one."""
+    return checkpoint["state_dict"] | checkpoint["callbacks"].get("EMA", {}).get("average", {})
+
+
+def training_so_far(checkpoint: dict) -> dict:
+    """What training.json would say here: steps, and Telemetry's state."""
+    return {"steps": int(checkpoint["global_step"]), **checkpoint["callbacks"].get("Telemetry", {})}
+
+
+def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
+    """The trained weights as safetensors, whole or not at all. Raises UserError."""
+    write_tensors(run.weights, {name: tensor.detach().cpu() for name, tensor in state.items()})
+
+
+def states_file(path: Path) -> Path:
+    """The file that says how far a checkpoint's run was: itself, or of DeepSpeed's folders the one
+    with the weights.
+    """
+    return (
+        path / (path / "latest").read_text().strip() / "mp_rank_00_model_states.pt"
+        if path.is_dir()
+        else path
+    )

@@ -1,0 +1,48 @@
+"""lightning.Trainer as this repository uses it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from vton.config import ExperimentConfig, TrainerConfig
+from vton.training.checkpoint import AtomicCheckpointIO
+from vton.training.strategies import precision, strategy
+
+
+def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
+    """lightning.Trainer as this repository uses it: steps not epochs, our own sampler, checkpoints
+    and validation.
+    """
+    progress = [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else []
+    return Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
+        strategy=strategy(trainer),
+        deterministic=trainer.deterministic,
+        max_steps=config.train.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.train.accumulate,
+        gradient_clip_val=config.train.grad_clip or None,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(progress),
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
+        callbacks=[*progress, *callbacks],
+        logger=logger,
+    )
+
+
+def quiet_libraries() -> None:
+    """Silence what users can neither act on nor learn from: banners of Trainer's constructor too."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)`.*")

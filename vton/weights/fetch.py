@@ -1,0 +1,208 @@
+"""`vton weights`: the pretrained metric networks, fetched once by whoever is online, checked by
+size and SHA-256.
+
+Files land where evaluation looks for them (weights.py). A file is written under a temporary name in
+its folder and gets its own only when it is whole and what its authors published, by their digest or
+the eight digits of it in its name. Where neither is known, the first fetch is trusted: its digest
+is kept beside the file, as `<file>.sha256`, and checked from then on.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import wrap_file
+
+from vton.config import ConfigError, nearest
+from vton.files import file_digest, replacing, write_atomically
+from vton.weights.metric_networks import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits
+from vton.weights.pretrained import WeightsError
+
+TIMEOUT = 60  # seconds without a byte
+HUB = "https://huggingface.co/{}/resolve/{}/"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published file and what is known of it."""
+
+    url: str
+    path: str  # below the folder of metric networks
+    # "" = not known: checked by the digits in its name, else trusted on first fetch
+    sha256: str = ""
+    size: int | None = None  # bytes; None = not known
+
+    @property
+    def known(self) -> str:
+        """The digest, the eight digits of it in the file's name, or ""."""
+        return self.sha256 or digits(Path(self.path))
+
+
+def _of_hub(
+    repository: str, commit: str, folder: str, files: Mapping[str, str]
+) -> tuple[Source, ...]:
+    """Files of a repository as of one commit, name -> SHA-256."""
+    at = HUB.format(repository, commit)
+    return tuple(Source(at + name, f"{folder}/{name}", sha256) for name, sha256 in files.items())
+
+
+# The digests continue the eight digits in the files' names; several projects pin the same ones.
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "inception": (
+        Source(
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            + FILES["inception"][0],
+            FILES["inception"][0],
+            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            95_628_359,
+        ),
+    ),
+    "alex": (
+        Source(
+            "https://download.pytorch.org/models/" + FILES["alex"][0],
+            FILES["alex"][0],
+            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            244_408_911,
+        ),
+    ),
+    "vgg": (
+        Source(
+            "https://download.pytorch.org/models/" + FILES["vgg"][0],
+            FILES["vgg"][0],
+            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            553_433_881,
+        ),
+    ),
+    "squeeze": (
+        Source(
+            "https://download.pytorch.org/models/" + FILES["squeeze"][0],
+            FILES["squeeze"][0],
+            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        ),
+    ),
+    "vgg19": (
+        Source("https://download.pytorch.org/models/" + FILES["vgg19"][0], FILES["vgg19"][0]),
+    ),
+    "clip": _of_hub(
+        "openai/clip-vit-base-patch32",
+        "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+        CLIP,
+        {"pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"}
+        | dict.fromkeys(
+            (
+                "config.json",
+                "preprocessor_config.json",
+                "tokenizer_config.json",
+                "vocab.json",
+                "merges.txt",
+            ),
+            "",
+        ),
+    ),
+    "image_reward": (
+        *_of_hub(
+            "THUDM/ImageReward",
+            "5736be03b2652728fb87788c9797b0570450ab72",
+            IMAGE_REWARD,
+            {"ImageReward.pt": "", "med_config.json": ""},
+        ),
+        *_of_hub(
+            "google-bert/bert-base-uncased",
+            "86b5e0934494bd15c9632b12f734a8a67f723594",
+            IMAGE_REWARD,
+            {"vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"},
+        ),
+    ),
+}
+USUAL = ("inception", "alex", "vgg", "squeeze")  # those of every evaluation
+
+
+def fetch(
+    names: Sequence[str], folder: Path, sources: Mapping[str, Sequence[Source]] = SOURCES
+) -> Iterator[tuple[Path, str]]:
+    """Bring the named networks into the folder; yields each file with what was done. Present files
+    are checked again.
+
+    Raises ConfigError for an unknown name, WeightsError naming the file that cannot be fetched or
+    is not the published one.
+    """
+    for name in names:
+        if name not in sources:
+            raise ConfigError(f"{name}: no such metric network. {nearest(name, list(sources))}")
+    for source in (source for name in names for source in sources[name]):
+        path = folder / source.path
+        if path.is_file():
+            _check(path, path, source)
+            yield path, "present, checked"
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            _download(source, path, partial)
+            _check(partial, path, source)
+        pinned = f"fetched, trusted: digest kept in {_pin(path).name}"
+        yield path, "fetched, checked" if source.known else pinned
+
+
+def _download(source: Source, path: Path, partial: Path) -> None:
+    try:
+        with (
+            urllib.request.urlopen(source.url, timeout=TIMEOUT) as response,
+            open(partial, "wb") as file,
+        ):
+            announced = response.headers.get("Content-Length")
+            if announced is None and not (source.known or getattr(response, "chunked", False)):
+                raise http.client.HTTPException(
+                    "the server does not say how long it is, so a cut would go unnoticed"
+                )
+            with wrap_file(
+                response, source.size or int(announced or 0), description=path.name
+            ) as stream:
+                shutil.copyfileobj(stream, file, 1 << 20)
+            if announced is not None and file.tell() != int(
+                announced
+            ):  # unnoticed by reading in pieces
+                raise http.client.HTTPException(
+                    f"the connection ended after {file.tell():,} of {int(announced):,} bytes"
+                )
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # URLError, timeouts, cut connections, and a full disk
+        raise WeightsError(
+            f"cannot fetch {source.url}: {getattr(error, 'reason', error)}. Offline, copy the file to {path} yourself, "
+            f"or set {VARIABLE} to a folder that holds it."
+        ) from None
+
+
+def _check(found: Path, path: Path, source: Source) -> None:
+    """Raise WeightsError unless `found`, meant for `path`, is the published file; keep a digest not
+    known yet.
+    """
+    advice = (
+        "Remove it and run `make weights` again."
+        if found == path
+        else "Nothing was kept; run `make weights` again."
+    )
+    size = found.stat().st_size
+    if source.size is not None and size != source.size:
+        raise WeightsError(
+            f"{path}: {size:,} bytes, expected {source.size:,} ({source.url}). {advice}"
+        )
+    digest, pin = file_digest(found), _pin(path)
+    if not source.known and not pin.is_file():
+        write_atomically(pin, digest + "\n")
+    expected = source.known or pin.read_text().strip()
+    if not expected or not digest.startswith(expected):
+        raise WeightsError(
+            f"{path}: SHA-256 {digest}, expected {expected} ({source.url}). {advice}"
+        )
+
+
+def _pin(path: Path) -> Path:
+    """Where the digest of a file trusted on its first fetch is kept."""
+    return path.with_name(path.name + ".sha256")

@@ -1,0 +1,278 @@
+"""Weights from disk: hub-format folders, safetensors files and `.pth` files, never with pickle's
+power to run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from vton.errors import UserError, one_line
+from vton.files import replacing
+
+
+class WeightsError(UserError):
+    """Weights that are absent, broken or of another model; the message names the file and what to
+    do.
+    """
+
+
+def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
+    """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
+
+    Nothing is downloaded unless VTON_DOWNLOAD=1, and pickles that hold more than tensors are
+    refused. Raises WeightsError naming the configuration key, also where weights are missing: the
+    libraries would draw them at random and only warn.
+    """
+    what = " ".join([cls.__name__, *filter(None, kwargs.values())])
+    if issubclass(cls, nn.Module):
+        kwargs["output_loading_info"] = True
+    elif cls is AutoTokenizer:
+        # else a folder that brings code has the terminal ask whether to run it
+        kwargs["trust_remote_code"] = False
+    try:
+        found = cls.from_pretrained(
+            source, local_files_only=os.environ.get("VTON_DOWNLOAD") != "1", **kwargs
+        )
+    except (
+        Exception
+    ) as error:  # a broken folder can raise almost anything from inside the libraries
+        raise WeightsError(
+            f"{key}={source}: cannot load {what}: {one_line(error)} "
+            "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
+        ) from None
+    if not issubclass(cls, nn.Module):
+        return found
+    module, loaded = found
+    if loaded["missing_keys"]:
+        raise WeightsError(
+            f"{key}={source}: the weights of {what} lack {_listed(sorted(loaded['missing_keys']))}."
+        )
+    return module
+
+
+def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
+    """The local folder of a hub-format source: a path, or a hub id's copy in the local cache.
+
+    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            download = os.environ.get("VTON_DOWNLOAD") == "1"
+            pattern = str(Path(subfolder, only))
+            folder = Path(
+                snapshot_download(source, allow_patterns=pattern, local_files_only=not download)
+            )
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{key}={source}: neither a folder nor in the local hub cache ({one_line(error)}). "
+                "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
+            ) from None
+    if not (folder / subfolder).is_dir():
+        raise WeightsError(f"{key}={source} has no folder {subfolder}.")
+    return folder / subfolder
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises WeightsError for an absent or broken file and for anything
+    else in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object.")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors. Raises WeightsError for an absent or broken file."""
+    if not Path(path).is_file():
+        raise WeightsError(f"No weights at {path}.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}). Copy or export it again."
+        ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, whole or not at all; tensors may share memory. Raises UserError where it
+    can't be written.
+    """
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary
+        )
+
+
+def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
+    """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and
+    runs none of it.
+
+    entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk
+    when they are used, so the file may be removed or replaced meanwhile, but not written over in
+    its place.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"No checkpoint at {path}.")
+    try:
+        # A private map: changes of tensors stay in memory. Files from before torch 1.6 are no
+        # archives, nor mappable.
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (
+        Exception
+    ) as error:  # a broken or hostile file can raise almost anything from inside the unpickler
+        raise WeightsError(
+            f"{path}: not a safe, complete torch file ({one_line(error)})."
+        ) from None
+    lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
+    if lacking:
+        raise WeightsError(
+            f"{path}: not the checkpoint of a training; it has no {' and no '.join(lacking)}."
+        )
+    return content
+
+
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A flat mapping of tensors from a .safetensors, .bin, .pt or .pth file. Raises WeightsError."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    state = read_checkpoint(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise WeightsError(f"{path}: expected a mapping from names to tensors.")
+    return state
+
+
+def read_weights_folder(folder: Path) -> dict[str, Tensor]:
+    """The weights in one folder of the hub's layout, whole or in shards, safetensors before
+    pickles, in stored dtypes.
+
+    Raises WeightsError naming the folder if there are none, or the file that is broken.
+    """
+    folder = Path(folder)
+    for suffix in (".safetensors", ".bin"):
+        for name in (f"{stem}{variant}" for stem in WEIGHT_NAMES for variant in ("", ".fp16")):
+            whole, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
+            if whole.is_file():
+                return read_weights(whole)
+            if index.is_file():
+                return _read_shards(index)
+    expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
+    raise WeightsError(f"{folder} holds no weights; expected one of {expected}.")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index}: not a readable index of weight shards ({error}).") from None
+    if outside:
+        raise WeightsError(f"{index} names shards outside its own folder.")
+    if not shards:
+        raise WeightsError(f"{index} names no shards.")
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        state |= read_weights(index.parent / shard)
+    return state
+
+
+def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
+    """An IP-Adapter or FaceID file, .bin nested by section or flat, as {"image_proj": state,
+    "ip_adapter": state}.
+
+    Numbers in `ip_adapter` count all attention layers in module order (down, up, mid), not in order
+    of execution. Raises WeightsError.
+    """
+    sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    for name, value in content.items() if isinstance(content, dict) else ():
+        section, _, rest = str(name).partition(".")
+        if section in sections and (rest or isinstance(value, dict)):
+            sections[section] |= {rest: value} if rest else value
+    if not all(sections.values()):
+        raise WeightsError(
+            f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter."
+        )
+    return sections
+
+
+@dataclass
+class Published:
+    """What `vton import` takes from published files."""
+
+    state: dict[str, Tensor]  # trained networks, under our module's names, in the stored dtype
+    settings: list[str]  # dotted overrides that follow from the files
+    extra: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # unused by us, kept so that an export is complete
+
+
+def setting(key: str, value) -> str:
+    """An override key=value for `Published`, quoted as YAML (JSON is a part of it) so that any path
+    survives.
+    """
+    return f"{key}={json.dumps(value)}"
+
+
+def check_state(
+    own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model"
+) -> None:
+    """Raise WeightsError, listing the first ten missing, unexpected and mismatched keys, unless
+    `state` fits `own`.
+    """
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = {
+        key: tuple(value.shape) if isinstance(value, Tensor) else "no tensor"
+        for key, value in state.items()
+    }
+    mismatched = [
+        f"{key} {shapes[key]} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and shapes[key] != tuple(own[key].shape)
+    ]
+    problems = [
+        f"{len(keys)} {kind} ({_listed(keys)})"
+        for kind, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("mismatched", mismatched),
+        )
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
+    """Load every tensor, or raise WeightsError as `check_state` does."""
+    check_state(module.state_dict(), state, source, owner=type(module).__name__)
+    module.load_state_dict(state)
