@@ -1,5 +1,6 @@
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,12 @@ def offline():
         patch.setattr(socket.socket, "connect", connect_here)
         patch.setattr(socket, "getaddrinfo", resolve_here)
         yield
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory) -> Path:
+    """Where the tests' synthetic data lies; rendered by the first command that needs it."""
+    return tmp_path_factory.mktemp("rendered")
+
+
+pytest_plugins = ["tests.models.idm_vton.published"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 class Answer(NamedTuple):
     body: bytes = b""
-    headers: dict[str, object] = {}  # noqa: RUF012 - never changed
+    headers: dict[str, object] = {}
     status: int = 200
 
 

@@ -2,6 +2,7 @@
 sources.
 """
 
+import ast
 import json
 import pickle
 import re
@@ -13,9 +14,8 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
-from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
 from tests.models.test_encoders import TEXT, TOWER
-from tests.training.test_train import SMALL, command, rendered, trained  # noqa: F401
+from tests.running import SMALL, command, trained
 from vton.config import CodecConfig
 from vton.models.codecs import build_codec, load_codec, small_autoencoder
 from vton.models.encoders import clip_image_encoder, text_encoder
@@ -156,9 +156,9 @@ def test_a_tokenizer_that_brings_code_runs_nothing(hub, marker, tmp_path, monkey
     assert str(folder) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-def test_an_imported_folder_runs_nothing(published, marker, tmp_path, capsys):  # noqa: F811
+def test_an_imported_folder_runs_nothing(published_idm_vton, marker, tmp_path, capsys):
     """TryonNet as it is imported, the networks that stay in the folder as they are loaded."""
-    folder, runs = shutil.copytree(published[0], tmp_path / "idm"), f"runs={tmp_path}"
+    folder, runs = shutil.copytree(published_idm_vton[0], tmp_path / "idm"), f"runs={tmp_path}"
     assert command("import", "idm_vton", str(folder), runs, "name=sound", "data.size=[64,48]") == 0
     run = RunFolder(tmp_path / "sound")
     for name in ("unet_encoder", "image_encoder", "text_encoder", "text_encoder_2", "vae"):
@@ -177,7 +177,7 @@ def test_an_imported_folder_runs_nothing(published, marker, tmp_path, capsys):  
     assert f"{path}: not a safe, complete torch file" in said and len(said.splitlines()) == 1
 
 
-def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):  # noqa: F811
+def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):
     """Neither in resuming nor in evaluating."""
     run = trained("gardiff", tmp_path, rendered, "run", "train.steps=1", "train.picture_every=0")
     for path in (run.last, run.best):
@@ -211,5 +211,6 @@ def test_the_sources_know_no_other_way_to_load():
     for path in SOURCES.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(forbidden.search(line) for line in text.splitlines()), path
-        loads = re.findall(r"torch\.load\(.*", text)
-        assert all("weights_only=True" in load for load in loads), path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), path

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.training.test_train import SMALL
+from tests.running import SMALL
 from vton import registry
 from vton.cli import main
 from vton.commands.compare import (
@@ -48,7 +48,7 @@ TWO = (
     "eval.shuffled=false",
     "name=two",
 )
-KILL = "import sys; from tests.test_comparison import killed_in_its_second_checkpoint as run; run(*sys.argv[1:])"
+KILL = "import sys; from tests.commands.test_compare import killed_in_its_second_checkpoint as run; run(*sys.argv[1:])"
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tests.training.test_train import trained, vton
+from tests.running import trained, vton
 from vton import cli
 from vton.commands.evaluate import stage_facts
 from vton.data.sample import TryOnBatch

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models.idm_vton.test_checkpoint import published  # noqa: F401  a fixture
 from vton.cli import main
 from vton.commands.exchange import ExchangeError, checkpoint_code
 from vton.config import load
@@ -18,8 +17,8 @@ def vton(*arguments, capsys) -> tuple[int, str]:
     return done.value.code, capsys.readouterr().err
 
 
-def test_import_evaluate_export(published, tmp_path, capsys):  # noqa: F811
-    folder, run, out = published[0], tmp_path / "runs" / "mine", tmp_path / "exported"
+def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
+    folder, run, out = published_idm_vton[0], tmp_path / "runs" / "mine", tmp_path / "exported"
     small = (
         "data.size=[64,48]",
         "data.synthetic.train=2",
@@ -51,18 +50,18 @@ def test_import_evaluate_export(published, tmp_path, capsys):  # noqa: F811
     assert code == 2 and "exists; export to a new place" in error
 
 
-def test_what_cannot_be_imported_is_one_line(published, tmp_path, capsys):  # noqa: F811
+def test_what_cannot_be_imported_is_one_line(published_idm_vton, tmp_path, capsys):
     save_file({"ref_unet.conv_in.weight": torch.zeros(2)}, tmp_path / "dressing.safetensors")
     cases = [
-        (("gardiff", published[0]), "No checkpoint at"),
+        (("gardiff", published_idm_vton[0]), "No checkpoint at"),
         (("gardiff", tmp_path / "dressing.safetensors"), "not GarDiff's UNet"),
-        (("idm_vtn", published[0]), "Did you mean: 'idm_vton'?"),
+        (("idm_vtn", published_idm_vton[0]), "Did you mean: 'idm_vton'?"),
         (("idm_vton", tmp_path / "absent"), "Nothing to import at"),
         (
             ("idm_vton", tmp_path / "dressing.safetensors"),
             "IDM-VTON is published as a diffusers folder",
         ),
-        (("imagdressing", published[0]), "is published as one file"),
+        (("imagdressing", published_idm_vton[0]), "is published as one file"),
         (("imagdressing", tmp_path / "dressing.safetensors"), "not an IMAGDressing-v1 checkpoint"),
     ]
     for arguments, message in cases:

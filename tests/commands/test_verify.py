@@ -64,7 +64,7 @@ def test_folders_that_cannot_be_verified_say_why(tmp_path):
 @pytest.mark.parametrize("model", ["idm_vton", "imagdressing"])
 def test_the_command_holds_our_code_against_the_reference(model, tmp_path, capsys):
     """Exit 0 as stored; one changed weight, and most tensors fail with exit 1."""
-    vectors = Path(__file__).parent / "vectors" / model
+    vectors = Path(__file__).parents[1] / "vectors" / model
     with pytest.raises(SystemExit) as done:
         main(["verify", str(vectors), "--json"])
     found = json.loads(capsys.readouterr().out)

@@ -291,7 +291,7 @@ def test_names_say_which_weights_and_which_backbone(tmp_path, monkeypatch):
     assert [scorer.name(metric) for metric in ("ssim", "lpips")] == ["ssim", "lpips_random"]
     assert scorer.settings()["networks"]["lpips"].startswith("random, sha256 ")
 
-    from tests.metrics.test_perceptual import backbone_file
+    from tests.models.test_perceptual import backbone_file
 
     path, _ = backbone_file(tmp_path, "alex")
     monkeypatch.setitem(metric_networks.FILES, "alex", (path.name,))

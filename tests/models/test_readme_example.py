@@ -12,9 +12,9 @@ import torch
 
 import vton.models
 from tests.batches import random_batch
-from tests.training.test_train import rendered, trained  # noqa: F401
-from vton import registry
+from tests.running import trained
 from vton.config import CONFIGS, load
+from vton.config import models as model_configs
 from vton.cost.info import describe
 from vton.runs.assemble import load_module
 from vton.runs.cascade import chain_of
@@ -37,14 +37,14 @@ def mine(tmp_path, monkeypatch):
     (folder / "module.py").write_text(textwrap.dedent(module))
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs" / "model" / "mine.yaml").write_text(textwrap.dedent(settings))
-    known = registry.folders()
+    known = model_configs.folders()
     monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(folder.parent)])
-    monkeypatch.setattr(registry, "folders", lambda: [*known, "mine"])
+    monkeypatch.setattr(model_configs, "folders", lambda: [*known, "mine"])
     monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path / "configs")
     return "mine"
 
 
-def test_the_example_trains_and_samples(mine, tmp_path, rendered):  # noqa: F811
+def test_the_example_trains_and_samples(mine, tmp_path, rendered):
     assert load("model=mine").model.widths == (32, 64, 96)
     assert describe(load("model=mine", "preset=paper"))["networks"][0]["name"] == "unet"
     run = trained(mine, tmp_path / "runs", rendered, "run", "train.steps=2")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.batches import random_batch, randomised
 from tests.data.folders import write_viton_hd
-from tests.training.test_train import vton
+from tests.running import vton
 from vton import registry
 from vton.commands.evaluate import UPSAMPLED, evaluate, predict
 from vton.config import load

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.data.folders import write_viton_hd
-from tests.training.test_train import SMALL, assert_equal
+from tests.running import SMALL, assert_equal
 from vton import registry
 from vton.commands.train import train
 from vton.config import ConfigError, load

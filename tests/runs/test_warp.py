@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models.warp.test_module import NARROW
-from tests.training.test_train import SMALL, assert_equal
+from tests.running import SMALL, assert_equal
 from vton.commands.evaluate import evaluate
 from vton.commands.train import train
 from vton.config import ExperimentConfig, load

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_train import (
+from tests.running import (
     SMALL,
     assert_equal,
     assert_same_training,
     command,
     gradient_distance,
-    rendered,  # noqa: F401
     stopping_after,
     trained,
 )
@@ -70,7 +69,7 @@ def test_eight_steps_equal_four_and_four(model, stop, pairs, workers, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", registry.names())
-def test_the_same_seed_twice_is_the_same_training(model, tmp_path, rendered):  # noqa: F811
+def test_the_same_seed_twice_is_the_same_training(model, tmp_path, rendered):
     """Losses of every step and weights, bit by bit; another seed is another training."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -115,7 +114,7 @@ class Started:
 
     def __init__(
         self, processes, runs: Path, rendered: Path, name: str, *more: str, **environment: str
-    ):  # noqa: F811
+    ):
         self.run, self.log = RunFolder(runs / name), runs / f"{name}.log"
         arguments = [
             "train",
@@ -153,7 +152,7 @@ class Started:
 )
 def test_a_signal_writes_a_checkpoint_and_its_exit_code(
     number, code, workers, processes, tmp_path, rendered
-):  # noqa: F811
+):
     """At an odd step, where no checkpoint is due; what goes on afterwards is the same training.
 
     Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job,
@@ -208,7 +207,7 @@ def test_a_second_ctrl_c_ends_at_once_and_background_jobs_get_none(ctrl_c):
 
 def test_ctrl_c_where_lightning_catches_it_is_130_and_one_line(
     ctrl_c, tmp_path, rendered, monkeypatch, capsys
-):  # noqa: F811
+):
     """Before the first step, where nothing notes the signal yet."""
 
     def interrupted(self, trainer, module):
@@ -230,7 +229,7 @@ def test_ctrl_c_where_lightning_catches_it_is_130_and_one_line(
 
 def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(
     processes, tmp_path, rendered, capsys
-):  # noqa: F811
+):
     """Also by kill -9, at once: its loader processes, which may outlive it by seconds, hold
     nothing.
     """
@@ -255,7 +254,7 @@ def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(
         pass
 
 
-def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):  # noqa: F811
+def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):
     """As sbatch --signal=SIGUSR1@60 sends it; scontrol is a stand-in that writes down what it was
     asked.
     """
@@ -287,7 +286,7 @@ def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):  # noqa:
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_a_loadable_checkpoint_each(processes, tmp_path, rendered):  # noqa: F811
+def test_twenty_kills_leave_a_loadable_checkpoint_each(processes, tmp_path, rendered):
     """kill -9, ten times at a random moment and ten times while a checkpoint is being written."""
     moments, steps, writing = random.Random(0), [], 0
     for number in range(20):
@@ -345,7 +344,7 @@ def spoilt(monkeypatch):
 @pytest.mark.parametrize(
     ("what", "said"), [("loss", "Loss is nan"), ("gradient", "Gradient norm is (nan|inf)")]
 )
-def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, tmp_path, rendered):  # noqa: F811
+def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, tmp_path, rendered):
     """The second micro-batch of step 3 is bad; last.ckpt is of step 2."""
     calls = spoilt(what, first=6)
     with pytest.raises(TrainingError, match=f"{said} at step 3, samples ") as error:
@@ -359,7 +358,7 @@ def test_a_bad_number_stops_the_run_naming_step_and_samples(what, said, spoilt, 
     )
 
 
-def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys):  # noqa: F811
+def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys):
     """Step 2 leaves weights and moments as step 1 made them."""
     spoilt("loss", first=2)
     run = trained(
@@ -382,7 +381,7 @@ def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys): 
     assert after["callbacks"]["FiniteNumbers"] == {"skipped": 1}
 
 
-def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkeypatch):  # noqa: F811
+def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkeypatch):
     monkeypatch.setattr(FiniteNumbers, "PATIENCE", 3)
     spoilt("gradient", first=1, count=99)
     with pytest.raises(TrainingError, match=r"at step 3, .*3th in a row"):
@@ -394,7 +393,7 @@ def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkey
 # ---- checkpoints ----
 
 
-def test_the_last_and_the_best_stay(tmp_path, rendered):  # noqa: F811
+def test_the_last_and_the_best_stay(tmp_path, rendered):
     run = trained(
         "gardiff",
         tmp_path,
@@ -454,7 +453,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint_and_names_the_path(tmp_pat
 
 def test_a_full_disk_ends_the_run_with_the_former_checkpoint(
     tmp_path, rendered, monkeypatch, capsys
-):  # noqa: F811
+):
     """And the same command goes on when there is room."""
     arguments = (
         f"runs={tmp_path}",
@@ -518,7 +517,7 @@ def exit_codes(started: list) -> list[int]:
 
 
 @pytest.fixture
-def sharded(processes, tmp_path, rendered):  # noqa: F811
+def sharded(processes, tmp_path, rendered):
     """A run of two processes that share out weights and optimizer (FSDP2), to its end."""
 
     def train(model: str, name: str, *more: str) -> RunFolder:
@@ -542,7 +541,7 @@ def sharded(processes, tmp_path, rendered):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", registry.names())
-def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # noqa: F811
+def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):
     """The gradient within 1e-6, and each continues what the other began. Pictures are drawn on the
     way.
     """
@@ -571,7 +570,7 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):  # no
 
 
 @pytest.mark.slow
-def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):  # noqa: F811
+def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):
     """bf16 weights are gathered where one process casts them: first gradients agree to bf16's
     digits.
 
@@ -595,7 +594,7 @@ def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):  
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_first_of_two_processes_stops_both(processes, tmp_path, rendered):  # noqa: F811
+def test_sigterm_to_the_first_of_two_processes_stops_both(processes, tmp_path, rendered):
     arguments = (
         f"runs={tmp_path}",
         "name=two",

@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import deepspeed as lightnings
 
-from tests.training.test_train import assert_equal, rendered, trained  # noqa: F401
+from tests.running import assert_equal, trained
 from vton import config
 from vton.commands import train
 from vton.runs.checkpoint import states_file
@@ -40,7 +40,7 @@ def zero(monkeypatch):
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_equals_uninterrupted(zero, tmp_path, rendered):  # noqa: F811
+def test_stopped_and_resumed_equals_uninterrupted(zero, tmp_path, rendered):
     more = ("trainer.strategy=deepspeed", "train.picture_every=0", "train.checkpoint_every=1")
     whole = trained("gardiff", tmp_path, rendered, "whole", "train.steps=4", *more)
     trained("gardiff", tmp_path, rendered, "parts", "train.steps=2", *more)
@@ -56,7 +56,7 @@ def test_stopped_and_resumed_equals_uninterrupted(zero, tmp_path, rendered):  # 
 
 
 @pytest.mark.slow
-def test_a_malicious_shard_runs_nothing(zero, tmp_path, rendered):  # noqa: F811
+def test_a_malicious_shard_runs_nothing(zero, tmp_path, rendered):
     from tests.test_security import Attack
 
     more = ("trainer.strategy=deepspeed", "train.picture_every=0")

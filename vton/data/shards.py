@@ -180,7 +180,7 @@ class Shards:
             path = self._local(shard)
             try:
                 self._require_size(shard, path.stat().st_size)
-                self._handles[shard] = open(path, "rb", buffering=0)  # noqa: SIM115 - kept open
+                self._handles[shard] = open(path, "rb", buffering=0)
             except OSError as error:
                 raise self._error(
                     shard, "is missing" if not path.exists() else one_line(error)
@@ -374,7 +374,7 @@ class ShardWriter:
 
     def _next(self) -> None:
         self._close()
-        self._tar = tarfile.open(self.partial / f"shard-{len(self.shards):05d}.tar", "w")  # noqa: SIM115 - closed later
+        self._tar = tarfile.open(self.partial / f"shard-{len(self.shards):05d}.tar", "w")
 
     def _close(self) -> None:
         if self._tar is not None:

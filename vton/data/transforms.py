@@ -64,7 +64,7 @@ def normalise(image: Tensor) -> Tensor:
 
 def to_sample(
     record: Record, position: int = -1, templates: Templates = Templates()
-) -> TryOnSample:  # noqa: B008
+) -> TryOnSample:
     """The record as models see it: normalised, with the parts that follow from others. Raises
     DataError (`check`).
     """

@@ -176,7 +176,7 @@ def read_published(path: Path = PUBLISHED) -> Published:
 class _TextLoader(yaml.SafeLoader):
     """Every scalar is its own text, so that 0.300 stays 0.300; a key that stands twice is an error."""
 
-    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}  # noqa: RUF012
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]

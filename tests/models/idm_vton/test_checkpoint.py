@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.batches import random_batch
+from tests.models.idm_vton.published import PUBLISHED_SHAPE
 from vton import registry
 from vton.commands.exchange import export_run, import_run
 from vton.config import CodecConfig, load
@@ -19,43 +20,7 @@ from vton.models.codecs import build_codec
 from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
 from vton.models.idm_vton.checkpoint import read_published, write_published
 from vton.models.unet import attention_names, build_unet
-from vton.runs.folder import RunFolder
 from vton.weights.pretrained import WeightsError, check_state
-
-CODEC = (
-    "codec.name=kl",
-    "codec.widths=[8,8,8]",
-    "codec.groups=4",
-    "codec.layers=1",
-    "codec.channels=4",
-)
-PUBLISHED_SHAPE = (
-    "model.unet.positions=0",
-    "model.garment_unet.positions=0",
-)  # the format holds no position code
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A from-scratch run exported: a complete diffusers folder of tiny random networks."""
-    root = tmp_path_factory.mktemp("idm")
-    overrides = (
-        *PUBLISHED_SHAPE,
-        "data.size=[64,48]",
-        *CODEC,
-        f"runs={root / 'runs'}",
-        "name=scratch",
-    )
-    config = load("model=idm_vton", "preset=tiny", *overrides)
-    torch.manual_seed(0)
-    codec = build_codec(config.codec)
-    codec.save(RunFolder.of(config).codec)
-    module = registry.module_class("idm_vton")(config, codec)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    write_published(root / "published", dict(module.state_dict()), config, {})
-    return root / "published", module
 
 
 def test_full_size_keys_and_shapes():
@@ -114,8 +79,8 @@ def test_full_size_keys_and_shapes():
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "half"])
-def test_import_and_export_keep_every_byte(published, tmp_path, kind):
-    folder, _ = published
+def test_import_and_export_keep_every_byte(published_idm_vton, tmp_path, kind):
+    folder, _ = published_idm_vton
     source = tmp_path / "idm"
     shutil.copytree(folder, source)
     weights = load_file(source / "unet/diffusion_pytorch_model.safetensors")
@@ -142,8 +107,8 @@ def test_import_and_export_keep_every_byte(published, tmp_path, kind):
             assert other.read_bytes() == path.read_bytes(), path
 
 
-def test_an_imported_run_makes_the_same_pictures(published, tmp_path):
-    folder, original = published
+def test_an_imported_run_makes_the_same_pictures(published_idm_vton, tmp_path):
+    folder, original = published_idm_vton
     run = import_run("idm_vton", folder, f"runs={tmp_path}", "data.size=[64,48]", "sampler.steps=2")
     config = run.load_config()
     assert (
@@ -158,8 +123,8 @@ def test_an_imported_run_makes_the_same_pictures(published, tmp_path):
     assert torch.equal(module.eval().generate(batch), original.eval().generate(batch))
 
 
-def test_weights_alone_count_as_the_published_size(published, tmp_path):
-    folder, original = published
+def test_weights_alone_count_as_the_published_size(published_idm_vton, tmp_path):
+    folder, original = published_idm_vton
     (tmp_path / "unet").mkdir()
     shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet")
     with pytest.raises(WeightsError, match=r"put its config\.json there"):
@@ -209,9 +174,9 @@ def other_activation(folder):
         (lambda folder: shutil.rmtree(folder / "unet"), "holds no weights"),
     ],
 )
-def test_broken_folders_say_what_is_wrong(published, tmp_path, change, message):
+def test_broken_folders_say_what_is_wrong(published_idm_vton, tmp_path, change, message):
     with pytest.raises(WeightsError, match=message):
-        read_published(breaking(change)(published[0], tmp_path))
+        read_published(breaking(change)(published_idm_vton[0], tmp_path))
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
@@ -220,10 +185,10 @@ def test_a_file_of_another_model_is_refused(tmp_path):
         read_published(tmp_path / "imagdressing.pt")
 
 
-def test_a_codec_without_a_place_in_the_format_is_refused(published, tmp_path):
-    config = replace(published[1].config, codec=CodecConfig(name="linear"))
+def test_a_codec_without_a_place_in_the_format_is_refused(published_idm_vton, tmp_path):
+    config = replace(published_idm_vton[1].config, codec=CodecConfig(name="linear"))
     with pytest.raises(WeightsError, match=r"codec\.name=linear has no place"):
-        write_published(tmp_path / "out", dict(published[1].state_dict()), config, {})
+        write_published(tmp_path / "out", dict(published_idm_vton[1].state_dict()), config, {})
     assert not (tmp_path / "out").exists()
 
 
@@ -276,10 +241,10 @@ def test_training_starts_from_an_inpainting_unet(settings, tmp_path):
     assert own[name + "processor.to_k_ip.weight"].shape == own[name + "to_k.weight"].shape
 
 
-def test_training_continues_from_a_published_tryon_net(published, settings):
-    unet = replace(settings.unet, pretrained=str(published[0]))
+def test_training_continues_from_a_published_tryon_net(published_idm_vton, settings):
+    unet = replace(settings.unet, pretrained=str(published_idm_vton[0]))
     tryon = build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
-    wanted = published[1].tryon.state_dict()
+    wanted = published_idm_vton[1].tryon.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in tryon.state_dict().items())
 
 

@@ -135,7 +135,7 @@ def run(networks: Networks, model: IdmVton, conditions, steps=30, guidance=2.0):
     generator = torch.Generator().manual_seed(0)
     config = SamplerConfig(solver="ddpm", steps=steps, guidance=guidance)
     rows = len(conditions["garment"])
-    draw = lambda: torch.randn(rows, 4, 16, 12, generator=generator)  # noqa: E731
+    draw = lambda: torch.randn(rows, 4, 16, 12, generator=generator)
     return sample(model, conditions, draw, config, networks.objective)
 
 

@@ -1,88 +1,21 @@
 """Training through the real command: learns, resumes bit-equal, refuses bad input in one line."""
 
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vton import cli, registry
-from vton.commands.train import train
-from vton.config import load
-from vton.runs.folder import RunFolder
-from vton.training.preemption import Preemption
-from vton.weights.pretrained import read_checkpoint
-
-SMALL = (
-    "data.size=[64,48]",
-    "data.synthetic.train=6",
-    "data.synthetic.test=4",
-    "data.synthetic.workers=1",
-    "data.workers=0",
-    "data.check=false",
-    "train.batch_size=4",
-    "train.log_every=1",
-    "train.picture_every=2",
-    "train.val_pairs=2",
-    "train.pictures=1",
-    "train.warmup_steps=2",
-    "train.schedule=constant",
-    "train.checkpoint_every=2",
-    "codec.fit_images=12",
-    "trainer.threads=1",
+from tests.running import (
+    SMALL,
+    assert_same_training,
+    command,
+    gradient_distance,
+    stopping_after,
+    trained,
+    vton,
 )
-
-
-def vton(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    """The real command in its own process."""
-    command = [sys.executable, "-m", "vton", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
-def command(*arguments: str) -> int:
-    """The same in this process, which saves half a minute of imports: its exit code."""
-    with pytest.raises(SystemExit) as left:
-        cli.main(list(arguments))
-    return left.value.code
-
-
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory) -> Path:
-    """Where the tests' synthetic data lies; rendered by the first command that needs it."""
-    return tmp_path_factory.mktemp("rendered")
-
-
-def trained(model: str, runs: Path, rendered: Path, name: str, *more: str) -> RunFolder:
-    """`vton train`, in this process."""
-    return train(
-        load(
-            f"model={model}", f"runs={runs}", f"name={name}", f"data.root={rendered}", *SMALL, *more
-        )
-    )
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a process."""
-
-
-@contextmanager
-def stopping_after(step: int):
-    """Training inside ends when this step, and the checkpoint that is due then, is done."""
-    preemption = Preemption.on_train_batch_end
-
-    def on_train_batch_end(self, trainer, *arguments):
-        preemption(self, trainer, *arguments)
-        if trainer.global_step == step:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Preemption, "on_train_batch_end", on_train_batch_end)
-        yield
+from vton import registry
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import read_checkpoint
 
 
 @pytest.mark.parametrize("model", [*registry.names(), "tryondiffusion model.stage=sr256"])
@@ -102,16 +35,6 @@ def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
     assert all(torch.equal(weights[name], value) for name, value in average.items())
     tags = {path.name.split(".")[0] for path in whole.tensorboard.iterdir()}
     assert "events" in tags
-
-
-def assert_same_training(expected: RunFolder, found: RunFolder, steps: int) -> None:
-    """Weights, optimizer, schedule, average and the place in the stream, with torch.equal."""
-    expected, found = read_checkpoint(expected.last), read_checkpoint(found.last)
-    assert found["global_step"] == expected["global_step"] == steps
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_equal(expected[part], found[part])
-    for callback in ("EMA", "Checkpoints"):
-        assert_equal(expected["callbacks"][callback], found["callbacks"][callback])
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
@@ -221,30 +144,6 @@ def test_another_length_of_a_cosine_is_said_and_stays_on_record(tmp_path, render
         "gardiff", tmp_path, rendered, "run", *brief, "train.steps=2"
     )  # a kill before training.json
     assert run.trained()["planned_steps"] == [1, 2] and "cosine" not in capsys.readouterr().out
-
-
-def gradient_distance(one: RunFolder, other: RunFolder) -> float:
-    """Largest difference of a gradient's value after the first step."""
-    states = [read_checkpoint(run.last)["optimizer_states"][0]["state"] for run in (one, other)]
-    assert states[0].keys() == states[1].keys()
-    moments = [torch.cat([state[i]["exp_avg"].flatten() for i in state]) for state in states]
-    assert moments[0].abs().max() > 1e-3
-    return (10 * (moments[0] - moments[1]).abs().max()).item()
-
-
-def assert_equal(expected, found) -> None:
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(expected, found)
-    elif isinstance(expected, dict):
-        assert expected.keys() == found.keys()
-        for key in expected:
-            assert_equal(expected[key], found[key])
-    elif isinstance(expected, list | tuple):
-        assert len(expected) == len(found)
-        for one, other in zip(expected, found, strict=True):
-            assert_equal(one, other)
-    else:
-        assert expected == found
 
 
 def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
