@@ -5,7 +5,7 @@ import pytest
 from vton import config as configuration
 from vton import registry
 from vton.config import ConfigError, ablation, choices, load, load_file, to_yaml
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 
 
 def test_layers_are_joined_in_order():

@@ -466,7 +466,8 @@ def draw_table(folder, as_json: bool) -> None:
 
 def run_info(args) -> None:
     from vton.config import load, upper_stages
-    from vton.cost.info import describe, print_table
+    from vton.cost.counting import describe
+    from vton.cost.tables import print_table
 
     rows = describe(load(*args.overrides), args.gpus)
     if upper := upper_stages(*args.overrides):

@@ -31,14 +31,15 @@ from torch import Tensor, nn
 from tests.batches import random_batch
 from vton import registry
 from vton.config import ConfigError, ExperimentConfig, load
-from vton.cost.info import describe
+from vton.cost.counting import describe
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.sampling import Conditions, Features, Known, Step, double, drawing, sample
+from vton.diffusion.denoiser import Conditions, Features, Known, Step
+from vton.diffusion.sampling import double, drawing, sample
 from vton.errors import UserError
 from vton.models.codecs import build_codec
 from vton.models.tryondiffusion.module import TryOnDiffusion
-from vton.training.callbacks import peak_memory_gib
+from vton.training.telemetry import peak_memory_gib
 
 FULL_SIZE = (
     "model=tryondiffusion",
@@ -76,8 +77,10 @@ class Recomputing:
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         conditions = self.module.condition(self.batch)
-        both = double(self.module.unconditional(conditions), conditions)
-        return self.module.denoise(z_t, t, both, self.module.garment_features(both, t))
+        both = double(self.module.denoiser.unconditional(conditions), conditions)
+        return self.module.denoiser.denoise(
+            z_t, t, both, self.module.denoiser.garment_features(both, t)
+        )
 
 
 def build(config: ExperimentConfig) -> TryOnDiffusion:
@@ -117,10 +120,10 @@ def sampling(module: TryOnDiffusion, batch: TryOnBatch, repeats: int) -> dict:
         "recomputing": lambda: picture(Recomputing(module, batch), dict),
         "reusing": lambda: picture(module, lambda: module.condition(batch)),
     }
-    null = module.unconditional(module.condition(batch))
+    null = module.denoiser.unconditional(module.condition(batch))
     fill, _, _ = timed(
         lambda: [
-            module.garment_features(null, torch.tensor([t]), Step(0, sampler.steps))
+            module.denoiser.garment_features(null, torch.tensor([t]), Step(0, sampler.steps))
             for t in module.grid()
         ]
     )

@@ -26,7 +26,7 @@ from vton.commands.compare import (
     in_own_process,
 )
 from vton.config import ConfigError, ablation, choices, flatten, load
-from vton.cost import info
+from vton.cost import counting as info
 from vton.metrics.results import read_results, write_results
 from vton.training.checkpoint import AtomicCheckpointIO
 
@@ -54,7 +54,7 @@ KILL = "import sys; from tests.commands.test_compare import killed_in_its_second
 @pytest.fixture(autouse=True)
 def _cost_is_tested_elsewhere(monkeypatch):
     monkeypatch.setattr(
-        "vton.cost.info.cost",
+        "vton.cost.counting.cost",
         lambda config: COST | {"step_flops": COST["step_flops"] * len(config.name)},
     )
 
@@ -275,7 +275,7 @@ def unread(tmp_path_factory):
     """Two members and where they would run, for executions that run nothing."""
     place = tmp_path_factory.mktemp("unread")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vton.cost.info.cost", lambda config: COST)
+        patch.setattr("vton.cost.counting.cost", lambda config: COST)
         return compare(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
 
 

@@ -9,7 +9,8 @@ from tests.diffusion.test_sampling import CPU, Oracle
 from vton.config import ObjectiveConfig, SamplerConfig
 from vton.diffusion import noise
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import drawing, sample, sampling_times
+from vton.diffusion.sampling import drawing, sample
+from vton.diffusion.solvers import sampling_times
 
 SCHEDULES = ("continuous_cosine", "continuous_linear")
 

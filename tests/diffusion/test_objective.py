@@ -68,8 +68,10 @@ def test_a_perfect_prediction_gives_the_clean_sample_and_no_loss(prediction):
     x0, eps, t = latents(4), latents(4, 1), torch.tensor([0, 10, 500, 999])
     z_t, target = objective.add_noise(x0, eps, t), objective.target(x0, eps, t)
     torch.testing.assert_close(objective.clean(z_t, t, target), x0, atol=1e-4, rtol=0)
-    assert objective.loss(target, x0, eps, t).abs().max() == 0
-    assert (objective.loss(target + 1, x0, eps, t) - objective.weight(t)).abs().max() < 1e-5
+    assert objective.loss(target, objective.noised(x0, eps, t)).abs().max() == 0
+    assert (
+        objective.loss(target + 1, objective.noised(x0, eps, t)) - objective.weight(t)
+    ).abs().max() < 1e-5
 
 
 def test_clean_equals_the_prediction_inside_ddim():
@@ -98,7 +100,7 @@ def test_min_snr_means_the_same_in_every_prediction_type(prediction):
     abar = objective.alphas_cumprod[t].double()
     expected = (abar / (1 - abar)).clamp(max=5) * clean_error
     torch.testing.assert_close(
-        objective.loss(wrong, x0, eps, t).double(), expected, rtol=2e-3, atol=0
+        objective.loss(wrong, objective.noised(x0, eps, t)).double(), expected, rtol=2e-3, atol=0
     )
 
 

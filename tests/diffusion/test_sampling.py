@@ -7,8 +7,9 @@ import torch
 
 from vton.config import ObjectiveConfig, SamplerConfig
 from vton.diffusion import noise
+from vton.diffusion.denoiser import Known, Step
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Known, Step, drawing, sample
+from vton.diffusion.sampling import drawing, sample
 
 CPU = torch.device("cpu")
 

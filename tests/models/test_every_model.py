@@ -8,9 +8,10 @@ import torch
 from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.config import flatten, load
-from vton.cost.info import describe
+from vton.cost.counting import describe
 from vton.diffusion import noise
-from vton.diffusion.sampling import drawing, sample, sampling_times
+from vton.diffusion.sampling import drawing, sample
+from vton.diffusion.solvers import sampling_times
 from vton.weights.pretrained import load_state, read_safetensors, write_tensors
 
 pytestmark = pytest.mark.parametrize("model", registry.names())
@@ -25,7 +26,9 @@ def test_prediction_is_shaped_like_the_latents_and_finite(model):
     conditions = module.condition(batch)
     assert all(len(tensor) == 2 for tensor in conditions.values())
     z, t = torch.randn(2, *module.latent_shape()), torch.tensor([3, 900])
-    prediction = module.denoise(z, t, conditions, module.garment_features(conditions, t))
+    prediction = module.denoiser.denoise(
+        z, t, conditions, module.denoiser.garment_features(conditions, t)
+    )
     assert prediction.shape == z.shape and torch.isfinite(prediction).all()
 
 
@@ -83,24 +86,28 @@ def test_guidance_in_one_batch_equals_two_passes(model):
     batch = random_batch(2).map_tensors(lambda x: x.double() if x.is_floating_point() else x)
     with torch.no_grad():
         conditions = module.condition(batch)
-        null = module.unconditional(conditions)
+        null = module.denoiser.unconditional(conditions)
         assert {k: v.shape for k, v in null.items()} == {k: v.shape for k, v in conditions.items()}
         z, t = torch.randn(2, *module.latent_shape(), dtype=torch.float64), torch.tensor([500, 500])
         cond, uncond = (
-            module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null)
+            module.denoiser.denoise(z, t, c, module.denoiser.garment_features(c, t))
+            for c in (conditions, null)
         )
         assert (cond - uncond).abs().max() > 1e-4  # the garment is really dropped
 
         module.config.sampler.guidance, module.config.sampler.steps = 2.0, 1
         draw = drawing(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z.device)
         z = noise.normal(module.latent_shape(), [noise.generator(0, i) for i in range(2)], z)
-        together = sample(module, conditions, draw, module.config.sampler, module.objective)
+        together = sample(
+            module.denoiser, conditions, draw, module.config.sampler, module.objective
+        )
         t = sampling_times(module.config.sampler, module.objective).expand(2)
         cond, uncond = (
-            module.denoise(z, t, c, module.garment_features(c, t)) for c in (conditions, null)
+            module.denoiser.denoise(z, t, c, module.denoiser.garment_features(c, t))
+            for c in (conditions, null)
         )
     expected = module.objective.clean(z, t, uncond + 2.0 * (cond - uncond))
-    known = module.known(conditions)
+    known = module.denoiser.known(conditions)
     if known is not None:
         expected = (1 - known.mask) * known.latents + known.mask * expected
     torch.testing.assert_close(together.double(), expected, atol=2e-6, rtol=0)
@@ -112,9 +119,9 @@ def test_scale_1_makes_one_pass_per_step_and_sampling_leaves_the_global_random_s
     module = tiny_module(
         model, "sampler.solver=ddpm", "sampler.steps=2"
     ).eval()  # which draws at every step
-    denoise, rows = module.denoise, []
+    denoise, rows = module.denoiser.denoise, []
     monkeypatch.setattr(
-        module, "denoise", lambda z_t, *rest: rows.append(len(z_t)) or denoise(z_t, *rest)
+        module.denoiser, "denoise", lambda z_t, *rest: rows.append(len(z_t)) or denoise(z_t, *rest)
     )
     before = torch.get_rng_state()
     for guidance, branches in ((1.0, 1), (2.0, 2)):
@@ -153,7 +160,7 @@ def test_dropping_rows_leaves_the_others_alone(model):
     module, batch = randomised(tiny_module(model)), random_batch(3)
     conditions = module.condition(batch)
     dropped = module.drop(conditions, torch.tensor([False, True, False]))
-    null = module.unconditional(conditions)
+    null = module.denoiser.unconditional(conditions)
     for name, tensor in conditions.items():
         assert torch.equal(dropped[name][0], tensor[0]) and torch.equal(dropped[name][2], tensor[2])
         assert torch.equal(dropped[name][1], null[name][1])

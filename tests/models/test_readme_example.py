@@ -15,7 +15,7 @@ from tests.batches import random_batch
 from tests.running import trained
 from vton.config import CONFIGS, load
 from vton.config import models as model_configs
-from vton.cost.info import describe
+from vton.cost.counting import describe
 from vton.runs.assemble import load_module
 from vton.runs.cascade import chain_of
 

@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.models.attention import read_garment, token_grid, watched
-from vton.report.attention import ACROSS, attention_grid, chosen_pixels, garment_attention
+from vton.report.attention import (
+    ACROSS,
+    attention_grid,
+    attention_maps,
+    chosen_pixels,
+    garment_attention,
+)
 
 
 def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
@@ -49,12 +55,14 @@ def test_grids_of_tokens(tokens, size, grid):
 def test_every_architecture_shows_where_it_looks(model):
     module, batch = randomised(tiny_module(model)).eval(), random_batch(2)
     pictures = module.generate(batch)
-    weights = garment_attention(module, looks := module.looks(batch, pictures))
+    weights = garment_attention(module, looks := attention_maps(module, batch, pictures))
     torch.testing.assert_close(weights.sum((3, 4)), torch.ones(weights.shape[:3]))
     shown = attention_grid(module, batch, pictures, looks)
     other = random_batch(2, first=7)
     batch.garment = other.garment
-    assert (garment_attention(module, module.looks(batch, pictures)) - weights).abs().max() > 1e-4
+    assert (
+        garment_attention(module, attention_maps(module, batch, pictures)) - weights
+    ).abs().max() > 1e-4
     assert shown.ndim == 3 and shown.std() > 1
 
 
@@ -64,7 +72,7 @@ def test_without_attention_to_the_garment_there_is_nothing_to_show():
         random_batch(2),
     )
     pictures = module.generate(batch)
-    assert attention_grid(module, batch, pictures, module.looks(batch, pictures)) is None
+    assert attention_grid(module, batch, pictures, attention_maps(module, batch, pictures)) is None
 
 
 def test_chosen_pixels_lie_inside_from_left_to_right():

@@ -11,7 +11,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
 from vton.training import callbacks
-from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry, peak_memory_gib
+from vton.training.finite import FiniteNumbers
+from vton.training.held_out import Console, HeldOut
+from vton.training.telemetry import Telemetry, peak_memory_gib
 
 
 class Logger:

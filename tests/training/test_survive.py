@@ -27,8 +27,8 @@ from vton import cli, registry
 from vton.errors import UserError
 from vton.models.base import TryOnModule
 from vton.runs.folder import RunFolder
-from vton.training.callbacks import FiniteNumbers, TrainingError
 from vton.training.checkpoint import AtomicCheckpointIO
+from vton.training.finite import FiniteNumbers, TrainingError
 from vton.training.preemption import Preemption
 from vton.weights.pretrained import read_checkpoint
 

@@ -18,7 +18,7 @@ What is equal and what is the method's own:
   solver treats the schedule's end and the range of clean samples.
 - a cascade is compared by its first stage, at everyone's resolution.
 - budget=steps: optimizer steps. budget=flops: forward and backward of all steps, see
-  vton.cost.info.step_flops.
+  vton.cost.counting.step_flops.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Comparison:
     ablated: str  # the architecture of an ablation, "" for a comparison of architectures
     shared: ExperimentConfig
     members: tuple[Member, ...]
-    costs: dict[str, dict[str, int]]  # by method, see vton.cost.info.cost
+    costs: dict[str, dict[str, int]]  # by method, see vton.cost.counting.cost
 
     @property
     def place(self) -> Path:
@@ -180,7 +180,7 @@ def refuse(overrides: Sequence[str], instead: dict[str, str]) -> None:
 
 def plan(ablated: str, methods: dict[str, tuple[str, ...]], overrides: Sequence[str]) -> Comparison:
     """methods: the table's name of each -> what chooses it; overrides: of all."""
-    from vton.cost.info import cost
+    from vton.cost.counting import cost
 
     equal = load_shared(*overrides).compare.equal
     shared = load_shared(*equal, *overrides)

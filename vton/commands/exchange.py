@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vton import registry
 from vton.config import load
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.settings import UNetConfig
 from vton.runs.folder import RunError, RunFolder

@@ -14,11 +14,13 @@ from vton.runs.assemble import prepare
 from vton.runs.checkpoint import finish_from_checkpoint, states_file, training_so_far
 from vton.runs.encodings import use_encodings
 from vton.runs.folder import RunError, RunFolder
-from vton.training.callbacks import Console, FiniteNumbers, HeldOut, Telemetry
 from vton.training.checkpoint import Checkpoints
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
+from vton.training.finite import FiniteNumbers
+from vton.training.held_out import Console, HeldOut
 from vton.training.preemption import Preemption
+from vton.training.telemetry import Telemetry
 from vton.training.trainer import make_trainer, quiet_libraries
 from vton.weights.pretrained import read_checkpoint
 

@@ -218,6 +218,7 @@ class SamplerConfig:
     clip_sample: float = 0.0  # clamp the predicted clean sample to +-this; 0 = off
     # instead of it Imagen's: quantile of |clean sample| that becomes 1; 0 = off
     dynamic_threshold: float = 0.0
+    eta: float = 0.0  # ddim: noise of each step, 0 none, 1 as much as ddpm's lower variance
     # ddpm: 0 the lower bound of each step's variance, 1 the upper, in log space between
     ddpm_variance: float = 0.0
     zero_terminal_snr: bool | None = None  # null: as in training (objective.zero_terminal_snr)
@@ -231,10 +232,10 @@ class SamplerConfig:
                 f"sampler.guidance_interval={[low, high]} must satisfy 0 <= low <= high <= 1."
             )
         in_bounds("sampler.", self, steps=MORE, guidance=SOME, clip_sample=SOME)
-        if not 0 <= self.dynamic_threshold <= 1 or not 0 <= self.ddpm_variance <= 1:
+        in_bounds("sampler.", self, dynamic_threshold=SHARE, ddpm_variance=SHARE, eta=SHARE)
+        if self.eta and self.solver != "ddim":
             raise ConfigError(
-                f"sampler.dynamic_threshold={self.dynamic_threshold} and sampler.ddpm_variance={self.ddpm_variance} "
-                "must be in [0, 1]."
+                f"sampler.eta={self.eta:g}: only solver=ddim takes it, not {self.solver}."
             )
         if self.clip_sample not in (0, 1) and self.solver in ("dpmpp_2m", "unipc"):
             raise ConfigError(

@@ -24,59 +24,57 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vton.cost.meta import deciding_numbers, training_loss
 from vton.data.sample import TryOnBatch
-from vton.diffusion.sampling import Conditions, Step, double
+from vton.diffusion.denoiser import Conditions, Step
+from vton.diffusion.sampling import Guidance
 from vton.models.base import TrainedModule, TryOnModule
 
 
 @torch.no_grad()
 def sampling_memory(
-    module: TryOnModule, conditions: Conditions, dtype: torch.dtype = torch.float16
+    module: TryOnModule,
+    batch: TryOnBatch,
+    conditions: Conditions,
+    dtype: torch.dtype = torch.float16,
 ) -> dict:
     """Bytes of sampling with the networks in dtype and the codec in float32, in which it always
     computes.
 
-    module and conditions, those of one sample, are on the meta device; the module is cast. Guidance
-    doubles the batch as in vton/diffusion/sampling.py. Returns
+    module, batch and conditions, those of one sample, are on the meta device; the module is cast.
+    Returns
 
-        dtype, rows  of the networks; of the batch in a step
+        dtype        of the networks
+        rows         of the batch in a step: guidance doubles it
         weights      bytes by network
-        step         {networks, weights, activations, peak} of one step, garment features included: the networks it
-                     reads, all of their weights, and what else is alive at most
+        step         {networks, weights, activations, peak} of one step, garment features included:
+                     the networks it reads, all of their weights, and what else is alive at most
         decode       the same from latents to picture
         peak         of both when every network stays loaded, the encoders too
     """
     module.to(dtype)
     module.codec.float()
-    networks, sampler = module.networks(), module.config.sampler
-    rows = 1 if sampler.guidance == 1 else 2
+    networks = module.networks()
+    sampler = module.config.sampler
+    for name, tensor in conditions.items():
+        if tensor.is_floating_point():
+            conditions[name] = tensor.to(dtype)
     with LiveMemory() as preparing, FusedAttention():
-        conditions = {name: with_values(tensor, dtype) for name, tensor in conditions.items()}
-        batch = double(module.unconditional(conditions), conditions) if rows == 2 else conditions
         z = torch.zeros(1, *module.latent_shape(), dtype=dtype, device="meta")
-
-    def step() -> Tensor:
-        t = torch.zeros(rows, dtype=torch.int64, device="cpu")
-        z_in = torch.cat([z] * rows)
-        prediction = module.denoise(
-            z_in, t, batch, module.garment_features(batch, t, Step(0, sampler.steps))
-        ).float()
-        if rows == 1:
-            return prediction
-        uncond, cond = prediction.chunk(2)
-        return uncond + sampler.guidance * (cond - uncond)
-
-    phases = {
-        "step": phase(step, networks, preparing.alive),
-        "decode": phase(lambda: module.codec.decode(z.float()), networks),
-    }
+        guidance = Guidance(module.denoiser, conditions, sampler, module.objective)
+    time = module.objective.at(torch.tensor(sum(sampler.guidance_interval) / 2))
+    step = phase(
+        lambda: guidance.predict(z, time, Step(0, sampler.steps)), networks, preparing.alive
+    )
+    decode = phase(lambda: module.picture(z.float(), batch), networks)
+    activations = max(step["activations"], decode["activations"])
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "rows": rows,
+        "rows": 2 if guidance.acts(time) else 1,
         "weights": {name: weight_bytes([network]) for name, network in networks.items()},
-        **phases,
-        "peak": weight_bytes(networks.values())
-        + max(row["activations"] for row in phases.values()),
+        "step": step,
+        "decode": decode,
+        "peak": weight_bytes(networks.values()) + activations,
     }
 
 
@@ -88,42 +86,45 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict
     and the average are in float32, as Lightning's mixed precision keeps them. Returns
 
         parameters       trained, and frozen (codec and encoders included)
-        activations      the most that is alive of forward and backward pass, apart from weights and their gradients,
-                         under bf16 autocast, or in float32 with train.precision=fp32
-        strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations, total}; copies are
-                         the half-precision ones that a step computes with
+        activations      the most that is alive of forward and backward pass, apart from weights and
+                         their gradients, under bf16 autocast, or in float32 with
+                         train.precision=fp32
+        strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations,
+                         total}; copies are the half-precision ones that a step computes with
 
     ddp replicates all; deepspeed (ZeRO stage 2) shards gradients and moments; fsdp shards
     everything trained and gathers the blocks one by one (two at a time, for the next is fetched
     early) besides what is in no block.
     """
-    train, half = module.config.train, module.config.train.precision != "fp32"
-    own = list(module.parameters())
-    trained, kept = (
-        sum(p.numel() for p in own if p.requires_grad == flag) for flag in (True, False)
-    )
-    frozen = sum(p.numel() for network in module.frozen.values() for p in network.parameters())
-    in_blocks = [sum(p.numel() for p in block.parameters()) for block in module.blocks()]
-    gathered = trained + kept - sum(in_blocks) + sum(sorted(in_blocks)[-2:])
+    train = module.config.train
+    half = train.precision != "fp32"
+    parameters = list(module.parameters())
+    trained = count(p for p in parameters if p.requires_grad)
+    kept = count(p for p in parameters if not p.requires_grad)
+    frozen = sum(count(network.parameters()) for network in module.frozen.values())
+    every = trained + kept
+    in_blocks = sorted(count(block.parameters()) for block in module.blocks())
+    gathered = every - sum(in_blocks) + sum(in_blocks[-2:])
     activations = step_activations(module, batch, half)
 
     def per_gpu(
-        weights: float, computed: float, gradients: float, moments: float, average: float
+        weights: float, copies: float, gradients: float, moments: float, average: float
     ) -> dict:
+        """Bytes of these numbers of parameters; copies: bytes already."""
         parts = {
             "weights": 4 * weights,
-            "copies": computed,
+            "copies": copies,
             "gradients": 4 * gradients,
             "optimizer": 8 * moments,
             "ema": 4 * average if train.ema else 0,
             "frozen": 4 * frozen,
             "activations": activations,
         }
-        return {
-            name: round(value) for name, value in (parts | {"total": sum(parts.values())}).items()
-        }
+        parts["total"] = sum(parts.values())
+        return {name: round(value) for name, value in parts.items()}
 
-    every, copies = trained + kept, 2 * (trained + kept) if half else 0
+    copies = 2 * every if half else 0
+    share = trained / gpus
     return {
         "gpus": gpus,
         "precision": train.precision,
@@ -131,10 +132,14 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict
         "activations": activations,
         "strategies": {
             "ddp": per_gpu(every, copies, trained, trained, trained),
-            "deepspeed": per_gpu(every, copies, trained / gpus, trained / gpus, trained),
-            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), *[trained / gpus] * 3),
+            "deepspeed": per_gpu(every, copies, share, share, trained),
+            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), share, share, share),
         },
     }
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> int:
@@ -143,13 +148,13 @@ def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> in
     if half:
         module.bfloat16()  # autocast's copies of weights are counted apart
     module.codec.float()
-    drop = [
-        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-        for p in module.parameters()
-        if p.requires_grad
-    ]
-    with LiveMemory() as memory, FusedAttention(), Autocast() if half else nullcontext():
-        loss = module.training_step(batch, 0)
+    hooks = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            hooks.append(parameter.register_post_accumulate_grad_hook(forget_gradient))
+    autocast = Autocast() if half else nullcontext()
+    with deciding_numbers(), LiveMemory() as memory, FusedAttention(), autocast:
+        loss = training_loss(module, batch)
         # Tensor.backward would suspend the modes, which recomputation under checkpointing has to
         # see.
         torch.autograd.Variable._execution_engine.run_backward(
@@ -161,18 +166,24 @@ def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> in
             allow_unreachable=True,
             accumulate_grad=True,
         )
-    for hook in drop:
+    for hook in hooks:
         hook.remove()
     return memory.peak
 
 
-def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], held: int = 0) -> dict:
-    """Memory of a call that starts with `held` bytes which outlive it."""
+def forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], before: int = 0) -> dict:
+    """Memory of a call that starts with `before` bytes which outlive it."""
+    # Kept during the call, so that their identities stay taken.
     owned = {name: storages([network]) for name, network in networks.items()}
     with LiveMemory() as memory, FusedAttention():
         call()
     read = [name for name in networks if memory.arguments & owned[name].keys()]
-    weights, activations = weight_bytes(networks[name] for name in read), held + memory.peak
+    weights = weight_bytes(networks[name] for name in read)
+    activations = before + memory.peak
     return {
         "networks": read,
         "weights": weights,
@@ -183,25 +194,16 @@ def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], held: i
 
 def storages(networks: Iterable[nn.Module]) -> dict[int, torch.UntypedStorage]:
     """What is behind parameters and buffers, by identity: what two networks share is there once."""
-    tensors = (
-        tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
-    )
-    return {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+    by_identity = {}
+    for network in networks:
+        for tensor in (*network.parameters(), *network.buffers()):
+            storage = tensor.untyped_storage()
+            by_identity[id(storage)] = storage
+    return by_identity
 
 
 def weight_bytes(networks: Iterable[nn.Module]) -> int:
     return sum(storage.nbytes() for storage in storages(networks).values())
-
-
-def with_values(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating-point conditions in dtype. Integers get values, on the CPU: models decide by them
-    what they compute.
-
-    They are indices of rows, and in a batch of one these are 0.
-    """
-    return (
-        tensor.to(dtype) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
-    )
 
 
 class LiveMemory(TorchDispatchMode):
@@ -222,8 +224,6 @@ class LiveMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.arguments |= {id(tensor.untyped_storage()) for tensor in given}
-        if len({tensor.is_meta for tensor in given}) == 2:
-            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         result = func(*args, **kwargs)
         known = {id(tensor.untyped_storage()) for tensor in given}
         for leaf in tree_leaves(result):

@@ -11,16 +11,28 @@ with u = t / T
     log(abar / (1 - abar)) = -2 log tan(pi/2 (u + s) / (1 + s)), s = 0.008      cosine
                              -log(expm1(0.1 u + 9.95 u^2))                      linear
 
-Legend: B batch; latents are (B, C, H, W).
+Legend: B batch; latents are (B, C, h, w).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from vton.config import ObjectiveConfig
+
+
+class Noised(NamedTuple):
+    """Training examples at their timesteps."""
+
+    z_t: Tensor  # (B, C, h, w), what the network sees
+    t: Tensor  # (B,)
+    target: Tensor  # (B, C, h, w), what the network is asked for
+    x0: Tensor  # (B, C, h, w), clean
+    eps: Tensor  # (B, C, h, w), the noise in z_t
 
 
 class Objective:
@@ -44,37 +56,53 @@ class Objective:
         self.scheduler_config = dict(scheduler.config)
         self.alphas_cumprod = scheduler.alphas_cumprod  # (T,), abar_t
 
+    # ---- timesteps and the schedule ----
+
     def timesteps(self, u: Tensor) -> Tensor:
-        """Uniform u in [0, 1) to timesteps; `timestep_power` above 1 moves them towards noise."""
+        """Turn uniform u (B,) in [0, 1) into timesteps; `timestep_power` above 1 favours noise."""
         return self.at(u ** (1 / self.config.timestep_power))
 
     def at(self, part: Tensor) -> Tensor:
-        """(B,) in [0, 1], from clean to noise, as timesteps."""
+        """Turn (B,) in [0, 1], from clean to noise, into timesteps."""
         t = part * self.config.train_timesteps
-        return t if self.continuous else t.long().clamp(max=self.config.train_timesteps - 1)
+        if self.continuous:
+            return t
+        return t.long().clamp(max=self.config.train_timesteps - 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """(B,) float64: log of signal power over noise power of a continuous schedule, clipped to
         `max_log_snr`.
         """
-        u, bound = t.double() / self.config.train_timesteps, self.config.max_log_snr
+        u = t.double() / self.config.train_timesteps
         if self.config.schedule == "continuous_linear":
-            return -torch.log(torch.expm1(0.1 * u + 9.95 * u**2)).clamp(-bound, bound)
-        return (-2 * torch.log(torch.tan(torch.pi / 2 * (u + 0.008) / 1.008).abs())).clamp(
-            -bound, bound
-        )
+            log_snr = -torch.log(torch.expm1(0.1 * u + 9.95 * u**2))
+        else:
+            log_snr = -2 * torch.log(torch.tan(torch.pi / 2 * (u + 0.008) / 1.008).abs())
+        return log_snr.clamp(-self.config.max_log_snr, self.config.max_log_snr)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """(B,) signal power over noise power, float32."""
+        if self.continuous:
+            return self.log_snr(t).exp().float()
+        abar = self.alphas_cumprod.to(t.device)[t]
+        return abar / (1 - abar)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped (B, 1, 1, 1)."""
+        shape = (-1, *[1] * (like.ndim - 1))
         if self.continuous:
-            log_snr = self.log_snr(t.to(like.device)).view(-1, *[1] * (like.ndim - 1))
-            return log_snr.sigmoid().sqrt().to(like.dtype), (-log_snr).sigmoid().sqrt().to(
-                like.dtype
-            )
-        abar = (
-            self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
-        )
+            log_snr = self.log_snr(t.to(like.device)).view(shape)
+            signal = log_snr.sigmoid().sqrt()
+            noise = (-log_snr).sigmoid().sqrt()
+            return signal.to(like.dtype), noise.to(like.dtype)
+        abar = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(shape)
         return abar.sqrt(), (1 - abar).sqrt()
+
+    # ---- training ----
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
+        """Training examples of clean latents x0, noise eps and timesteps t."""
+        return Noised(self.add_noise(x0, eps, t), t, self.target(x0, eps, t), x0, eps)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         signal, noise = self.signal_and_noise(t, x0)
@@ -89,14 +117,10 @@ class Objective:
         signal, noise = self.signal_and_noise(t, x0)
         return signal * eps - noise * x0
 
-    def clean(self, z_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-        """x0 as the prediction implies it (GarDiff, Eq. 7, for epsilon)."""
-        if self.config.prediction == "sample":
-            return prediction
-        signal, noise = self.signal_and_noise(t, z_t)
-        if self.config.prediction == "epsilon":
-            return (z_t - noise * prediction) / signal
-        return signal * z_t - noise * prediction
+    def loss(self, prediction: Tensor, noised: Noised) -> Tensor:
+        """(B,) weighted mean squared error of each sample, in float32."""
+        error = (prediction.float() - noised.target.float()) ** 2
+        return self.weight(noised.t) * error.flatten(1).mean(1)
 
     def weight(self, t: Tensor) -> Tensor:
         """(B,) loss weight; min-SNR (arXiv 2303.09556) in the unit of the prediction type."""
@@ -107,19 +131,17 @@ class Objective:
         if self.config.prediction == "sample":
             return clipped
         if self.config.prediction == "epsilon":
-            return torch.where(
-                snr > 0, clipped / snr, 1.0
-            )  # its limit where zero terminal SNR would give 0 / 0
+            # 1 is the limit where zero terminal SNR would give 0 / 0.
+            return torch.where(snr > 0, clipped / snr, 1.0)
         return clipped / (snr + 1)
 
-    def snr(self, t: Tensor) -> Tensor:
-        """(B,) signal power over noise power, float32."""
-        if self.continuous:
-            return self.log_snr(t).exp().float()
-        abar = self.alphas_cumprod.to(t.device)[t]
-        return abar / (1 - abar)
+    # ---- reading predictions ----
 
-    def loss(self, prediction: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """(B,) weighted mean squared error of each sample, in float32."""
-        error = (prediction.float() - self.target(x0, eps, t).float()) ** 2
-        return self.weight(t) * error.flatten(1).mean(1)
+    def clean(self, z_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """x0 as the prediction implies it (GarDiff, Eq. 7, for epsilon)."""
+        if self.config.prediction == "sample":
+            return prediction
+        signal, noise = self.signal_and_noise(t, z_t)
+        if self.config.prediction == "epsilon":
+            return (z_t - noise * prediction) / signal
+        return signal * z_t - noise * prediction

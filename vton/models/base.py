@@ -1,21 +1,46 @@
 """TryOnModule: the one LightningModule. An architecture says what is special about it; the rest
 happens here.
 
+The contract is in two parts. A `Denoiser` (vton/diffusion/denoiser.py) takes tensors and predicts.
+A `TryOnModule` turns a batch (`TryOnBatch`, vton/data/sample.py) into these tensors, trains and
+samples. A small architecture is both in one class; a larger one returns its Denoiser from `build`.
+
+What an architecture defines:
+
+    build                create the networks                                          always
+    condition            batch -> conditions                                          always
+    denoise              z_t, t, conditions -> prediction                             in its Denoiser
+    unconditional        conditions of the guidance branch                            in its Denoiser
+    garment_features     what depends on t but not on z_t                             where there is any
+    known                latents that sampling keeps outside a mask                   where there are any
+
+and what it may change:
+
+    latents_of           what is noised: by default the latents of the person
+    picture              what is decoded: by default all latents
+    latent_shape         shape of these latents
+    readings             what its encoders say of single samples, for `vton data cache`
+    training_view        crops and other changes of a training batch
+    training_condition   `condition` with the paper's dropout
+    adjusted             z_t and target of a training example (DREAM and the like)
+    losses               loss of each sample
+    extra_losses         further losses
+    trained_parameters   groups of the optimizer
+    networks             names and networks in `vton info`
+    garment_places       where garment tokens lie, for pictures of attention
+    can_sample           whether a batch holds what sampling needs
+
 What is no architecture but is trained and scored by the same commands (a learned warp) extends
 TrainedModule, the part that has nothing to do with diffusion.
-
-An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults
-don't fit, `training_condition`, `training_view`, `readings`, `garment_features`, `acting`, `known`,
-`extra_losses`, `trained_parameters` and `networks`. The upper stages of a cascade
-(ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
-
-Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
+# Shapes: B batch, H W picture, C h w latents, z_t noisy latents (B, C, h, w), t timesteps (B,)
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,25 +48,18 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import (
-    Conditions,
-    Features,
-    Known,
-    Step,
-    drawing,
-    sample,
-    sampling_times,
-)
-from vton.models.attention import Looks, token_grid, watched
+from vton.diffusion.denoiser import Conditions, Denoiser, drop_rows
+from vton.diffusion.objective import Noised, Objective
+from vton.diffusion.sampling import drawing, sample
+from vton.models.attention import token_grid
 from vton.models.codecs import Codec
+from vton.models.partial import train_only
+from vton.models.sharding import shard
 
 
 class Reading(NamedTuple):
@@ -63,30 +81,33 @@ class Worn(NamedTuple):
 
 
 class TrainedModule(LightningModule):
-    """What training, evaluation and run folders ask of a module, whatever it learns: an
-    architecture or a warp.
+    """What training, evaluation and run folders ask of a module, whatever it learns.
 
     Networks that are assigned as attributes are trained, averaged and saved. Networks in
-    `self.frozen` (a dict) move with the module but are none of these. `training_step` sets
-    `current_pairs` (ids, for error messages) and `last_losses` (detached terms by name, for the
-    curves).
+    `self.frozen` (a dict) move with the module but are none of these. `add` takes a network in by
+    configuration: trained, frozen, or trained in part.
+
+    `training_step` sets `current_pairs` (ids, for error messages) and `last_losses` (detached terms
+    by name, for the curves).
     """
 
-    FORWARDS = (
-        "training_step",
-        "generate",
-    )  # what is called from outside and uses trained networks
+    # Repeated parts of the networks, each called by its own forward only: a sharded training gathers
+    # them one at a time.
+    BLOCKS: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
         self.config = config
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
-        self.build()
-        trained = {id(p) for group in self.trained_parameters() for p in group["params"]}
-        for (
-            parameter
-        ) in self.parameters():  # before DDP wraps the module and waits for every gradient
+        self.start_building()
+        trained = set()
+        for group in self.trained_parameters():
+            trained |= {id(parameter) for parameter in group["params"]}
+        for parameter in self.parameters():  # before DDP wraps the module and waits for gradients
             parameter.requires_grad_(id(parameter) in trained)
+
+    def start_building(self) -> None:
+        self.build()
 
     @abstractmethod
     def build(self) -> None:
@@ -96,38 +117,47 @@ class TrainedModule(LightningModule):
 
     @abstractmethod
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its
-        batch.
-        """
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone."""
 
     def can_sample(self, batch: TryOnBatch) -> bool:
-        """Whether the batch holds what `generate` needs; if not, training shows no pictures of such
-        batches.
-        """
+        """Whether the batch holds what `generate` needs; if not, training shows none of it."""
         return True
 
-    def trained_parameters(self) -> Iterable[dict]:
-        """Optimizer parameter groups. What they leave out is frozen and stays out of optimizer, EMA
-        and gradients.
-        """
-        return [{"params": list(self.parameters())}]
+    # ---- networks, and which of their parameters are trained ----
 
-    def networks(self) -> dict[str, nn.Module]:
-        """Every network by name, for `vton info`."""
-        return dict(self.named_children()) | self.frozen
+    def add(
+        self,
+        name: str,
+        network: nn.Module,
+        trained: bool = True,
+        only: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Take in a network: an attribute where it is trained, else in `frozen`.
 
-    def add(self, name: str, network: nn.Module, trained: bool) -> None:
-        """Take in a network whose training is configuration: an attribute where it is trained, else
-        frozen.
+        only: train, average, save and export just the parameters whose names it accepts, such as
+            the attention layers or LoRA's matrices; see vton/models/partial.py.
         """
-        if trained:
-            setattr(self, name, network)
-        else:
+        if not trained:
             self.frozen[name] = network.eval().requires_grad_(False)
+            return
+        setattr(self, name, network)
+        if only is not None:
+            train_only(network, only)
 
     def part(self, name: str) -> nn.Module:
         """A network that was added, trained or frozen."""
         return self.frozen[name] if name in self.frozen else getattr(self, name)
+
+    def trained_parameters(self) -> Iterable[dict]:
+        """Parameter groups of the optimizer.
+
+        What they leave out gets no gradient and is not averaged.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network by name, for `vton info`."""
+        return dict(self.named_children()) | self.frozen
 
     def gradients_if(self, trained: bool):
         """A context that records gradients where the caller does and the network is trained."""
@@ -142,101 +172,68 @@ class TrainedModule(LightningModule):
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    # ---- what Lightning calls ----
+
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | Worn:
         return self.generate(batch, self.config.eval.seed)
 
+    def as_forward(self, function: Callable, *arguments):
+        """Call function(*arguments) as one forward pass, which finds whole weights under FSDP2."""
+        return function(*arguments)
+
     def blocks(self) -> list[nn.Module]:
-        """Repeated parts that a sharded training gathers one at a time, each called by its own
-        forward only.
-        """
-        return [
-            module
-            for module in self.modules()
-            if isinstance(module, BasicTransformerBlock | ResnetBlock2D)
-        ]
+        return [module for module in self.modules() if isinstance(module, self.BLOCKS)]
 
     def configure_model(self) -> None:
-        """Shard over the processes, where the strategy is FSDP2: each block by itself, the rest
-        with the module.
-
-        Each of FORWARDS counts as one forward, since architectures call parts of their networks at
-        will.
-        """
-        if self._device_mesh is None:
-            return
-        for parameter in self.parameters():  # FSDP2 knows no channels-last weights
-            parameter.data = parameter.data.contiguous()
-        # Under autocast the half-precision copies of all weights would stay for the backward pass;
-        # here they are what is gathered, and go with their block. Gradients are summed up in
-        # float32.
-        half = torch.bfloat16 if self.config.train.precision == "bf16" else None
-        policy = MixedPrecisionPolicy(
-            param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-        for part in (*self.blocks(), self):
-            fully_shard(
-                part,
-                mesh=self._device_mesh["data_parallel"],
-                reshard_after_forward=True,
-                mp_policy=policy,
-            )
-        if half and self._device_mesh.device_type == "cpu":
-            # CUDA's autocast brings a norm's input and weights to one type; the CPU's refuses
-            # float32 beside bf16.
-            for norm in self.modules():
-                if isinstance(norm, nn.LayerNorm | nn.GroupNorm) and norm.weight is not None:
-                    norm.register_forward_pre_hook(
-                        lambda norm, inputs: (inputs[0].to(norm.weight.dtype),)
-                    )
-        for method in self.FORWARDS:
-            register_fsdp_forward_method(self, method)
+        if self._device_mesh is not None:  # FSDP2's; every other strategy has none
+            forwards = ("training_step", "generate", "as_forward")
+            mesh = self._device_mesh["data_parallel"]
+            shard(self, self.blocks(), forwards, mesh, half=self.config.train.precision == "bf16")
 
     def configure_optimizers(self):
         train = self.config.train
-        groups = list(self.trained_parameters())
-        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales
-        # them back itself.
-        fused = train.precision != "fp16"
         optimizer = torch.optim.AdamW(
-            groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused
+            list(self.trained_parameters()),
+            lr=train.lr,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it
+            # scales them back itself.
+            fused=train.precision != "fp16",
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ) -> None:
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses to clip with fused optimizers, which scale gradients back
-            # themselves. bf16 scales none.
-            plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+class TryOnModule(TrainedModule, Denoiser):
+    """An architecture: from a batch to conditions, training, sampling."""
 
-class TryOnModule(TrainedModule):
-    """An architecture: shared training and prediction steps over the contract below."""
+    denoiser: Denoiser  # what trains and samples: what `build` returns, else the module itself
 
-    FORWARDS = (*TrainedModule.FORWARDS, "looks")
-
-    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in
-    # [-1, 1], on the CPU.
+    # Set by who chains a cascade: pair ids -> the former stage's pictures, on the CPU.
     former: Callable[[Sequence[str]], Tensor] | None = None
 
-    @cached_property
-    def objective(self) -> Objective:
-        return Objective(self.config.objective)
+    def start_building(self) -> None:
+        self._keeps_readings = False
+        self._kept_readings: dict[tuple[str, int], tuple[Tensor, TryOnBatch]] = {}
+        denoiser = self.build()
+        # Not registered as a part of the module: its networks are attributes already, under the
+        # names that checkpoints have.
+        self.__dict__["denoiser"] = self if denoiser is None else denoiser
 
     # ---- what an architecture says about itself ----
 
     @abstractmethod
-    def condition(self, batch: TryOnBatch) -> Conditions:
-        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here.
+    def build(self) -> Denoiser | None:
+        """Create the networks as attributes or by `add`, and return the Denoiser made of them.
 
-        A cascade's upper stages take the former one's pictures as `lowres`; without them the
-        reduced truth stands in.
+        None: the module itself is one. `self.config` and `self.codec` are there. It must also work
+        on the meta device.
         """
+
+    @abstractmethod
+    def condition(self, batch: TryOnBatch) -> Conditions:
+        """Compute what depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).
@@ -246,45 +243,37 @@ class TryOnModule(TrainedModule):
         return self.drop(self.condition(batch), u < self.config.model.condition_dropout)
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
-        """The batch as training sees it, e.g. random crops; every draw a function of (seed,
+        """Change a training batch, e.g. by random crops. Every draw must be a function of (seed,
         position).
         """
         return batch
 
-    def garment_features(
-        self, conditions: Conditions, t: Tensor, step: Step | None = None
-    ) -> Features:
-        """What depends on t, or on the place in the sampling schedule (None in training), but not
-        on z_t.
+    def latents_of(self, batch: TryOnBatch) -> Tensor:
+        """What is noised and learned, x0 (B, C, h, w): by default the latents of the person."""
+        return self.reading("person", batch)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of `latents_of`."""
+        return (self.codec.channels, *self.codec.latent_size(self.config.data.size))
+
+    def picture(self, z: Tensor, batch: TryOnBatch) -> Tensor:
+        """Turn sampled latents (B, C, h, w) into pictures (B, 3, H, W) in [-1, 1]."""
+        return self.codec.decode(z).clamp(-1, 1)
+
+    def adjusted(self, noised: Noised, conditions: Conditions) -> Noised:
+        """Change z_t and the target of training examples.
+
+        For methods that train on other inputs than noised latents, such as DREAM (arXiv
+        2312.00210), which adds part of the network's own error to both.
         """
-        return {}
+        return noised
 
-    def acting(self, step: Step) -> tuple[str, ...]:
-        """Of the networks that act in some steps of sampling only, those that act in this one."""
-        return ()
-
-    def garment_grid(self, tokens: int) -> tuple[int, int] | None:
-        """Height and width of the grid that the last of so many garment tokens fill, for pictures
-        of attention.
-
-        None: these tokens have no places in the in-shop garment.
-        """
-        return token_grid(tokens, self.config.data.size)
-
-    def known(self, conditions: Conditions) -> Known | None:
-        """Latents that sampling keeps outside a mask; None = the network paints everything."""
-        return None
-
-    @abstractmethod
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        """The network's prediction, in the objective's prediction type, shaped like z_t."""
-
-    @abstractmethod
-    def unconditional(self, conditions: Conditions) -> Conditions:
-        """The conditions of the guidance branch, as the paper drops them."""
+    def losses(self, prediction: Tensor, noised: Noised, batch: TryOnBatch) -> Tensor:
+        """(B,) loss of each sample."""
+        return self.objective.loss(prediction, noised)
 
     def extra_losses(
-        self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor
+        self, batch: TryOnBatch, noised: Noised, prediction: Tensor
     ) -> dict[str, Tensor]:
         """Further scalar losses, already weighted, by name."""
         return {}
@@ -293,7 +282,18 @@ class TryOnModule(TrainedModule):
         """What its encoders say of the parts of a sample, by name; `reading` gives one."""
         return {"person": self.latents("person")}
 
+    def garment_places(self, tokens: int) -> tuple[int, int] | None:
+        """Height and width of the grid that the last of so many garment tokens fill.
+
+        For pictures of attention. None: these tokens have no places in the in-shop garment.
+        """
+        return token_grid(tokens, self.config.data.size)
+
     # ---- shared by all ----
+
+    @cached_property
+    def objective(self) -> Objective:
+        return Objective(self.config.objective)
 
     def latents(self, field: str) -> Reading:
         """The codec's latents of one of the batch's pictures."""
@@ -305,88 +305,90 @@ class TryOnModule(TrainedModule):
         return Reading(("codec",), (field,), compute, (self.codec.scaling,))
 
     def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
-        """A reading of a batch, or of some of its rows: what was computed ahead where the batch
-        brings it.
+        """A reading of a batch, or of some of its rows.
+
+        It was computed ahead where the batch brings it. Within one training step or sampling it is
+        computed once.
         """
         if batch.encoded is not None and name in batch.encoded:
             return batch.encoded[name] if rows is None else batch.encoded[name][rows]
-        some = rows is not None and len(rows) < len(batch)
-        return self.readings()[name].compute(batch[rows] if some else batch)
+        if rows is not None and len(rows) == len(batch):
+            rows = None
+        key = (name, id(batch))
+        if key in self._kept_readings:
+            tensor, _ = self._kept_readings[key]
+            return tensor if rows is None else tensor[rows]
+        if rows is not None:
+            return self.readings()[name].compute(batch[rows])
+        tensor = self.readings()[name].compute(batch)
+        if self._keeps_readings:
+            self._kept_readings[key] = (tensor, batch)  # the batch, so that its id stays taken
+        return tensor
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        return (self.codec.channels, *self.codec.latent_size(self.config.data.size))
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Inside, every reading of a whole batch is computed once."""
+        self._keeps_readings = True
+        try:
+            yield
+        finally:
+            self._keeps_readings = False
+            self._kept_readings.clear()
+
+    def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
+        """Conditions with the rows of `dropped` (B,) bool in their unconditional form."""
+        if not dropped.any():
+            return conditions
+        return drop_rows(conditions, self.denoiser.unconditional(conditions), dropped)
 
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
-        draws = [
-            noise.generator(self.config.seed, "train", position) for position in batch.position
-        ]
-        x0 = self.reading("person", batch)
-        t = self.objective.timesteps(noise.uniform(draws, x0))
-        eps = noise.normal(x0.shape[1:], draws, x0)
-        u = noise.uniform(draws, x0)
-        if self.config.objective.noise_offset:
-            eps = eps + self.config.objective.noise_offset * noise.normal(
-                (len(x0[0]), 1, 1), draws, x0
-            )
-        z_t = self.objective.add_noise(x0, eps, t)
+        draws = [noise.generator(self.config.seed, "train", place) for place in batch.position]
+        with self.reading_once():
+            x0 = self.latents_of(batch)
+            t = self.objective.timesteps(noise.uniform(draws, x0))
+            eps = noise.normal(x0.shape[1:], draws, x0)
+            u = noise.uniform(draws, x0)
+            offset = self.config.objective.noise_offset
+            if offset:
+                eps = eps + offset * noise.normal((x0.shape[1], 1, 1), draws, x0)
+            return self.training_loss(batch, x0, eps, t, u)
 
-        conditions = self.training_condition(batch, u)
-        prediction = self.denoise(z_t, t, conditions, self.garment_features(conditions, t))
-        losses = self.objective.loss(prediction, x0, eps, t)
-        extra = self.extra_losses(batch, z_t, t, prediction)
-        self.last_losses = {
-            "t": t,
-            "diffusion": losses.detach(),
-            **{k: v.detach() for k, v in extra.items()},
-        }
-        return losses.mean() + sum(extra.values())
+    def training_loss(
+        self, batch: TryOnBatch, x0: Tensor, eps: Tensor, t: Tensor, u: Tensor
+    ) -> Tensor:
+        """The loss, a scalar, of a batch with its draws.
 
-    def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
-        """Conditions with the rows of `dropped` (B,) bool replaced by their unconditional form; on
-        meta, none.
+        x0, eps (B, C, h, w): clean latents and noise; t (B,): timesteps; u (B,) in [0, 1): decides
+        what is dropped.
         """
-        if dropped.is_meta or not dropped.any():
-            return conditions
-        null = self.unconditional(conditions)
+        conditions = self.training_condition(batch, u)
+        noised = self.adjusted(self.objective.noised(x0, eps, t), conditions)
+        features = self.denoiser.garment_features(conditions, t)
+        prediction = self.denoiser.denoise(noised.z_t, t, conditions, features)
+        losses = self.losses(prediction, noised, batch)
+        extra = self.extra_losses(batch, noised, prediction)
 
-        def choose(name: str, tensor: Tensor) -> Tensor:
-            return torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), null[name], tensor)
-
-        return {name: choose(name, tensor) for name, tensor in conditions.items()}
+        self.last_losses = {"t": t, "diffusion": losses.detach()}
+        for name, loss in extra.items():
+            self.last_losses[name] = loss.detach()
+        return losses.mean() + sum(extra.values())
 
     @torch.no_grad()
     def generate(self, batch: TryOnBatch, seed: int = 0, lowres: Tensor | None = None) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its
-        batch.
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone.
 
         lowres: the former stage's pictures, where this is an upper stage of a cascade.
         """
-        keys = zip(batch.order, batch.pair_id, strict=True)
-        draws = [noise.generator(seed, "sample", order, pair) for order, pair in keys]
+        draws = []
+        for order, pair in zip(batch.order, batch.pair_id, strict=True):
+            draws.append(noise.generator(seed, "sample", order, pair))
         draw = drawing(self.latent_shape(), draws, self.device)
-        conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
-        z = sample(self, conditions, draw, self.config.sampler, self.objective)
-        return self.codec.decode(z).clamp(-1, 1)
-
-    @torch.no_grad()
-    def looks(self, batch: TryOnBatch, pictures: Tensor) -> Looks:
-        """Where persons look in garments, for pictures of attention.
-
-        pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule
-        and denoised once.
-        """
-        times = sampling_times(self.config.sampler, self.objective)
-        t = times[len(times) // 2].to(pictures.device).expand(len(batch))
-        x0 = self.codec.encode(pictures)
-        draws = [noise.generator(self.config.seed, "attention", pair) for pair in batch.pair_id]
-        z_t = self.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
-        conditions = self.condition(batch)
-        features = self.garment_features(conditions, t)
-        with watched() as looks:
-            self.denoise(z_t, t, conditions, features)
-        return looks
+        with self.reading_once():
+            conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
+            z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective)
+            return self.picture(z, batch)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.
@@ -394,12 +396,14 @@ class TryOnModule(TrainedModule):
         Networks may sum in another order for batches of another shape: without them a process's
         last pictures would differ by a rounding from those that another number of processes draws.
         """
-        seed, pairs = self.config.eval.seed, len(self.trainer.predict_dataloaders.dataset)
-        full = batch[[row % len(batch) for row in range(min(self.config.eval.batch_size, pairs))]]
+        pairs = len(self.trainer.predict_dataloaders.dataset)
+        count = min(self.config.eval.batch_size, pairs)
+        full = batch[[row % len(batch) for row in range(count)]]
         if self.former is None:
-            pictures = self.generate(full, seed)
+            pictures = self.generate(full, self.config.eval.seed)
         else:
-            pictures = self.generate(full, seed, lowres=self.former(full.pair_id).to(self.device))
+            lowres = self.former(full.pair_id).to(self.device)
+            pictures = self.generate(full, self.config.eval.seed, lowres=lowres)
         return pictures[: len(batch)]
 
 
@@ -410,5 +414,8 @@ def lr_factor(step: int, train) -> float:
     warm = min(1.0, (step + 1) / max(train.warmup_steps, 1))
     if train.schedule == "constant":
         return warm
-    done = min(1.0, max(0, step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1))
-    return warm * (0.05 + 0.95 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()))
+    length = max(train.steps - train.warmup_steps, 1)
+    done = min(1.0, max(0, step - train.warmup_steps) / length)
+    # A cosine of float32, as every run so far has had it.
+    cosine = torch.cos(torch.tensor(math.pi * done)).item()
+    return warm * (0.05 + 0.95 * 0.5 * (1 + cosine))

@@ -10,6 +10,7 @@ places    the garment, every place in its own colour
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
+from vton.diffusion import noise
+from vton.diffusion.solvers import sampling_times
 from vton.metrics.pictures import to_uint8
-from vton.models.attention import Looks, token_grid
+from vton.models.attention import Looks, token_grid, watched
 from vton.models.base import TryOnModule
 from vton.report.grid import picture_grid
 
@@ -32,6 +35,25 @@ ACROSS = (
 TINT = 0.6  # weight of colours over the picture
 
 
+@torch.no_grad()
+def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> Looks:
+    """Where persons look in garments.
+
+    pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and
+    denoised once.
+    """
+    x0 = module.latents_of(replace(batch, person=pictures, encoded=None))
+    times = sampling_times(module.config.sampler, module.objective)
+    t = times[len(times) // 2].to(x0.device).expand(len(batch))
+    draws = [noise.generator(module.config.seed, "attention", pair) for pair in batch.pair_id]
+    z_t = module.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
+    conditions = module.condition(batch)
+    features = module.denoiser.garment_features(conditions, t)
+    with watched() as looks:
+        module.denoiser.denoise(z_t, t, conditions, features)
+    return looks
+
+
 def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
     """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for
     each person place.
@@ -41,7 +63,10 @@ def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
     """
     maps = []
     for (queries, tokens), weights in looks.means().items():
-        person, garment = token_grid(queries, module.config.data.size), module.garment_grid(tokens)
+        person, garment = (
+            token_grid(queries, module.config.data.size),
+            module.garment_places(tokens),
+        )
         if person and garment:
             weights = weights[..., -math.prod(garment) :]  # a class token comes first
             maps.append(weights.unflatten(2, garment).unflatten(1, person))
@@ -59,7 +84,7 @@ def attention_grid(
 ) -> np.ndarray | None:
     """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is.
 
-    looks: what `module.looks` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
+    looks: what `attention_maps` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
     """
     weights = garment_attention(module, looks)
     if weights is None:

@@ -15,8 +15,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from vton.files import replacing
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
-from vton.training.callbacks import HeldOut, TrainingError, ends_step
 from vton.training.ema import EMA, local
+from vton.training.finite import TrainingError
+from vton.training.held_out import HeldOut
+from vton.training.telemetry import ends_step
 from vton.weights.pretrained import read_checkpoint
 
 MONITOR = "val/paired/psnr_garment"  # the held-out score that makes best.ckpt: higher is better

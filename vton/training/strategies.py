@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from vton.config import ConfigError, TrainerConfig
+from vton.processes import own_device
 from vton.weights.pretrained import read_checkpoint
 
 
@@ -25,9 +27,8 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
             '.venv/bin/pip install --constraint constraints.txt --editable ".[deepspeed]".'
         )
     if trainer.strategy == "ddp":
-        return DDPStrategy(
-            gradient_as_bucket_view=True
-        )  # else the buckets are a second copy of all gradients
+        # Otherwise the buckets are a second copy of all gradients.
+        return DDPStrategy(gradient_as_bucket_view=True)
     if trainer.strategy == "deepspeed":
         from vton.training.zero import ZeRO2
 
@@ -35,21 +36,50 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
     return FSDP2() if trainer.strategy == "fsdp" else trainer.strategy
 
 
-def precision(strategy: str, wanted: str, plugins: list) -> dict:
-    """Lightning's arguments for train.precision, with the plugins."""
-    if strategy == "deepspeed" and wanted == "bf16":
-        from vton.training.zero import Autocast
+def precision_plugin(trainer: TrainerConfig, wanted: str) -> Precision:
+    """Lightning's plugin for train.precision: autocast where it is a half precision."""
+    if trainer.strategy == "deepspeed":
+        return deepspeed_precision(wanted)
+    if wanted == "fp32":
+        return Precision()
+    device = own_device(trainer.accelerator).type
+    return Float16(device) if wanted == "fp16" else BFloat16(device)
 
-        return {"plugins": [*plugins, Autocast()]}
-    return {
-        "plugins": plugins,
-        "precision": {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted],
-    }
+
+def deepspeed_precision(wanted: str) -> Precision:
+    """DeepSpeed's plugin, for fp32 or bf16."""
+    if wanted == "fp32":
+        return DeepSpeedPrecision("32-true")
+    from vton.training.zero import Autocast
+
+    return Autocast()
+
+
+class Float16(MixedPrecision):
+    """float16, with a scaled loss."""
+
+    def __init__(self, device: str):
+        super().__init__("16-mixed", device)
+
+
+class BFloat16(MixedPrecision):
+    """bfloat16, which scales nothing, so fused optimizers can have their gradients clipped.
+
+    Lightning refuses that for every mixed precision, because under float16 a fused optimizer scales
+    gradients back itself, after the clipping.
+    """
+
+    def __init__(self, device: str):
+        super().__init__("bf16-mixed", device)
+
+    def clip_gradients(self, optimizer, clip_val=0.0, gradient_clip_algorithm=None) -> None:
+        if clip_val:
+            self.clip_grad_by_norm(optimizer, clip_val)
 
 
 class FSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimizer state sharded over all processes, as
-    TrainedModule.configure_model cuts them.
+    """Weights, gradients and optimizer state sharded over all processes, as vton/models/sharding.py
+    cuts them.
 
     Checkpoints are single files, equal in form to those of one process, so that a run may move
     between numbers of processes and between this strategy and the others. Lightning's own numbers
@@ -70,18 +100,14 @@ class FSDP2(ModelParallelStrategy):
         named = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not named:
             return named
-        numbers = {
-            name: i
-            for i, name in enumerate(n for group in named["param_groups"] for n in group["params"])
-        }
-        groups = [
-            group | {"params": [numbers[n] for n in group["params"]]}
-            for group in named["param_groups"]
-        ]
-        return {
-            "state": {numbers[name]: state for name, state in named["state"].items()},
-            "param_groups": groups,
-        }
+        numbers: dict[str, int] = {}
+        groups = []
+        for group in named["param_groups"]:
+            for name in group["params"]:
+                numbers[name] = len(numbers)
+            groups.append(group | {"params": [numbers[name] for name in group["params"]]})
+        state = {numbers[name]: value for name, value in named["state"].items()}
+        return {"state": state, "param_groups": groups}
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
         """Each process takes its shards out of the file. Raises WeightsError."""
@@ -90,14 +116,13 @@ class FSDP2(ModelParallelStrategy):
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-            groups = [
-                group | {"params": [order[i] for i in group["params"]]}
-                for group in state["param_groups"]
-            ]
-            named = {
-                "state": {order[i]: s for i, s in state["state"].items()},
-                "param_groups": groups,
-            }
+            order = []
+            for group in optimizer.param_groups:
+                order += [names[id(parameter)] for parameter in group["params"]]
+            groups = []
+            for group in state["param_groups"]:
+                groups.append(group | {"params": [order[number] for number in group["params"]]})
+            values = {order[number]: value for number, value in state["state"].items()}
+            named = {"state": values, "param_groups": groups}
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint

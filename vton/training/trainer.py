@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from vton.config import ExperimentConfig, TrainerConfig
 from vton.training.checkpoint import AtomicCheckpointIO
-from vton.training.strategies import precision, strategy
+from vton.training.strategies import precision_plugin, strategy
 
 
 def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
@@ -35,7 +35,7 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
         enable_progress_bar=bool(progress),
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        **precision(trainer.strategy, config.train.precision, [AtomicCheckpointIO()]),
+        plugins=[AtomicCheckpointIO(), precision_plugin(trainer, config.train.precision)],
         callbacks=[*progress, *callbacks],
         logger=logger,
     )

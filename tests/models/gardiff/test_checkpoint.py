@@ -17,7 +17,7 @@ from transformers import (
 from vton.cli import main
 from vton.commands.exchange import export_run, import_run
 from vton.config import load
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.checkpoint import load_adapter, read_published, write_published
 from vton.models.gardiff.released import DecoupledUNet

@@ -8,7 +8,8 @@ from scipy import ndimage
 from tests.batches import random_batch, random_sample, randomised, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import TryOnBatch
-from vton.diffusion.sampling import Step, sample
+from vton.diffusion.denoiser import Step
+from vton.diffusion.sampling import sample
 from vton.models.gardiff.building import widen
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.released import clip_pixels, composite, feathered, paste_back
@@ -37,12 +38,14 @@ def test_every_mode_trains_what_it_says_and_samples(mode):
     module.eval()
     assert module.generate(batch[:2]).shape == (2, 3, 64, 48)
     conditions = module.condition(batch)
-    null = module.unconditional(conditions)
+    null = module.denoiser.unconditional(conditions)
     assert all(
         len(tensor) == 4 and null[name].shape == tensor.shape for name, tensor in conditions.items()
     )
     z, t = torch.randn(4, *module.latent_shape()), torch.full((4,), 700)
-    difference = module.denoise(z, t, conditions, {}) - module.denoise(z, t, null, {})
+    difference = module.denoiser.denoise(z, t, conditions, {}) - module.denoiser.denoise(
+        z, t, null, {}
+    )
     assert difference.abs().max() > 1e-4  # the garment is really dropped
 
 
@@ -94,7 +97,7 @@ def test_legacy_reads_unscaled_latents_person_first():
     z = torch.randn(1, *module.latent_shape())
     stacked = module.network.stacked(z, conditions)
     assert torch.equal(stacked, torch.cat([z, conditions["x_a"], conditions["x_w"]], 1))
-    half = module.network.stacked(z, module.unconditional(conditions))
+    half = module.network.stacked(z, module.denoiser.unconditional(conditions))
     channels = module.codec.channels
     assert (
         torch.equal(half[:, : 2 * channels], stacked[:, : 2 * channels])
@@ -169,7 +172,7 @@ def test_pasting_back_keeps_the_person_outside_the_feather():
 def test_decoupled_guidance_uses_the_head_of_zeros_and_the_empty_caption():
     module = module_of("decoupled").eval()
     conditions = module.condition(random_batch(2))
-    null = module.unconditional(conditions)
+    null = module.denoiser.unconditional(conditions)
     head = module.network.image_proj
     assert torch.equal(null["garment"][1], head(torch.zeros(1, 48))[0]) and null["garment"].any()
     assert torch.equal(null["text"], conditions["negative_text"])
@@ -181,9 +184,13 @@ def test_decoupled_scale_zero_is_text_alone():
     z, t = torch.randn(1, *module.latent_shape()), torch.tensor([300])
     module.network.set_scale(0.0)
     other = conditions | {"garment": conditions["garment"] + 1}
-    assert torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, other, {}))
+    assert torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, other, {})
+    )
     module.network.set_scale(1.0)
-    assert not torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, other, {}))
+    assert not torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, other, {})
+    )
 
 
 @pytest.mark.parametrize("branch", ["clip", "vae"])
@@ -201,10 +208,13 @@ def test_a_single_branch_trains_without_the_other(branch):
     assert ("f_clip" in conditions, "f_vae" in conditions) == (branch == "clip", branch == "vae")
     z, t = torch.randn(1, *module.latent_shape()), torch.tensor([500])
     other = conditions | {f"f_{branch}": conditions[f"f_{branch}"] + 1}
-    assert not torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, other, {}))
+    assert not torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, other, {})
+    )
     empty = {"mask": torch.zeros_like(conditions["mask"])}  # the mask acts on a single branch too
     assert torch.equal(
-        module.denoise(z, t, conditions | empty, {}), module.denoise(z, t, other | empty, {})
+        module.denoiser.denoise(z, t, conditions | empty, {}),
+        module.denoiser.denoise(z, t, other | empty, {}),
     )
 
 
@@ -213,7 +223,9 @@ def test_without_masked_branches_the_mask_does_not_matter():
     conditions = module.condition(random_batch(1))
     z, t = torch.randn(1, *module.latent_shape()), torch.tensor([500])
     empty = conditions | {"mask": torch.zeros_like(conditions["mask"])}
-    assert torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, empty, {}))
+    assert torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, empty, {})
+    )
 
 
 @pytest.mark.parametrize(

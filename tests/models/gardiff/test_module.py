@@ -52,16 +52,18 @@ def test_garment_tokens_reach_the_picture_only_inside_the_mask_of_their_layer():
     conditions = module.condition(random_batch(1))
     other = dict(conditions, f_clip=conditions["f_clip"] + 1, f_vae=conditions["f_vae"] + 1)
     z, t = torch.randn(1, *module.latent_shape()), torch.tensor([500])
-    assert not torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, other, {}))
+    assert not torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, other, {})
+    )
     empty = torch.zeros_like(conditions["mask"])
-    one, two = (module.denoise(z, t, c | {"mask": empty}, {}) for c in (conditions, other))
+    one, two = (module.denoiser.denoise(z, t, c | {"mask": empty}, {}) for c in (conditions, other))
     assert torch.equal(one, two)
 
 
 def test_null_tokens_are_the_projection_of_zeros_and_latents_stay():
     module = tiny_module("gardiff")
     conditions = module.condition(random_batch(2))
-    null = module.unconditional(conditions)
+    null = module.denoiser.unconditional(conditions)
     assert torch.equal(null["x_w"], conditions["x_w"]) and torch.equal(
         null["x_a"], conditions["x_a"]
     )
@@ -76,7 +78,9 @@ def test_without_adapter_neither_vae_tokens_nor_mask_matter():
     assert "f_vae" not in conditions and module.network.vae_mlp is None
     z, t = torch.randn(2, *module.latent_shape()), torch.tensor([1, 2])
     masked = dict(conditions, mask=torch.zeros_like(conditions["mask"]))
-    assert torch.equal(module.denoise(z, t, conditions, {}), module.denoise(z, t, masked, {}))
+    assert torch.equal(
+        module.denoiser.denoise(z, t, conditions, {}), module.denoiser.denoise(z, t, masked, {})
+    )
 
 
 @pytest.mark.parametrize(("t_max", "applied"), [(1000, True), (100, False)])

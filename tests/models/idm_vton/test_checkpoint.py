@@ -15,7 +15,7 @@ from tests.models.idm_vton.published import PUBLISHED_SHAPE
 from vton import registry
 from vton.commands.exchange import export_run, import_run
 from vton.config import CodecConfig, load
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 from vton.models.codecs import build_codec
 from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
 from vton.models.idm_vton.checkpoint import read_published, write_published

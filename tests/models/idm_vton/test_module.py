@@ -91,7 +91,7 @@ def test_captions_pool_the_second_encoder_and_concatenate_both(module):
 def test_guidance_compares_with_negative_prompt_empty_picture_and_no_garment(module):
     with torch.no_grad():
         conditions = module.condition(random_batch(2))
-        null = module.unconditional(conditions)
+        null = module.denoiser.unconditional(conditions)
         text, pooled = module.read_captions(
             ["monochrome, lowres, bad anatomy, worst quality, low quality"]
         )

@@ -11,8 +11,9 @@ from torch import nn
 
 from vton.config import ObjectiveConfig, SamplerConfig
 from vton.diffusion import noise
+from vton.diffusion.denoiser import Known
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Known, drawing, sample
+from vton.diffusion.sampling import drawing, sample
 from vton.models.imagdressing.control import Control, inpaint_picture, latent_mask
 from vton.models.imagdressing.faceid import FaceID, FaceLayer, FaceProjector
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter

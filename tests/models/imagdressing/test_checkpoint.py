@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.imagdressing.small import unet
 from vton.commands.exchange import export_run, import_run
 from vton.config import load
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 from vton.models.imagdressing.checkpoint import load_faceid, read_published, write_published
 from vton.models.imagdressing.faceid import FaceID
 from vton.runs.folder import RunFolder

@@ -88,7 +88,7 @@ def test_the_24_tensors_behind_the_last_tap_are_not_trained():
 
 
 def module_on_meta(*overrides: str):
-    from vton.cost.info import on_meta
+    from vton.cost.meta import on_meta
 
     return on_meta(load(*overrides))
 

@@ -14,7 +14,8 @@ from tests.models.imagdressing.small import (
     stock,
     unet,
 )
-from vton.diffusion.sampling import Step, double
+from vton.diffusion.denoiser import Step
+from vton.diffusion.sampling import double
 from vton.models.imagdressing.control import Control, inpaint_picture, latent_mask
 from vton.models.imagdressing.network import Dresser
 

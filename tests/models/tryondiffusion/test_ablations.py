@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from tests.batches import random_batch, randomised, tiny_module
 from tests.models.tryondiffusion.test_module import SIZE, SR, TINY, Calls, float64, tiny
 from vton.config import CONFIGS, ConfigError, load
-from vton.cost.info import describe, meta_batch
+from vton.cost.counting import describe
+from vton.cost.meta import meta_batch
 from vton.data.sample import DataError
 from vton.models.tryondiffusion.config import ParallelUNetConfig
 from vton.models.tryondiffusion.module import worn_garment

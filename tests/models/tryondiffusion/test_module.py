@@ -12,7 +12,7 @@ from tests.batches import random_batch, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import DataError
 from vton.diffusion import noise
-from vton.diffusion.sampling import Step
+from vton.diffusion.denoiser import Step
 from vton.models.tryondiffusion.module import COCO_17, joints
 from vton.runs.folder import RunFolder
 
@@ -127,12 +127,12 @@ def test_features_of_another_step_are_wrong():
     conditions = module.condition(batch)
     z, t, other = torch.randn(2, 3, *SIZE), torch.full((2,), 600.0), torch.full((2,), 400.0)
     right, stale = (
-        module.denoise(z, t, conditions, module.garment_features(conditions, at))
+        module.denoiser.denoise(z, t, conditions, module.denoiser.garment_features(conditions, at))
         for at in (t, other)
     )
     assert (right - stale).abs().max() > 1e-4
-    mixed = module.garment_features(conditions, torch.tensor([600.0, 400.0]), Step(0, 5))
-    for name, expected in module.garment_features(conditions, t).items():
+    mixed = module.denoiser.garment_features(conditions, torch.tensor([600.0, 400.0]), Step(0, 5))
+    for name, expected in module.denoiser.garment_features(conditions, t).items():
         torch.testing.assert_close(mixed[name][0], expected[0], atol=1e-5, rtol=0)
 
 
@@ -140,8 +140,8 @@ def test_features_of_another_step_are_wrong():
 def test_the_null_branch_knows_nothing_of_its_sample():
     module = tiny()
     z, t = torch.randn(1, 3, *SIZE).expand(2, -1, -1, -1), torch.full((2,), 500.0)
-    null = module.unconditional(module.condition(random_batch(2, SIZE)))
-    out = module.denoise(z, t, null, module.garment_features(null, t))
+    null = module.denoiser.unconditional(module.condition(random_batch(2, SIZE)))
+    out = module.denoiser.denoise(z, t, null, module.denoiser.garment_features(null, t))
     torch.testing.assert_close(out[0], out[1], atol=1e-6, rtol=0)
     kept = tiny("model.drop_levels=true", "model.augmentation.garment=0.3")
     assert kept.unconditional(kept.condition(random_batch(1, SIZE)))["levels"].abs().max() == 0
@@ -150,7 +150,7 @@ def test_the_null_branch_knows_nothing_of_its_sample():
 def test_all_conditions_go_together_or_none():
     module, batch = tiny("model.condition_dropout=0.5"), random_batch(3, SIZE)
     whole = module.training_condition(batch, torch.ones(3))
-    null = module.unconditional(whole)
+    null = module.denoiser.unconditional(whole)
     dropped = module.training_condition(batch, torch.tensor([0.4, 0.6, 0.1]))
     for name, tensor in dropped.items():
         for row, expected in enumerate((null, whole, null)):
@@ -259,7 +259,9 @@ def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
     module, batch = tiny("model.stage=sr256", *SR, *clean), random_batch(2, SIZE)
     trained, sampled = module.training_condition(batch, torch.ones(2)), module.condition(batch)
     assert torch.equal(trained["lowres"], sampled["lowres"])
-    assert torch.equal(module.unconditional(sampled)["lowres"], torch.zeros_like(sampled["lowres"]))
+    assert torch.equal(
+        module.denoiser.unconditional(sampled)["lowres"], torch.zeros_like(sampled["lowres"])
+    )
     reduced = F.avg_pool2d(batch.person, 2)
     torch.testing.assert_close(sampled["lowres"], F.interpolate(reduced, SIZE, mode="bilinear"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vton.config import load
-from vton.cost.info import on_meta
+from vton.cost.meta import on_meta
 from vton.models.warp.checkpoint import read_published, write_published
 from vton.weights.pretrained import WeightsError, check_state, read_checkpoint
 

@@ -10,7 +10,7 @@ from torchvision.models import vgg19
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.config import ConfigError, load
-from vton.cost.info import describe
+from vton.cost.counting import describe
 from vton.models.warp.config import PerceptualConfig
 from vton.models.warp.losses import PerceptualLoss, published_perceptual, random_perceptual
 from vton.models.warp.module import build_perceptual

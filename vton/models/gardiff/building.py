@@ -7,9 +7,10 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from vton.diffusion.denoiser import Denoiser
 from vton.models.gardiff.checkpoint import load_adapter
 from vton.models.gardiff.config import GarDiffConfig
-from vton.models.gardiff.network import GarDiffUNet, GarmentDenoiser
+from vton.models.gardiff.network import GarDiffUNet
 from vton.models.gardiff.released import DecoupledUNet, LegacyUNet, ReleasedUNet, check_token_width
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet
@@ -22,7 +23,7 @@ INPUTS = {"paper": (3, 2), "release": (2, 1), "decoupled": (2, 1), "legacy12": (
 
 def build_network(
     model: GarDiffConfig, latent_shape: tuple[int, int, int], clip_width: int, clip_projection: int
-) -> GarmentDenoiser:
+) -> Denoiser:
     """The mode's network over latents (c, h, w), reading CLIP states and summaries of the given
     widths.
 

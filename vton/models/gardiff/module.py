@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vton.data.sample import TryOnBatch
-from vton.diffusion.sampling import Conditions, Features, Known
+from vton.diffusion.denoiser import Conditions, Denoiser
+from vton.diffusion.objective import Noised
 from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import ClipImageEncoder, clip_image_encoder, text_encoder
 from vton.models.gardiff.building import build_network
@@ -41,7 +42,7 @@ class GarDiff(TryOnModule):
     the adapter and is trained with the appearance loss.
     """
 
-    def build(self) -> None:
+    def build(self) -> Denoiser:
         model: GarDiffConfig = self.config.model
         widths = (0, 0)
         if self.reads_clip:
@@ -53,11 +54,17 @@ class GarDiff(TryOnModule):
             self.add("text", text_encoder(model.text), model.text.trained)
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
+        return self.network
 
     @property
     def reads_clip(self) -> bool:
         model: GarDiffConfig = self.config.model
         return model.mode != "paper" or not model.adapter or "clip" in model.branches
+
+    @property
+    def reads_summary(self) -> bool:
+        """Whether CLIP's summary is read instead of its patches."""
+        return self.config.model.mode != "paper" or self.config.model.clip_tokens == "pooled"
 
     def trained_parameters(self) -> list[dict]:
         """UNet, adapter and token MLPs (text after Eq. 10); the encoders too where they start from
@@ -66,52 +73,46 @@ class GarDiff(TryOnModule):
         model: GarDiffConfig = self.config.model
         parameters = list(self.network.parameters())
         if self.reads_clip and model.clip.trained:
-            parameters += self.clip.read_by("pooled" if self.pooled else "last")
+            parameters += self.clip.read_by("pooled" if self.reads_summary else "last")
         if model.mode == "decoupled" and model.text.trained:
             parameters += self.text.read_parameters()
         return [{"params": parameters}]
 
-    @property
-    def pooled(self) -> bool:
-        """Whether CLIP's summary is read instead of its patches."""
-        return self.config.model.mode != "paper" or self.config.model.clip_tokens == "pooled"
+    # ---- what the encoders say ----
 
-    def read_garment(self, garment: Tensor) -> Tensor:
+    def readings(self) -> dict[str, Reading]:
+        model: GarDiffConfig = self.config.model
+        readings = super().readings()
+        if model.mode != "decoupled":
+            readings["warped_garment"] = self.latents("warped_garment")
+        if model.mode in ("paper", "legacy12"):
+            readings["agnostic"] = self.latents("agnostic")
+        else:
+            fields = ("person", "warped_garment", "agnostic_mask")
+            settings = (self.codec.scaling,)
+            readings["composite"] = Reading(("codec",), fields, self.encode_composite, settings)
+        if self.reads_clip:
+            settings = (model.mode, model.clip_tokens, model.clip_rescale, model.clip.fit)
+            readings["clip"] = Reading(("clip",), ("garment",), self.read_garment, settings)
+        if model.mode == "decoupled":
+            settings = (model.text.penultimate,)
+            readings["text"] = Reading(("text",), ("person_caption",), self.read_captions, settings)
+        return readings
+
+    def read_garment(self, batch: TryOnBatch) -> Tensor:
         """CLIP states (B, 1 + patches, width), or the projected summary (B, 1, projection)."""
         model: GarDiffConfig = self.config.model
         encoder: ClipImageEncoder = self.part("clip")
         with self.gradients_if(model.clip.trained):
             if model.mode in ("release", "legacy12"):
-                return encoder.tower(
-                    clip_pixels(encoder, garment, model.clip_rescale)
-                ).image_embeds[:, None]
-            return encoder.pooled(garment) if self.pooled else encoder(garment)
+                pixels = clip_pixels(encoder, batch.garment, model.clip_rescale)
+                return encoder.tower(pixels).image_embeds[:, None]
+            if self.reads_summary:
+                return encoder.pooled(batch.garment)
+            return encoder(batch.garment)
 
-    def readings(self) -> dict[str, Reading]:
-        model: GarDiffConfig = self.config.model
-        pictures = {
-            "paper": ("warped_garment", "agnostic"),
-            "legacy12": ("warped_garment", "agnostic"),
-            "release": ("warped_garment",),
-            "decoupled": (),
-        }[model.mode]
-        found = super().readings() | {name: self.latents(name) for name in pictures}
-        if model.mode in ("release", "decoupled"):
-            fields = ("person", "warped_garment", "agnostic_mask")
-            found["composite"] = Reading(
-                ("codec",), fields, self.encode_composite, (self.codec.scaling,)
-            )
-        if self.reads_clip:
-            settings = (model.mode, model.clip_tokens, model.clip_rescale, model.clip.fit)
-            found["clip"] = Reading(
-                ("clip",), ("garment",), lambda b: self.read_garment(b.garment), settings
-            )
-        if model.mode == "decoupled":
-            captions, settings = ("person_caption",), (model.text.penultimate,)
-            found["text"] = Reading(
-                ("text",), captions, lambda b: self.read_text(b.person_caption), settings
-            )
-        return found
+    def read_captions(self, batch: TryOnBatch) -> Tensor:
+        return self.read_text(batch.person_caption)
 
     def read_text(self, captions: Sequence[str]) -> Tensor:
         """Text tokens (B, T, D)."""
@@ -123,34 +124,6 @@ class GarDiff(TryOnModule):
         """Latents of the person with the warped garment laid over the agnostic region."""
         return self.codec.encode(composite(batch.person, batch.warped_garment, batch.agnostic_mask))
 
-    def condition(self, batch: TryOnBatch) -> Conditions:
-        """What each mode's network asks for; latents are posterior modes, where the scripts draw
-        some.
-        """
-        mode, network = self.config.model.mode, self.network
-        clip = self.reading("clip", batch) if self.reads_clip else None
-        if mode == "paper":
-            x_w, x_a = self.reading("warped_garment", batch), self.reading("agnostic", batch)
-            return network.condition(x_w=x_w, x_a=x_a, mask=batch.warped_mask, clip=clip)
-        if mode == "legacy12":
-            garment, agnostic = (
-                self.reading("warped_garment", batch),
-                self.reading("agnostic", batch),
-            )
-            x_a, x_w = agnostic / self.codec.scaling, garment / self.codec.scaling
-            begin, mask = self.begin(), batch.warped_mask
-            return network.condition(
-                begin=begin, clip=clip, garment=garment, x_a=x_a, x_w=x_w, mask=mask
-            )
-        z_comp = self.reading("composite", batch)
-        if mode == "release":
-            garment = self.reading("warped_garment", batch)
-            return network.condition(begin=self.begin(), clip=clip, garment=garment, z_comp=z_comp)
-        text, negative_text = self.reading("text", batch), self.read_text([""])
-        return network.condition(
-            text=text, negative_text=negative_text, clip=clip[:, 0], z_comp=z_comp
-        )
-
     def begin(self) -> Tensor | None:
         """The text encoder's begin token (1, 1, D); None where it is learned."""
         if self.config.model.text.trained:
@@ -158,49 +131,93 @@ class GarDiff(TryOnModule):
         with torch.no_grad():
             return self.part("text").begin()
 
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        return self.network.denoise(z_t, t, conditions, features)
+    # ---- conditions ----
 
-    def unconditional(self, conditions: Conditions) -> Conditions:
-        return self.network.unconditional(conditions)
+    def condition(self, batch: TryOnBatch) -> Conditions:
+        """What each mode's network asks for. Latents are posterior modes, where the scripts draw
+        some.
+        """
+        clip = self.reading("clip", batch) if self.reads_clip else None
+        conditions_of = {
+            "paper": self._paper_conditions,
+            "release": self._release_conditions,
+            "legacy12": self._legacy_conditions,
+            "decoupled": self._decoupled_conditions,
+        }
+        return conditions_of[self.config.model.mode](batch, clip)
 
-    def garment_grid(self, tokens: int) -> tuple[int, int] | None:
+    def _paper_conditions(self, batch: TryOnBatch, clip: Tensor | None) -> Conditions:
+        return self.network.condition(
+            x_w=self.reading("warped_garment", batch),
+            x_a=self.reading("agnostic", batch),
+            mask=batch.warped_mask,
+            clip=clip,
+        )
+
+    def _release_conditions(self, batch: TryOnBatch, clip: Tensor) -> Conditions:
+        return self.network.condition(
+            begin=self.begin(),
+            clip=clip,
+            garment=self.reading("warped_garment", batch),
+            z_comp=self.reading("composite", batch),
+        )
+
+    def _legacy_conditions(self, batch: TryOnBatch, clip: Tensor) -> Conditions:
+        garment = self.reading("warped_garment", batch)
+        agnostic = self.reading("agnostic", batch)
+        return self.network.condition(
+            begin=self.begin(),
+            clip=clip,
+            garment=garment,
+            x_a=agnostic / self.codec.scaling,
+            x_w=garment / self.codec.scaling,
+            mask=batch.warped_mask,
+        )
+
+    def _decoupled_conditions(self, batch: TryOnBatch, clip: Tensor) -> Conditions:
+        return self.network.condition(
+            text=self.reading("text", batch),
+            negative_text=self.read_text([""]),
+            clip=clip[:, 0],
+            z_comp=self.reading("composite", batch),
+        )
+
+    # ---- training and pictures ----
+
+    def extra_losses(
+        self, batch: TryOnBatch, noised: Noised, prediction: Tensor
+    ) -> dict[str, Tensor]:
+        """The appearance loss of clean pictures as the predictions imply them (Eq. 7 to 10)."""
+        config: AppearanceConfig = self.config.model.appearance
+        rows = (noised.t < config.t_max).nonzero().flatten()
+        if config.samples:
+            rows = rows[: config.samples]
+        if not config.weight or not len(rows):
+            return {}
+        x0 = self.objective.clean(noised.z_t[rows], noised.t[rows], prediction[rows].float())
+        loss = appearance_loss(
+            self.codec.decode(x0),
+            batch.person[rows],
+            batch.warped_mask[rows],
+            self.frozen.get("dists"),
+            config.high_frequency,
+        )
+        return {"appearance": config.weight * loss}
+
+    def picture(self, z: Tensor, batch: TryOnBatch) -> Tensor:
+        picture = super().picture(z, batch)
+        if not self.config.model.paste_back:
+            return picture
+        generated, original = (((image + 1) * 127.5).round() for image in (picture, batch.person))
+        return paste_back(generated, original, batch.agnostic_mask) / 127.5 - 1
+
+    def garment_places(self, tokens: int) -> tuple[int, int] | None:
         """CLIP's patches behind its class token, where they show the whole garment; other tokens
         have no places.
         """
         side = math.isqrt(tokens - 1)
         whole = self.config.model.clip.fit == "squash" and side > 1 and side**2 == tokens - 1
         return (side, side) if whole else None
-
-    def known(self, conditions: Conditions) -> Known | None:
-        return self.network.known(conditions)
-
-    def extra_losses(
-        self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor
-    ) -> dict[str, Tensor]:
-        config = self.config.model.appearance
-        # Without values, on the meta device, the most that may be asked.
-        rows = (
-            torch.arange(len(t), device=t.device)
-            if t.is_meta
-            else (t < config.t_max).nonzero().flatten()
-        )
-        rows = rows[: config.samples] if config.samples else rows
-        if not config.weight or not len(rows):
-            return {}
-        x0 = self.objective.clean(z_t[rows], t[rows], prediction[rows].float())  # Eq. 7
-        picture, mask = self.codec.decode(x0), batch.warped_mask[rows]
-        loss = appearance_loss(
-            picture, batch.person[rows], mask, self.frozen.get("dists"), config.high_frequency
-        )
-        return {"appearance": config.weight * loss}
-
-    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        picture = super().generate(batch, seed)
-        if not self.config.model.paste_back:
-            return picture
-        generated, original = (((image + 1) * 127.5).round() for image in (picture, batch.person))
-        return paste_back(generated, original, batch.agnostic_mask) / 127.5 - 1
 
 
 def build_dists(config: AppearanceConfig) -> DISTS:

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Features
 from vton.models.attention import merge_heads, read_garment, split_heads
 
 
@@ -124,21 +124,7 @@ def set_adapter(
             module.set_processor(processor)
 
 
-class GarmentDenoiser(nn.Module):
-    """What the networks of all modes are to the sampler (vton.diffusion.sampling.Denoiser): nothing
-    but z_t and t changes between steps, and sampling paints everything.
-    """
-
-    def garment_features(
-        self, conditions: Conditions, t: Tensor, step: Step | None = None
-    ) -> Features:
-        return {}
-
-    def known(self, conditions: Conditions) -> Known | None:
-        return None
-
-
-class GarDiffUNet(GarmentDenoiser):
+class GarDiffUNet(Denoiser):
     """mode=paper: eps, v or x0 from [x_t, x_w, x_a] and garment tokens.
 
     Tokens (Eq. 4): f_clip = MLP(CLIP embeddings), f_vae = MLP(latents of the warped garment).

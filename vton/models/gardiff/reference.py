@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from vton.config import SamplerConfig
+from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, double, make_solver, sample
+from vton.diffusion.sampling import double, sample
+from vton.diffusion.solvers import make_solver
 from vton.models.codecs import KLCodec
 from vton.models.encoders import ClipImageEncoder
 from vton.models.gardiff.checkpoint import adapter_sections, fill_adapter
@@ -34,7 +36,7 @@ from vton.models.gardiff.losses import (
     sobel,
     sobel_magnitude,
 )
-from vton.models.gardiff.network import GarmentDenoiser, GarmentFocusedProcessor
+from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.released import (
     DecoupledUNet,
     LegacyUNet,
@@ -148,7 +150,7 @@ class Networks:
 
     def run(
         self,
-        network: GarmentDenoiser,
+        network: Denoiser,
         conditions: Conditions,
         start: Tensor,
         sampler: SamplerConfig,

@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import ConfigError
-from vton.diffusion.sampling import Conditions, Features, Known
+from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.models.encoders import ClipImageEncoder
 from vton.models.gardiff.network import (
-    GarmentDenoiser,
     GarmentFocusedProcessor,
     latent_tokens,
     set_adapter,
 )
 
 
-class ReleasedUNet(GarmentDenoiser):
+class ReleasedUNet(Denoiser):
     """mode=release: a stock UNet, text-to-image cross-attention over [begin, CLIP, one token per
     latent channel].
 
@@ -149,7 +148,7 @@ class ProjectionHead(nn.Module):
         return self.norm(self.proj(embedding).unflatten(-1, (-1, self.context)))
 
 
-class DecoupledUNet(GarmentDenoiser):
+class DecoupledUNet(Denoiser):
     """mode=decoupled: to_out(softmax(q k^T) v + scale softmax(q k_a^T) v_a), text and n garment
     tokens.
     """

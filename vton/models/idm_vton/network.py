@@ -7,9 +7,8 @@ of block i,
     z = [LN1(x); g_i]        x <- x + Wo softmax(Wq LN1(x) (Wk z)^T / sqrt d) Wv z,
 
 with g_i the normalised input of GarmentNet's self-attention at the same timestep. Only queries of
-person tokens are
-formed: the other rows would be thrown away. Cross-attention reads text and image tokens
-(vton/models/attention.py).
+person tokens are formed: the other rows would be thrown away. Cross-attention reads text and image
+tokens (vton/models/attention.py).
 
 Legend: B batch, G distinct garments, N person tokens, M garment tokens, D width of a block, c
 latent channels, h w latent size, L text tokens, n image tokens, C context width, P pooled width.
@@ -27,7 +26,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import (
     ImagePromptProcessor,
     as_slice,
@@ -39,7 +38,7 @@ from vton.models.resampler import Resampler
 from vton.models.unet import execution_order, garment_taps
 
 
-class Garments:
+class GarmentRows:
     """The garment features that each row of a batch reads, made once per pass for all
     self-attentions.
 
@@ -49,12 +48,17 @@ class Garments:
     """
 
     def __init__(self, features: Features, closed_form: bool):
-        self.features, self.closed_form = features, closed_form
-        # Without values every row counts as dressed.
-        row = [0] * len(features["row"]) if features["row"].is_meta else features["row"].tolist()
-        self.dressed = [b for b, g in enumerate(row) if g >= 0]
-        self.bare = [b for b, g in enumerate(row) if g < 0]
-        self.garment = [g for g in row if g >= 0]
+        self.features = features
+        self.closed_form = closed_form
+        self.dressed: list[int] = []  # rows with a garment
+        self.garment: list[int] = []  # which of the G each of them wears
+        self.bare: list[int] = []  # rows without one
+        for row, garment in enumerate(features["row"].tolist()):
+            if garment < 0:
+                self.bare.append(row)
+            else:
+                self.dressed.append(row)
+                self.garment.append(garment)
 
     def block(self, index: int) -> Tensor:
         """(G, M, D): one block's features of every distinct garment."""
@@ -83,26 +87,25 @@ class GarmentSelfAttention:
         hidden_states,
         encoder_hidden_states=None,
         attention_mask=None,
-        garment: Garments | None = None,
+        garment: GarmentRows | None = None,
     ):
         """hidden_states (B, N, D) -> (B, N, D)."""
-        q, k, v = (
-            self.project(linear, attn, hidden_states)
-            for linear in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        q = self.project(attn.to_q, attn, hidden_states)
+        k = self.project(attn.to_k, attn, hidden_states)
+        v = self.project(attn.to_v, attn, hidden_states)
         if garment is None:
             out = F.scaled_dot_product_attention(q, k, v)
         elif garment.closed_form:
             out = self.per_branch(attn, q, k, v, garment)
         else:
             g = garment.rows(self.index)
-            out = joint_attention(
-                q, k, v, self.project(attn.to_k, attn, g), self.project(attn.to_v, attn, g)
-            )
+            k_g = self.project(attn.to_k, attn, g)
+            v_g = self.project(attn.to_v, attn, g)
+            out = joint_attention(q, k, v, k_g, v_g)
         return attn.to_out[1](attn.to_out[0](merge_heads(out)))
 
     def per_branch(
-        self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, garment: Garments
+        self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, garment: GarmentRows
     ) -> Tensor:
         """Dressed rows read their garment, whose keys and values are projected once however many
         rows wear it.
@@ -110,15 +113,17 @@ class GarmentSelfAttention:
         g = garment.block(self.index)
         out = torch.empty_like(q)
         if garment.dressed:
-            rows, worn = as_slice(garment.dressed), as_slice(garment.garment)
-            k_g, v_g = (self.project(linear, attn, g)[worn] for linear in (attn.to_k, attn.to_v))
+            rows = as_slice(garment.dressed)
+            worn = as_slice(garment.garment)
+            k_g = self.project(attn.to_k, attn, g)[worn]
+            v_g = self.project(attn.to_v, attn, g)[worn]
             out[rows] = joint_attention(q[rows], k[rows], v[rows], k_g, v_g)
         if garment.bare:
             rows = as_slice(garment.bare)
             out[rows] = attention_with_zeros(q[rows], k[rows], v[rows], zeros=g.shape[1])
-        return (
-            out if garment.dressed or not g.requires_grad else out + 0 * g.sum()
-        )  # see run_garment_net
+        if not garment.dressed and g.requires_grad:
+            out = out + 0 * g.sum()  # a gradient for GarmentNet, see run_garment_net
+        return out
 
     @staticmethod
     def project(linear: nn.Linear, attn: Attention, tokens: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ class TextCrossAttention(AttnProcessor2_0):
     """Cross-attention without image tokens. garment is for self-attention layers."""
 
     def __call__(
-        self, attn: Attention, hidden_states, *args, garment: Garments | None = None, **kwargs
+        self, attn: Attention, hidden_states, *args, garment: GarmentRows | None = None, **kwargs
     ):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
@@ -187,7 +192,8 @@ class TryonNet(nn.Module):
         null_features: str = "closed_form",
     ):
         super().__init__()
-        self.unet, self.closed_form = unet, null_features == "closed_form"
+        self.unet = unet
+        self.closed_form = null_features == "closed_form"
         if resampler is not None:
             unet.encoder_hid_proj = resampler  # the UNet itself never calls it
         for index, name in enumerate(execution_order(unet)):
@@ -211,16 +217,18 @@ class TryonNet(nn.Module):
         size_ids: Tensor,
         features: Features,
     ) -> Tensor:
-        """x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6) -> (B,
-        c, h, w).
+        """Predict (B, c, h, w).
 
-        Without features self-attention reads the person alone.
+        x (B, 3c + 1, h, w), t (B,), context (B, L + n, C), pooled (B, P), size_ids (B, 6). Without
+        features self-attention reads the person alone.
         """
-        attention = {"garment": Garments(features, self.closed_form) if features else None}
-        added = {"text_embeds": pooled, "time_ids": size_ids}
-        x = x.to(self.unet.dtype)  # solvers keep latents in float32
+        garment = GarmentRows(features, self.closed_form) if features else None
         return self.unet(
-            x, t, context, cross_attention_kwargs=attention, added_cond_kwargs=added
+            x.to(self.unet.dtype),  # solvers keep latents in float32
+            t,
+            context,
+            cross_attention_kwargs={"garment": garment},
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": size_ids},
         ).sample
 
 
@@ -229,12 +237,11 @@ class NullPrompt(NamedTuple):
 
     text: Tensor  # (1, L, C) negative prompt
     pooled: Tensor  # (1, P)
-    clip: (
-        Tensor | None
-    )  # (1, S, width) CLIP's hidden states of an all-zero pixel tensor; None without image prompt
+    # (1, S, width) CLIP's hidden states of an all-zero pixel tensor; None without image prompt
+    clip: Tensor | None
 
 
-class IdmVton:
+class IdmVton(Denoiser):
     """Both UNets behind the sampler's contract, from tensors to predictions.
 
     garment_net: None = without; then `condition` takes no garment.
@@ -250,12 +257,11 @@ class IdmVton:
         null: Callable[[], NullPrompt],
         garment_timestep: int | None = None,
     ):
-        self.tryon, self.garment_net, self.null, self.garment_timestep = (
-            tryon,
-            garment_net,
-            null,
-            garment_timestep,
-        )
+        super().__init__()
+        self.tryon = tryon
+        self.garment_net = garment_net
+        self.null = null
+        self.garment_timestep = garment_timestep
         self.blocks = len(execution_order(tryon.unet))
 
     def condition(
@@ -295,9 +301,8 @@ class IdmVton:
         if self.garment_timestep is not None:
             t = torch.full_like(garment, self.garment_timestep)
             features = self.run_garment_net(conditions, t)
-            conditions |= {
-                f"fixed.{i}": features[str(i)][features["row"]] for i in range(self.blocks)
-            }
+            for index in range(self.blocks):
+                conditions[f"fixed.{index}"] = features[str(index)][features["row"]]
         return conditions
 
     def garment_features(
@@ -311,37 +316,37 @@ class IdmVton:
         if self.garment_timestep is None:
             return self.run_garment_net(conditions, t)
         first, row = distinct(conditions["garment"])
-        return {str(i): conditions[f"fixed.{i}"][first] for i in range(self.blocks)} | {"row": row}
+        features = {"row": row}
+        for index in range(self.blocks):
+            features[str(index)] = conditions[f"fixed.{index}"][first]
+        return features
 
     def run_garment_net(self, conditions: Conditions, t: Tensor) -> Features:
+        """GarmentNet's features of each distinct garment and timestep."""
         latents = conditions["garment_latents"]
         first, row = distinct(conditions["garment"], t)
-        if (
-            torch.is_grad_enabled()
-        ):  # processes that train together wait for a gradient of every parameter
-            first = first or [0]
+        if torch.is_grad_enabled() and not first:
+            first = [0]  # processes that train together wait for a gradient of every parameter
         if first:
-            taps = garment_taps(
-                self.garment_net, latents[first], t[first], conditions["garment_text"][first]
-            )
-            found = list(taps.values())
+            text = conditions["garment_text"][first]
+            taps = list(garment_taps(self.garment_net, latents[first], t[first], text).values())
         else:  # only the number of tokens matters
-            found = [
-                latents.new_zeros(0, *shape)
-                for shape in tap_shapes(self.garment_net, latents.shape[-2:])
-            ]
-        return {str(index): g for index, g in enumerate(found)} | {"row": row}
+            shapes = tap_shapes(self.garment_net, latents.shape[-2:])
+            taps = [latents.new_zeros(0, *shape) for shape in shapes]
+        features = {str(index): tap for index, tap in enumerate(taps)}
+        return features | {"row": row}
 
     def tryon_input(self, z_t: Tensor, conditions: Conditions) -> Tensor:
         """(B, 3c + 1, h, w): noisy latents, mask, masked person, pose."""
         return torch.cat([z_t, conditions["mask"], conditions["masked"], conditions["pose"]], 1)
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        c = conditions
-        context = torch.cat([c[name] for name in ("text", "image_tokens") if name in c], 1)
-        return self.tryon(
-            self.tryon_input(z_t, c), t, context, c["pooled"], c["size_ids"], features
-        )
+        x = self.tryon_input(z_t, conditions)
+        context = conditions["text"]
+        if "image_tokens" in conditions:
+            context = torch.cat([context, conditions["image_tokens"]], 1)
+        pooled = conditions["pooled"]
+        return self.tryon(x, t, context, pooled, conditions["size_ids"], features)
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         """Negative prompt, tokens of an empty picture, no garment; mask, masked person, pose and
@@ -356,21 +361,14 @@ class IdmVton:
             replaced["garment"] = torch.full_like(conditions["garment"], -1)
         return conditions | replaced
 
-    def known(self, conditions: Conditions) -> Known | None:
-        """Nothing: the whole picture is painted, as in the published sampler."""
-        return None
-
 
 def distinct(keys: Tensor, *more: Tensor) -> tuple[list[int], Tensor]:
     """The first row of each group of equal (B,) integers, and each row's group (B,); -1 where the
     key is negative.
-
-    On the meta device, where values are unknown, every row is a group of its own.
     """
-    if keys.is_meta:
-        return list(range(len(keys))), torch.arange(len(keys), device=keys.device)
     groups: dict[tuple, int] = {}
-    first, group = [], []
+    first: list[int] = []
+    group: list[int] = []
     for row, values in enumerate(zip(*(x.tolist() for x in (keys, *more)), strict=True)):
         if values[0] >= 0 and values not in groups:
             groups[values] = len(groups)

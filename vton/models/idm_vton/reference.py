@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vton.config import SamplerConfig
-from vton.diffusion.sampling import Conditions, double, make_solver, sample
+from vton.diffusion.denoiser import Conditions
+from vton.diffusion.sampling import double, sample
+from vton.diffusion.solvers import make_solver
 from vton.models.encoders import ClipImageEncoder
 from vton.models.idm_vton.building import published_arguments, without_added_embedding
 from vton.models.idm_vton.network import IdmVton, NullPrompt, TryonNet, latent_mask
@@ -275,7 +277,7 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
     conditions = networks.conditions(i["train.time_ids"])
     features = model.garment_features(conditions, t)
     prediction = model.denoise(z_t, t, conditions, features)
-    loss = objective.loss(prediction, x0, eps, t).mean()
+    loss = objective.loss(prediction, objective.noised(x0, eps, t)).mean()
     networks.tryon.zero_grad()
     loss.backward()
     gradients = {f"train.grad.{name}": p.grad for name, p in networks.tryon.unet.named_parameters()}

@@ -14,7 +14,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.diffusion.sampling import Step
+from vton.diffusion.denoiser import Step
 
 PAINT = -1.0  # what the inpainting ControlNet sees inside the mask, in pictures of [0, 1]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
-from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Known
 from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control, build_dressing_unet, build_projector
@@ -37,33 +37,28 @@ class ImagDressing(TryOnModule):
     says so.
     """
 
-    def build(self) -> None:
+    denoiser: Dresser
+
+    def build(self) -> Denoiser:
         model: ImagDressingConfig = self.config.model
-        channels, (height, width) = self.codec.channels, self.config.data.size
+        channels = self.codec.channels
+        height, width = self.config.data.size
         aspect = height / width
         clip = clip_image_encoder(model.clip) if model.image_branch else None
         unet = build_dressing_unet(model.unet, channels, aspect)
         garment_unet = build_unet(
             model.garment_unet, channels, channels, "model.garment_unet", aspect
         )
-        controls = {
-            name: build_control(
-                getattr(model, name),
-                unet,
-                self.codec.factor,
-                f"model.{name}",
-                fresh=not model.unet.pretrained,
-            )
-            for name in CONTROLS
-            if getattr(model, name).enabled
-        }
+        projector = None
+        if clip is not None:
+            projector = build_projector(model.projector, clip.width, model.garment_unet.context)
+        adapter = GarmentAdapter(unet) if model.attention == "hybrid" else None
+        controls = self.build_controls(unet)
         networks = {
             "unet": unet,
             "garment_unet": garment_unet,
-            "projector": build_projector(model.projector, clip.width, model.garment_unet.context)
-            if clip
-            else None,
-            "adapter": GarmentAdapter(unet) if model.attention == "hybrid" else None,
+            "projector": projector,
+            "adapter": adapter,
             "clip": clip,
             "text": text_encoder(model.text),
             **controls,
@@ -74,28 +69,46 @@ class ImagDressing(TryOnModule):
         face = build_face(model.face, unet)
         if face is not None:
             self.frozen["face"] = face
-        parts = (networks[name] for name in ("unet", "garment_unet", "projector", "adapter"))
-        self.dresser = Dresser(*parts, controls, face)
+        return Dresser(unet, garment_unet, projector, adapter, controls, face)
+
+    def build_controls(self, unet: nn.Module) -> dict[str, nn.Module]:
+        """The configured ControlNets by name."""
+        model: ImagDressingConfig = self.config.model
+        controls = {}
+        for name in CONTROLS:
+            settings = getattr(model, name)
+            if settings.enabled:
+                controls[name] = build_control(
+                    settings,
+                    unet,
+                    self.codec.factor,
+                    f"model.{name}",
+                    fresh=not model.unet.pretrained,
+                )
+        return controls
 
     def trained_parameters(self) -> list[dict]:
         """What is trained, without what its result does not depend on: 24 tensors behind the
         garment UNet's last tap, the last layer of CLIP.
         """
-        read = {
-            "garment_unet": read_by_taps,
-            "clip": lambda clip: clip.read_by("penultimate"),
-            "text": lambda text: text.read_parameters(),
-        }
         parameters = []
         for name, network in self.named_children():
-            parameters += read[name](network) if name in read else list(network.parameters())
+            if name == "garment_unet":
+                parameters += read_by_taps(network)
+            elif name == "clip":
+                parameters += network.read_by("penultimate")
+            elif name == "text":
+                parameters += network.read_parameters()
+            else:
+                parameters += network.parameters()
         return [{"params": parameters}]
 
+    # ---- conditions ----
+
     def condition(self, batch: TryOnBatch) -> Conditions:
-        keep = torch.zeros(len(batch), dtype=torch.bool, device=batch.person.device)
-        return self.read(
-            batch, no_image=keep, no_text=keep, garment_scale=self.config.model.garment_scale
-        )
+        nothing = torch.zeros(len(batch), dtype=torch.bool, device=batch.person.device)
+        scale = self.config.model.garment_scale
+        return self.read(batch, no_image=nothing, no_text=nothing, garment_scale=scale)
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """u falls into one of five parts of [0, 1): no image, no text, neither, nothing at all,
@@ -104,16 +117,13 @@ class ImagDressing(TryOnModule):
         Only "nothing at all" takes the garment's VAE branch away, as guidance does at sampling.
         """
         model: ImagDressingConfig = self.config.model
-        shares = (
-            model.dropout.image,
-            model.dropout.text,
-            model.dropout.both,
-            model.condition_dropout,
-        )
-        bounds = torch.tensor(shares, device=u.device).cumsum(0)
-        image, text, both, nothing = (
-            (u < bounds[k]) & (u >= (bounds[k - 1] if k else 0)) for k in range(4)
-        )
+        dropout = model.dropout
+        shares = (dropout.image, dropout.text, dropout.both, model.condition_dropout)
+        ends = torch.tensor(shares, device=u.device).cumsum(0)
+        image = u < ends[0]
+        text = (u < ends[1]) & (u >= ends[0])
+        both = (u < ends[2]) & (u >= ends[1])
+        nothing = (u < ends[3]) & (u >= ends[2])
         return self.read(
             batch,
             no_image=image | both,
@@ -133,50 +143,77 @@ class ImagDressing(TryOnModule):
     ) -> Conditions:
         """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
         model: ImagDressingConfig = self.config.model
-        if model.image_branch:
-            beside = [str(dropped) for dropped in values(no_image)]
-        else:
-            pairs = zip(batch.person_caption, values(no_text), strict=True)
-            beside = ["" if empty else self.prompt(caption) for caption, empty in pairs]
-        first, worn = distinct_garments(batch.garment, beside)
-        controls = [
-            name
-            for name in self.dresser.controls
-            if getattr(model, name).in_training or not training
-        ]
+        first, worn = distinct_garments(batch.garment, self.read_beside(batch, no_image, no_text))
         text = self.read_prompts(batch, no_text)
         garment_latents = self.reading("garment", batch, first)
-        with torch.no_grad():
-            known = None if training or not model.inpaint.enabled else self.surroundings(batch)
-        return self.dresser.condition(
+        clip = text[first]
+        if model.image_branch:
+            clip = self.read_garments(batch, first, no_image[first])
+        control = {}
+        for name in self.denoiser.controls:
+            if getattr(model, name).in_training or not training:
+                control[name] = control_picture(name, batch)
+        face = known = None
+        if not training:
+            if self.denoiser.face:
+                face = self.read_faces(batch.person_id)
+            if model.inpaint.enabled:
+                known = self.surroundings(batch)
+        return self.denoiser.condition(
             text=text[:-1],
             negative_text=text[-1:],
             garment_latents=garment_latents,
-            clip=self.read_garments(batch, first, no_image[first])
-            if model.image_branch
-            else text[first],
+            clip=clip,
             worn=worn,
             garment_scale=garment_scale,
-            control={name: control_picture(name, batch) for name in controls},
-            face=self.read_faces(batch.person_id) if self.dresser.face and not training else None,
+            control=control,
+            face=face,
             known=known,
         )
+
+    def read_beside(self, batch: TryOnBatch, no_image: Tensor, no_text: Tensor) -> list[str]:
+        """What the garment UNet reads beside each garment: rows that differ in it don't share."""
+        if self.config.model.image_branch:
+            return [str(dropped) for dropped in no_image.tolist()]
+        return self.prompts(batch, no_text)
+
+    @torch.no_grad()
+    def surroundings(self, batch: TryOnBatch) -> Known:
+        """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to
+        be replaced.
+        """
+        latents = self.codec.encode(batch.agnostic)
+        return Known(painted_cells(batch.agnostic_mask, latents.shape[-2:]), latents)
+
+    # ---- what the encoders say ----
 
     def readings(self) -> dict[str, Reading]:
         """CLIP's and the text encoder's are those of what is not dropped."""
         model: ImagDressingConfig = self.config.model
-        text_settings = (model.prompt_suffix, model.text.penultimate)
-        return super().readings() | {
-            "garment": self.latents("garment"),
-            "clip": Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,)),
-            "text": Reading(("text",), ("person_caption",), self.read_captions, text_settings),
-        }
+        readings = super().readings()
+        readings["garment"] = self.latents("garment")
+        readings["clip"] = Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,))
+        settings = (model.prompt_suffix, model.text.penultimate)
+        readings["text"] = Reading(("text",), ("person_caption",), self.read_captions, settings)
+        return readings
 
     def read_clip(self, batch: TryOnBatch) -> Tensor:
         """CLIP states (B, S, width) of the garments."""
-        clip = self.part("clip")
         with self.gradients_if(self.config.model.clip.trained):
-            return clip.penultimate(batch.garment)
+            return self.part("clip").penultimate(batch.garment)
+
+    def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
+        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's
+        mean colour.
+        """
+        clip = self.part("clip")
+        if batch.encoded is not None and "clip" in batch.encoded:
+            with torch.no_grad():
+                nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
+            states = self.reading("clip", batch, first)
+            return torch.where(dropped[:, None, None], nothing, states)
+        with self.gradients_if(self.config.model.clip.trained):
+            return clip.read(clip.pixels(batch.garment[first]) * ~dropped.view(-1, 1, 1, 1))
 
     def read_captions(self, batch: TryOnBatch) -> Tensor:
         """(B, T, D) of the persons' prompts."""
@@ -187,20 +224,16 @@ class ImagDressing(TryOnModule):
         negative = self.config.model.negative_prompt
         if batch.encoded is not None and "text" in batch.encoded:
             empty, negative = self.read_text(["", negative]).split(1)
-            return torch.cat(
-                [torch.where(dropped[:, None, None], empty, self.reading("text", batch)), negative]
-            )
-        pairs = zip(batch.person_caption, values(dropped), strict=True)
-        return self.read_text(
-            [*("" if drop else self.prompt(caption) for caption, drop in pairs), negative]
-        )
+            text = torch.where(dropped[:, None, None], empty, self.reading("text", batch))
+            return torch.cat([text, negative])
+        return self.read_text([*self.prompts(batch, dropped), negative])
 
-    def surroundings(self, batch: TryOnBatch) -> Known:
-        """What latent blending keeps. The agnostic picture's latents hold nothing of the garment to
-        be replaced.
-        """
-        latents = self.codec.encode(batch.agnostic)
-        return Known(painted_cells(batch.agnostic_mask, latents.shape[-2:]), latents)
+    def prompts(self, batch: TryOnBatch, dropped: Tensor) -> list[str]:
+        """The prompt of each row, empty where `dropped` (B,) says so."""
+        prompts = []
+        for caption, empty in zip(batch.person_caption, dropped.tolist(), strict=True):
+            prompts.append("" if empty else self.prompt(caption))
+        return prompts
 
     def prompt(self, caption: str) -> str:
         suffix = self.config.model.prompt_suffix
@@ -213,42 +246,15 @@ class ImagDressing(TryOnModule):
             tokens, _ = self.part("text")(known)
         return tokens[[known.index(prompt) for prompt in prompts]]
 
-    def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
-        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's
-        mean colour.
-        """
-        clip = self.part("clip")
-        if batch.encoded is not None and "clip" in batch.encoded:
-            with torch.no_grad():
-                nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
-            return torch.where(dropped[:, None, None], nothing, self.reading("clip", batch, first))
-        with self.gradients_if(self.config.model.clip.trained):
-            return clip.read(clip.pixels(batch.garment[first]) * ~dropped.view(-1, 1, 1, 1))
-
     def read_faces(self, person_ids: Sequence[str]) -> Face:
-        folder, clip = Path(self.config.model.face.embeddings), self.part("clip")
+        folder = Path(self.config.model.face.embeddings)
         faces = [read_face(folder / f"{person}.safetensors") for person in person_ids]
-        embedding, states = (torch.stack(part).to(self.device) for part in zip(*faces, strict=True))
+        embeddings = torch.stack([embedding for embedding, _ in faces])
+        states = torch.stack([state for _, state in faces])
+        clip = self.part("clip")
         with torch.no_grad():
             nobody = clip.read(torch.zeros(1, 3, clip.size, clip.size, device=self.device))
-        return Face(embedding, states, nobody)
-
-    def garment_features(
-        self, conditions: Conditions, t: Tensor, step: Step | None = None
-    ) -> Features:
-        return self.dresser.garment_features(conditions, t, step)
-
-    def acting(self, step: Step) -> tuple[str, ...]:
-        return tuple(name for name, control in self.dresser.controls.items() if control.acts(step))
-
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        return self.dresser.denoise(z_t, t, conditions, features)
-
-    def unconditional(self, conditions: Conditions) -> Conditions:
-        return self.dresser.unconditional(conditions)
-
-    def known(self, conditions: Conditions) -> Known | None:
-        return self.dresser.known(conditions)
+        return Face(embeddings.to(self.device), states.to(self.device), nobody)
 
 
 def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
@@ -264,16 +270,8 @@ def distinct_garments(garments: Tensor, beside: Sequence[str]) -> tuple[list[int
     """Rows of the G distinct pairs of a picture and what is read beside it, and which of the G each
     row wears (B,).
     """
-    same = same_garment(garments, beside)
-    if same.is_meta:
-        return list(range(len(same))), same
-    first, worn = same.unique(return_inverse=True)
+    first, worn = same_garment(garments, beside).unique(return_inverse=True)
     return first.tolist(), worn
-
-
-def values(flags: Tensor) -> list[bool]:
-    """As a list; on the meta device, where values are unknown, False."""
-    return [False] * len(flags) if flags.is_meta else flags.tolist()
 
 
 def control_picture(name: str, batch: TryOnBatch) -> Tensor:

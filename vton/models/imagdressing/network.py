@@ -27,7 +27,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.diffusion.sampling import Conditions, Features, Known, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known, Step
 from vton.models.attention import (
     as_slice,
     image_prompt_attention,
@@ -41,7 +41,7 @@ from vton.models.resampler import Resampler
 from vton.models.unet import attention_names, execution_order, garment_taps
 
 
-class Garments(NamedTuple):
+class DressedRows(NamedTuple):
     """What the self-attentions of one call read of the garments, for the R rows that have one."""
 
     rows: Tensor  # (R,) int64
@@ -52,10 +52,10 @@ class Garments(NamedTuple):
 
 
 def hybrid_attention(
-    q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int
+    q: Tensor, k: Tensor, v: Tensor, garments: DressedRows | None, number: int
 ) -> Tensor:
-    """softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v'; rows without a garment stop
-    at the first term.
+    """softmax(q k^T / sqrt d) v + lambda softmax(q k'^T / sqrt d) v'; the first term alone for rows
+    without a garment.
 
     q, k, v: (B, N, L, d). The garments' M need not be L. Returns (B, N, L, d).
     """
@@ -68,8 +68,8 @@ def hybrid_attention(
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 
 
-def joint_attention(
-    q: Tensor, k: Tensor, v: Tensor, garments: Garments | None, number: int
+def weighted_joint_attention(
+    q: Tensor, k: Tensor, v: Tensor, garments: DressedRows | None, number: int
 ) -> Tensor:
     """softmax([q k^T, q k'^T + sqrt d ln lambda] / sqrt d) [v; v']: garment tokens count lambda
     times, 0 = not at all.
@@ -79,22 +79,23 @@ def joint_attention(
     if garments is None:
         return F.scaled_dot_product_attention(q, k, v)
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
-    rows, (tokens, added) = garments.chosen, (k.shape[2], k_garment.shape[2])
+    rows = garments.chosen
     weights = garments.scale.to(q.dtype).log().view(-1, 1, 1, 1)
-    bias = torch.cat(
-        [torch.zeros_like(weights).expand(-1, 1, 1, tokens), weights.expand(-1, 1, 1, added)], 3
-    )
-    joined = (torch.cat(both, 2) for both in ((k[rows], k_garment), (v[rows], v_garment)))
-    out = F.scaled_dot_product_attention(q[rows], *joined, attn_mask=bias)
+    own_bias = torch.zeros_like(weights).expand(-1, 1, 1, k.shape[2])
+    garment_bias = weights.expand(-1, 1, 1, k_garment.shape[2])
+    bias = torch.cat([own_bias, garment_bias], 3)
+    joined_k = torch.cat([k[rows], k_garment], 2)
+    joined_v = torch.cat([v[rows], v_garment], 2)
+    out = F.scaled_dot_product_attention(q[rows], joined_k, joined_v, attn_mask=bias)
     if len(garments.rows) == len(q):
         return out
     return F.scaled_dot_product_attention(q, k, v).index_copy(0, garments.rows, out)
 
 
-ATTENTIONS = {"hybrid": hybrid_attention, "joint": joint_attention}
+ATTENTIONS = {"hybrid": hybrid_attention, "joint": weighted_joint_attention}
 
 
-class GarmentSelfAttention:
+class HybridSelfAttention:
     """A self-attention layer of the dressing UNet; without garment and identity it computes what
     the layer does.
 
@@ -110,18 +111,19 @@ class GarmentSelfAttention:
         hidden_states,
         encoder_hidden_states=None,
         attention_mask=None,
-        garments: Garments | None = None,
+        garments: DressedRows | None = None,
         identity: Identity | None = None,
     ):
         """hidden_states (B, L, C) -> (B, L, C)."""
         lora = identity.in_self_attention(self.number) if identity else None
-        parts = (project(attn, part, hidden_states, lora) for part in ("to_q", "to_k", "to_v"))
-        q, k, v = (split_heads(x, attn.heads) for x in parts)
+        q = split_heads(project(attn, "to_q", hidden_states, lora), attn.heads)
+        k = split_heads(project(attn, "to_k", hidden_states, lora), attn.heads)
+        v = split_heads(project(attn, "to_v", hidden_states, lora), attn.heads)
         out = self.attention(q, k, v, garments, self.number)
         return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
 
 
-class TextCrossAttention:
+class IdentityCrossAttention:
     """A cross-attention layer of the dressing UNet: text, and identity tokens where there is a
     face.
     """
@@ -135,22 +137,21 @@ class TextCrossAttention:
         hidden_states,
         encoder_hidden_states,
         attention_mask=None,
-        garments: Garments | None = None,
+        garments: DressedRows | None = None,
         identity: Identity | None = None,
     ):
         """hidden_states (B, L, C), encoder_hidden_states (B, T, D) -> (B, L, C)."""
         lora = identity.in_cross_attention(self.number) if identity else None
         q = split_heads(project(attn, "to_q", hidden_states, lora), attn.heads)
-        text = (project(attn, part, encoder_hidden_states, lora) for part in ("to_k", "to_v"))
-        k, v = (split_heads(x, attn.heads) for x in text)
+        k = split_heads(project(attn, "to_k", encoder_hidden_states, lora), attn.heads)
+        v = split_heads(project(attn, "to_v", encoder_hidden_states, lora), attn.heads)
         if identity is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
-            image = (linear(identity.tokens) for linear in (lora.layer.to_k_ip, lora.layer.to_v_ip))
+            k_face = split_heads(lora.layer.to_k_ip(identity.tokens), attn.heads)
+            v_face = split_heads(lora.layer.to_v_ip(identity.tokens), attn.heads)
             scale = identity.scale.to(q.dtype).view(-1, 1, 1, 1)
-            out = image_prompt_attention(
-                q, k, v, *(split_heads(x, attn.heads) for x in image), scale
-            )
+            out = image_prompt_attention(q, k, v, k_face, v_face, scale)
         return attn.to_out[1](project(attn, "to_out", merge_heads(out), lora))
 
 
@@ -169,8 +170,8 @@ def make_hybrid(unet: UNet2DConditionModel, attention: str = "hybrid") -> UNet2D
     numbers = {name: number for number, name in enumerate(attention_names(unet))}
     for block in execution_order(unet):
         layer = unet.get_submodule(block)
-        layer.attn1.set_processor(GarmentSelfAttention(numbers[f"{block}.attn1"], attention))
-        layer.attn2.set_processor(TextCrossAttention(numbers[f"{block}.attn2"]))
+        layer.attn1.set_processor(HybridSelfAttention(numbers[f"{block}.attn1"], attention))
+        layer.attn2.set_processor(IdentityCrossAttention(numbers[f"{block}.attn2"]))
     return unet
 
 
@@ -190,11 +191,10 @@ class GarmentAdapter(nn.ModuleDict):
     """W'k and W'v of every self-attention of a dressing UNet, under the layer's number."""
 
     def __init__(self, unet: UNet2DConditionModel):
-        blocks = self_attentions(unet)
-        super().__init__(
-            {str(n): GarmentProjection(unet.get_submodule(f"{b}.attn1")) for n, b in blocks.items()}
-        )
-        self.blocks = blocks
+        super().__init__()
+        self.blocks = self_attentions(unet)
+        for number, block in self.blocks.items():
+            self[str(number)] = GarmentProjection(unet.get_submodule(f"{block}.attn1"))
 
     def forward(self, taps: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Garment features by transformer block (G, M, C) -> layer number, k' and v' (G, M, C)."""
@@ -209,7 +209,8 @@ class SharedProjection:
     """
 
     def __init__(self, unet: UNet2DConditionModel):
-        self.unet, self.blocks = unet, self_attentions(unet)
+        self.unet = unet
+        self.blocks = self_attentions(unet)
 
     def __call__(self, taps: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Garment features by transformer block (G, M, C) -> layer number, k' and v' (G, M, C)."""
@@ -226,7 +227,7 @@ class Face(NamedTuple):
     null_clip: Tensor  # (1, S, width): of an all-zero pixel tensor
 
 
-class Dresser:
+class Dresser(Denoiser):
     """The networks behind the sampler's contract, from tensors to predictions. Any batch size, any
     guidance scale.
 
@@ -245,10 +246,13 @@ class Dresser:
         controls: Mapping[str, Control] | None = None,
         face: FaceID | None = None,
     ):
+        super().__init__()
         self.unet = make_hybrid(unet, "joint" if adapter is None else "hybrid")
-        self.garment_unet, self.projector = garment_unet, projector
+        self.garment_unet = garment_unet
+        self.projector = projector
         self.adapter = SharedProjection(unet) if adapter is None else adapter
-        self.controls, self.face = dict(controls or {}), face
+        self.controls = nn.ModuleDict(controls or {})
+        self.face = face
 
     def condition(
         self,
@@ -276,22 +280,16 @@ class Dresser:
         cross_lora (B,). Raises ValueError for a picture without a ControlNet, a face without
         FaceID, and where `worn` has to be said.
         """
+        control = control or {}
+        self.require_plugins(control, face)
         count, garments, device = len(text), len(garment_latents), text.device
-        unknown = set(control or {}) - set(self.controls)
-        if unknown or (face is not None and self.face is None):
-            asked, has = (
-                ", ".join(sorted(unknown)) or "a face",
-                ", ".join(self.controls) or "no ControlNet",
-            )
-            raise ValueError(
-                f"conditions for {asked}, but the plug-ins are {has}; FaceID: {self.face is not None}"
-            )
         if worn is None:
             if garments not in (1, count):
                 raise ValueError(
                     f"{count} rows and {garments} garments: say with `worn` who wears which"
                 )
             worn = torch.arange(count, device=device).clamp(max=garments - 1)
+        scale = torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.expand(count, *tensor.shape[1:]).contiguous()
@@ -299,21 +297,32 @@ class Dresser:
         conditions = {
             "text": text,
             "negative_text": rows(negative_text),
-            "garment_scale": rows(
-                torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)
-            ),
+            "garment_scale": rows(scale),
         }
         for number, k, v in self.adapter(self.garment_taps(garment_latents, clip)):
-            conditions |= {f"k.{number}": k[worn], f"v.{number}": v[worn]}
-        for name, picture in (control or {}).items():
+            conditions[f"k.{number}"] = k[worn]
+            conditions[f"v.{number}"] = v[worn]
+        for name, picture in control.items():
             conditions[f"control.{name}"] = rows(self.controls[name].embed(picture))
         if face is not None:
-            conditions |= {
-                name: rows(tensor) for name, tensor in self.face_conditions(face).items()
-            }
+            for name, tensor in self.face_conditions(face).items():
+                conditions[name] = rows(tensor)
         if known is not None:
-            conditions |= {"known_mask": rows(known.mask), "known_latents": rows(known.latents)}
+            conditions["known_mask"] = rows(known.mask)
+            conditions["known_latents"] = rows(known.latents)
         return conditions
+
+    def require_plugins(self, control: Mapping[str, Tensor], face: Face | None) -> None:
+        """Raise ValueError for a picture without a ControlNet and for a face without FaceID."""
+        unknown = sorted(set(control) - set(self.controls))
+        if face is not None and self.face is None:
+            unknown.append("a face")
+        if unknown:
+            has = ", ".join(self.controls) or "no ControlNet"
+            raise ValueError(
+                f"conditions for {', '.join(unknown)}, but the plug-ins are {has}; FaceID: "
+                f"{self.face is not None}"
+            )
 
     def garment_taps(self, garment_latents: Tensor, clip: Tensor) -> dict[str, Tensor]:
         """The garment UNet's features (G, M, C) by transformer block: t = 0, projected CLIP tokens
@@ -327,15 +336,13 @@ class Dresser:
         """Identity tokens; those of nobody, for the guidance branch; and the scales."""
         plugin, embedding = self.face, face.embedding
         nobody = torch.zeros_like(embedding[:1])
-        scales = {
-            "identity_scale": plugin.scale,
-            "self_lora": plugin.self_lora,
-            "cross_lora": plugin.cross_lora,
-        }
         return {
             "identity": plugin.image_proj(embedding, face.clip, plugin.shortcut),
             "null_identity": plugin.image_proj(nobody, face.null_clip, plugin.shortcut),
-        } | {name: embedding.new_full((1,), scale) for name, scale in scales.items()}
+            "identity_scale": embedding.new_full((1,), plugin.scale),
+            "self_lora": embedding.new_full((1,), plugin.self_lora),
+            "cross_lora": embedding.new_full((1,), plugin.cross_lora),
+        }
 
     def garment_features(
         self, conditions: Conditions, t: Tensor, step: Step | None = None
@@ -346,19 +353,16 @@ class Dresser:
         gradient then.
         """
         scale = conditions["garment_scale"]
-        every = scale.is_meta or torch.is_grad_enabled()
-        rows = torch.arange(len(scale), device=scale.device) if every else scale.nonzero().flatten()
-        acting = {
-            f"control.{name}": control
-            for name, control in self.controls.items()
-            if control.acts(step)
-        }
-        scales = {
-            name: torch.tensor(control.scale)
-            for name, control in acting.items()
-            if name in conditions
-        }
-        return {"dressed": rows, **scales}
+        if torch.is_grad_enabled():
+            dressed = torch.arange(len(scale), device=scale.device)
+        else:
+            dressed = scale.nonzero().flatten()
+        features = {"dressed": dressed}
+        for name, control in self.controls.items():
+            key = f"control.{name}"
+            if key in conditions and control.acts(step):
+                features[key] = torch.tensor(control.scale)
+        return features
 
     def control_residuals(
         self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features
@@ -371,11 +375,9 @@ class Dresser:
             key = f"control.{name}"
             if key in features:
                 residuals = control(z_t, t, conditions["text"], conditions[key], features[key])
-                total = (
-                    residuals
-                    if total is None
-                    else [a + b for a, b in zip(total, residuals, strict=True)]
-                )
+                if total is not None:
+                    residuals = [a + b for a, b in zip(total, residuals, strict=True)]
+                total = residuals
         return total
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
@@ -386,26 +388,24 @@ class Dresser:
         if residuals is not None:
             plugged["down_block_additional_residuals"] = tuple(residuals[:-1])
             plugged["mid_block_additional_residual"] = residuals[-1]
-        reading = {
+        attention = {
             "garments": self.garments(conditions, features),
             "identity": self.identity(conditions),
         }
-        return self.unet(
-            z_t, t, self.context(conditions), cross_attention_kwargs=reading, **plugged
-        ).sample
+        text = self.context(conditions)
+        return self.unet(z_t, t, text, cross_attention_kwargs=attention, **plugged).sample
 
-    def garments(self, conditions: Conditions, features: Features) -> Garments | None:
+    def garments(self, conditions: Conditions, features: Features) -> DressedRows | None:
         """Keys and values of the dressed rows; None if all are undressed, which leaves the base
         UNet.
         """
         rows = features["dressed"]
         if not len(rows):
             return None
-        chosen = slice(len(rows)) if rows.is_meta else as_slice(rows.tolist())
-        k, v = (
-            {n: conditions[f"{part}.{n}"][chosen] for n in self.adapter.blocks} for part in "kv"
-        )
-        return Garments(rows, chosen, k, v, conditions["garment_scale"][chosen])
+        chosen = as_slice(rows.tolist())
+        k = {number: conditions[f"k.{number}"][chosen] for number in self.adapter.blocks}
+        v = {number: conditions[f"v.{number}"][chosen] for number in self.adapter.blocks}
+        return DressedRows(rows, chosen, k, v, conditions["garment_scale"][chosen])
 
     def context(self, conditions: Conditions) -> Tensor:
         """The text that the dressing UNet reads (B, T, D); see FaceID's cut_text."""
@@ -424,13 +424,12 @@ class Dresser:
         """Negative prompt, nobody's identity tokens, no garment: the base model, with its
         ControlNets and LoRA.
         """
-        replaced = {
-            "text": conditions["negative_text"],
-            "garment_scale": torch.zeros_like(conditions["garment_scale"]),
-        }
+        null = dict(conditions)
+        null["text"] = conditions["negative_text"]
+        null["garment_scale"] = torch.zeros_like(conditions["garment_scale"])
         if "identity" in conditions:
-            replaced["identity"] = conditions["null_identity"]
-        return conditions | replaced
+            null["identity"] = conditions["null_identity"]
+        return null
 
     def known(self, conditions: Conditions) -> Known | None:
         """What inpainting keeps."""

@@ -14,8 +14,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vton.config import SamplerConfig
+from vton.diffusion.denoiser import Conditions, Known, Step
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, Known, Step, double, make_solver, sample
+from vton.diffusion.sampling import double, sample
+from vton.diffusion.solvers import make_solver
 from vton.models.imagdressing.checkpoint import split_published
 from vton.models.imagdressing.control import Control, latent_mask
 from vton.models.imagdressing.faceid import FaceID
@@ -184,7 +186,7 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
     z_t = noisy_latents(networks)
     networks.unet.requires_grad_(False)
     prediction = networks.predict(z_t, t, networks.training_conditions())
-    loss = objective.loss(prediction, x0, eps, t).mean()
+    loss = objective.loss(prediction, objective.noised(x0, eps, t)).mean()
     loss.backward()
     signal, noise = objective.signal_and_noise(t, x0.float())
     parts = {
@@ -206,7 +208,10 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
         "train.noisy_latents": z_t,
         "train.noise_pred": prediction.detach(),
         "train.loss": loss.detach().view(1),
-        "train.loss_min_snr": weighted.loss(prediction, x0, eps, t).mean().detach().view(1),
+        "train.loss_min_snr": weighted.loss(prediction, weighted.noised(x0, eps, t))
+        .mean()
+        .detach()
+        .view(1),
         "train.ref_unet_params_without_grad": torch.tensor([unread]),
         **{name: gradient for name, gradient in gradients.items() if gradient is not None},
     }

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from vton.config import ConfigError, ObjectiveConfig
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import Conditions, Features, Step, sampling_times
+from vton.diffusion.denoiser import Conditions, Denoiser
+from vton.diffusion.objective import Noised, Objective
+from vton.diffusion.solvers import sampling_times
 from vton.models.base import TryOnModule
 from vton.models.tryondiffusion.config import TryOnDiffusionConfig
 from vton.models.tryondiffusion.layers import Unit
@@ -36,9 +37,8 @@ IMAGES = {
     "sr256": ("agnostic", "garment", "lowres"),
     "sr1024": ("lowres",),
 }
-MODULATING = re.compile(
-    r"\.(embedding|time|level|film)\."
-)  # embeddings, and FiLM's layers, which read them
+# Embeddings, and FiLM's layers, which read them.
+MODULATING = re.compile(r"\.(embedding|time|level|film)\.")
 # COCO's 17 joints among the data's 18: nose; eyes, ears, shoulders, elbows, wrists, hips, knees,
 # ankles, left first.
 COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
@@ -48,49 +48,62 @@ COCO_17 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 class TryOnDiffusion(TryOnModule):
     """The network of `model.stage`, trained as a whole, from scratch, on pixels."""
 
-    def build(self) -> None:
+    BLOCKS = (Unit,)
+    denoiser: TryOnStage | UpscaleStage
+
+    def build(self) -> Denoiser:
         model: TryOnDiffusionConfig = self.config.model
         if self.config.codec.name != "identity":
             raise ConfigError(
-                f"codec.name={self.config.codec.name}: model=tryondiffusion paints pixels; set codec.name=identity."
+                f"codec.name={self.config.codec.name}: model=tryondiffusion paints pixels; set "
+                "codec.name=identity."
             )
-        (height, width), timesteps = self.config.data.size, self.config.objective.train_timesteps
-        if model.stage == "sr1024":
-            self.network = EfficientUNet(model.sr1024)
-            self.stage = UpscaleStage(self.network, model, timesteps)
-        else:
-            shape, coordinates = getattr(model, model.stage), 3 if model.visibility else 2
-            self.network = ParallelUNet(
-                shape, self.images, model.keypoints, coordinates, aspect=height / width
-            )
-            reuse = GarmentReuse(
-                self.network, self.grid, timesteps, model.garment_steps, model.null_table
-            )
-            self.stage = TryOnStage(self.network, model, timesteps, reuse)
-        self.network.to(
-            memory_format=torch.channels_last
-        )  # a training step in 0.80 to 0.85 of the time on a CPU
-        if height % self.network.factor or width % self.network.factor:
-            raise ConfigError(
-                f"data.size={[height, width]} must be divisible by {self.network.factor}, by which model.{model.stage} "
-                "reduces pictures."
-            )
-        curve = model.augmentation.curve
-        own = curve == "schedule"
-        self.curve = (
-            self.objective if own else Objective(ObjectiveConfig(schedule=f"continuous_{curve}"))
-        )
+        self.network = self.build_network()
+        # A training step takes 0.80 to 0.85 of the time on a CPU.
+        self.network.to(memory_format=torch.channels_last)
+        self.require_size(self.network.factor)
+        self.curve = self.objective
+        if model.augmentation.curve != "schedule":
+            schedule = f"continuous_{model.augmentation.curve}"
+            self.curve = Objective(ObjectiveConfig(schedule=schedule))
         self.warp = WarpNetwork.before(self) if model.warp_first else None
 
+        timesteps = self.config.objective.train_timesteps
+        if model.stage == "sr1024":
+            return UpscaleStage(self.network, model, timesteps)
+        reuse = GarmentReuse(
+            self.network, self.grid, timesteps, model.garment_steps, model.null_table
+        )
+        return TryOnStage(self.network, model, timesteps, reuse)
+
+    def build_network(self) -> ParallelUNet | EfficientUNet:
+        model: TryOnDiffusionConfig = self.config.model
+        if model.stage == "sr1024":
+            return EfficientUNet(model.sr1024)
+        height, width = self.config.data.size
+        shape = getattr(model, model.stage)
+        coordinates = 3 if model.visibility else 2
+        aspect = height / width
+        return ParallelUNet(shape, self.images, model.keypoints, coordinates, aspect=aspect)
+
+    def require_size(self, factor: int) -> None:
+        """Raise ConfigError unless pictures can be reduced `factor` times."""
+        height, width = self.config.data.size
+        if height % factor or width % factor:
+            raise ConfigError(
+                f"data.size={[height, width]} must be divisible by {factor}, by which "
+                f"model.{self.config.model.stage} reduces pictures."
+            )
+
     def networks(self) -> dict[str, nn.Module]:
-        parts = {"efficient_unet": self.network}
         if isinstance(self.network, ParallelUNet):
-            parts = dict(self.network.named_children())
+            networks = dict(self.network.named_children())
+        else:
+            networks = {"efficient_unet": self.network}
         if self.warp is not None:
-            parts |= {
-                f"warp_{name}": network for name, network in self.warp.network.named_children()
-            }
-        return parts | self.frozen
+            for name, network in self.warp.network.named_children():
+                networks[f"warp_{name}"] = network
+        return networks | self.frozen
 
     def trained_parameters(self) -> list[dict]:
         """All, but for the garment pose's linear layer where that pose is zero: only its bias
@@ -100,110 +113,113 @@ class TryOnDiffusion(TryOnModule):
         idle = ("embedding.garment.linear.weight",) if model.garment_pose is None else ()
         modulating, others = [], []
         for name, parameter in self.named_parameters():
-            if not name.endswith(idle):
-                modulates = MODULATING.search(name) is not None
-                (modulating if modulates else others).append(parameter)
-        return [
-            {"params": others},
-            {"params": modulating, "lr": self.config.train.lr * model.modulation_lr},
-        ]
+            if name.endswith(idle):
+                continue
+            if MODULATING.search(name):
+                modulating.append(parameter)
+            else:
+                others.append(parameter)
+        rate = self.config.train.lr * model.modulation_lr
+        return [{"params": others}, {"params": modulating, "lr": rate}]
 
     def train(self, mode: bool = True):
         """Also forgets kept features: averaged weights are swapped in and out between changes of
         mode.
         """
-        if isinstance(getattr(self, "stage", None), TryOnStage):
-            self.stage.reuse.forget()
+        if isinstance(self.denoiser, TryOnStage):
+            self.denoiser.reuse.forget()
         return super().train(mode)
 
     def grid(self) -> list[float]:
         """The timesteps of the configured sampling run."""
         return sampling_times(self.config.sampler, self.objective).tolist()
 
-    def blocks(self) -> list[nn.Module]:
-        return [module for module in self.modules() if isinstance(module, Unit)]
+    # ---- conditions ----
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
         """The 1024 stage trains on crops of the person, drawn from (seed, position)."""
         if self.config.model.stage != "sr1024":
             return batch
-        (height, width), crop = batch.person.shape[-2:], self.config.model.crop_px
-        size, crops = (min(crop, height), min(crop, width)), []
+        height, width = batch.person.shape[-2:]
+        crop_height = min(self.config.model.crop_px, height)
+        crop_width = min(self.config.model.crop_px, width)
+        crops = []
         for picture, position in zip(batch.person, batch.position, strict=True):
-            down, right = torch.rand(
-                2, generator=noise.generator(self.config.seed, "crop", position)
-            ).tolist()
-            top, left = int(down * (height - size[0] + 1)), int(right * (width - size[1] + 1))
-            crops.append(picture[:, top : top + size[0], left : left + size[1]])
+            draw = noise.generator(self.config.seed, "crop", position)
+            down, right = torch.rand(2, generator=draw).tolist()
+            top = int(down * (height - crop_height + 1))
+            left = int(right * (width - crop_width + 1))
+            crops.append(picture[:, top : top + crop_height, left : left + crop_width])
         return replace(batch, person=torch.stack(crops))
 
     def condition(
         self, batch: TryOnBatch, lowres: Tensor | None = None, warped: Tensor | None = None
     ) -> Conditions:
-        """lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256
-        and 4 for sr1024.
-        warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that
-        network is sampled here.
+        """Conditions of sampling.
 
-        Without lowres the reduced truth stands in, which shows what this stage alone can do.
+        lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and
+            4 for sr1024. Without it the reduced truth stands in, which shows what this stage alone
+            can do.
+        warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that
+            network is sampled here.
+
         Augmentation noise depends on the pair and eval.seed, not on the seed of the picture. Raises
         DataError where there is no truth either, and ValueError for a result of another size.
         """
-        seed, keys = self.config.eval.seed, list(zip(batch.order, batch.pair_id, strict=True))
-        draws = {
-            name: [noise.generator(seed, "augmentation", name, *key) for key in keys]
-            for name in self.images
-        }
+        draws = {}
+        for name in self.images:
+            draws[name] = []
+            for order, pair in zip(batch.order, batch.pair_id, strict=True):
+                key = (self.config.eval.seed, "augmentation", name, order, pair)
+                draws[name].append(noise.generator(*key))
         levels = [getattr(self.config.model.augmentation, name) for name in self.images]
         if lowres is None and "lowres" in self.images:
-            if batch.truth is None:
-                raise DataError(
-                    f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.stage={self.config.model.stage} "
-                    "enlarges the former stage's result, and without one the truth, which real unpaired pairs lack; "
-                    "use eval.orders=[paired]."
-                )
-            lowres = self.reduced(batch.truth)
+            lowres = self.reduced(self.truth_of(batch))
         if lowres is not None:
             self.check_lowres(lowres, batch)
         if self.warp is not None and warped is None:
-            warped = self.warp.warped(batch)
+            warped = self.warp.generate(batch, self.warp.config.eval.seed)
         return self.read(batch, lowres, warped, batch.person.new_tensor([levels]), draws)
+
+    def truth_of(self, batch: TryOnBatch) -> Tensor:
+        if batch.truth is None:
+            raise DataError(
+                f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: "
+                f"model.stage={self.config.model.stage} enlarges the former stage's result, and "
+                "without one the truth, which real unpaired pairs lack; use eval.orders=[paired]."
+            )
+        return batch.truth
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """Own noise levels for every image and sample; one coin per sample drops everything."""
-        seed, ranges = (
-            self.config.seed,
-            [self.config.model.augmentation.training_range(n) for n in self.images],
-        )
-        draws = {
-            n: [noise.generator(seed, "augmentation", n, place) for place in batch.position]
-            for n in self.images
-        }
-        uniform = [noise.uniform(draws[name], batch.person) for name in self.images]
-        levels = torch.stack(
-            [low + (high - low) * u for (low, high), u in zip(ranges, uniform, strict=True)], 1
-        )
+        draws, levels = {}, []
+        for name in self.images:
+            keys = ((self.config.seed, "augmentation", name, place) for place in batch.position)
+            draws[name] = [noise.generator(*key) for key in keys]
+            low, high = self.config.model.augmentation.training_range(name)
+            levels.append(low + (high - low) * noise.uniform(draws[name], batch.person))
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
-        warped = None if self.warp is None else worn_garment(batch, self.config.model.garment_fill)
-        conditions = self.read(batch, lowres, warped, levels, draws)
+        warped = None
+        if self.warp is not None:
+            warped = worn_garment(batch, self.config.model.garment_fill)
+        conditions = self.read(batch, lowres, warped, torch.stack(levels, 1), draws)
         return self.drop(conditions, u < self.config.model.condition_dropout)
 
     def extra_losses(
-        self, batch: TryOnBatch, z_t: Tensor, t: Tensor, prediction: Tensor
+        self, batch: TryOnBatch, noised: Noised, prediction: Tensor
     ) -> dict[str, Tensor]:
         """warp_first: the first network's own diffusion loss; no gradient passes between the two."""
         return {} if self.warp is None else {"warp": self.warp.training_step(batch, 0)}
 
     def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
-        stage, found = self.config.model.stage, list(lowres.shape[-2:])
-        expected = (
-            [side // self.factor for side in batch.person.shape[-2:]]
-            if "lowres" in self.images
-            else None
-        )
-        if found != expected:
+        """Raise ValueError unless `lowres` has the size that this stage enlarges."""
+        stage, size = self.config.model.stage, list(lowres.shape[-2:])
+        expected = None
+        if "lowres" in self.images:
+            expected = [side // self.factor for side in batch.person.shape[-2:]]
+        if size != expected:
             raise ValueError(
-                f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {found}."
+                f"model.stage={stage} enlarges pictures of {expected or 'no size'}, not of {size}."
             )
 
     def can_sample(self, batch: TryOnBatch) -> bool:
@@ -235,24 +251,25 @@ class TryOnDiffusion(TryOnModule):
         clean = {"lowres": lowres}
         if model.stage != "sr1024":
             clean["agnostic"] = batch.agnostic + model.agnostic_fill * batch.agnostic_mask
-            segmented = torch.where(batch.garment_mask > 0, batch.garment, model.garment_fill)
-            clean["garment"] = segmented if warped is None else warped
+            clean["garment"] = warped
+            if warped is None:
+                clean["garment"] = torch.where(
+                    batch.garment_mask > 0, batch.garment, model.garment_fill
+                )
+        images = {}
         rows = levels.expand(len(batch), -1).unbind(1)
-        images = {
-            n: self.noised(clean[n], level, draws[n])
-            for n, level in zip(self.images, rows, strict=True)
-        }
+        for name, level in zip(self.images, rows, strict=True):
+            images[name] = self.with_noise(clean[name], level, draws[name])
         if lowres is not None:
             images["lowres"] = enlarged(images["lowres"], self.factor)
         if model.stage == "sr1024":
-            return self.stage.condition(images, levels)
-        return self.stage.condition(
-            images, levels, self.person_pose(batch), self.garment_pose(batch)
-        )
+            return self.denoiser.condition(images, levels)
+        poses = self.person_pose(batch), self.garment_pose(batch)
+        return self.denoiser.condition(images, levels, *poses)
 
-    def noised(self, image: Tensor, level: Tensor, draws: list[torch.Generator]) -> Tensor:
+    def with_noise(self, image: Tensor, level: Tensor, draws: list[torch.Generator]) -> Tensor:
         """alpha_s image + sigma_s noise with s = level (B,); a level of 0 changes nothing."""
-        if image.is_meta or not level.any():
+        if not level.any():
             return image
         signal, sigma = self.curve.signal_and_noise(self.curve.at(level), image)
         eps = noise.normal(image.shape[1:], draws, image)
@@ -290,17 +307,6 @@ class TryOnDiffusion(TryOnModule):
         pose[..., :2] = model.garment_pose_constant
         return pose
 
-    def garment_features(
-        self, conditions: Conditions, t: Tensor, step: Step | None = None
-    ) -> Features:
-        return self.stage.garment_features(conditions, t, step)
-
-    def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        return self.stage.denoise(z_t, t, conditions, features)
-
-    def unconditional(self, conditions: Conditions) -> Conditions:
-        return self.stage.unconditional(conditions)
-
 
 class WarpNetwork(TryOnDiffusion):
     """The first of two base networks in sequence (appendix, Table 4, ablation 2): garment and both
@@ -317,34 +323,21 @@ class WarpNetwork(TryOnDiffusion):
     @classmethod
     def before(cls, second: TryOnDiffusion) -> WarpNetwork:
         config = second.config
-        training, evaluation = (
-            noise.generator(s, "warp").initial_seed() % 2**32
-            for s in (config.seed, config.eval.seed)
+        own = replace(
+            config,
+            model=replace(config.model, warp_first=False),
+            eval=replace(config.eval, seed=own_seed(config.eval.seed)),
+            seed=own_seed(config.seed),
         )
-        model, evaluated = (
-            replace(config.model, warp_first=False),
-            replace(config.eval, seed=evaluation),
-        )
-        return cls(replace(config, model=model, eval=evaluated, seed=training), second.codec)
+        return cls(own, second.codec)
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
         return replace(batch, person=worn_garment(batch, self.config.model.garment_fill))
 
-    def warped(self, batch: TryOnBatch) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], drawn by pair and eval.seed.
 
-        On the meta device, where the loop has no values to go by, all passes of the run in one, for
-        their arithmetic.
-        """
-        if not batch.garment.is_meta:
-            return self.generate(batch, self.config.eval.seed)
-        passes = self.config.sampler.steps * (1 if self.config.sampler.guidance == 1 else 2)
-        conditions = {
-            name: torch.cat([tensor] * passes) for name, tensor in self.condition(batch).items()
-        }
-        t = torch.zeros(passes * len(batch), device="meta")
-        z = torch.zeros(len(t), *self.latent_shape(), device="meta")
-        return self.denoise(z, t, conditions, self.garment_features(conditions, t))[: len(batch)]
+def own_seed(seed: int) -> int:
+    """A seed of the first network's own."""
+    return noise.generator(seed, "warp").initial_seed() % 2**32
 
 
 def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vton.diffusion.sampling import Conditions, Features
+from vton.diffusion.denoiser import Conditions, Features
 from vton.models.tryondiffusion.network import ParallelUNet
 
 Table = dict[float, Features]  # timestep -> features of its rows
@@ -26,8 +26,10 @@ class GarmentReuse:
     """Garment features of a sampling step, from what earlier steps and pictures left.
 
     grid: gives the timesteps of the configured sampling run in order. It decides only what is made
-    ahead: what is read is found under its own timestep, or made. timesteps: the t of pure noise.
-    steps: S. null_table: whether the null branch's features are kept.
+        ahead: what is read is found under its own timestep, or made.
+    timesteps: the t of pure noise.
+    steps: S.
+    null_table: whether the null branch's features are kept.
     """
 
     def __init__(
@@ -38,8 +40,11 @@ class GarmentReuse:
         steps: int,
         null_table: bool,
     ):
-        self.network, self.grid, self.timesteps = network, grid, timesteps
-        self.steps, self.null_table = steps, null_table
+        self.network = network
+        self.grid = grid
+        self.timesteps = timesteps
+        self.steps = steps
+        self.null_table = null_table
         self.forget()
 
     def forget(self) -> None:
@@ -47,7 +52,7 @@ class GarmentReuse:
         self.made_for: tuple | None = None
         self.null_static: Tensor | None = None
         self.null: Table = {}
-        self.source: tuple[Tensor, ...] | None = None
+        self.source: tuple[Tensor, ...] = ()
         self.dressed: Table = {}
 
     def __call__(self, conditions: Conditions, t: Tensor) -> Features:
@@ -55,47 +60,53 @@ class GarmentReuse:
         where rows share.
         """
         self.check(conditions)
-        time, is_null = float(t[0]), conditions["null"].tolist()
-        source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
-        if self.source is None or any(
-            kept is not given for kept, given in zip(self.source, source, strict=True)
-        ):
-            self.source, self.dressed = (
-                source,
-                {},
-            )  # holding them, their identities cannot be given to others
+        self.check_source(conditions)
+        time = float(t[0])
+        garment = conditions["garment"]
         static = conditions["levels"] + conditions["poses"]
+        is_null = conditions["null"].tolist()
         bare = [row for row, null in enumerate(is_null) if null]
         dressed = [row for row, null in enumerate(is_null) if not null]
-        shared = (
-            bool(bare)
-            and self.null_table
-            and torch.equal(static[bare], static[bare[:1]].expand(len(bare), -1))
-        )
+        shared = bool(bare) and self.null_table and all_rows_equal(static[bare])
         if not shared:  # every row has its own
-            return self.dressed_features(conditions["garment"], static, time)
-        null = self.null_features(conditions["garment"][bare[:1]], static[bare[:1]], time)
+            return self.dressed_features(garment, static, time)
+        null = self.null_features(garment[bare[:1]], static[bare[:1]], time)
         row = torch.zeros(len(is_null), dtype=torch.int64, device=static.device)
         if not dressed:
             return null | {"row": row}
-        own = self.dressed_features(conditions["garment"][dressed], static[dressed], time)
+        own = self.dressed_features(garment[dressed], static[dressed], time)
         row[dressed] = torch.arange(1, len(dressed) + 1, device=static.device)
-        return {name: torch.cat([null[name], own[name]]) for name in null} | {"row": row}
+        features = {name: torch.cat([null[name], own[name]]) for name in null}
+        return features | {"row": row}
 
     def check(self, conditions: Conditions) -> None:
         """Forget what other weights, sizes or precisions made."""
-        garment, weights = conditions["garment"], list(self.network.parameters())
-        versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
-        autocast = torch.is_autocast_enabled(garment.device.type)
+        garment = conditions["garment"]
+        weights = list(self.network.parameters())
+        versions = []
+        for parameter in weights:
+            version = 0 if parameter.is_inference() else parameter._version
+            versions.append((parameter.data_ptr(), version))
+        kind = garment.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         made_for = (versions, garment.shape[-2:], weights[0].dtype, garment.device, autocast)
         if made_for != self.made_for:
             self.forget()
             self.made_for = made_for
 
+    def check_source(self, conditions: Conditions) -> None:
+        """Forget the garments of other conditions; holding these keeps their identities taken."""
+        source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
+        same = [kept is given for kept, given in zip(self.source, source, strict=False)]
+        if not same or not all(same):
+            self.source = source
+            self.dressed = {}
+
     def null_features(self, garment: Tensor, static: Tensor, time: float) -> Features:
         """garment (1, 3, H, W) of zeros, static (1, E) -> (1, C, h, w) each, kept."""
         if self.null_static is None or not torch.equal(self.null_static, static):
-            self.null, self.null_static = {}, static.clone()
+            self.null = {}
+            self.null_static = static.clone()
         self.fill(self.null, garment, static, time)
         return self.null[time]
 
@@ -118,6 +129,12 @@ class GarmentReuse:
         t = torch.tensor(times, device=static.device)
         e = self.network.embedding.time(t / self.timesteps)[:, None] + static
         features = self.network.encode_garment(garment.repeat(len(times), 1, 1, 1), e.flatten(0, 1))
-        split = {name: feature.unflatten(0, (len(times), -1)) for name, feature in features.items()}
         for place, at in enumerate(times):
-            table[at] = {name: feature[place] for name, feature in split.items()}
+            table[at] = {}
+            for name, feature in features.items():
+                table[at][name] = feature.unflatten(0, (len(times), -1))[place]
+
+
+def all_rows_equal(rows: Tensor) -> bool:
+    """Whether the rows of a (B, E) tensor are all the same."""
+    return torch.equal(rows, rows[:1].expand_as(rows))

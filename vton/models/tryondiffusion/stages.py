@@ -14,15 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vton.diffusion.sampling import Conditions, Features, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.tryondiffusion.config import TryOnDiffusionConfig
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
 from vton.models.tryondiffusion.reuse import GarmentReuse
 
 
-class TryOnStage:
-    """A Parallel-UNet. timesteps: the t of pure noise; reuse: makes the garment features of
-    sampling.
+class TryOnStage(Denoiser):
+    """A Parallel-UNet.
+
+    timesteps: the t of pure noise. reuse: makes the garment features of sampling.
     """
 
     def __init__(
@@ -32,7 +33,11 @@ class TryOnStage:
         timesteps: int,
         reuse: GarmentReuse,
     ):
-        self.network, self.config, self.timesteps, self.reuse = network, config, timesteps, reuse
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.timesteps = timesteps
+        self.reuse = reuse
 
     def condition(
         self, images: dict[str, Tensor], levels: Tensor, person_pose: Tensor, garment_pose: Tensor
@@ -50,41 +55,34 @@ class TryOnStage:
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         """Zeros for pictures and poses."""
+        null = dict(conditions)
+        for name in self.network.images:
+            if name != "lowres" or self.config.drop_lowres:
+                null[name] = torch.zeros_like(conditions[name])
+        if self.config.drop_levels:
+            null["levels"] = torch.zeros_like(conditions["levels"])
         pose = conditions["poses"].new_zeros(1, *self.network.embedding.pose_shape)
         tokens, pooled = self.network.embedding.embed_poses(pose, pose)
-        dropped = [
-            name for name in self.network.images if name != "lowres" or self.config.drop_lowres
-        ]
-        dropped += ["levels"] if self.config.drop_levels else []
-        return (
-            conditions
-            | {name: torch.zeros_like(conditions[name]) for name in dropped}
-            | {"poses": pooled.expand_as(conditions["poses"])}
-            | {"pose_tokens": tokens.expand_as(conditions["pose_tokens"])}
-            | {"null": torch.ones_like(conditions["null"])}
-        )
+        null["poses"] = pooled.expand_as(conditions["poses"])
+        null["pose_tokens"] = tokens.expand_as(conditions["pose_tokens"])
+        null["null"] = torch.ones_like(conditions["null"])
+        return null
 
     def embed(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, E): the vector that FiLM reads in both UNets."""
-        return (
-            self.network.embedding.time(t / self.timesteps)
-            + conditions["levels"]
-            + conditions["poses"]
-        )
+        time = self.network.embedding.time(t / self.timesteps)
+        return time + conditions["levels"] + conditions["poses"]
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
+    def garment_features(
+        self, conditions: Conditions, t: Tensor, step: Step | None = None
+    ) -> Features:
         """In sampling, where all rows have one t, each distinct one once (see reuse.py); else those
         of each row.
         """
-        without_values = t.is_meta or conditions["garment"].is_meta
-        if (
-            step is None
-            or self.network.garment_unet is None
-            or without_values
-            or bool((t != t[0]).any())
-        ):
-            return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
-        return self.reuse(conditions, t)
+        sampling = step is not None and not bool((t != t[0]).any())
+        if sampling and self.network.garment_unet is not None:
+            return self.reuse(conditions, t)
+        return self.network.encode_garment(conditions["garment"], self.embed(t, conditions))
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         aligned = [conditions[name] for name in self.network.aligned]
@@ -92,11 +90,14 @@ class TryOnStage:
         return self.network.denoise(z_t, aligned, e, conditions["pose_tokens"], features)
 
 
-class UpscaleStage:
+class UpscaleStage(Denoiser):
     """The Efficient-UNet, whose only condition is the low-resolution result."""
 
     def __init__(self, network: EfficientUNet, config: TryOnDiffusionConfig, timesteps: int):
-        self.network, self.config, self.timesteps = network, config, timesteps
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.timesteps = timesteps
 
     def condition(self, images: dict[str, Tensor], levels: Tensor) -> Conditions:
         """images: lowres (B, 3, H, W), enlarged; levels (B or 1, 1) -> lowres and levels (B, E)."""
@@ -104,11 +105,12 @@ class UpscaleStage:
         return images | {"levels": embedded.expand(len(images["lowres"]), -1)}
 
     def unconditional(self, conditions: Conditions) -> Conditions:
-        dropped = ["lowres"] * self.config.drop_lowres + ["levels"] * self.config.drop_levels
-        return conditions | {name: torch.zeros_like(conditions[name]) for name in dropped}
-
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
-        return {}
+        null = dict(conditions)
+        if self.config.drop_lowres:
+            null["lowres"] = torch.zeros_like(conditions["lowres"])
+        if self.config.drop_levels:
+            null["levels"] = torch.zeros_like(conditions["levels"])
+        return null
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         e = self.network.time(t / self.timesteps) + conditions["levels"]

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.config import load
-from vton.cost.info import counted, describe, picture_flops, step_flops
+from vton.cost.counting import counted, describe, picture_flops, step_flops
 from vton.cost.memory import Autocast, FusedAttention, LiveMemory, phase, weight_bytes
+from vton.cost.meta import deciding_numbers
 
 
 def two_layers(**options) -> nn.Sequential:
@@ -25,7 +26,7 @@ def two_layers(**options) -> nn.Sequential:
 def test_two_layers_by_hand():
     network, other = two_layers(device="meta", dtype=torch.float16), nn.Linear(3, 3, device="meta")
     x = torch.zeros(5, 4, device="meta", dtype=torch.float16)
-    row = phase(lambda: network(x), {"network": network, "other": other}, held=100)
+    row = phase(lambda: network(x), {"network": network, "other": other}, before=100)
     weights = 2 * (4 * 8 + 8 + 8 * 2 + 2)
     activations = 100 + 2 * 5 * (8 + 2)  # the hidden layer is alive until the output is there
     assert row == {
@@ -92,11 +93,16 @@ def test_attention_takes_its_output_and_one_number_per_query(masked):
     assert memory.peak == 2 * q.numel() + 4 * 2 * 3 * 1000 + (2 * 500 if masked else 0)
 
 
-def test_cpu_values_may_meet_meta_tensors():
-    rows, table = torch.tensor([0, 1]), torch.zeros(4, 3, device="meta")
-    with LiveMemory():
+def test_small_tensors_of_the_meta_device_have_numbers():
+    table = torch.zeros(400, 30, device="meta")
+    with deciding_numbers():
+        rows = torch.tensor([0, 1], device="meta")
         assert rows.tolist() == [0, 1]
+        assert torch.arange(3, device="meta").flip(0).tolist() == [2, 1, 0]
+        assert torch.zeros_like(rows).tolist() == [0, 0]
         assert (table[rows] * rows[:, None]).is_meta
+        assert torch.zeros(400, 30, device="meta").is_meta
+        assert not torch.equal(table, table.clone())
 
 
 def test_shared_weights_count_once():

@@ -1,0 +1,151 @@
+"""Models and batches on the meta device: shapes without memory, but numbers where these decide."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from vton import registry
+from vton.config import ExperimentConfig
+from vton.data.sample import JOINTS, TryOnBatch
+from vton.models.base import TrainedModule, TryOnModule
+from vton.models.codecs import build_codec
+
+META = torch.device("meta")
+SMALL = 1024  # entries of a tensor that keeps its numbers
+
+
+def on_meta(config: ExperimentConfig) -> TrainedModule:
+    """The configured model without any weights: its keys and shapes."""
+    config = copy.deepcopy(config)
+    set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
+    log = logging.getLogger("vton")
+    with torch.device("meta"), quiet(log):  # which weights a real run would use is no news here
+        module = registry.module_class(config.model.name)(config, build_codec(config.codec))
+    return module.to(META)  # Lightning otherwise takes it for a module on the CPU
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without warnings."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def set_everywhere(config, name: str, value) -> None:
+    """Give every field of this name below a dataclass the value."""
+    for field in fields(config):
+        current = getattr(config, field.name)
+        if field.name == name:
+            setattr(config, name, value)
+        elif is_dataclass(current):
+            set_everywhere(current, name, value)
+
+
+def meta_batch(size: tuple[int, int], count: int = 1) -> TryOnBatch:
+    """A batch without values, every optional part present, every caption another."""
+    image = torch.zeros(count, 3, *size, device=META)
+    mask = torch.zeros(count, 1, *size, device=META)
+    joints = torch.zeros(count, JOINTS, 3, device=META)
+    return TryOnBatch(
+        index=[0] * count,
+        dataset=["meta"] * count,
+        person_id=[f"person {row}" for row in range(count)],
+        garment_id=[f"garment {row}" for row in range(count)],
+        order=["paired"] * count,
+        category=["upper_body"] * count,
+        person_caption=[f"person {row}" for row in range(count)],
+        garment_caption=[f"garment {row}" for row in range(count)],
+        person=image,
+        agnostic=image,
+        agnostic_mask=mask,
+        garment=image,
+        garment_mask=mask,
+        warped_garment=image,
+        warped_mask=mask,
+        pose_map=image,
+        keypoints=joints,
+        parse=torch.zeros(count, *size, dtype=torch.int64, device=META),
+        densepose=image,
+        truth=image,
+        truth_garment_mask=mask,
+        garment_keypoints=joints,
+        position=list(range(count)),
+    )
+
+
+def training_loss(module: TrainedModule, batch: TryOnBatch) -> Tensor:
+    """The loss of one training step, an architecture's with nothing dropped and at t = 0, where
+    every loss that depends on t acts.
+    """
+    if not isinstance(module, TryOnModule):
+        return module.training_step(batch, 0)
+    batch = module.training_view(batch)
+    with module.reading_once():
+        x0 = module.latents_of(batch)
+        t = module.objective.at(torch.zeros(len(batch)))
+        return module.training_loss(batch, x0, torch.zeros_like(x0), t, torch.ones(len(batch)))
+
+
+@contextmanager
+def deciding_numbers() -> Iterator[None]:
+    """Inside, small tensors of the meta device live on the CPU and have numbers.
+
+    Models decide by a few numbers what they compute: timesteps, which rows wear which garment, what
+    is dropped. Tensors of at most SMALL entries that no large one has gone into keep theirs. Where
+    a small tensor meets one without numbers, the result has none either; and no two tensors without
+    numbers are equal.
+    """
+    with SmallOperators(), SmallConstants():
+        yield
+
+
+class SmallConstants(TorchFunctionMode):
+    """Constants for the meta device are made on the CPU, where they keep their numbers."""
+
+    MAKERS = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is Tensor.new_tensor and args[0].is_meta:
+            kwargs.setdefault("dtype", args[0].dtype)
+            return torch.tensor(*args[1:], **kwargs)
+        if func in self.MAKERS and is_meta(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+class SmallOperators(TorchDispatchMode):
+    """Operators on small tensors stay on the CPU; on others, the meta device does without values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        without = [tensor for tensor in given if tensor.is_meta]
+        if func is torch.ops.aten.equal.default and without:
+            return args[0] is args[1]
+        if is_meta(kwargs.get("device")) and not without:
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and result.numel() <= SMALL:
+                return func(*args, **kwargs | {"device": torch.device("cpu")})
+            return result
+        if without and len(without) < len(given):
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to(META), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def is_meta(device) -> bool:
+    return device is not None and torch.device(device) == META

@@ -1,0 +1,128 @@
+"""A fixed set of held-out pairs, drawn every so often while training; and lines for log files."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+
+from lightning import Callback
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from vton.data.sample import TryOnBatch
+from vton.metrics.pixelwise import output_psnr
+from vton.models.base import TryOnModule
+from vton.report.attention import attention_grid, attention_maps
+from vton.report.grid import try_on_grid
+from vton.training.ema import EMA
+from vton.training.telemetry import ends_step
+
+
+class HeldOut(Callback):
+    """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and
+    a few scalars.
+
+    val/ORDER/{ssim, psnr, psnr_garment}: means over the pairs, the last over those whose picture
+    shows the garment.
+    """
+
+    def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
+        self.batches = batches  # by order
+        self.every = every
+        self.pictures = pictures
+        self.ema = ema
+        self.step = 0  # of the last pictures
+        self.scores: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if not due or not ends_step(trainer, batch_idx):
+            return
+        scores = {}
+        module.eval()
+        with self.ema.applied(module) if self.ema else nullcontext():
+            for order, held_out in self.batches.items():
+                if module.can_sample(held_out):
+                    scores |= self.draw(trainer, module, order, held_out, step)
+        module.train()
+        self.step = step
+        # The first process's scores: what is saved by them must be the same on all processes, and
+        # their last digits may differ.
+        self.scores = trainer.strategy.broadcast(scores)
+
+    def draw(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
+        """Pictures of a batch, and attention in them, to TensorBoard; returns the scores."""
+        batch = batch.to(module.device)
+        shown = batch[: self.pictures]
+        maps = None
+        with trainer.precision_plugin.forward_context():  # hooks run outside of it
+            output = module.generate(batch).float()
+            drawn = output[: self.pictures]
+            if isinstance(module, TryOnModule):
+                maps = module.as_forward(attention_maps, module, shown, drawn)
+        if trainer.is_global_zero:
+            writer = trainer.logger.experiment
+            writer.add_image(f"images/{order}", try_on_grid(shown, drawn), step, dataformats="HWC")
+            attention = None if maps is None else attention_grid(module, shown, drawn, maps)
+            if attention is not None:
+                writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
+        scores = {f"val/{order}/{name}": score for name, score in score(output, batch).items()}
+        if scores:
+            trainer.logger.log_metrics(scores, step=step)
+        return scores
+
+
+def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:
+    """Mean scores of pictures (B, 3, H, W) in [-1, 1]; none without a truth."""
+    if batch.truth is None:
+        return {}
+    ssim = structural_similarity_index_measure(
+        (output + 1) / 2, (batch.truth + 1) / 2, data_range=1.0
+    )
+    scores = {"ssim": ssim.item(), "psnr": output_psnr(output, batch.truth).mean().item()}
+    if batch.truth_garment_mask is not None:
+        of_garment = output_psnr(output, batch.truth, batch.truth_garment_mask)
+        if len(of_garment):
+            scores["psnr_garment"] = of_garment.mean().item()
+    return scores
+
+
+class Console(Callback):
+    """One line every so often where there is no terminal for a progress bar.
+
+    Its loss is the first process's share.
+    """
+
+    LINES = 40  # in a whole run
+
+    def __init__(self, steps: int, held_out: HeldOut | None = None):
+        self.every = max(1, steps // self.LINES)
+        self.held_out = held_out
+        self.losses: list[float] = []
+
+    def on_train_start(self, trainer, module) -> None:
+        self.started = time.perf_counter()
+        self.first_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if due and ends_step(trainer, batch_idx):
+            self.print_line(step, trainer.max_steps)
+            self.losses.clear()
+
+    def print_line(self, step: int, steps: int) -> None:
+        loss = sum(self.losses) / len(self.losses)
+        columns = [f"step {step}/{steps}", f"loss {loss:.4f}"]
+        scores = self.held_out.scores if self.held_out else {}
+        for name, value in scores.items():
+            if "psnr" in name:
+                columns.append(f"{name.removeprefix('val/')} {value:.3f}")
+        pace = (time.perf_counter() - self.started) / max(step - self.first_step, 1)
+        minutes = pace * (steps - step) / 60
+        columns += [f"{pace:.2f} s/step", f"{minutes:.1f} min left"]
+        print("  ".join(columns), flush=True)
