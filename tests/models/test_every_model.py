@@ -7,14 +7,27 @@ import torch
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
-from vton.config import flatten, load
-from vton.cost.counting import describe
+from vton.config import as_override, flatten, load
+from vton.cost.counting import cost, describe
 from vton.diffusion import noise
 from vton.diffusion.sampling import drawing, sample
 from vton.diffusion.solvers import sampling_times
 from vton.weights.pretrained import load_state, read_safetensors, write_tensors
 
 pytestmark = pytest.mark.parametrize("model", registry.names())
+
+# From scratch everything is trained along. As published, what the paper freezes is frozen.
+MODES = ("from scratch", "as published")
+in_both_modes = pytest.mark.parametrize("mode", MODES)
+
+
+def module_in(mode: str, model: str, *overrides: str):
+    """The tiny module; as published: frozen where the paper's preset says so."""
+    if mode == "as published":
+        for key, value in flatten(asdict(load(f"model={model}", "preset=paper").model)).items():
+            if key.rpartition(".")[2] in ("trained", "attention_only"):
+                overrides = (*overrides, as_override(f"model.{key}", value))
+    return tiny_module(model, *overrides)
 
 
 def trained(module) -> set[int]:
@@ -32,8 +45,9 @@ def test_prediction_is_shaped_like_the_latents_and_finite(model):
     assert prediction.shape == z.shape and torch.isfinite(prediction).all()
 
 
-def test_gradients_reach_every_trained_parameter_and_no_other(model):
-    module = randomised(tiny_module(model, "model.condition_dropout=0.5"))
+@in_both_modes
+def test_gradients_reach_every_trained_parameter_and_no_other(model, mode):
+    module = randomised(module_in(mode, model, "model.condition_dropout=0.5"))
     module.training_step(random_batch(4), 0).backward()
     own = trained(module)
     for name, parameter in module.named_parameters():
@@ -43,12 +57,13 @@ def test_gradients_reach_every_trained_parameter_and_no_other(model):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters()), name
 
 
+@in_both_modes
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
-def test_every_parameter_has_a_gradient_whatever_is_dropped(model, dropout):
+def test_every_parameter_has_a_gradient_whatever_is_dropped(model, mode, dropout):
     """Several processes wait for it, and one of them may drop its whole share of a batch, or
     nothing.
     """
-    module = tiny_module(model)
+    module = module_in(mode, model)
     module.config.model.condition_dropout = dropout
     module.training_step(random_batch(1), 0).backward()
     assert [
@@ -57,10 +72,9 @@ def test_every_parameter_has_a_gradient_whatever_is_dropped(model, dropout):
 
 
 def test_frozen_networks_stay_out_of_the_state(model):
-    module = tiny_module(model)
-    assert not any(
-        key.startswith(tuple(f"{name}." for name in module.frozen)) for key in module.state_dict()
-    )
+    module = module_in("as published", model)
+    frozen = tuple(f"{name}." for name in module.frozen)
+    assert not any(key.startswith(frozen) for key in module.state_dict())
 
 
 def test_training_draws_depend_on_position_only(model):
@@ -166,19 +180,25 @@ def test_dropping_rows_leaves_the_others_alone(model):
         assert torch.equal(dropped[name][1], null[name][1])
 
 
-def test_weights_round_trip_bit_equal(model, tmp_path):
+@in_both_modes
+def test_weights_round_trip_bit_equal(model, mode, tmp_path):
     """Through the file of a run folder; published formats, where there are any, in the
     architectures' own tests.
     """
-    module, other, path = (
-        randomised(tiny_module(model)),
-        tiny_module(model),
-        tmp_path / "weights.safetensors",
-    )
+    module, other = module_in(mode, model), module_in(mode, model)
+    change_trained(module)
+    path = tmp_path / "weights.safetensors"
     write_tensors(path, module.state_dict())
     load_state(other, read_safetensors(path), path)
     batch = random_batch(2)
     assert torch.equal(module.eval().generate(batch), other.eval().generate(batch))
+
+
+def change_trained(module) -> None:
+    """Move trained parameters off their initial values; what is frozen is loaded elsewhere."""
+    for group in module.trained_parameters():
+        for parameter in group["params"]:
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
 
 
 def test_the_picture_depends_on_the_garment(model):
@@ -211,3 +231,9 @@ def test_info_counts_without_allocating(model, preset):
     assert sum(row["trained"] for row in rows["networks"]) > 0
     assert rows["flops"]["denoise"] > 0
     assert torch.zeros(1).device.type == "cpu"  # the meta device is left when info is done
+
+
+def test_its_cost_is_counted(model):
+    counts = cost(module_in("as published", model).config)
+    assert 0 < counts["trained_parameters"] <= counts["parameters"]
+    assert counts["step_flops"] > counts["picture_flops"] > 0 and counts["sampling_bytes"] > 0

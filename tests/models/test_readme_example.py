@@ -14,7 +14,6 @@ import vton.models
 from tests.batches import random_batch
 from tests.running import trained
 from vton.config import CONFIGS, load
-from vton.config import models as model_configs
 from vton.cost.counting import describe
 from vton.runs.assemble import load_module
 from vton.runs.cascade import chain_of
@@ -37,9 +36,7 @@ def mine(tmp_path, monkeypatch):
     (folder / "module.py").write_text(textwrap.dedent(module))
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs" / "model" / "mine.yaml").write_text(textwrap.dedent(settings))
-    known = model_configs.folders()
     monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(folder.parent)])
-    monkeypatch.setattr(model_configs, "folders", lambda: [*known, "mine"])
     monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path / "configs")
     return "mine"
 

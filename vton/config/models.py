@@ -11,8 +11,6 @@ from pathlib import Path
 
 from vton.config.schema import ConfigError, ModelKind, TrainedConfig, nearest
 
-MODELS = Path(__file__).parents[1] / "models"
-
 
 def names(kind: ModelKind = "architecture") -> list[str]:
     """Every model of a kind ("architecture", "warp"); imports no torch."""
@@ -21,7 +19,10 @@ def names(kind: ModelKind = "architecture") -> list[str]:
 
 def folders() -> list[str]:
     """Every model that can be trained, without importing any."""
-    return sorted(path.parent.name for path in MODELS.glob("*/config.py"))
+    names = []
+    for place in importlib.import_module("vton.models").__path__:
+        names += [path.parent.name for path in Path(place).glob("*/config.py")]
+    return sorted(names)
 
 
 def config_class(name: str) -> type[TrainedConfig]:

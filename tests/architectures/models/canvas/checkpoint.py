@@ -1,0 +1,21 @@
+"""The published format of the test's canvas: the attention layers in one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vton.config import ExperimentConfig
+from vton.weights.pretrained import Published, read_safetensors, write_tensors
+
+
+def read_published(path: Path) -> Published:
+    state = {f"unet.{name}": tensor for name, tensor in read_safetensors(path).items()}
+    return Published(state, ["preset=tiny"], {})
+
+
+def write_published(
+    target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
+) -> None:
+    write_tensors(target, {name.removeprefix("unet."): tensor for name, tensor in state.items()})
