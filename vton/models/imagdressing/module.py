@@ -49,11 +49,11 @@ class ImagDressing(TryOnModule):
         garment_unet = build_unet(
             model.garment_unet, channels, channels, "model.garment_unet", aspect
         )
+        controls = self.build_controls(unet)
         projector = None
         if clip is not None:
             projector = build_projector(model.projector, clip.width, model.garment_unet.context)
         adapter = GarmentAdapter(unet) if model.attention == "hybrid" else None
-        controls = self.build_controls(unet)
         networks = {
             "unet": unet,
             "garment_unet": garment_unet,
