@@ -10,10 +10,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
-from vton.training import callbacks
+from vton.training import telemetry
 from vton.training.finite import FiniteNumbers
 from vton.training.held_out import Console, HeldOut
-from vton.training.telemetry import Telemetry, peak_memory_gib
+from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
 
 class Logger:
@@ -57,7 +57,7 @@ def trainer(**more) -> SimpleNamespace:
 def clock(monkeypatch):
     """The callbacks' time, which passes when it is told to."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now.seconds)
     return now
 
 
@@ -116,8 +116,12 @@ def test_losses_are_means_over_all_processes(monkeypatch):
     """Another process saw three times as many samples of the first quarter, and alone some of the
     second.
     """
-    other = {"loss": (8.0, 1), "loss_by_t/0-249": (24.0, 3), "loss_by_t/250-499": (3.0, 1)}
-    monkeypatch.setattr(callbacks, "from_every_process", lambda sums: [sums, other])
+    other = {
+        "loss": Mean(8.0, 1),
+        "loss_by_t/0-249": Mean(24.0, 3),
+        "loss_by_t/250-499": Mean(3.0, 1),
+    }
+    monkeypatch.setattr("vton.training.telemetry.from_every_process", lambda own: [own, other])
     found, telemetry, module = trainer(global_step=1), Telemetry(1, batch_size=1), Module()
     telemetry.on_train_start(found, module)
     telemetry.data_wait.on_train_start(found, module)

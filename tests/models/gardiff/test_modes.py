@@ -9,6 +9,7 @@ from tests.batches import random_batch, random_sample, randomised, tiny_module
 from vton.config import ConfigError, load
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Step
+from vton.diffusion.objective import Noised
 from vton.diffusion.sampling import sample
 from vton.models.gardiff.building import widen
 from vton.models.gardiff.network import GarmentFocusedProcessor
@@ -133,7 +134,9 @@ def test_legacy_blends_clean_latents_after_its_first_steps(blend_steps, blended)
             found.append(step.index)
 
     start = torch.randn(1, *module.latent_shape())
-    sample(module, conditions, lambda: start, module.config.sampler, module.objective, watch)
+    sample(
+        module.denoiser, conditions, lambda: start, module.config.sampler, module.objective, watch
+    )
     assert inside.any() and not inside.all() and found == blended
 
 
@@ -241,14 +244,15 @@ def test_each_term_of_the_appearance_loss_can_be_left_out(switch, spatial, high_
     assert ("dists" in module.frozen) == spatial
     batch, t = random_batch(2), torch.tensor([100, 200])
     z = module.codec.encode(batch.person)
-    losses = module.extra_losses(batch, z, t, z + 0.3)
+    noised = Noised(z, t, z, z, z)
+    losses = module.extra_losses(batch, noised, z + 0.3)
     assert ("appearance" in losses) == (spatial or high_frequency)
     if losses:
         module.config.model.appearance.spatial = module.config.model.appearance.high_frequency = (
             False
         )
         module.frozen.pop("dists", None)
-        assert module.extra_losses(batch, z, t, z + 0.3)["appearance"] == 0 < losses["appearance"]
+        assert module.extra_losses(batch, noised, z + 0.3)["appearance"] == 0 < losses["appearance"]
 
 
 def test_masked_image_channels_go_to_the_person_of_the_mode():

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.batches import random_batch, tiny_module
 from vton.config import ConfigError
+from vton.diffusion.objective import Noised
 from vton.models.gardiff.building import widen
 from vton.models.gardiff.config import AppearanceConfig
 from vton.models.gardiff.losses import random_dists
@@ -88,7 +89,8 @@ def test_appearance_loss_respects_its_timestep_limit(t_max, applied):
     module = tiny_module("gardiff", f"model.appearance.t_max={t_max}")
     batch = random_batch(2)
     z = module.codec.encode(batch.person)
-    losses = module.extra_losses(batch, z, torch.tensor([400, 600]), z + 0.1)
+    noised = Noised(z, torch.tensor([400, 600]), z, z, z)
+    losses = module.extra_losses(batch, noised, z + 0.1)
     assert ("appearance" in losses) == applied
 
 
@@ -96,10 +98,10 @@ def test_appearance_loss_is_zero_for_the_truth_and_has_gradients():
     module = tiny_module("gardiff", "codec.channels=48", "objective.prediction=sample")
     batch = random_batch(2)
     z = module.codec.encode(batch.person)
-    t = torch.tensor([400, 600])
-    assert module.extra_losses(batch, z, t, z)["appearance"] < 1e-6
+    noised = Noised(z, torch.tensor([400, 600]), z, z, z)
+    assert module.extra_losses(batch, noised, z)["appearance"] < 1e-6
     prediction = (z + 0.3).requires_grad_()
-    module.extra_losses(batch, z, t, prediction)["appearance"].backward()
+    module.extra_losses(batch, noised, prediction)["appearance"].backward()
     assert prediction.grad.abs().sum() > 0
 
 

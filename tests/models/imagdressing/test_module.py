@@ -96,7 +96,7 @@ def module_on_meta(*overrides: str):
 def test_controlnets_take_part_in_training_by_configuration():
     frozen = ("model.inpaint.trained=false", "model.inpaint.in_training=false")
     model, batch = tiny(*frozen, "model.pose.enabled=true", "sampler.steps=2"), random_batch(2)
-    calls = {name: rows_of(control.net) for name, control in model.dresser.controls.items()}
+    calls = {name: rows_of(control.net) for name, control in model.denoiser.controls.items()}
     model.training_step(batch, 0)
     assert calls == {"inpaint": [], "pose": []}
     model.generate(batch)
@@ -107,7 +107,7 @@ def test_controlnets_take_part_in_training_by_configuration():
 
 def test_try_on_keeps_the_surroundings_and_knows_nothing_of_the_old_garment():
     model, batch = tiny().eval(), random_batch(2)
-    known = model.known(model.condition(batch))
+    known = model.denoiser.known(model.condition(batch))
     other = random_batch(2)
     other.person = other.person * 0
     assert torch.equal(model.generate(batch), model.generate(other))
@@ -116,7 +116,10 @@ def test_try_on_keeps_the_surroundings_and_knows_nothing_of_the_old_garment():
     kept = (1 - known.mask).expand_as(known.latents).bool()
     assert torch.equal(known.latents[kept], model.codec.encode(batch.person)[kept])
     assert (
-        model.known(tiny("model.inpaint={enabled: false, trained: false}").condition(batch)) is None
+        model.denoiser.known(
+            tiny("model.inpaint={enabled: false, trained: false}").condition(batch)
+        )
+        is None
     )
 
 
@@ -127,7 +130,7 @@ def test_a_latent_cell_with_one_masked_pixel_is_painted():
 
 
 def test_the_control_picture_is_as_much_larger_as_the_codec_says(tmp_path):
-    assert tiny().dresser.controls["inpaint"].factor == 4
+    assert tiny().denoiser.controls["inpaint"].factor == 4
     unet = tiny().unet
     assert build_control(ControlConfig(), unet, 1, "model.pose").factor == 1
     with pytest.raises(ConfigError, match=r"model\.pose\.embedding has 4 widths.*factor is 16"):

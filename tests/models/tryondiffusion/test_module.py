@@ -144,7 +144,10 @@ def test_the_null_branch_knows_nothing_of_its_sample():
     out = module.denoiser.denoise(z, t, null, module.denoiser.garment_features(null, t))
     torch.testing.assert_close(out[0], out[1], atol=1e-6, rtol=0)
     kept = tiny("model.drop_levels=true", "model.augmentation.garment=0.3")
-    assert kept.unconditional(kept.condition(random_batch(1, SIZE)))["levels"].abs().max() == 0
+    assert (
+        kept.denoiser.unconditional(kept.condition(random_batch(1, SIZE)))["levels"].abs().max()
+        == 0
+    )
 
 
 def test_all_conditions_go_together_or_none():
@@ -170,7 +173,7 @@ def test_training_noise_levels_are_uniform_and_independent(monkeypatch):
     seen = {}
     monkeypatch.setattr(
         module,
-        "noised",
+        "with_noise",
         lambda image, level, draws: seen.setdefault(len(seen), level) is None or image,
     )
     module.training_condition(batch, torch.ones(count))
@@ -278,10 +281,10 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
     given = module.condition(batch, lowres)
     torch.testing.assert_close(given["lowres"], F.interpolate(noisy, SIZE, mode="bilinear"))
     assert torch.equal(given["agnostic"], module.condition(batch)["agnostic"])
-    shapes, noised = [], module.noised
+    shapes, noised = [], module.with_noise
     monkeypatch.setattr(
         module,
-        "noised",
+        "with_noise",
         lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest),
     )
     module.generate(batch, lowres=lowres)
@@ -295,7 +298,9 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
 def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch):
     own = ("model.augmentation.levels=[0,0]", "model.augmentation.lowres_levels=[0.2,0.3]")
     module, batch, levels = tiny("model.stage=sr256", *SR, *own), random_batch(3, SIZE), []
-    monkeypatch.setattr(module, "noised", lambda image, level, draws: levels.append(level) or image)
+    monkeypatch.setattr(
+        module, "with_noise", lambda image, level, draws: levels.append(level) or image
+    )
     module.training_condition(batch, torch.ones(3))
     agnostic, garment, lowres = levels
     assert not agnostic.any() and not garment.any() and lowres.min() >= 0.2 and lowres.max() <= 0.3
