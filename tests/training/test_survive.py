@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_the_same_seed_twice_is_the_same_training(model, tmp_path, rendered):
 def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vton.commands.train", "vton.models.gardiff.module"])
-    return context
+    yield context
+    forkserver._forkserver._stop()  # it would otherwise outlive the tests, with all it has imported
 
 
 def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
