@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.batches import random_batch, randomised
+from tests.batches import random_batch, random_sample, randomised
 from tests.data.folders import write_viton_hd
 from tests.running import vton
 from vton import registry
@@ -21,7 +21,7 @@ from vton.metrics.pictures import to_uint8, write_pictures
 from vton.metrics.results import read_results
 from vton.models.codecs import build_codec
 from vton.runs.assemble import data_module, load_module
-from vton.runs.cascade import chain_of, handed_over, interpolated, require_same_pairs
+from vton.runs.cascade import WithLowres, chain_of, interpolated, require_same_pairs
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 
@@ -123,6 +123,13 @@ def test_a_run_is_chained_with_the_stages_below_it(tmp_path, root):
     assert names(chain_of(base)) == ["base", "sr256"]
 
 
+def enlarged(module, pairs: WithLowres) -> dict[str, torch.Tensor]:
+    """What the module draws of all pairs at once."""
+    batch = TryOnBatch.collate([pairs[index] for index in range(len(pairs))])
+    drawn = to_uint8(module.generate(batch, module.config.eval.seed))
+    return dict(zip(batch.pair_id, drawn.permute(0, 2, 3, 1).flatten(1).int(), strict=True))
+
+
 def test_the_next_stage_enlarges_what_the_former_one_wrote(base, rows):
     """In both orders, with own and exchanged garments: recomputed from the former stage's files of
     that name.
@@ -131,25 +138,14 @@ def test_the_next_stage_enlarges_what_the_former_one_wrote(base, rows):
     module, data = load_module(run, config, "weights"), data_module(config)
     for order in ("paired", "unpaired"):
         for shuffled, name in ((False, order), (True, f"{order}_shuffled")):
-            dataset = data.eval_dataset(order, shuffled)
-            batch = TryOnBatch.collate([dataset[index] for index in range(3)])
-            lowres = handed_over(base.predictions / name, config)(batch.pair_id)
-            expected = (
-                to_uint8(module.generate(batch, config.eval.seed, lowres))
-                .permute(0, 2, 3, 1)
-                .flatten(1)
-                .int()
+            pairs = data.eval_dataset(order, shuffled)
+            written = pictures(run.predictions / name)
+            assert equal(
+                written, enlarged(module, WithLowres(pairs, base.predictions / name, config))
             )
-            found = pictures(run.predictions / name)
-            assert equal(found, dict(zip(batch.pair_id, expected, strict=True)))
-            elsewhere = handed_over(
-                base.predictions / f"{order}{'' if shuffled else '_shuffled'}", config
-            )
-            other = to_uint8(module.generate(batch, config.eval.seed, elsewhere(batch.pair_id)))
-            assert not equal(
-                found,
-                dict(zip(batch.pair_id, other.permute(0, 2, 3, 1).flatten(1).int(), strict=True)),
-            )
+            other = f"{order}{'' if shuffled else '_shuffled'}"
+            elsewhere = WithLowres(pairs, base.predictions / other, config)
+            assert not equal(written, enlarged(module, elsewhere))
 
 
 def test_rows_say_what_was_enlarged(base, rows):
@@ -224,8 +220,8 @@ def test_what_is_handed_over_is_what_training_saw(tmp_path):
     batch = random_batch(3)
     trained = module.training_condition(batch, torch.ones(3))["lowres"]
     write_pictures(tmp_path, batch.pair_id, module.reduced(batch.person))
-    lowres = handed_over(tmp_path, config)(batch.pair_id)
-    sampled = module.condition(batch, lowres)["lowres"]
+    pairs = WithLowres([random_sample(index) for index in range(3)], tmp_path, config)
+    sampled = module.condition(TryOnBatch.collate([pairs[index] for index in range(3)]))["lowres"]
     torch.testing.assert_close(sampled, trained, atol=1 / 255 + 1e-6, rtol=0)
     assert sampled.min() < -0.5 and abs(sampled.mean() - trained.mean()) < 1e-3
     torch.testing.assert_close(sampled.std(), trained.std(), atol=1e-3, rtol=0)
@@ -233,11 +229,12 @@ def test_what_is_handed_over_is_what_training_saw(tmp_path):
 
 def test_levels_survive_the_hand_over(tmp_path):
     levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-    write_pictures(tmp_path, ["a"], levels)
+    write_pictures(tmp_path, ["a__b"], levels)
     config = load("model=tryondiffusion", "model.stage=sr256", "data.size=[32,32]")
-    read = handed_over(tmp_path, config)(["a"])
+    sample = replace(random_sample(0, (32, 32)), person_id="a", garment_id="b")
+    read = WithLowres([sample], tmp_path, config)[0].lowres[None]
     assert read.min() == -1 and read.max() == 1 and torch.equal(to_uint8(read), levels)
-    flat = interpolated(tmp_path, config.data)(["a"])
+    flat = interpolated(tmp_path, config.data)(["a__b"])
     assert flat.shape == (1, 3, 32, 32) and flat.dtype == torch.uint8
 
 
@@ -305,11 +302,7 @@ def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path,
         assert (row.metrics == same.metrics) == (
             row.model.startswith("baseline/") and row.model != UPSAMPLED
         )
-    lowres = handed_over(chain[0].run.predictions / "paired", chain[1].config)(
-        ["01000_00__01000_00"]
-    )
-    assert (
-        lowres.shape == (1, 3, 24, 24)
-        and (lowres[..., :3] == 1).all()
-        and (lowres[..., -3:] == 1).all()
-    )
+    pairs = data_module(chain[1].config).eval_dataset("paired")
+    lowres = WithLowres(pairs, chain[0].run.predictions / "paired", chain[1].config)[0].lowres
+    assert lowres.shape == (3, 24, 24)
+    assert (lowres[..., :3] == 1).all() and (lowres[..., -3:] == 1).all()

@@ -45,7 +45,7 @@ from vton.processes import gathered
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
 from vton.runs.assemble import checkpoint_path, data_module, load_module
-from vton.runs.cascade import Stage, handed_over, interpolated, require_same_pairs
+from vton.runs.cascade import Stage, WithLowres, interpolated, require_same_pairs
 from vton.runs.checkpoint import training_so_far
 from vton.runs.folder import RunFolder, git_commit
 from vton.runs.warp import RunWarp
@@ -332,10 +332,10 @@ def draw_pictures(
 ) -> None:
     """Every pair's picture into `folder`; before: where the former stage's pictures lie."""
     module.prediction_folder = folder
+    pairs = data.eval_dataset(order, shuffled)
     if before is not None:
-        module.former = handed_over(before, module.config)
-    data.predicting(order, shuffled)
-    trainer.predict(module, datamodule=data, return_predictions=False)
+        pairs = WithLowres(pairs, before, module.config)
+    trainer.predict(module, dataloaders=data.loader_of(pairs), return_predictions=False)
     trainer.strategy.barrier()
 
 

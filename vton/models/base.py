@@ -6,8 +6,7 @@ TrainedModule, the part that has nothing to do with diffusion.
 
 An architecture defines `build`, `condition`, `denoise` and `unconditional`, and where the defaults
 don't fit, `training_condition`, `training_view`, `readings`, `garment_features`, `acting`, `known`,
-`extra_losses`, `trained_parameters` and `networks`. The upper stages of a cascade
-(ModelConfig.CASCADE) define `condition(batch, lowres=None)`.
+`extra_losses`, `trained_parameters` and `networks`.
 
 Legend: B batch, z_t noisy latents (B, C, h, w), t timesteps (B,) int64.
 """
@@ -220,10 +219,6 @@ class TryOnModule(TrainedModule):
 
     FORWARDS = (*TrainedModule.FORWARDS, "looks")
 
-    # Set by who chains a cascade: pair ids -> the former stage's pictures, (B, 3, H / n, W / n) in
-    # [-1, 1], on the CPU.
-    former: Callable[[Sequence[str]], Tensor] | None = None
-
     @cached_property
     def objective(self) -> Objective:
         return Objective(self.config.objective)
@@ -232,11 +227,7 @@ class TryOnModule(TrainedModule):
 
     @abstractmethod
     def condition(self, batch: TryOnBatch) -> Conditions:
-        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here.
-
-        A cascade's upper stages take the former one's pictures as `lowres`; without them the
-        reduced truth stands in.
-        """
+        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).
@@ -357,16 +348,14 @@ class TryOnModule(TrainedModule):
         return {name: choose(name, tensor) for name, tensor in conditions.items()}
 
     @torch.no_grad()
-    def generate(self, batch: TryOnBatch, seed: int = 0, lowres: Tensor | None = None) -> Tensor:
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed, not on its
         batch.
-
-        lowres: the former stage's pictures, where this is an upper stage of a cascade.
         """
         keys = zip(batch.order, batch.pair_id, strict=True)
         draws = [noise.generator(seed, "sample", order, pair) for order, pair in keys]
         draw = drawing(self.latent_shape(), draws, self.device)
-        conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
+        conditions = self.condition(batch)
         z = sample(self, conditions, draw, self.config.sampler, self.objective)
         return self.codec.decode(z).clamp(-1, 1)
 
@@ -396,11 +385,7 @@ class TryOnModule(TrainedModule):
         """
         seed, pairs = self.config.eval.seed, len(self.trainer.predict_dataloaders.dataset)
         full = batch[[row % len(batch) for row in range(min(self.config.eval.batch_size, pairs))]]
-        if self.former is None:
-            pictures = self.generate(full, seed)
-        else:
-            pictures = self.generate(full, seed, lowres=self.former(full.pair_id).to(self.device))
-        return pictures[: len(batch)]
+        return self.generate(full, seed)[: len(batch)]
 
 
 def lr_factor(step: int, train) -> float:

@@ -3,8 +3,8 @@
     runs/<name>/            the first stage, a run folder like any other
     runs/<name>/<stage>/    an upper one
 
-Whatever architecture names its stages (ModelConfig.CASCADE) and takes the former stage's pictures
-in `condition` is chained here. They are handed over as the PNGs by pair that the former stage has
+Whatever architecture names its stages (ModelConfig.CASCADE) and reads TryOnBatch.lowres in
+`condition` is chained here. Pictures are handed over as the PNGs by pair that the former stage has
 written: the next one enlarges exactly what the table measures, whichever process drew it. Rounding
 to 8 bits moves a value by at most 1/255 in [-1, 1].
 """
@@ -13,18 +13,20 @@ to 8 bits moves a value by at most 1/255 in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from vton.config import DataConfig, ExperimentConfig, flatten
 from vton.data import transforms
+from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
-from vton.data.sample import DataError, Order
+from vton.data.sample import DataError, Order, TryOnSample
 from vton.metrics.pictures import PictureFolder, to_uint8
 from vton.runs.folder import RunError, RunFolder
 
@@ -136,15 +138,27 @@ def smaller(size: tuple[int, int], times: int) -> tuple[int, int]:
     return size[0] // times, size[1] // times
 
 
-def handed_over(folder: Path, config: ExperimentConfig) -> Callable[[Sequence[str]], Tensor]:
-    """pair ids -> the pictures in `folder` as the configured stage reads them: (B, 3, H / n, W / n)
-    in [-1, 1], padded.
+class WithLowres(Dataset):
+    """A test split whose samples bring the smaller picture that the configured stage enlarges.
 
-    Between stages pictures change their range here and nowhere else. Raises DataError for a picture
-    that is missing.
+    Item i is sample i of `pairs` with lowres (3, H / n, W / n) in [-1, 1], padded as the sample is.
+    It is read from `folder`, where the stage before has written it. Between stages pictures change
+    their range here and nowhere else. Raises DataError for a picture that is missing.
     """
-    pictures, size = PictureFolder(folder), smaller(config.data.size, factor(config))
-    return lambda pair_ids: transforms.normalise(transforms.pad_picture(pictures(pair_ids), size))
+
+    def __init__(self, pairs: TryOnDataset, folder: Path, config: ExperimentConfig):
+        self.pairs = pairs
+        self.pictures = PictureFolder(folder)
+        self.size = smaller(config.data.size, factor(config))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        sample = self.pairs[index]
+        (picture,) = self.pictures([sample.pair_id])
+        lowres = transforms.normalise(transforms.pad_picture(picture, self.size))
+        return replace(sample, lowres=lowres).check()
 
 
 def interpolated(folder: Path, data: DataConfig) -> Callable[[Sequence[str]], Tensor]:
