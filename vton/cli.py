@@ -335,7 +335,7 @@ def run_train(args) -> None:
 def run_eval(args) -> None:
     from vton.commands.evaluate import evaluate
 
-    evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
+    evaluate(_stage(args), checkpoint=args.checkpoint, as_json=args.json)
 
 
 def run_predict(args) -> None:
@@ -343,7 +343,7 @@ def run_predict(args) -> None:
 
     from vton.commands.evaluate import predict
 
-    predict(_chain(args), args.order, Path(args.out))
+    predict(_stage(args), args.order, Path(args.out))
 
 
 def run_metrics(args) -> None:
@@ -577,11 +577,9 @@ def run_list(args) -> None:
         print(f"{group + ':':10}{' '.join(names)}")
 
 
-def _chain(args) -> list:
-    """What --run names, or the newest run, of --model where it is given, with the whole cascade
-    that it belongs to.
-    """
-    from vton.runs.cascade import chain_of
+def _stage(args):
+    """The trained network that --run names, or the newest run's, of --model where it is given."""
+    from vton.runs.cascade import load_stage
     from vton.runs.folder import RunFolder
 
     run = (
@@ -589,7 +587,7 @@ def _chain(args) -> list:
         if args.folder
         else RunFolder.newest(_runs(args.overrides), args.model)
     )
-    return chain_of(run, *_groups_as_files(args.overrides), whole=not args.folder)
+    return load_stage(run, *_groups_as_files(args.overrides), whole=not args.folder)
 
 
 def _runs(overrides: list[str]) -> str:

@@ -14,12 +14,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.running import trained, vton
 from vton import cli
-from vton.commands.evaluate import stage_facts
 from vton.data.sample import TryOnBatch
 from vton.metrics.results import read_results
 from vton.runs.assemble import checkpoint_path, data_module, load_module
-from vton.runs.cascade import Stage
 from vton.runs.folder import RunError, RunFolder
+from vton.runs.provenance import training_facts
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.weights.pretrained import read_checkpoint
 
@@ -163,7 +162,7 @@ def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_pa
     AtomicCheckpointIO().save_checkpoint(best, folder.best)
     config = folder.load_config()
     for checkpoint, steps in (("weights", 2), ("last", 2), ("best", 1)):
-        training = stage_facts(Stage(folder, config), checkpoint)["training"]
+        training = training_facts(folder, config, checkpoint)
         assert training["steps"] == steps and (training["seconds"] == 7.0) == (checkpoint == "best")
     for checkpoint in ("last", "best"):
         stored = read_checkpoint(checkpoint_path(folder, checkpoint))

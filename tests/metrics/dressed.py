@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,13 @@ from torch import nn
 
 from tests.batches import random_sample
 from vton.data.sample import CATEGORIES, TryOnBatch, TryOnSample
+from vton.metrics.extractors import Extractors
+from vton.metrics.pictures import to_uint8
+from vton.metrics.results import Row
+from vton.metrics.rows import rows_of
+from vton.metrics.scorer import Scorer
+from vton.metrics.tally import Measured
+from vton.metrics.target import Method, Prediction, targets_of
 
 SIZE = (64, 48)
 
@@ -42,20 +50,61 @@ def dressed_batches(
     return [TryOnBatch.collate(samples[start : start + size]) for start in range(0, count, size)]
 
 
+def unchanged(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures
+
+
 class Remembered:
-    """Pictures in memory, by pair id, changed by a function of uint8 (B, 3, H, W)."""
+    """A method: the truths of the batches, by pair id, changed by a function of uint8 (B, 3, H, W)."""
 
-    def __init__(self, batches: list[TryOnBatch], change=lambda pictures: pictures):
-        from vton.metrics.pictures import to_uint8
+    def __init__(self, batches: list[TryOnBatch], change=unchanged):
+        self.pictures = {}
+        for batch in batches:
+            changed = change(to_uint8(batch.truth))
+            self.pictures |= dict(zip(batch.pair_id, changed, strict=True))
 
-        self.pictures = {
-            pair_id: picture
-            for batch in batches
-            for pair_id, picture in zip(batch.pair_id, change(to_uint8(batch.truth)), strict=True)
-        }
+    def __call__(self, batch: TryOnBatch) -> Prediction:
+        return Prediction(torch.stack([self.pictures[pair_id] for pair_id in batch.pair_id]))
 
-    def __call__(self, pair_ids):
-        return torch.stack([self.pictures[pair_id] for pair_id in pair_ids])
+
+def measured(
+    extractors: Extractors,
+    batches: Sequence[TryOnBatch],
+    methods: dict[str, Method],
+    reference: Sequence[TryOnBatch] = (),
+) -> Measured:
+    """Every method's pictures of the batches, against the persons of `reference`."""
+    scorer = Scorer(extractors)
+    for batch in reference:
+        scorer.update_reference(targets_of(batch))
+    for batch in batches:
+        predictions = {name: method(batch) for name, method in methods.items()}
+        scorer.update(targets_of(batch), predictions)
+    return scorer.measured
+
+
+def rows_by_method(extractors: Extractors, results: Measured) -> dict[str, list[Row]]:
+    rows = {}
+    for (_, name), tally in results.tallies.items():
+        rows[name] = rows_of(
+            tally,
+            results.reference,
+            extractors,
+            model=name,
+            data="synthetic",
+            split="test",
+            provenance={"seed": 0},
+        )
+    return rows
+
+
+def rows_of_one(
+    extractors: Extractors, batches: Sequence[TryOnBatch], method: Method, reference=None
+) -> list[Row]:
+    """Rows of one method; the reference is the batches' persons unless another is given."""
+    reference = batches if reference is None else reference
+    results = measured(extractors, batches, {"m": method}, reference)
+    return rows_by_method(extractors, results)["m"]
 
 
 class TinyExtractor(nn.Module):

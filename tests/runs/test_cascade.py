@@ -13,7 +13,8 @@ from tests.batches import random_batch, random_sample, randomised
 from tests.data.folders import write_viton_hd
 from tests.running import vton
 from vton import registry
-from vton.commands.evaluate import UPSAMPLED, evaluate, predict
+from vton.commands.evaluate import evaluate, predict
+from vton.commands.scoring import UPSAMPLED
 from vton.config import load
 from vton.data.sample import DataError, TryOnBatch
 from vton.errors import UserError
@@ -21,7 +22,7 @@ from vton.metrics.pictures import to_uint8, write_pictures
 from vton.metrics.results import read_results
 from vton.models.codecs import build_codec
 from vton.runs.assemble import data_module, load_module
-from vton.runs.cascade import WithLowres, chain_of, interpolated, require_same_pairs
+from vton.runs.cascade import Stage, WithLowres, interpolated, load_stage, require_same_pairs
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 
@@ -89,7 +90,7 @@ def base(tmp_path_factory, root) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def rows(base):
-    return evaluate(chain_of(base))
+    return evaluate(load_stage(base))
 
 
 def pictures(folder: Path) -> dict[str, torch.Tensor]:
@@ -107,20 +108,22 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], levels: 
     )
 
 
-def names(chain) -> list[str]:
-    return [stage.config.model.stage for stage in chain]
+def names(stage: Stage) -> list[str]:
+    return [part.config.model.stage for part in stage.in_order()]
 
 
 def test_a_run_is_chained_with_the_stages_below_it(tmp_path, root):
     base, sr256, sr1024 = (write_run(tmp_path, root, stage, weights=False) for stage in SIZES)
     assert sr256.path == base.path / "sr256" and sr1024.path == base.path / "sr1024"
-    assert names(chain_of(base)) == ["base", "sr256", "sr1024"]
-    assert names(chain_of(sr256)) == ["base", "sr256"]
-    assert names(chain_of(sr256, whole=True)) == ["base", "sr256", "sr1024"]
-    assert names(chain_of(sr1024, "eval.chain=false")) == ["sr1024"]
-    assert [stage.config.sampler.steps for stage in chain_of(base)] == list(STEPS.values())
+    assert names(load_stage(base)) == ["base", "sr256", "sr1024"]
+    assert names(load_stage(sr256)) == ["base", "sr256"]
+    assert names(load_stage(sr256, whole=True)) == ["base", "sr256", "sr1024"]
+    assert names(load_stage(sr1024, "eval.chain=false")) == ["sr1024"]
+    stages = load_stage(base).in_order()
+    assert [stage.config.sampler.steps for stage in stages] == list(STEPS.values())
+    assert [stage.before for stage in stages] == [None, *stages[:-1]]
     sr1024.weights.unlink()
-    assert names(chain_of(base)) == ["base", "sr256"]
+    assert names(load_stage(base)) == ["base", "sr256"]
 
 
 def enlarged(module, pairs: WithLowres) -> dict[str, torch.Tensor]:
@@ -134,7 +137,8 @@ def test_the_next_stage_enlarges_what_the_former_one_wrote(base, rows):
     """In both orders, with own and exchanged garments: recomputed from the former stage's files of
     that name.
     """
-    run, config = chain_of(base)[-1]
+    stage = load_stage(base)
+    run, config = stage.run, stage.config
     module, data = load_module(run, config, "weights"), data_module(config)
     for order in ("paired", "unpaired"):
         for shuffled, name in ((False, order), (True, f"{order}_shuffled")):
@@ -177,8 +181,8 @@ def test_a_stage_alone_is_called_so_and_replaces_nothing(base, rows):
     chained = pictures(base.path / "sr256" / "predictions" / "paired")
     run = RunFolder(base.path / "sr256")
     with pytest.raises(DataError, match="truth"):
-        evaluate(chain_of(run, "eval.chain=false"))  # real unpaired pairs have none
-    alone = evaluate(chain_of(run, "eval.chain=false", "eval.orders=[paired]"))
+        evaluate(load_stage(run, "eval.chain=false"))  # real unpaired pairs have none
+    alone = evaluate(load_stage(run, "eval.chain=false", "eval.orders=[paired]"))
     names = {row.model for row in alone if not row.model.startswith("baseline/")}
     assert names == {
         "tryondiffusion-sr256[from_truth]",
@@ -203,7 +207,7 @@ def test_two_processes_hand_over_the_same_pictures(base, rows, tmp_path):
 
 def test_prediction_chains_too(base, rows, root, tmp_path):
     write_run(base.path.parent, root, "sr1024")
-    predict(chain_of(base), "paired", tmp_path)
+    predict(load_stage(base), "paired", tmp_path)
     assert equal(
         pictures(tmp_path / "sr256"), pictures(base.path / "sr256" / "predictions" / "paired")
     )
@@ -234,7 +238,7 @@ def test_levels_survive_the_hand_over(tmp_path):
     sample = replace(random_sample(0, (32, 32)), person_id="a", garment_id="b")
     read = WithLowres([sample], tmp_path, config)[0].lowres[None]
     assert read.min() == -1 and read.max() == 1 and torch.equal(to_uint8(read), levels)
-    flat = interpolated(tmp_path, config.data)(["a__b"])
+    flat = interpolated(levels, config.data)
     assert flat.shape == (1, 3, 32, 32) and flat.dtype == torch.uint8
 
 
@@ -261,7 +265,7 @@ def test_stages_that_do_not_fit_name_both(changes, expected, tmp_path, root):
             write_run(tmp_path, root, stage, *overrides, weights=False)
     last = "sr1024" if "sr1024" in changes else "sr256"
     with pytest.raises(UserError) as error:
-        chain_of(RunFolder(tmp_path / "it" / last))
+        load_stage(RunFolder(tmp_path / "it" / last))
     message = str(error.value)
     assert (
         expected in message
@@ -272,11 +276,13 @@ def test_stages_that_do_not_fit_name_both(changes, expected, tmp_path, root):
 
 
 def test_other_test_pairs_are_refused(base, tmp_path):
-    chain = chain_of(base)[:2]
+    stage = load_stage(RunFolder(base.path / "sr256"))
     other = write_viton_hd(tmp_path, train=1, test=2)
-    moved = replace(chain[1].config, data=replace(chain[1].config.data, root=str(other)))
+    moved = replace(stage.config, data=replace(stage.config.data, root=str(other)))
+    before = data_module(stage.before.config)
+    require_same_pairs(stage, data_module(stage.config), before, ["paired"])
     with pytest.raises(DataError, match=r"has 3 paired test pairs, .* 2, and 01002_00__01002_00"):
-        require_same_pairs(chain, [data_module(chain[0].config), data_module(moved)], ["paired"])
+        require_same_pairs(stage, data_module(moved), before, ["paired"])
 
 
 def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path, root, rows):
@@ -286,8 +292,8 @@ def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path,
     square = ("data.pad=true", "eval.orders=[paired]", "eval.shuffled=false")
     write_run(tmp_path, root, "base", *square, "data.size=[24,24]")
     run = write_run(tmp_path, root, "sr256", *square, "data.size=[48,48]")
-    chain = chain_of(run)
-    squares = evaluate(chain)
+    stage = load_stage(run)
+    squares = evaluate(stage)
     assert {picture.numel() for picture in pictures(run.predictions / "paired").values()} == {
         3 * 48 * 36
     }
@@ -302,7 +308,7 @@ def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path,
         assert (row.metrics == same.metrics) == (
             row.model.startswith("baseline/") and row.model != UPSAMPLED
         )
-    pairs = data_module(chain[1].config).eval_dataset("paired")
-    lowres = WithLowres(pairs, chain[0].run.predictions / "paired", chain[1].config)[0].lowres
+    pairs = data_module(stage.config).eval_dataset("paired")
+    lowres = WithLowres(pairs, stage.before.run.predictions / "paired", stage.config)[0].lowres
     assert lowres.shape == (3, 24, 24)
     assert (lowres[..., :3] == 1).all() and (lowres[..., -3:] == 1).all()
