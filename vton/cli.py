@@ -352,10 +352,11 @@ def run_metrics(args) -> None:
 
     import torch
 
-    from vton.commands import metrics as folders
+    from vton.commands.metrics import score_folders
     from vton.config import load, nearest
+    from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
     from vton.metrics.results import write_results
-    from vton.processes import joined
+    from vton.processes import process_group
     from vton.report.tables import print_table, table_json
 
     given = {"protocol": args.protocol, "batch_size": args.batch_size, "weights": args.weights}
@@ -364,9 +365,9 @@ def run_metrics(args) -> None:
             name for words in args.metrics for name in words.replace(",", " ").split()
         ]
         for name in given["metrics"]:
-            if name not in folders.METRICS:
+            if name not in METRICS:
                 raise ConfigError(
-                    f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}"
+                    f"--metrics {name}: no such metric. {nearest(name, METRICS)}"
                 )
     if args.size:
         if not re.fullmatch(r"\d+x\d+", args.size):
@@ -377,9 +378,9 @@ def run_metrics(args) -> None:
     config = load(*(f"eval.{key}={json.dumps(value)}" for key, value in given.items())).eval
     paths = {
         name: getattr(args, name)
-        for name in ("pred", "target", *folders.PARTS, "prompts", "listed")
+        for name in ("pred", "target", *OPTIONAL_FOLDERS, "prompts", "listed")
     }
-    compared = folders.Folders(**{name: path and Path(path) for name, path in paths.items()})
+    compared = Folders(**{name: path and Path(path) for name, path in paths.items()})
     try:
         torch.ones((), device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -391,8 +392,8 @@ def run_metrics(args) -> None:
         "model": args.name or Path(args.pred).name,
         "data": args.data or Path(args.target).name,
     }
-    with joined():
-        rows = folders.score(
+    with process_group():
+        rows = score_folders(
             compared, args.order, config, device, **names, mask_rule=args.mask_rule
         )
     if rows is None:

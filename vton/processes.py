@@ -23,7 +23,7 @@ def process_share() -> tuple[int, int]:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """A context in which the processes that torchrun started can exchange results, over gloo.
 
     Without torchrun it does nothing.

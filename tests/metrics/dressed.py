@@ -1,4 +1,4 @@
-"""Small textured pictures of dressed figures, as batches: what metrics must be able to tell apart."""
+"""Small textured pictures of dressed figures, as batches: metrics must tell them apart."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vton.data.sample import CATEGORIES, TryOnBatch, TryOnSample
 from vton.metrics.extractors import Extractors
 from vton.metrics.pictures import to_uint8
 from vton.metrics.results import Row
-from vton.metrics.rows import rows_of
+from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import Measured
+from vton.metrics.tally import Measurements
 from vton.metrics.target import Method, Prediction, targets_of
 
 SIZE = (64, 48)
@@ -28,9 +28,8 @@ def dressed_sample(index: int, order: str = "paired", category: str = "upper_bod
     height, width = SIZE
     colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
     rows = torch.arange(height).view(1, height, 1)
-    stripes = torch.where(rows // (2 + index % 4) % 2 > 0, colours[0], colours[1]).expand(
-        3, height, width
-    )
+    odd = rows // (2 + index % 4) % 2 > 0
+    stripes = torch.where(odd, colours[0], colours[1]).expand(3, height, width)
     grain = 0.1 * torch.randn(3, height, width, generator=generator)
     truth = torch.where(sample.warped_mask > 0, stripes, sample.person).add(grain).clamp(-1, 1)
     garment_id = sample.garment_id if order == "paired" else f"{index + 1:05d}_00"
@@ -44,9 +43,9 @@ def dressed_batches(
     count: int, size: int, order: str = "paired", categories: int = 1
 ) -> list[TryOnBatch]:
     """`count` pairs in batches of `size`; sample i is of category i modulo `categories`."""
-    samples = [
-        dressed_sample(index, order, CATEGORIES[index % categories]) for index in range(count)
-    ]
+    samples = []
+    for index in range(count):
+        samples.append(dressed_sample(index, order, CATEGORIES[index % categories]))
     return [TryOnBatch.collate(samples[start : start + size]) for start in range(0, count, size)]
 
 
@@ -55,7 +54,7 @@ def unchanged(pictures: torch.Tensor) -> torch.Tensor:
 
 
 class Remembered:
-    """A method: the truths of the batches, by pair id, changed by a function of uint8 (B, 3, H, W)."""
+    """A method: the batches' truths by pair id, changed by a function of uint8 (B, 3, H, W)."""
 
     def __init__(self, batches: list[TryOnBatch], change=unchanged):
         self.pictures = {}
@@ -72,7 +71,7 @@ def measured(
     batches: Sequence[TryOnBatch],
     methods: dict[str, Method],
     reference: Sequence[TryOnBatch] = (),
-) -> Measured:
+) -> Measurements:
     """Every method's pictures of the batches, against the persons of `reference`."""
     scorer = Scorer(extractors)
     for batch in reference:
@@ -83,10 +82,10 @@ def measured(
     return scorer.measured
 
 
-def rows_by_method(extractors: Extractors, results: Measured) -> dict[str, list[Row]]:
+def rows_by_method(extractors: Extractors, results: Measurements) -> dict[str, list[Row]]:
     rows = {}
     for (_, name), tally in results.tallies.items():
-        rows[name] = rows_of(
+        rows[name] = compute_rows(
             tally,
             results.reference,
             extractors,
@@ -108,7 +107,7 @@ def rows_of_one(
 
 
 class TinyExtractor(nn.Module):
-    """In Inception's place, where it matters what is done with features rather than what they are."""
+    """In Inception's place, where it matters what is done with features, not what they are."""
 
     def __init__(self, width: int = 24):
         super().__init__()

@@ -25,7 +25,7 @@ def test_features_are_those_of_the_reference_implementation(network):
     """
     golden = json.loads((Path(__file__).parent / "inception.json").read_text())
     with torch.inference_mode():
-        features = network(inception.resize(fixed_pictures(), 299))
+        features = network(inception.resize_to_square(fixed_pictures(), 299))
     assert features.shape == (2, 2048)
     torch.testing.assert_close(
         features[:, :: 2048 // 16], torch.tensor(golden["features"]), rtol=1e-4, atol=1e-5
@@ -35,7 +35,7 @@ def test_features_are_those_of_the_reference_implementation(network):
 def test_resize_takes_levels_and_is_antialiased():
     places = torch.arange(64)
     checkers = ((places[:, None] + places) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)
-    small = inception.resize(checkers, 16)
+    small = inception.resize_to_square(checkers, 16)
     assert small.shape == (1, 3, 16, 16)
     assert (small - 127.5).abs().max() < 16  # without antialiasing: pure black or white
 

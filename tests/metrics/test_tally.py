@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vton.metrics.tally import (
-    Measured,
+    Measurements,
     PictureFeatures,
     Tally,
     merge,
@@ -52,8 +52,8 @@ def test_parts_that_contradict_each_other_are_refused():
 
 def test_a_process_without_pairs_changes_nothing():
     """Three pairs on four processes: the last one has measured no method at all."""
-    full = Measured(part("a").features, {("paired", "m"): part("a", "b")})
-    merged = merge([full, Measured()])
+    full = Measurements(part("a").features, {("paired", "m"): part("a", "b")})
+    merged = merge([full, Measurements()])
     assert list(merged.tallies) == [("paired", "m")]
     assert merged.tallies["paired", "m"].pair_ids("image") == ["a", "b"]
     assert merged.reference.category == {"a": "upper_body"}

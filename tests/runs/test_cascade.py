@@ -1,5 +1,6 @@
-"""Stages after one another: which runs are chained, what is handed over, what rows say. Small
-random networks.
+"""Stages after one another: which runs are linked, what is handed over, what rows say.
+
+Networks are small and random.
 """
 
 from dataclasses import replace
@@ -94,18 +95,19 @@ def rows(base):
 
 
 def pictures(folder: Path) -> dict[str, torch.Tensor]:
-    found = {path.stem: Image.open(path) for path in sorted(folder.glob("*.png"))}
-    return {
-        name: torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int()
-        for name, p in found.items()
-    }
+    """Levels by file name."""
+    levels = {}
+    for path in sorted(folder.glob("*.png")):
+        content = bytearray(Image.open(path).tobytes())
+        levels[path.stem] = torch.frombuffer(content, dtype=torch.uint8).int()
+    return levels
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], levels: int = 1) -> bool:
     """Up to `levels`: float sums in another order may move a value across a rounding edge."""
-    return one.keys() == other.keys() and all(
-        (one[name] - other[name]).abs().max() <= levels for name in one
-    )
+    if one.keys() != other.keys():
+        return False
+    return all((one[name] - other[name]).abs().max() <= levels for name in one)
 
 
 def names(stage: Stage) -> list[str]:
@@ -133,10 +135,8 @@ def enlarged(module, pairs: WithLowres) -> dict[str, torch.Tensor]:
     return dict(zip(batch.pair_id, drawn.permute(0, 2, 3, 1).flatten(1).int(), strict=True))
 
 
-def test_the_next_stage_enlarges_what_the_former_one_wrote(base, rows):
-    """In both orders, with own and exchanged garments: recomputed from the former stage's files of
-    that name.
-    """
+def test_the_next_stage_enlarges_what_the_one_before_wrote(base, rows):
+    """In both orders, with own and exchanged garments: recomputed from the files of that name."""
     stage = load_stage(base)
     run, config = stage.run, stage.config
     module, data = load_module(run, config, "weights"), data_module(config)
@@ -163,17 +163,14 @@ def test_rows_say_what_was_enlarged(base, rows):
     }
     assert {row.model for row in upper} == models | {UPSAMPLED}
     assert {row.model for row in lower} == {name.replace("-sr256", "") for name in models}
-    assert len(rows) == len(upper) + len(lower) and {row.order for row in rows} == {
-        "paired"
-    }  # no truth when unpaired
-    below = upper[0].provenance["enlarges"]
-    assert [part["size"] for part in below] == [SIZES["base"]] and upper[0].provenance[
-        "size"
-    ] == SIZES["sr256"]
-    assert below[0]["checkpoint_sha256"] == lower[0].provenance["checkpoint_sha256"]
-    assert (below[0]["steps"], upper[0].provenance["steps"]) == (2, 3) and "enlarges" not in lower[
-        0
-    ].provenance
+    assert len(rows) == len(upper) + len(lower)
+    assert {row.order for row in rows} == {"paired"}  # no truth when unpaired
+    own, before = upper[0].provenance, lower[0].provenance
+    (enlarged_facts,) = own["enlarges"]
+    assert enlarged_facts["size"] == SIZES["base"] and own["size"] == SIZES["sr256"]
+    assert enlarged_facts["checkpoint_sha256"] == before["checkpoint_sha256"]
+    assert (enlarged_facts["steps"], own["steps"]) == (2, 3)
+    assert "enlarges" not in before
     assert (base.path / "sr256" / "pictures_unpaired.png").exists()
 
 
@@ -198,11 +195,8 @@ def test_two_processes_hand_over_the_same_pictures(base, rows, tmp_path):
     expected = pictures(base.path / "sr256" / "predictions" / "unpaired_shuffled")
     few = ("eval.baselines=false", "trainer.devices=2", "trainer.strategy=ddp")
     done = vton("eval", "--run", str(base.path), *few)
-    found = base.path / "sr256" / "predictions" / "unpaired_shuffled"
-    assert (
-        equal(expected, pictures(found))
-        and "tryondiffusion-sr256: enlarges pictures of" in done.stdout
-    )
+    assert equal(expected, pictures(base.path / "sr256" / "predictions" / "unpaired_shuffled"))
+    assert "tryondiffusion-sr256: enlarges pictures of" in done.stdout
 
 
 def test_prediction_chains_too(base, rows, root, tmp_path):
@@ -249,10 +243,10 @@ def test_levels_survive_the_hand_over(tmp_path):
             {"base": ["data.size=[48,36]"]},
             "pictures of [48, 36] are not those of [48, 36] reduced 2 times",
         ),
-        (
+        (  # 3 px a side
             {"sr256": ["data.size=[48,42]", "data.pad=true"]},
             "(data.size is [24, 18] and [48, 42])",
-        ),  # 3 px a side
+        ),
         ({"sr256": ["eval.shuffled=false"]}, "eval.shuffled is True and False"),
         ({"sr256": ["data.limit_test=2"]}, "data.limit_test is 0 and 2"),
         ({"base": None}, "Train it (model.stage=base)"),
@@ -267,12 +261,8 @@ def test_stages_that_do_not_fit_name_both(changes, expected, tmp_path, root):
     with pytest.raises(UserError) as error:
         load_stage(RunFolder(tmp_path / "it" / last))
     message = str(error.value)
-    assert (
-        expected in message
-        and str(tmp_path / "it") in message
-        and last in message
-        and "\n" not in message
-    )
+    assert expected in message and "\n" not in message
+    assert str(tmp_path / "it") in message and last in message
 
 
 def test_other_test_pairs_are_refused(base, tmp_path):
@@ -294,20 +284,17 @@ def test_padded_squares_are_chained_and_measured_without_their_margins(tmp_path,
     run = write_run(tmp_path, root, "sr256", *square, "data.size=[48,48]")
     stage = load_stage(run)
     squares = evaluate(stage)
-    assert {picture.numel() for picture in pictures(run.predictions / "paired").values()} == {
-        3 * 48 * 36
-    }
+    written = pictures(run.predictions / "paired").values()
+    assert {picture.numel() for picture in written} == {3 * 48 * 36}
+
+    def key(row):
+        return row.model, row.region, row.category, str(row.provenance["size"])
+
+    rectangular = {key(row): row.metrics for row in rows}
     for row in squares:
-        same = next(
-            o
-            for o in rows
-            if (o.model, o.region, o.provenance["size"])
-            == (row.model, row.region, row.provenance["size"])
-        )
         assert row.provenance["padded_to"] in ([24, 24], [48, 48])
-        assert (row.metrics == same.metrics) == (
-            row.model.startswith("baseline/") and row.model != UPSAMPLED
-        )
+        unpadded = row.model.startswith("baseline/") and row.model != UPSAMPLED
+        assert (row.metrics == rectangular[key(row)]) == unpadded
     pairs = data_module(stage.config).eval_dataset("paired")
     lowres = WithLowres(pairs, stage.before.run.predictions / "paired", stage.config)[0].lowres
     assert lowres.shape == (3, 24, 24)

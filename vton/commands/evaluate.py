@@ -18,10 +18,10 @@ from vton.commands.sampling import (
     SampledStage,
     Sampler,
     prediction_folder,
-    sample,
+    sample_stage,
     sampled_methods,
 )
-from vton.commands.scoring import from_files, score, upsampled
+from vton.commands.scoring import from_files, score_stage, upsampled
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import normalise
@@ -48,12 +48,12 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
     data_modules = open_data(stages, checkpoint, stage.config.eval.orders)
     drawn = []
     for part, data in zip(stages, data_modules, strict=True):
-        drawn.append(sample(part, data, checkpoint))
+        drawn.append(sample_stage(part, data, checkpoint))
 
     tables = []
     facts_before: list[dict[str, Any]] = []
     for sampled in drawn:
-        rows = score(sampled, facts_before)
+        rows = score_stage(sampled, facts_before)
         facts_before.append(sampled.facts)
         if rows is None:  # another process reports
             continue
@@ -64,7 +64,7 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
         write_results(results_file(sampled.stage), rows)
         show_results(sampled.stage.run, sampled.stage.config, rows)
         if not as_json:
-            report(rows, sampled.stage, seconds)
+            print_report(rows, sampled.stage, seconds)
         tables.append(rows)
     if as_json and tables:
         print(table_json(*tables))
@@ -135,7 +135,7 @@ def save_grids(sampled: SampledStage) -> None:
         Image.fromarray(grid).save(stage.run.grid(folder.name))
 
 
-def report(rows: Sequence[Row], stage: Stage, seconds: float) -> None:
+def print_report(rows: Sequence[Row], stage: Stage, seconds: float) -> None:
     """Print the stage's table and where the files are."""
     run = stage.run
     if stage.config.model.upper_stage:

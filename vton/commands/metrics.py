@@ -23,16 +23,14 @@ from vton.errors import UserError
 from vton.metrics import prepare
 from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import NEEDS
-from vton.metrics.matching import PARTS, Folders, MatchedFiles, common_size, match_files
+from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
-from vton.metrics.rows import rows_of
+from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import Measured, merge
+from vton.metrics.tally import Measurements, merge
 from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
-
-__all__ = ["METRICS", "PARTS", "Folders", "score"]  # what the command line asks of this file
 
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
@@ -47,7 +45,7 @@ FOLDERS_OF = {
 OWNERS = {"mask": "target", "repaint_mask": "target", "garment_mask": "garment"}
 
 
-def score(
+def score_folders(
     folders: Folders,
     order: Order,
     config: EvalConfig,
@@ -60,8 +58,8 @@ def score(
     """Rows for one pair of folders; None on all but the first of several processes.
 
     Without `repaint_mask` nothing is pasted back, and rows say so where the protocol would. Raises
-    DataError naming every picture that is missing, superfluous, unreadable or of another size than
-    most of its folder, and UserError for metrics that lack a folder.
+    DataError naming every picture that is missing, extra, unreadable or of another size than most
+    of its folder, and UserError for metrics that lack a folder.
     """
     metrics = computable_metrics(folders, order, config)
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
@@ -79,7 +77,7 @@ def score(
     scorer = Scorer(Extractors(config, device))
     rank, world = process_share()
 
-    def measure() -> Measured:
+    def measure() -> Measurements:
         """This process's share of the files."""
         if scorer.needs_reference:
             for group in _groups(references[rank::world], config.batch_size):
@@ -96,7 +94,7 @@ def score(
         return None
     measured = merge(shares)
     given = {part: str(path) for part, path in vars(folders).items() if path}
-    rows = rows_of(
+    rows = compute_rows(
         measured.tallies[order, model],
         measured.reference,
         scorer.extractors,

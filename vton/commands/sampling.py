@@ -45,7 +45,7 @@ class SampledStage:
     facts: dict[str, Any]  # how the pictures were made; filled on the first process
 
 
-def sample(stage: Stage, data: TryOnDataModule, checkpoint: str) -> SampledStage:
+def sample_stage(stage: Stage, data: TryOnDataModule, checkpoint: str) -> SampledStage:
     """Draw the pictures of the stage in every configured order."""
     config = stage.config
     sampler = Sampler(stage, checkpoint)

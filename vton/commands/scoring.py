@@ -18,9 +18,9 @@ from vton.data.sample import Order, TryOnBatch
 from vton.metrics.extractors import Extractors
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, provenance
-from vton.metrics.rows import rows_of
+from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import Measured, merge
+from vton.metrics.tally import Measurements, merge
 from vton.metrics.target import Method, Prediction, Target, targets_of
 from vton.processes import gathered
 from vton.runs.cascade import Stage, interpolated
@@ -29,7 +29,7 @@ from vton.runs.folder import git_commit
 UPSAMPLED = "baseline/upsampled"  # the pictures of the stage before by interpolation alone
 
 
-def score(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> list[Row] | None:
+def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> list[Row] | None:
     """Rows of the stage and the baselines beside it; None on all but the first process.
 
     facts_before: the facts of the stages before it
@@ -58,7 +58,7 @@ def score(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> list[Row
         )
         if name == LEARNED:
             details["learned_warp"] = str(sampled.warp)
-        rows += rows_of(
+        rows += compute_rows(
             tally,
             measured.reference,
             scorer.extractors,
@@ -70,7 +70,7 @@ def score(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> list[Row
     return rows
 
 
-def measure(sampled: SampledStage, scorer: Scorer) -> Measured:
+def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
     """Measure this process's share of the pairs.
 
     Raises DataError naming pictures that are missing or broken.

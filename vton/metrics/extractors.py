@@ -146,7 +146,7 @@ class Extractors:
         for row, picture in enumerate(pictures):
             picture = picture[None].to(self.device)
             if masks is None:
-                squares.append(inception.resize(picture, side, style))
+                squares.append(inception.resize_to_square(picture, side, style))
             else:
                 mask = masks[row][None].to(self.device)
                 squares.append(inception.garment_crops(picture, mask, side, style))

@@ -32,7 +32,7 @@ from vton.metrics.opencv import grey, harris_corners, resize_bilinear
 
 SSIM_WINDOW = 7
 MOST_CORNERS = 5000
-FARTHEST = 0.99  # D of a picture without corners, or with more than MOST_CORNERS
+WORST_DISTANCE = 0.99  # D of a picture without corners, or with more than MOST_CORNERS
 DIAGONAL = 512 * 2**0.5  # distances are divided by it, whatever the size of the pictures
 # Of 256 codes. The published code counts 8^2 bins where 2^8 was meant: codes above 64 are lost.
 PATTERN_BINS = 64
@@ -110,7 +110,7 @@ def corner_distance(reference_corners: NDArray, generated_corners: NDArray) -> f
     the published code divides by zero, is treated alike.
     """
     if len(reference_corners) == 0 or not 0 < len(generated_corners) <= MOST_CORNERS:
-        return FARTHEST
+        return WORST_DISTANCE
     distances, _ = KDTree(generated_corners).query(reference_corners)
     return float(distances.mean() / DIAGONAL)
 

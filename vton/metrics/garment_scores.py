@@ -53,7 +53,7 @@ NEEDS = {
     "image_reward": Needs("image", ("reward",)),
 }
 # Where a network lies in the folder of metric networks.
-STORED = {"lpips": FILES["alex"][0], "clip": CLIP, "dift": DIFT, "reward": IMAGE_REWARD}
+STORED_NETWORKS = {"lpips": FILES["alex"][0], "clip": CLIP, "dift": DIFT, "reward": IMAGE_REWARD}
 
 
 @dataclass
@@ -89,8 +89,8 @@ def with_stored(
     for metric in metrics:
         for name in NEEDS[metric].networks:
             absent = getattr(networks, name) is None
-            if absent and name in STORED and (folder / STORED[name]).exists():
-                paths[name] = folder / STORED[name]
+            if absent and name in STORED_NETWORKS and (folder / STORED_NETWORKS[name]).exists():
+                paths[name] = folder / STORED_NETWORKS[name]
     if not paths:
         return networks
     from vton.metrics.garment_networks import LOADERS  # imports diffusers and transformers
@@ -216,8 +216,8 @@ def cut_out(picture: NDArray, mask: NDArray) -> NDArray:
 
 
 def _described(network: str) -> str:
-    if network in STORED:
-        return f"{network} ({STORED[network]} in the folder of metric weights)"
+    if network in STORED_NETWORKS:
+        return f"{network} ({STORED_NETWORKS[network]} in the folder of metric weights)"
     return f"{network} (to be plugged in)"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
 
-def resize(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
+def resize_to_square(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
     """Pictures as one of the tools that compute FID resizes them.
 
     pictures: uint8 or float (B, 3, H, W) in [0, 255]; returns float (B, 3, S, S) in [0, 255]
@@ -50,7 +50,7 @@ def garment_crops(pictures: Tensor, mask: Tensor, side: int, style: str = "torch
 
     pictures: uint8 (B, 3, H, W)
     mask:     (B, 1, H, W), nowhere empty
-    returns   float (B, 3, S, S) in [0, 255], resized as `resize` does
+    returns   float (B, 3, S, S) in [0, 255], resized as `resize_to_square` does
 
     Grey is 128, which the network sees as 0.
     """
@@ -60,7 +60,7 @@ def garment_crops(pictures: Tensor, mask: Tensor, side: int, style: str = "torch
         rows = inside.any(1).nonzero()[:, 0]
         columns = inside.any(0).nonzero()[:, 0]
         crop = picture[None, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        crops.append(resize(crop, side, style))
+        crops.append(resize_to_square(crop, side, style))
     return torch.cat(crops)
 
 

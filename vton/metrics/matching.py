@@ -19,7 +19,7 @@ from vton.data.images import SUFFIXES
 from vton.data.sample import CATEGORIES, DataError, Order
 from vton.metrics.pictures import require_none
 
-PARTS = ("mask", "repaint_mask", "garment", "garment_mask")  # the optional folders
+OPTIONAL_FOLDERS = ("mask", "repaint_mask", "garment", "garment_mask")  # the optional folders
 OF_GARMENT = ("garment", "garment_mask")  # parts that are named by garment, the others by person
 
 
@@ -65,7 +65,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
     predictions = pictures_in(folders.pred)
     targets = pictures_in(folders.target)
     parts = {}
-    for part in PARTS:
+    for part in OPTIONAL_FOLDERS:
         folder = getattr(folders, part)
         if folder is not None:
             parts[part] = pictures_in(folder)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vton.metrics.protocol import EXACT, Protocol
+from vton.metrics.protocol import EXACT_PROTOCOL, Protocol
 from vton.models.perceptual import masked_mean
 
 
@@ -74,7 +74,7 @@ def output_psnr(output: Tensor, truth: Tensor, region: Tensor | None = None) -> 
         output = output[rows]
         truth = truth[rows]
         region = region[rows]
-    return psnr((output + 1) / 2, (truth + 1) / 2, region, EXACT)
+    return psnr((output + 1) / 2, (truth + 1) / 2, region, EXACT_PROTOCOL)
 
 
 def iou(prediction: Tensor, truth: Tensor) -> Tensor:

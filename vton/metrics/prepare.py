@@ -1,7 +1,7 @@
 """What a protocol does to a picture before anything is measured: size, JPEG, pasting back.
 
 Pillow does all of it, because the published scripts used it. Pictures are uint8 tensors (3, h, w),
-masks bool (1, h, w).
+masks bool (1, h, w), sizes (height, width).
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from torch import Tensor
 
 from vton.metrics.protocol import Protocol
 
-Size = tuple[int, int]  # height, width
 
-
-def truth(picture: Tensor, size: Size, protocol: Protocol) -> Tensor:
+def truth(picture: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
     """The stored truth as the protocol compares it, at `size`."""
     return jpeg(resize(picture, size, protocol.resample), protocol.truth_jpeg)
 
 
 def prediction(
-    picture: Tensor, size: Size, protocol: Protocol, person: Tensor | None, mask: Tensor | None
+    picture: Tensor,
+    size: tuple[int, int],
+    protocol: Protocol,
+    person: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
     """A prediction as the protocol compares it, at `size`.
 
@@ -38,7 +40,7 @@ def prediction(
     return jpeg(picture, protocol.prediction_jpeg)
 
 
-def resize(picture: Tensor, size: Size, resample: str) -> Tensor:
+def resize(picture: Tensor, size: tuple[int, int], resample: str) -> Tensor:
     """To `size` by one of Pillow's filters, antialiased and rounded once.
 
     A picture of that size stays as it is.
@@ -50,7 +52,7 @@ def resize(picture: Tensor, size: Size, resample: str) -> Tensor:
     return from_image(resized)
 
 
-def resize_mask(mask: Tensor, size: Size) -> Tensor:
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(1, h, w) to (1, H, W), nearest neighbour.
 
     A mask that would vanish altogether keeps the pixels it touches.

@@ -74,7 +74,7 @@ class Protocol:
         return self.size is not None or self.resample != "bicubic" or self.reference == "original"
 
 
-EXACT = Protocol("exact", version=1)
+EXACT_PROTOCOL = Protocol("exact", version=1)
 LADI_COMPAT = Protocol(
     "ladi_compat",
     version=1,
@@ -105,7 +105,9 @@ HRVITON_COMPAT = Protocol(
     reference="original",
     inception_resize="torch_fidelity",
 )
-PROTOCOLS = {used.name: used for used in (EXACT, LADI_COMPAT, CATVTON_COMPAT, HRVITON_COMPAT)}
+PROTOCOLS = {
+    used.name: used for used in (EXACT_PROTOCOL, LADI_COMPAT, CATVTON_COMPAT, HRVITON_COMPAT)
+}
 # What the configuration may change in a protocol.
 CHANGEABLE = ("size", "repaint", "lpips_net", "kid_subsets", "kid_subset_size")
 

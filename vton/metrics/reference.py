@@ -10,11 +10,11 @@ from vton.metrics.opencv import harris_corners, resize_bilinear
 from vton.models.reference import Kind, Reference
 
 PREFIX = "metric."
-EQUAL = ("metric.keypoints_", "metric.mp_matched", "metric.reference_resized")
+COMPARED_EXACTLY = ("metric.keypoints_", "metric.mp_matched", "metric.reference_resized")
 
 
 def kind(name: str) -> Kind:
-    return Kind.EXACT if name.startswith(EQUAL) else Kind.CALL
+    return Kind.EXACT if name.startswith(COMPARED_EXACTLY) else Kind.CALL
 
 
 def recompute(reference: Reference) -> dict[str, Tensor]:

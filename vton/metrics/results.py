@@ -73,8 +73,8 @@ def provenance(**parts: Any) -> dict[str, Any]:
     """The common part of every row's provenance: what the caller knows, and the versions.
 
     The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps,
-    guidance, device and wall time as `parts`. `rows_of` adds the metrics' settings and the digest
-    of each row's pairs.
+    guidance, device and wall time as `parts`. `compute_rows` adds the metrics' settings and the
+    digest of each row's pairs.
     """
     return {**parts, "versions": versions()}
 

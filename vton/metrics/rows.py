@@ -14,7 +14,7 @@ from vton.metrics.results import Row, digest_of_ids
 from vton.metrics.tally import REGIONS, PictureFeatures, Region, Tally
 
 
-def rows_of(
+def compute_rows(
     tally: Tally,
     reference: PictureFeatures,
     extractors: Extractors,

@@ -6,7 +6,7 @@
     for batch in batches:         # all methods at once: truths are read once
         scorer.update(targets_of(batch), {"gardiff": method(batch), ...})
     for (order, name), tally in scorer.measured.tallies.items():
-        rows += rows_of(tally, scorer.measured.reference, scorer.extractors, model=name, ...)
+        rows += compute_rows(tally, scorer.measured.reference, scorer.extractors, model=name, ...)
 
 Regions. `image` is the whole picture. `garment` is where the truth shows the garment: the
 prediction is composed with the truth outside that mask, and SSIM map, LPIPS maps and DISTS
@@ -24,8 +24,7 @@ nothing about regions: masks are brought to the size of the picture at hand by n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,24 +33,11 @@ from vton.data.sample import DataError
 from vton.metrics import pixelwise, prepare
 from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import NEEDS
-from vton.metrics.tally import Measured, PictureFeatures, Region, Tally
+from vton.metrics.tally import Measurements, PictureFeatures, Tally
 from vton.metrics.target import Prediction, Target
-from vton.models.perceptual import Statistics
+from vton.metrics.truth import RegionTruth, comparison_size, regions_of, truths_of
 
 PIXELS_AT_ONCE_ON_GPU = 32 * 512 * 384  # bounds the memory of the networks' feature maps
-
-
-@dataclass
-class RegionTruth:
-    """What all methods are compared with, for one region of some pairs."""
-
-    region: Region
-    pair_ids: list[str]  # of the pairs that count in this region
-    rows: Tensor  # their places among all pairs at hand
-    mask: Tensor | None = None  # float (B, 1, H, W); None for the whole picture
-    truth: Tensor | None = None  # uint8 (B, 3, H, W)
-    lpips: list[Tensor] | None = None
-    dists: list[Statistics] | None = None
 
 
 class Scorer:
@@ -61,7 +47,7 @@ class Scorer:
         self.extractors = extractors
         self.protocol = extractors.protocol
         self.device = extractors.device
-        self.measured = Measured()
+        self.measured = Measurements()
 
     @property
     def needs_reference(self) -> bool:
@@ -97,18 +83,19 @@ class Scorer:
             reference.category[target.person_id] = target.category
             picture = target.person
             if self.protocol.reference == "resized":
-                picture = prepare.truth(picture, self._size(target), self.protocol)
+                size = comparison_size(target, self.protocol)
+                picture = prepare.truth(picture, size, self.protocol)
             pictures.append(picture)
-        for region, rows in _regions(targets):
+        for region, places in regions_of(targets):
             masks = None
             if region == "garment":
                 masks = []
-                for row in rows:
-                    size = pictures[row].shape[-2:]
-                    masks.append(prepare.resize_mask(targets[row].garment_mask, size))
-            shown = [pictures[row] for row in rows]
+                for place in places:
+                    size = pictures[place].shape[-2:]
+                    masks.append(prepare.resize_mask(targets[place].garment_mask, size))
+            shown = [pictures[place] for place in places]
             features = self.extractors.inception_features(shown, masks)
-            reference.add(region, [targets[row].person_id for row in rows], features)
+            reference.add(region, [targets[place].person_id for place in places], features)
 
     # ---- predictions ----
 
@@ -123,7 +110,7 @@ class Scorer:
         orders = {target.order for target in targets}
         if len(orders) > 1:
             raise ValueError(f"one call measures one order, got {' and '.join(sorted(orders))}")
-        order = targets[0].order
+        (order,) = orders
         tallies = {}
         for name, prediction in predictions.items():
             _require_fit(name, prediction.pictures, targets)
@@ -149,13 +136,15 @@ class Scorer:
         prepared = []
         for name, prediction in predictions.items():
             prepared.append(self._prepare(targets, prediction.pictures, tallies[name]))
-        for region in self._truths(targets):
-            self._measure_region(region, prepared, list(tallies.values()))
-            if "iou" not in self.extractors.metrics or region.mask is None or region.truth is None:
+        for truth in truths_of(targets, self.extractors):
+            self._measure_region(truth, prepared, list(tallies.values()))
+            if "iou" not in self.extractors.metrics:
+                continue
+            if truth.region != "garment" or truth.pictures is None:
                 continue
             for name, prediction in predictions.items():
                 if prediction.silhouettes is not None:
-                    self._overlap(region, prediction.silhouettes, tallies[name])
+                    self._measure_overlap(truth, prediction.silhouettes, tallies[name])
 
     def _prepare(self, targets: Sequence[Target], pictures: Tensor, tally: Tally) -> Tensor:
         """A method's pictures as the protocol compares them, uint8 (B, 3, H, W).
@@ -165,10 +154,9 @@ class Scorer:
         prepared = []
         for target, picture in zip(targets, pictures, strict=True):
             tally.category[target.pair_id] = target.category
+            size = comparison_size(target, self.protocol)
             mask = target.repaint_mask if self.protocol.repaint else None
-            picture = prepare.prediction(
-                picture, self._size(target), self.protocol, target.person, mask
-            )
+            picture = prepare.prediction(picture, size, self.protocol, target.person, mask)
             prepared.append(picture)
             scores, undefined = self.extractors.garment.measure(target, picture)
             for metric, score in scores.items():
@@ -178,116 +166,78 @@ class Scorer:
                 tally.leave_out(NEEDS[metric].region, metric, target.pair_id, reason)
         return torch.stack(prepared).to(self.device)
 
-    def _truths(self, targets: Sequence[Target]) -> list[RegionTruth]:
-        """The regions of a few targets, with the features of the truth that all methods share."""
-        extractors = self.extractors
-        truths = lpips = dists = None
-        if targets[0].truth is not None:
-            pictures = []
-            for target in targets:
-                pictures.append(prepare.truth(target.truth, self._size(target), self.protocol))
-            truths = torch.stack(pictures).to(self.device)
-            if extractors.lpips is not None:
-                lpips = extractors.lpips_features(truths)
-            if extractors.dists is not None:
-                dists = extractors.dists_features(truths)
-
-        regions = []
-        for name, rows in _regions(targets):
-            ids = [targets[row].pair_id for row in rows]
-            region = RegionTruth(name, ids, torch.tensor(rows, device=self.device))
-            if name == "garment":
-                masks = []
-                for row in rows:
-                    size = self._size(targets[row])
-                    masks.append(prepare.resize_mask(targets[row].garment_mask, size))
-                region.mask = torch.stack(masks).float().to(self.device)
-            if truths is not None:
-                region.truth = truths[region.rows]
-            if lpips is not None:
-                region.lpips = [layer[region.rows] for layer in lpips]
-            if dists is not None:
-                layers = [layer[region.rows] for layer in dists]
-                region.dists = extractors.dists.statistics(layers, region.mask)
-            regions.append(region)
-        return regions
-
     def _measure_region(
-        self, region: RegionTruth, prepared: Sequence[Tensor], tallies: Sequence[Tally]
+        self, truth: RegionTruth, prepared: Sequence[Tensor], tallies: Sequence[Tally]
     ) -> None:
-        """Measure each method's prepared pictures (B, 3, H, W) in a region into its tally.
+        """Measure every method's prepared pictures (B, 3, H, W) in a region into its tally.
 
         The networks see the pictures of all methods together, which on a CPU takes an eighth off an
         evaluation.
         """
-        methods, extractors = len(prepared), self.extractors
-        shown = torch.cat([pictures[region.rows] for pictures in prepared])
-        masks = None if region.mask is None else region.mask.repeat(methods, 1, 1, 1)
+        extractors = self.extractors
+        methods = len(prepared)
+        shown = torch.cat([pictures[truth.rows] for pictures in prepared])
+        masks = None
+        if truth.mask is not None:
+            masks = truth.mask.repeat(methods, 1, 1, 1)
         features = None
         if extractors.inception is not None:
             features = extractors.inception_features(shown, masks)
-        lpips, dists = [], []
-        if region.truth is not None:
+        lpips: list[Tensor] = []
+        dists: list[Tensor] = []
+        if truth.pictures is not None:
             if masks is not None:
-                truth = region.truth.repeat(methods, 1, 1, 1)
-                shown = torch.where(masks > 0, shown, truth)
+                outside = truth.pictures.repeat(methods, 1, 1, 1)
+                shown = torch.where(masks > 0, shown, outside)
             if extractors.lpips is not None:
                 lpips = extractors.lpips_features(shown)
             if extractors.dists is not None:
                 dists = extractors.dists_features(shown)
 
-        count = len(region.pair_ids)
+        pairs = len(truth.pair_ids)
         for place, tally in enumerate(tallies):
-            own = slice(place * count, (place + 1) * count)
+            own = slice(place * pairs, (place + 1) * pairs)
             if features is not None:
-                tally.features.add(region.region, region.pair_ids, features[own])
-            if region.truth is None:
+                tally.features.add(truth.region, truth.pair_ids, features[own])
+            if truth.pictures is None:
                 continue
-            scores = self._scores(
-                region,
-                shown[own],
-                [layer[own] for layer in lpips],
-                [layer[own] for layer in dists],
-            )
+            own_lpips = [layer[own] for layer in lpips]
+            own_dists = [layer[own] for layer in dists]
+            scores = self._scores(truth, shown[own], own_lpips, own_dists)
             for metric, values in scores.items():
-                tally.add(region.region, metric, region.pair_ids, values)
+                tally.add(truth.region, metric, truth.pair_ids, values)
 
     def _scores(
-        self, region: RegionTruth, pictures: Tensor, lpips: list[Tensor], dists: list[Tensor]
+        self, truth: RegionTruth, pictures: Tensor, lpips: list[Tensor], dists: list[Tensor]
     ) -> dict[str, Tensor]:
         """Scores (B,) of one method's pictures for the metrics that need a truth.
 
-        pictures: uint8 (B, 3, H, W), already on the truth outside the region; lpips, dists: their
-        layers
+        pictures:     uint8 (B, 3, H, W), the truth's outside the region
+        lpips, dists: layers of these pictures
         """
         extractors = self.extractors
-        x, y = pictures / 255, region.truth / 255
+        x = pictures / 255
+        y = truth.pictures / 255
         scores = {}
         if "ssim" in extractors.metrics:
-            scores["ssim"] = pixelwise.ssim(x, y, region.mask, self.protocol)
+            scores["ssim"] = pixelwise.ssim(x, y, truth.mask, self.protocol)
         if "psnr" in extractors.metrics:
-            scores["psnr"] = pixelwise.psnr(x, y, region.mask, self.protocol)
+            scores["psnr"] = pixelwise.psnr(x, y, truth.mask, self.protocol)
         if extractors.lpips is not None:
-            scores["lpips"] = extractors.lpips.distance(lpips, region.lpips, region.mask)
+            scores["lpips"] = extractors.lpips.distance(lpips, truth.lpips, truth.mask)
         if extractors.dists is not None:
-            statistics = extractors.dists.statistics(dists, region.mask)
-            scores["dists"] = extractors.dists.distance(statistics, region.dists)
+            statistics = extractors.dists.statistics(dists, truth.mask)
+            scores["dists"] = extractors.dists.distance(statistics, truth.dists)
         return scores
 
-    def _overlap(self, region: RegionTruth, silhouettes: Tensor, tally: Tally) -> None:
+    def _measure_overlap(self, truth: RegionTruth, silhouettes: Tensor, tally: Tally) -> None:
         """IoU of a method's silhouettes (B, 1, h, w) with where the truth shows the garment."""
-        size = region.mask.shape[-2:]
+        size = truth.mask.shape[-2:]
         resized = []
-        for row in region.rows.tolist():
+        for row in truth.rows.tolist():
             resized.append(prepare.resize_mask(silhouettes[row], size))
-        values = pixelwise.iou(torch.stack(resized).to(self.device), region.mask > 0)
-        tally.add(region.region, "iou", region.pair_ids, values)
-
-    # ---- how much at once ----
-
-    def _size(self, target: Target) -> tuple[int, int]:
-        """Height and width of the comparison."""
-        return self.protocol.size or target.size
+        values = pixelwise.iou(torch.stack(resized).to(self.device), truth.mask > 0)
+        tally.add(truth.region, "iou", truth.pair_ids, values)
 
     def _at_once(self, target: Target, methods: int) -> int:
         """How many targets like this one pass through the networks together, for all methods.
@@ -298,7 +248,7 @@ class Scorer:
         """
         if self.device.type == "cpu":
             return 1
-        height, width = self._size(target)
+        height, width = comparison_size(target, self.protocol)
         return max(1, PIXELS_AT_ONCE_ON_GPU // (height * width * methods))
 
 
@@ -328,14 +278,3 @@ def _rows_of(prediction: Prediction, rows: list[int]) -> Prediction:
     if silhouettes is not None:
         silhouettes = silhouettes[rows].cpu()
     return Prediction(pictures[rows].cpu(), silhouettes)
-
-
-def _regions(targets: Sequence[Target]) -> Iterator[tuple[Region, list[int]]]:
-    """Each region with the places of the targets that count in it."""
-    yield "image", list(range(len(targets)))
-    shown = []
-    for place, target in enumerate(targets):
-        if target.garment_mask is not None and target.garment_mask.any():
-            shown.append(place)
-    if shown:
-        yield "garment", shown

@@ -106,19 +106,19 @@ def _of_category(ids: Iterable[str], categories: dict[str, str], category: str) 
 
 
 @dataclass
-class Measured:
+class Measurements:
     """Everything that one process has measured."""
 
     reference: PictureFeatures = field(default_factory=PictureFeatures)  # of FID and KID, by person
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # by order and method
 
 
-def merge(parts: Sequence[Measured]) -> Measured:
+def merge(parts: Sequence[Measurements]) -> Measurements:
     """One result from those of several processes. A pair in two parts counts once.
 
     Raises ValueError where two parts disagree on a pair.
     """
-    merged = Measured(merge_features([part.reference for part in parts]))
+    merged = Measurements(merge_features([part.reference for part in parts]))
     shares: dict[tuple[str, str], list[Tally]] = {}
     for part in parts:
         for key, tally in part.tallies.items():
