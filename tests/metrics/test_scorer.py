@@ -279,6 +279,29 @@ def test_methods_measured_together_keep_their_own_scores(extractors):
                 assert by_pair == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_pairs_that_pass_the_networks_together_keep_their_own_scores(extractors, monkeypatch):
+    """As on a GPU: three at a time, of which one does not show the garment."""
+    (batch,) = dressed_batches(5, size=5)
+    batch.truth_garment_mask[1] = 0
+    methods = {"sharp": Remembered([batch]), "noisy": Remembered([batch], noisy)}
+    one_by_one = measured(extractors, [batch], methods, reference=[batch])
+    monkeypatch.setattr(Scorer, "_at_once", lambda *arguments, **options: 3)
+    together = measured(extractors, [batch], methods, reference=[batch])
+    for region in ("image", "garment"):
+        for name in methods:
+            expected = one_by_one.tallies["paired", name]
+            tally = together.tallies["paired", name]
+            assert tally.pair_ids(region) == expected.pair_ids(region)
+            for metric, scores in expected.scores[region].items():
+                assert tally.scores[region][metric] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+            features = tally.features.stack(region)
+            torch.testing.assert_close(
+                features, expected.features.stack(region), rtol=1e-4, atol=1e-4
+            )
+        persons = one_by_one.reference.stack(region)
+        torch.testing.assert_close(together.reference.stack(region), persons, rtol=1e-4, atol=1e-4)
+
+
 def test_too_few_pictures_have_no_distribution(extractors):
     batches = dressed_batches(1, size=1)
     rows = rows_of_one(extractors, batches, Remembered(batches))

@@ -72,10 +72,10 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
 
 
 def predict(stage: Stage, order: Order, folder: Path) -> None:
-    """Pictures of every pair of an order as PNGs, no scores.
+    """Write the picture of every pair of an order as PNG, without scores.
 
-    Those of the stages before lie in folders by their names, a warp's silhouettes in a folder below
-    its pictures.
+    Pictures of the stages before lie in folders named by stage, a warp's silhouettes in a folder
+    below its pictures.
     """
     stages = stage.in_order()
     data_modules = open_data(stages, "weights", [order])
@@ -93,9 +93,9 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
 def open_data(
     stages: Sequence[Stage], checkpoint: str, orders: Iterable[Order]
 ) -> list[TryOnDataModule]:
-    """The data of every stage.
+    """The data of every stage, after all checks that can be made before hours of sampling.
 
-    Raises UserError subclasses for what would stop an evaluation after hours of sampling.
+    Raises UserError subclasses.
     """
     quiet_libraries()
     for stage in stages:
@@ -110,13 +110,13 @@ def open_data(
 
 
 def results_file(stage: Stage) -> Path:
-    """results.json; a stage that saw the truth does not replace what the cascade has achieved."""
+    """results.json; a stage that enlarged the truth has a file of its own beside it."""
     path = stage.run.results
     return path.with_stem("results_from_truth") if stage.enlarges_truth else path
 
 
 def save_grids(sampled: SampledStage) -> None:
-    """For every order the picture of a few pairs, spread over the test list."""
+    """Save a grid of pictures for every order: a few pairs, spread over the test list."""
     stage = sampled.stage
     name = sampled_methods(stage)[0]
     for order in stage.config.eval.orders:

@@ -1,8 +1,8 @@
-"""From a run's predictions to rows: every process measures its share of the pairs, the first one
-merges the shares by pair and makes the rows.
+"""From a run's predictions to rows.
 
-A method is a function of the batch. Pictures that were sampled are read from their folder,
-baselines are computed; one pass over the truths measures them all.
+Every process measures its share of the pairs; the first one merges the shares by pair and makes the
+rows. A method is a function of the batch: sampled pictures are read from their folder, baselines
+are computed. One pass over the truths measures them all.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ class Extractors:
     def name(self, metric: str) -> str:
         """The metric's name in rows.
 
-        It tells other weights than the published ones, and another backbone than LPIPS' AlexNet.
+        A metric on other weights than the published ones, or on another backbone than LPIPS'
+        AlexNet, has another name.
         """
         if metric in NEEDS:
             return self.garment.name(metric)

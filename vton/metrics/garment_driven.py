@@ -1,5 +1,4 @@
-"""CAMI-U and CAMI-S, IMAGDressing's scores of a generated garment (arXiv 2407.12705), and
-MagicClothing's MP-LPIPS.
+"""Scores of a generated garment: IMAGDressing's CAMI (arXiv 2407.12705), MagicClothing's MP-LPIPS.
 
     CAMI-U   = SSIM(R', G) + (1 - D) + texture(R', G)
     CAMI-S   = CAMI-U + pose overlap + face similarity + text similarity
@@ -103,11 +102,12 @@ def structural_similarity(reference: NDArray, generated: NDArray) -> float:
 
 
 def corner_distance(reference_corners: NDArray, generated_corners: NDArray) -> float:
-    """D: mean distance from each reference corner (N, 2) to the nearest generated one (M, 2), of
-    512 sqrt 2.
+    """D: mean distance from each reference corner to the nearest generated one, over 512 sqrt 2.
 
-    0.99 when the generated picture has none or more than 5000. A reference without corners, where
-    the published code divides by zero, is treated alike.
+    reference_corners: (N, 2), generated_corners: (M, 2)
+
+    It is 0.99 when the generated picture has no corners or more than 5000. A reference without
+    corners, where the published code divides by zero, is treated alike.
     """
     if len(reference_corners) == 0 or not 0 < len(generated_corners) <= MOST_CORNERS:
         return WORST_DISTANCE
@@ -138,12 +138,13 @@ def _pattern_histogram(image: NDArray) -> NDArray:
 
 
 def pose_overlap(target: NDArray, generated: NDArray, wrap: bool = True) -> float:
-    """Share of the target's drawn pixels that are drawn in the generated pose map too, resized to
-    the target's size.
+    """Share of the target's drawn pixels that are drawn in the generated pose map too.
+
+    The generated map is resized to the target's size. An empty target scores 0.
 
     wrap=True is the published code: channels are summed, and the sums multiplied, in 8 bits, so
     pixels whose sum or product is a multiple of 256 count as black. wrap=False counts a pixel as
-    drawn when any channel is. An empty target scores 0.
+    drawn when any channel is.
     """
     generated = resize_bilinear(generated, target.shape[:2])
     if wrap:

@@ -1,5 +1,4 @@
-"""The garment-driven metrics of IMAGDressing's table: which networks each takes, and what is absent
-without them.
+"""The garment-driven metrics of IMAGDressing's table, and the networks that they take.
 
 Networks are plain functions, so that anyone's can be plugged in:
 Extractors(config, garment_networks=GarmentNetworks(face=...)). Those whose weights lie in the
@@ -79,7 +78,7 @@ class GarmentNetworks:
 def with_stored(
     networks: GarmentNetworks, metrics: Sequence[str], folder: Path | None, device: torch.device
 ) -> GarmentNetworks:
-    """`networks`, and what else the metrics need and the folder holds.
+    """`networks`, and from the folder those that the metrics need besides.
 
     Raises WeightsError naming a broken file.
     """
@@ -129,8 +128,8 @@ class GarmentScores:
     ) -> tuple[dict[str, float], dict[str, str]]:
         """Scores of a prediction, uint8 (3, H, W), and why others are not defined for the pair.
 
-        Both are by metric. Those of the garment are in neither where the truth does not show it,
-        and where neither truth nor parser say where it is.
+        Both are by metric. The garment's metrics are in neither where the truth does not show the
+        garment, or where there is neither a parser nor a mask to find it.
         """
         scores: dict[str, float] = {}
         undefined: dict[str, str] = {}
@@ -153,7 +152,7 @@ class GarmentScores:
         return scores, undefined
 
     def _worn(self, picture: NDArray, target: Target) -> NDArray | None:
-        """Where the picture shows the garment, bool (H, W), as far as anybody says."""
+        """Where the picture shows the garment, bool (H, W); None without a parser and a mask."""
         if self.networks.parser is not None:
             return self.networks.parser(picture)
         if target.garment_mask is None:
@@ -199,11 +198,10 @@ class GarmentScores:
 
 
 def cut_out(picture: NDArray, mask: NDArray) -> NDArray:
-    """The mask's bounding box of a picture, white outside the mask: what an in-shop picture shows
-    of a garment.
+    """The mask's bounding box of a picture, white outside the mask, like an in-shop picture.
 
-    The published code gets its garments cut out already and does not say how. A box is at least as
-    large as SSIM's window, where the picture is.
+    The published code gets its garments cut out already and does not say how. The box is at least
+    as large as SSIM's window, unless the picture is smaller.
     """
     box = []
     for axis, length in ((1, picture.shape[0]), (0, picture.shape[1])):

@@ -59,8 +59,8 @@ class MatchedFiles:
 def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], list[MatchedFiles]]:
     """Predictions with the files that belong to them, and the reference pictures, sorted by name.
 
-    Paired order: every target has one prediction and the other way round. Raises DataError naming
-    what has not.
+    In paired order every target must have one prediction and every prediction a target. Raises
+    DataError naming the files that have none.
     """
     predictions = pictures_in(folders.pred)
     targets = pictures_in(folders.target)
@@ -173,7 +173,7 @@ def _parts_of(name: str, person: str, parts: Mapping[str, Mapping[str, Path]]) -
 
 
 def _lacking(files: Mapping[str, Path], folders: Folders, parts: Iterable[str]) -> Iterator[str]:
-    """A line for each part that a picture should have and has not."""
+    """A line for each part that a picture lacks."""
     for part in parts:
         if part in files:
             continue

@@ -7,7 +7,7 @@ features, torchmetrics' antialiased bilinear resize of the uint8 pictures, refer
 pictures of the test split, the same in both orders.
 
 The `*_compat` protocols repeat what the scripts of LaDI-VTON, CatVTON and HR-VITON do to pictures
-before they measure them, so that a number can be held against their papers'. They start from the
+before they measure them, so that a number can be compared with their papers'. They start from the
 stored truth, not from the resized one. What the scripts leave open is set here: a prediction of
 another size than the protocol's comparison is brought to it by the filter that the truth gets;
 PSNR, DISTS and the garment region are taken from the same pictures.

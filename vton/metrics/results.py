@@ -1,5 +1,6 @@
-"""Rows of results.json: what tables and notebooks read. A row is one (model, data, order, region,
-category).
+"""Rows of results.json, which tables and notebooks read.
+
+A row is one (model, data, order, region, category):
 
     {"model": "gardiff", "data": "synthetic", "split": "test",
      "order": "paired", "region": "garment", "category": "all", "protocol": "exact", "n": 200,
@@ -42,6 +43,8 @@ PACKAGES = (
 
 @dataclass
 class Row:
+    """One row of results.json."""
+
     model: str  # "gardiff", "gardiff[shuffled]" or "baseline/..."
     data: str
     split: str

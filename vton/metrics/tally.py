@@ -1,5 +1,6 @@
-"""What has been measured, by pair id. Parts from several processes merge without counting a pair
-twice.
+"""What has been measured, by pair id.
+
+Parts from several processes merge without counting a pair twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is compared: a pair's target, and what a method has made of the pair."""
+"""What is compared: a pair's target and a method's prediction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Target:
 
 
 class Prediction(NamedTuple):
-    """What a method has made of some pairs."""
+    """A method's pictures of some pairs."""
 
     pictures: Tensor  # uint8 (B, 3, h, w)
     silhouettes: Tensor | None = None  # bool (B, 1, h, w): where a method that warps puts garments

@@ -70,9 +70,10 @@ class Stage:
 def load_stage(run: RunFolder, *overrides: str, whole: bool = False) -> Stage:
     """The run as a stage, linked to those below it; overrides act on each.
 
-    Of a cascade whose first stage is given, or any one with `whole`, this is the last trained
-    stage. A run that is no cascade's, and any with eval.chain=false, stays alone. Raises RunError
-    for a stage that is absent in between or does not fit the one before.
+    A cascade's first stage stands for the whole cascade, as any stage does with `whole`: the last
+    trained stage is loaded. A single network has nothing before it, nor has any stage with
+    eval.chain=false. Raises RunError for a stage that is absent in between or does not fit the one
+    before.
     """
     config = run.load_config(*overrides)
     model = config.model
@@ -145,7 +146,7 @@ def require_fit(stage: Stage) -> None:
 def require_same_pairs(
     stage: Stage, data: TryOnDataModule, data_before: TryOnDataModule, orders: Iterable[Order]
 ) -> None:
-    """Raise DataError unless the stage has the test pairs of the one before, naming one of one."""
+    """Raise DataError unless a stage has the same test pairs as the one before, naming one."""
     for order in orders:
         earlier = set(data_before.eval_dataset(order).pair_ids)
         pairs = set(data.eval_dataset(order).pair_ids)
@@ -164,6 +165,7 @@ def factor(config: ExperimentConfig) -> int:
 
 
 def reduced_size(size: tuple[int, int], times: int) -> tuple[int, int]:
+    """Height and width of the pictures that a stage enlarges."""
     height, width = size
     return height // times, width // times
 
