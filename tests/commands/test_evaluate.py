@@ -17,9 +17,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tests.running import trained, vton
 from vton import cli
 from vton.data.sample import TryOnBatch
+from vton.errors import UserError
 from vton.metrics.results import read_results
 from vton.runs.assemble import checkpoint_path, data_module, load_module
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 from vton.runs.provenance import training_facts
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.weights.pretrained import read_checkpoint
@@ -173,7 +174,7 @@ def test_a_missing_checkpoint_says_why_and_what_is_there(there, asked, reason, a
     for name in there.split():
         path = {"last": run.last, "last/": run.last, "weights": run.weights}[name]
         path.mkdir() if name.endswith("/") else path.touch()
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UserError) as error:
         checkpoint_path(run, asked)
     line = str(error.value)
     assert reason in line and advice in line and "\n" not in line

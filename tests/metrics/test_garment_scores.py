@@ -17,12 +17,12 @@ from tests.metrics.dressed import (
     unchanged,
 )
 from vton.config import EvalConfig
+from vton.errors import UserError
 from vton.metrics import garment_driven
 from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import GarmentNetworks, cut_out, with_stored
 from vton.metrics.tally import merge
 from vton.report.tables import table_markdown
-from vton.weights.pretrained import WeightsError
 
 ALL = ("cami_u", "cami_s", "mp_lpips", "image_reward")
 
@@ -298,6 +298,6 @@ def test_image_reward_is_read_from_its_published_files(tmp_path):
     del state["blip.text_encoder.encoder.layer.0.crossattention.self.key.weight"]
     torch.save(state, tmp_path / "image_reward" / "ImageReward.pt")
     with pytest.raises(
-        WeightsError, match=r"1 missing \(text.encoder.layer.0.crossattention.self.key.weight\)"
+        UserError, match=r"1 missing \(text.encoder.layer.0.crossattention.self.key.weight\)"
     ):
         with_stored(GarmentNetworks(), ["image_reward"], tmp_path, torch.device("cpu"))

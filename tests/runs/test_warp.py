@@ -11,10 +11,11 @@ from vton.commands.evaluate import evaluate
 from vton.commands.train import train
 from vton.config import ExperimentConfig, load
 from vton.data.derived.warp import rewarped, warp_source
+from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder
 from vton.runs.assemble import data_module
 from vton.runs.cascade import load_stage
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 from vton.runs.warp import RunWarp
 from vton.weights.pretrained import read_checkpoint
 
@@ -170,10 +171,10 @@ def test_runs_that_hold_no_such_warp_are_refused_in_one_line(run, rendered, tmp_
         (unfinished.path, (64, 48), "has not finished training"),
         (run.path, (128, 96), "trained at 64x48, the data is 128x96"),
     ):
-        with pytest.raises(RunError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             RunWarp(path, size)
         assert "\n" not in str(error.value)
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         data_module(
             settings(
                 "gardiff",

@@ -25,15 +25,10 @@ from transformers import (
     CLIPTextModel,
 )
 
+from vton.errors import UserError
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, TextEncoder
 from vton.models.perceptual import LPIPS
-from vton.weights.pretrained import (
-    WeightsError,
-    from_pretrained,
-    load_state,
-    read_checkpoint,
-    read_json,
-)
+from vton.weights.pretrained import from_pretrained, load_state, read_checkpoint, read_json
 
 clip_square = v2.Compose(
     [
@@ -228,13 +223,13 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, dict[str, int]]:
 
 
 def load_reward(folder: Path, device: torch.device) -> Callable[[NDArray, str], float]:
-    """The published reward as a function of picture and prompt. Raises WeightsError."""
+    """The published reward as a function of picture and prompt. Raises UserError."""
     described = read_json(folder / "med_config.json")
     state = reward_state(read_checkpoint(folder / "ImageReward.pt"))
     try:
         shapes = _shapes(state)
     except (KeyError, ValueError) as error:
-        raise WeightsError(
+        raise UserError(
             f"{folder / 'ImageReward.pt'}: not ImageReward's checkpoint, no tensor {error}."
         ) from None
     given = {name: described[name] for name in TEXT_SETTINGS if name in described}

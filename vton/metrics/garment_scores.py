@@ -80,7 +80,7 @@ def with_stored(
 ) -> GarmentNetworks:
     """`networks`, and from the folder those that the metrics need besides.
 
-    Raises WeightsError naming a broken file.
+    Raises UserError naming a broken file.
     """
     if folder is None:
         return networks

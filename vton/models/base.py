@@ -227,7 +227,7 @@ class TryOnModule(TrainedModule):
 
     @abstractmethod
     def condition(self, batch: TryOnBatch) -> Conditions:
-        """Everything that depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
+        """What depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).

@@ -27,8 +27,9 @@ from vton.data import transforms
 from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import DataError, Order, TryOnSample
+from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder, to_uint8
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 
 ALONE = "eval.chain=false evaluates a stage alone, the upper ones on the reduced truth."
 # What stages must agree on: the pairs, and which pictures of them there are.
@@ -72,7 +73,7 @@ def load_stage(run: RunFolder, *overrides: str, whole: bool = False) -> Stage:
 
     A cascade's first stage stands for the whole cascade, as any stage does with `whole`: the last
     trained stage is loaded. A single network has nothing before it, nor has any stage with
-    eval.chain=false. Raises RunError for a stage that is absent in between or does not fit the one
+    eval.chain=false. Raises UserError for a stage that is absent in between or does not fit the one
     before.
     """
     config = run.load_config(*overrides)
@@ -92,14 +93,14 @@ def load_stage(run: RunFolder, *overrides: str, whole: bool = False) -> Stage:
     for name in names[: last + 1]:
         folder = folders[name]
         if not folder.config.exists():
-            raise RunError(
+            raise UserError(
                 f"{folders[names[last]].path} enlarges pictures of stage {name}, but there is no "
                 f"run in {folder.path}. Train it (model.stage={name}). {ALONE}"
             )
         stage = Stage(folder, folder.load_config(*overrides), before=stage)
         own = stage.config.model
         if own.name != model.name or own.stage != name:
-            raise RunError(f"{folder.path} is not stage {name} of {model.name}. {ALONE}")
+            raise UserError(f"{folder.path} is not stage {name} of {model.name}. {ALONE}")
         require_fit(stage)
     return stage
 
@@ -116,7 +117,7 @@ def _stage_folders(run: RunFolder, config: ExperimentConfig) -> dict[str, RunFol
 
 
 def require_fit(stage: Stage) -> None:
-    """Raise RunError, naming both, unless the stage can enlarge the pictures of the one before."""
+    """Raise UserError, naming both, unless the stage can enlarge the pictures of the one before."""
     before = stage.before
     if before is None:
         return
@@ -128,7 +129,7 @@ def require_fit(stage: Stage) -> None:
         if smaller_settings[key] != settings[key]:
             differing.append(f"{key} is {smaller_settings[key]} and {settings[key]}")
     if differing:
-        raise RunError(f"{both}: {'; '.join(differing)}. An override acts on all stages. {ALONE}")
+        raise UserError(f"{both}: {'; '.join(differing)}. An override acts on all stages. {ALONE}")
 
     times = factor(stage.config)
     data = stage.config.data
@@ -136,7 +137,7 @@ def require_fit(stage: Stage) -> None:
     margins = transforms.margins(data.picture_size, data.size)
     margins_divide = all(side % times == 0 for side in margins)
     if given != reduced_size(data.picture_size, times) or not margins_divide:
-        raise RunError(
+        raise UserError(
             f"{both}: pictures of {list(given)} are not those of {list(data.picture_size)} reduced "
             f"{times} times (data.size is {list(before.config.data.size)} and {list(data.size)}). "
             f"{ALONE}"
