@@ -8,7 +8,7 @@ import socket
 import torch
 
 from vton.errors import UserError
-from vton.processes import from_every_process, gathered, joined, own_device, process_share
+from vton.processes import from_every_process, gathered, own_device, process_group, process_share
 
 
 def joins(rank: int, world: int, port: int, folder) -> None:
@@ -24,7 +24,7 @@ def joins(rank: int, world: int, port: int, folder) -> None:
             raise UserError(f"broken on {rank}")
         return rank
 
-    with joined():
+    with process_group():
         share, everyone, said = process_share(), gathered(lambda: 10 * rank), ""
         ranks = from_every_process(rank)
         try:
@@ -51,7 +51,7 @@ def test_three_processes_meet_and_none_waits_for_one_that_failed(tmp_path):
 
 
 def test_one_process_is_alone():
-    with joined():
+    with process_group():
         assert process_share() == (0, 1) and gathered(lambda: 1) == from_every_process(1) == [1]
 
 

@@ -24,7 +24,7 @@ from vton.models.imagdressing.config import ControlConfig
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 from vton.models.unet import build_unet
 from vton.runs.assemble import load_module
-from vton.runs.cascade import chain_of
+from vton.runs.cascade import load_stage
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import WeightsError
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):
     )
     assert command(*arguments, "train.picture_every=0") == 2
     assert f"{run.last}: not a safe, complete torch file" in capsys.readouterr().err
-    stage = chain_of(run)[-1]
+    stage = load_stage(run)
     for checkpoint in ("last", "best"):
         with pytest.raises(WeightsError, match="not a safe, complete torch file"):
             load_module(stage.run, stage.config, checkpoint)

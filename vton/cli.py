@@ -335,7 +335,7 @@ def run_train(args) -> None:
 def run_eval(args) -> None:
     from vton.commands.evaluate import evaluate
 
-    evaluate(_chain(args), checkpoint=args.checkpoint, as_json=args.json)
+    evaluate(_stage(args), checkpoint=args.checkpoint, as_json=args.json)
 
 
 def run_predict(args) -> None:
@@ -343,7 +343,7 @@ def run_predict(args) -> None:
 
     from vton.commands.evaluate import predict
 
-    predict(_chain(args), args.order, Path(args.out))
+    predict(_stage(args), args.order, Path(args.out))
 
 
 def run_metrics(args) -> None:
@@ -352,10 +352,11 @@ def run_metrics(args) -> None:
 
     import torch
 
-    from vton.commands import metrics as folders
+    from vton.commands.metrics import score_folders
     from vton.config import load, nearest
+    from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
     from vton.metrics.results import write_results
-    from vton.processes import joined
+    from vton.processes import process_group
     from vton.report.tables import print_table, table_json
 
     given = {"protocol": args.protocol, "batch_size": args.batch_size, "weights": args.weights}
@@ -364,9 +365,9 @@ def run_metrics(args) -> None:
             name for words in args.metrics for name in words.replace(",", " ").split()
         ]
         for name in given["metrics"]:
-            if name not in folders.METRICS:
+            if name not in METRICS:
                 raise ConfigError(
-                    f"--metrics {name}: no such metric. {nearest(name, folders.METRICS)}"
+                    f"--metrics {name}: no such metric. {nearest(name, METRICS)}"
                 )
     if args.size:
         if not re.fullmatch(r"\d+x\d+", args.size):
@@ -377,9 +378,9 @@ def run_metrics(args) -> None:
     config = load(*(f"eval.{key}={json.dumps(value)}" for key, value in given.items())).eval
     paths = {
         name: getattr(args, name)
-        for name in ("pred", "target", *folders.PARTS, "prompts", "listed")
+        for name in ("pred", "target", *OPTIONAL_FOLDERS, "prompts", "listed")
     }
-    compared = folders.Folders(**{name: path and Path(path) for name, path in paths.items()})
+    compared = Folders(**{name: path and Path(path) for name, path in paths.items()})
     try:
         torch.ones((), device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -391,8 +392,8 @@ def run_metrics(args) -> None:
         "model": args.name or Path(args.pred).name,
         "data": args.data or Path(args.target).name,
     }
-    with joined():
-        rows = folders.score(
+    with process_group():
+        rows = score_folders(
             compared, args.order, config, device, **names, mask_rule=args.mask_rule
         )
     if rows is None:
@@ -578,11 +579,9 @@ def run_list(args) -> None:
         print(f"{group + ':':10}{' '.join(names)}")
 
 
-def _chain(args) -> list:
-    """What --run names, or the newest run, of --model where it is given, with the whole cascade
-    that it belongs to.
-    """
-    from vton.runs.cascade import chain_of
+def _stage(args):
+    """The trained network that --run names, or the newest run's, of --model where it is given."""
+    from vton.runs.cascade import load_stage
     from vton.runs.folder import RunFolder
 
     run = (
@@ -590,7 +589,7 @@ def _chain(args) -> list:
         if args.folder
         else RunFolder.newest(_runs(args.overrides), args.model)
     )
-    return chain_of(run, *_groups_as_files(args.overrides), whole=not args.folder)
+    return load_stage(run, *_groups_as_files(args.overrides), whole=not args.folder)
 
 
 def _runs(overrides: list[str]) -> str:

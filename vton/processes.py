@@ -1,6 +1,4 @@
-"""The processes of one run: which share is ours, where it is computed, and bringing results
-together.
-"""
+"""The processes of one run: which share is ours, where it is computed, how results are gathered."""
 
 from __future__ import annotations
 
@@ -25,8 +23,11 @@ def process_share() -> tuple[int, int]:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Among the processes that torchrun started, where it did; results travel over gloo."""
+def process_group() -> Iterator[None]:
+    """A context in which the processes that torchrun started can exchange results, over gloo.
+
+    Without torchrun it does nothing.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -38,9 +39,7 @@ def joined() -> Iterator[None]:
 
 
 def own_device(accelerator: str) -> torch.device:
-    """What this process computes on by trainer.accelerator, for work that is done before a Trainer
-    is there.
-    """
+    """What this process computes on by trainer.accelerator, for work before there is a Trainer."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -59,21 +58,22 @@ def from_every_process(value: T) -> list[T]:
 def gathered(measure: Callable[[], T]) -> list[T] | None:
     """What `measure` returns on every process, by rank, on the first process; None on the others.
 
-    Every process must call it. Where `measure` raises UserError on any of them, no other waits in
-    vain: the first process raises the error of the lowest rank.
+    Every process must call it. A UserError on one of them keeps no other waiting: the first process
+    raises the error of the lowest rank.
     """
-    part: Any
+    result: T | UserError
     try:
-        part = measure()
+        result = measure()
     except UserError as error:
-        part = error
+        result = error
     rank, world = process_share()
-    parts = [None] * world if rank == 0 else None
-    if world == 1:
-        parts = [part]
-    else:
-        distributed.gather_object(part, parts)
-    for part in parts or ():
-        if isinstance(part, UserError):
-            raise part
-    return parts
+    results: list[Any] | None = [result]
+    if world > 1:
+        results = [None] * world if rank == 0 else None
+        distributed.gather_object(result, results)
+    if results is None:
+        return None
+    for result in results:
+        if isinstance(result, UserError):
+            raise result
+    return results

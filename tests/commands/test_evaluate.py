@@ -1,7 +1,9 @@
-"""Evaluation through the real command, on a run trained for two steps; in this process where that
-shows the same.
+"""Evaluation of a run trained for two steps.
+
+Through the real command; in this process where that shows the same.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +16,16 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.running import trained, vton
 from vton import cli
-from vton.commands.evaluate import stage_facts
 from vton.data.sample import TryOnBatch
+from vton.errors import UserError
 from vton.metrics.results import read_results
 from vton.runs.assemble import checkpoint_path, data_module, load_module
-from vton.runs.cascade import Stage
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
+from vton.runs.provenance import training_facts
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.weights.pretrained import read_checkpoint
 
+UNSCORED = "scored no held-out pictures (train.picture_every"
 FEW = ("eval.metrics=[ssim,psnr,lpips]", "eval.pictures=2")
 
 
@@ -43,7 +46,6 @@ def refusal(capsys, *arguments: str) -> str:
 def test_eval_writes_every_row_with_its_provenance(run):
     done = vton("eval", "--run", str(run), *FEW)
     rows = read_results(run / "results.json")
-    found = {(row.model, row.order, row.region) for row in rows}
     models = (
         "gardiff",
         "gardiff[shuffled]",
@@ -51,16 +53,16 @@ def test_eval_writes_every_row_with_its_provenance(run):
         "baseline/pasted_garment",
         "baseline/geometric_warp",
     )
-    assert found == {
-        (m, o, r) for m in models for o in ("paired", "unpaired") for r in ("image", "garment")
-    }
-    assert all(row.n == 4 and set(row.metrics) == {"ssim", "psnr", "lpips_random"} for row in rows)
+    expected = itertools.product(models, ("paired", "unpaired"), ("image", "garment"))
+    assert {(row.model, row.order, row.region) for row in rows} == set(expected)
+    for row in rows:
+        assert row.n == 4
+        assert set(row.metrics) == {"ssim", "psnr", "lpips_random"}
     facts = rows[0].provenance
     assert facts["mask"].startswith("folder:") and facts["warp"] == "geometric"
     assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 2
-    assert (
-        "lpips_random" in done.stdout and "must not stand beside published numbers" in done.stdout
-    )
+    assert "lpips_random" in done.stdout
+    assert "must not stand beside published numbers" in done.stdout
     for order in ("paired", "unpaired"):
         assert len(list((run / "predictions" / order).glob("*.png"))) == 4
         assert Image.open(run / f"pictures_{order}.png").width > 300
@@ -68,62 +70,42 @@ def test_eval_writes_every_row_with_its_provenance(run):
 
 def test_pictures_do_not_depend_on_the_batch_size(run, tmp_path):
     for size in (1, 3):
+        folder = str(tmp_path / str(size))
         with pytest.raises(SystemExit, match="0"):
-            cli.main(
-                [
-                    "predict",
-                    "--run",
-                    str(run),
-                    "--out",
-                    str(tmp_path / str(size)),
-                    f"eval.batch_size={size}",
-                ]
-            )
+            cli.main(["predict", "--run", str(run), "--out", folder, f"eval.batch_size={size}"])
     one, three = (sorted((tmp_path / str(size)).glob("*.png")) for size in (1, 3))
     assert [path.name for path in one] == [path.name for path in three] and len(one) == 4
     for first, second in zip(one, three, strict=True):
         levels = zip(Image.open(first).tobytes(), Image.open(second).tobytes(), strict=True)
-        assert (
-            max(abs(a - b) for a, b in levels) <= 1
-        )  # the order of float sums may move a value across a rounding edge
+        # The order of float sums may move a value across a rounding edge.
+        assert max(abs(a - b) for a, b in levels) <= 1
 
 
 @pytest.mark.slow
 def test_any_number_of_processes_measures_every_pair_once(run):
-    """4 pairs on 1, 2 and 3 processes (gloo): the same pictures, the same scores, to the last bit."""
-    found = []
+    """4 pairs on 1, 2 and 3 processes (gloo): the same pictures and scores, to the last bit."""
+    tables = []
     for processes in (1, 2, 3):
         shared = [f"trainer.devices={processes}", "trainer.strategy=ddp"] if processes > 1 else []
-        vton(
-            "eval",
-            "--run",
-            str(run),
-            "eval.metrics=[ssim,psnr,lpips,fid,kid]",
-            "eval.pictures=2",
-            *shared,
-        )
-        found.append(read_results(run / "results.json"))
-        assert found[-1][0].provenance["processes"] == processes
-    for rows in found[1:]:
-        for row, expected in zip(rows, found[0], strict=True):
-            assert (row.model, row.order, row.region, row.n) == (
-                expected.model,
-                expected.order,
-                expected.region,
-                4,
-            )
+        settings = ("eval.metrics=[ssim,psnr,lpips,fid,kid]", "eval.pictures=2", *shared)
+        vton("eval", "--run", str(run), *settings)
+        rows = read_results(run / "results.json")
+        assert rows[0].provenance["processes"] == processes
+        tables.append(rows)
+    for rows in tables[1:]:
+        for row, expected in zip(rows, tables[0], strict=True):
+            assert (row.model, row.order) == (expected.model, expected.order)
+            assert (row.region, row.n) == (expected.region, 4)
             assert row.metrics == expected.metrics
 
 
 def test_json_rows_and_a_chosen_checkpoint(run):
-    done = vton(
-        "eval", "--run", str(run), *FEW, "--json", "--checkpoint", "last", "eval.orders=[paired]"
-    )
+    chosen = ("--json", "--checkpoint", "last", "eval.orders=[paired]")
+    done = vton("eval", "--run", str(run), *FEW, *chosen)
     rows = json.loads(done.stdout[done.stdout.index("[") :])
     assert {row["order"] for row in rows} == {"paired"}
-    events = EventAccumulator(
-        str(run / "tensorboard" / "eval")
-    )  # of this evaluation, none before it
+    # Of this evaluation, none before it.
+    events = EventAccumulator(str(run / "tensorboard" / "eval"))
     events.Reload()
     assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {"paired"}
     (row,) = (row for row in rows if (row["model"], row["region"]) == ("gardiff", "garment"))
@@ -131,9 +113,8 @@ def test_json_rows_and_a_chosen_checkpoint(run):
     assert score.value == pytest.approx(row["metrics"]["psnr"])
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert (
-        settings["train.steps"].number_value == 2 and settings["model.mode"].string_value == "paper"
-    )
+    assert settings["train.steps"].number_value == 2
+    assert settings["model.mode"].string_value == "paper"
 
 
 @pytest.mark.parametrize(
@@ -163,18 +144,15 @@ def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_pa
     AtomicCheckpointIO().save_checkpoint(best, folder.best)
     config = folder.load_config()
     for checkpoint, steps in (("weights", 2), ("last", 2), ("best", 1)):
-        training = stage_facts(Stage(folder, config), checkpoint)["training"]
+        training = training_facts(folder, config, checkpoint)
         assert training["steps"] == steps and (training["seconds"] == 7.0) == (checkpoint == "best")
     for checkpoint in ("last", "best"):
         stored = read_checkpoint(checkpoint_path(folder, checkpoint))
-        found, average = (
-            load_module(folder, config, checkpoint).state_dict(),
-            stored["callbacks"]["EMA"]["average"],
-        )
-        assert average and all(torch.equal(found[name], value) for name, value in average.items())
-        assert any(
-            not torch.equal(stored["state_dict"][name], value) for name, value in average.items()
-        )
+        average = stored["callbacks"]["EMA"]["average"]
+        loaded = load_module(folder, config, checkpoint).state_dict()
+        last = stored["state_dict"]
+        assert average and all(torch.equal(loaded[name], average[name]) for name in average)
+        assert any(not torch.equal(last[name], average[name]) for name in average)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +162,8 @@ def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_pa
         ("last", "weights", "has not finished training", 'ARGS="--checkpoint last".'),
         ("weights", "last", "holds weights alone", "Evaluate its weights: make eval RUN="),
         ("weights", "best", "holds weights alone", "Evaluate its weights: make eval RUN="),
-        (
-            "last weights",
-            "best",
-            "scored no held-out pictures (train.picture_every",
-            "Evaluate its weights: make eval",
-        ),
-        (
-            "last",
-            "best",
-            "scored no held-out pictures (train.picture_every",
-            'ARGS="--checkpoint last".',
-        ),
+        ("last weights", "best", UNSCORED, "Evaluate its weights: make eval"),
+        ("last", "best", UNSCORED, 'ARGS="--checkpoint last".'),
         ("last/", "last", "a folder of DeepSpeed's", "Run the same `make train` again."),
         ("last/", "weights", "has not finished training", "Run the same `make train` again."),
     ],
@@ -206,23 +174,23 @@ def test_a_missing_checkpoint_says_why_and_what_is_there(there, asked, reason, a
     for name in there.split():
         path = {"last": run.last, "last/": run.last, "weights": run.weights}[name]
         path.mkdir() if name.endswith("/") else path.touch()
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UserError) as error:
         checkpoint_path(run, asked)
     line = str(error.value)
     assert reason in line and advice in line and "\n" not in line
-    assert ("--checkpoint last" in line) == (
-        "--checkpoint last" in advice
-    )  # what is advised is there
+    # What is advised is there.
+    assert ("--checkpoint last" in line) == ("--checkpoint last" in advice)
 
 
 def test_control_keeps_names_and_truth_but_exchanges_garments(run):
     data = data_module(RunFolder(run).load_config())
-    own, control = (
-        TryOnBatch.collate([data.eval_dataset("paired", s)[i] for i in range(4)])
-        for s in (False, True)
-    )
+
+    def batch(shuffled: bool) -> TryOnBatch:
+        pairs = data.eval_dataset("paired", shuffled)
+        return TryOnBatch.collate([pairs[index] for index in range(4)])
+
+    own, control = batch(False), batch(True)
     assert own.pair_id == control.pair_id and (own.truth == control.truth).all()
     assert (control.garment == own.garment.roll(-1, 0)).all()
-    assert all(
-        (a != b).any() for a, b in zip(own.warped_garment, control.warped_garment, strict=True)
-    )
+    for one, other in zip(own.warped_garment, control.warped_garment, strict=True):
+        assert (one != other).any()

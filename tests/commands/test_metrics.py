@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.metrics.dressed import TinyExtractor
 from vton import cli
-from vton.commands import metrics as folders
+from vton.commands.metrics import read, score_folders
 from vton.config import EvalConfig
 from vton.metrics import inception
+from vton.metrics.matching import Folders
 from vton.metrics.pixelwise import ssim
 from vton.metrics.protocol import protocol
 from vton.metrics.results import digest_of_ids
@@ -81,10 +82,7 @@ def test_rows_hold_what_the_pictures_give(capsys, pair, tmp_path):
         "exact",
         COUNT,
     ]
-    x, y = (
-        torch.stack([folders.read(folder / f"{name}.png") for name in ids()]) / 255
-        for folder in pair
-    )
+    x, y = (torch.stack([read(folder / f"{name}.png") for name in ids()]) / 255 for folder in pair)
     assert row["metrics"]["ssim"] == pytest.approx(
         ssim(x, y, None, protocol("exact")).mean().item(), abs=1e-12
     )
@@ -100,10 +98,10 @@ def scored(rank: int, world: int, root: Path) -> None:
         distributed.init_process_group(
             "gloo", init_method=f"file://{root}/meet{world}", rank=rank, world_size=world
         )
-    asked = folders.Folders(root / "mine", root / "truth", mask=root / "mask")
+    asked = Folders(root / "mine", root / "truth", mask=root / "mask")
     for batch_size in (1, 8):
         config = EvalConfig(metrics=("ssim", "psnr", "lpips", "fid", "kid"), batch_size=batch_size)
-        rows = folders.score(asked, "paired", config, "cpu", model="m", data="d", mask_rule="")
+        rows = score_folders(asked, "paired", config, "cpu", model="m", data="d", mask_rule="")
         if rank == 0:
             found = [
                 [row.region, row.n, row.provenance["pairs_sha256"], row.metrics] for row in rows
@@ -124,9 +122,8 @@ def test_processes_and_batch_sizes_cannot_be_seen_in_any_number(tmp_path):
     (tmp_path / "mask").mkdir()
     for name in ids(21):
         Image.fromarray(mask).save(tmp_path / "mask" / f"{name}.png")
-    context = multiprocessing.get_context(
-        "fork"
-    )  # as loaders start their workers: with one thread each it is safe
+    # As loaders start their workers: with one thread each it is safe.
+    context = multiprocessing.get_context("fork")
     workers = [
         context.Process(target=scored, args=(rank, world, tmp_path))
         for world in (1, 2, 3)

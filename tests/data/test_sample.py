@@ -34,6 +34,7 @@ def batch(pairs):
         ("agnostic", torch.ones_like, "inverted mask"),
         ("warped_mask", torch.ones_like, "leaves agnostic_mask"),
         ("keypoints", lambda x: x[:17], "has shape"),
+        ("lowres", lambda x: torch.zeros(1, 48, 36), "expected .3, h, w."),
         ("parse", lambda x: x.int(), "int64"),
         ("category", lambda x: "hats", "expected one of"),
         ("truth", lambda x: None, "absent in paired order"),

@@ -26,9 +26,8 @@ def kid_by_definition(x: np.ndarray, y: np.ndarray) -> float:
     return within_x + within_y - 2 * sum(kernel(a, b) for a in x for b in y) / (n * m)
 
 
-@pytest.mark.parametrize(
-    ("n", "m"), [(100, 80), (40, 12), (13, 11)]
-)  # more samples than dimensions, mixed, fewer
+# More samples than dimensions, mixed, fewer.
+@pytest.mark.parametrize(("n", "m"), [(100, 80), (40, 12), (13, 11)])
 def test_frechet_agrees_with_the_matrix_square_root(n, m):
     x, y = features(n, 16, seed=0), features(m, 16, seed=1, shift=0.3)
     a, b = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
@@ -59,9 +58,9 @@ def test_both_are_those_of_clean_fid(n, m):
     here everything.
     """
     x, y = features(n, 12, seed=0), features(m, 12, seed=1, shift=0.3)
-    moments = [
-        part for f in (x.numpy(), y.numpy()) for part in (f.mean(0), np.cov(f, rowvar=False))
-    ]
+    moments = []
+    for sample in (x.numpy(), y.numpy()):
+        moments += [sample.mean(0), np.cov(sample, rowvar=False)]
     assert frechet_distance(x, y) == pytest.approx(clean_fid.frechet_distance(*moments), rel=1e-6)
     x, y = x[: min(n, m)], y[: min(n, m)]
     expected = clean_fid.kernel_distance(x.numpy(), y.numpy(), num_subsets=1)
@@ -90,7 +89,7 @@ def test_kid_subsets_are_drawn_from_a_seed_of_their_own():
 
 
 def test_kid_is_unbiased_where_frechet_is_not():
-    """Two samples of one distribution: KID's mean is about 0, FID is far above it at few samples."""
+    """Few samples of one distribution: KID's mean is about 0, FID is far above it."""
     kid = [kernel_distance(features(20, 32, 5)[:10], features(20, 32, 5)[10:], 1, 1000, 3, 0)]
     for seed in range(40):
         pool = torch.randn(

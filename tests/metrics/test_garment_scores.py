@@ -8,14 +8,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import ByT5Tokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from tests.metrics.dressed import Remembered, dressed_batches
+from tests.metrics.dressed import (
+    Remembered,
+    dressed_batches,
+    measured,
+    rows_by_method,
+    rows_of_one,
+    unchanged,
+)
 from vton.config import EvalConfig
+from vton.errors import UserError
 from vton.metrics import garment_driven
+from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import GarmentNetworks, cut_out, with_stored
-from vton.metrics.scorer import Scorer
 from vton.metrics.tally import merge
 from vton.report.tables import table_markdown
-from vton.weights.pretrained import WeightsError
 
 ALL = ("cami_u", "cami_s", "mp_lpips", "image_reward")
 
@@ -41,17 +48,15 @@ PLUGGED = GarmentNetworks(
 )
 
 
-def row_by_region(scorer, change=lambda pictures: pictures):
+def row_by_region(metrics, networks=None, change=unchanged):
+    extractors = Extractors(EvalConfig(metrics=metrics), garment_networks=networks)
     batches = dressed_batches(2, size=2)
-    tally = scorer.score(batches, {"m": Remembered(batches, change)})["m"]
-    rows = scorer.rows(
-        tally, scorer.people(batches), model="m", data="d", split="test", provenance={}
-    )
+    rows = rows_of_one(extractors, batches, Remembered(batches, change))
     return {row.region: row for row in rows if row.category == "all"}
 
 
 def test_what_lacks_a_network_is_absent_and_says_which():
-    rows = row_by_region(Scorer(EvalConfig(metrics=ALL)))
+    rows = row_by_region(ALL)
     assert set(rows["garment"].metrics) == {"cami_u_true_mask"}
     absent = rows["garment"].provenance["absent"]
     assert absent["cami_s"].startswith(
@@ -62,7 +67,7 @@ def test_what_lacks_a_network_is_absent_and_says_which():
 
 
 def test_plugged_networks_give_every_metric():
-    rows = row_by_region(Scorer(EvalConfig(metrics=ALL), networks=PLUGGED))
+    rows = row_by_region(ALL, PLUGGED)
     assert set(rows["garment"].metrics) == {
         "cami_u_true_mask",
         "cami_s_true_mask",
@@ -72,23 +77,15 @@ def test_plugged_networks_give_every_metric():
         "image_reward": pytest.approx(len("model is wearing a shirt") / 10)
     }
     assert "absent" not in rows["image"].provenance
-    difference = (
-        rows["garment"].metrics["cami_s_true_mask"] - rows["garment"].metrics["cami_u_true_mask"]
-    )
-    assert (
-        1 + 0.5**0.5 < difference <= 2 + 0.5**0.5
-    )  # face 1, text cos 45 degrees, and a share of the pose
+    scores = rows["garment"].metrics
+    difference = scores["cami_s_true_mask"] - scores["cami_u_true_mask"]
+    # Face 1, text cos 45 degrees, and a share of the pose.
+    assert 1 + 0.5**0.5 < difference <= 2 + 0.5**0.5
 
     everywhere = GarmentNetworks(parser=lambda picture: np.ones(picture.shape[:2], dtype=bool))
-    assert set(
-        row_by_region(Scorer(EvalConfig(metrics=("cami_u",)), networks=everywhere))[
-            "garment"
-        ].metrics
-    ) == {"cami_u"}
+    assert set(row_by_region(("cami_u",), everywhere)["garment"].metrics) == {"cami_u"}
     nowhere = GarmentNetworks(parser=lambda picture: np.zeros(picture.shape[:2], dtype=bool))
-    assert row_by_region(Scorer(EvalConfig(metrics=("cami_u",)), networks=nowhere))[
-        "garment"
-    ].metrics == {"cami_u": 0}
+    assert row_by_region(("cami_u",), nowhere)["garment"].metrics == {"cami_u": 0}
 
 
 def test_a_pair_that_a_metric_is_not_defined_for_is_left_out_and_named():
@@ -98,12 +95,17 @@ def test_a_pair_that_a_metric_is_not_defined_for_is_left_out_and_named():
     batches = dressed_batches(2, size=2)
     batches[0].garment_mask[0] = 0
     thin, other = batches[0].pair_id
-    scorer = Scorer(EvalConfig(metrics=("cami_u", "mp_lpips")), networks=PLUGGED)
-    tally = scorer.score(batches, {"m": Remembered(batches)})["m"]
-    rows = scorer.rows(
-        merge([tally]), scorer.people(batches), model="m", data="d", split="test", provenance={}
-    )
-    row = next(row for row in rows if (row.region, row.category) == ("garment", "all"))
+    config = EvalConfig(metrics=("cami_u", "mp_lpips"))
+    extractors = Extractors(config, garment_networks=PLUGGED)
+
+    def garment_row(rows):
+        (row,) = (row for row in rows if (row.region, row.category) == ("garment", "all"))
+        return row
+
+    results = merge([measured(extractors, batches, {"m": Remembered(batches)})])
+    tally = results.tallies["paired", "m"]
+    rows = rows_by_method(extractors, results)["m"]
+    row = garment_row(rows)
     assert row.n == 2 and row.provenance["left_out"].keys() == {"mp_lpips_true_mask"}
     assert row.provenance["left_out"]["mp_lpips_true_mask"].keys() == {thin}
     assert "no point of its grid" in row.provenance["left_out"]["mp_lpips_true_mask"][thin]
@@ -113,11 +115,7 @@ def test_a_pair_that_a_metric_is_not_defined_for_is_left_out_and_named():
     assert "mp_lpips_true_mask of m (paired) is the mean over 1 of 2 pairs" in table_markdown(rows)
 
     batches[0].garment_mask[1] = 0  # none is left
-    tally = scorer.score(batches, {"m": Remembered(batches)})["m"]
-    rows = scorer.rows(
-        tally, scorer.people(batches), model="m", data="d", split="test", provenance={}
-    )
-    row = next(row for row in rows if (row.region, row.category) == ("garment", "all"))
+    row = garment_row(rows_of_one(extractors, batches, Remembered(batches)))
     assert row.metrics.keys() == {"cami_u_true_mask"}
     assert row.provenance["left_out"]["mp_lpips_true_mask"].keys() == {thin, other}
 
@@ -300,6 +298,6 @@ def test_image_reward_is_read_from_its_published_files(tmp_path):
     del state["blip.text_encoder.encoder.layer.0.crossattention.self.key.weight"]
     torch.save(state, tmp_path / "image_reward" / "ImageReward.pt")
     with pytest.raises(
-        WeightsError, match=r"1 missing \(text.encoder.layer.0.crossattention.self.key.weight\)"
+        UserError, match=r"1 missing \(text.encoder.layer.0.crossattention.self.key.weight\)"
     ):
         with_stored(GarmentNetworks(), ["image_reward"], tmp_path, torch.device("cpu"))

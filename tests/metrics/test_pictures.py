@@ -38,8 +38,8 @@ def test_png_round_trip_is_exact_in_any_order(tmp_path):
     pictures = write_two(tmp_path)
     folder = PictureFolder(tmp_path)
     folder.check(IDS, (16, 12))
-    assert torch.equal(folder(IDS), pictures)
-    assert torch.equal(folder(IDS[::-1]), pictures.flip(0))
+    assert torch.equal(folder.read(IDS), pictures)
+    assert torch.equal(folder.read(IDS[::-1]), pictures.flip(0))
 
 
 def test_check_names_every_problem_at_once(tmp_path):
@@ -72,7 +72,7 @@ def test_a_picture_that_breaks_off_is_named_on_loading(tmp_path):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=f"{IDS[1]}.png: predicted picture not readable"):
-        PictureFolder(tmp_path)(IDS)
+        PictureFolder(tmp_path).read(IDS)
 
 
 def test_a_missing_folder_and_mixed_sizes_are_named(tmp_path):
@@ -81,4 +81,4 @@ def test_a_missing_folder_and_mixed_sizes_are_named(tmp_path):
     write_two(tmp_path)
     Image.new("RGB", (20, 10)).save(tmp_path / f"{IDS[1]}.png")
     with pytest.raises(DataError, match="20x10"):
-        PictureFolder(tmp_path)(IDS)
+        PictureFolder(tmp_path).read(IDS)

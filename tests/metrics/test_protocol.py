@@ -11,11 +11,14 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from tests.metrics.dressed import Remembered, TinyExtractor, dressed_batches
+from tests.metrics.dressed import Remembered, TinyExtractor, dressed_batches, rows_of_one
+from vton.commands.scoring import load_targets
 from vton.config import EvalConfig
 from vton.metrics import inception, pixelwise, prepare
+from vton.metrics.extractors import Extractors
 from vton.metrics.protocol import PROTOCOLS, changes, configured, protocol
 from vton.metrics.scorer import Scorer
+from vton.metrics.target import Prediction
 
 FAST = ("ssim", "psnr", "lpips", "fid", "kid")
 
@@ -73,16 +76,12 @@ def test_repainting_is_hard_or_catvtons_blend():
     mask[:, 30:70, 20:60] = True
     hard = prepare.repaint(painted, person, mask, feathered=False)
     assert torch.equal(hard, torch.where(mask, painted, person))
-    blurred = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255).filter(
-        ImageFilter.GaussianBlur(3)
-    )  # 100 // 50 + 1
+    levels = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
+    blurred = levels.filter(ImageFilter.GaussianBlur(3))  # 100 // 50 + 1
     share = np.asarray(blurred)[..., None] / 255
-    expected = (
-        np.asarray(pillow(person)) * (1 - share) + np.asarray(pillow(painted)) * share
-    ).astype(np.uint8)
-    np.testing.assert_array_equal(
-        pillow(prepare.repaint(painted, person, mask, feathered=True)), expected
-    )
+    blend = np.asarray(pillow(person)) * (1 - share) + np.asarray(pillow(painted)) * share
+    feathered = prepare.repaint(painted, person, mask, feathered=True)
+    np.testing.assert_array_equal(pillow(feathered), blend.astype(np.uint8))
 
 
 def test_grey_ssim_is_scikit_images():
@@ -106,9 +105,8 @@ def test_grey_ssim_is_scikit_images():
 def test_inception_sees_what_clean_fid_and_torch_fidelity_make_of_a_picture(size):
     source = picture(*size)
     clean = build_resizer("clean")(source.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
-    np.testing.assert_allclose(
-        inception.resize(source[None], 299, "clean_fid")[0], clean, atol=1e-2
-    )  # of 255 levels
+    resized = inception.resize_to_square(source[None], 299, "clean_fid")[0]
+    np.testing.assert_allclose(resized, clean, atol=1e-2)  # of 255 levels
 
     rows, columns = (np.arange(149) * (length / 149) for length in size)
     pixels = source.double().numpy()
@@ -117,10 +115,10 @@ def test_inception_sees_what_clean_fid_and_torch_fidelity_make_of_a_picture(size
         padded[0], np.meshgrid(rows, columns, indexing="ij"), order=1
     )
     np.testing.assert_allclose(
-        inception.resize(source[None], 149, "torch_fidelity")[0, 0], expected, atol=1e-2
+        inception.resize_to_square(source[None], 149, "torch_fidelity")[0, 0], expected, atol=1e-2
     )
     three = [
-        inception.resize(source[None], 149, style)
+        inception.resize_to_square(source[None], 149, style)
         for style in ("torchmetrics", "clean_fid", "torch_fidelity")
     ]
     assert min((three[i] - three[j]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.05
@@ -133,24 +131,25 @@ def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypa
     1e-3 relative: pictures of 8 bits that differ by 0.01 at most, and nearly singular covariances.
     """
     monkeypatch.setattr(inception, "Inception", lambda: TinyExtractor(6))
-    scorer = Scorer(EvalConfig(protocol="ladi_compat", metrics=("fid", "kid"), size=(64, 48)))
+    config = EvalConfig(protocol="ladi_compat", metrics=("fid", "kid"), size=(64, 48))
+    extractors = Extractors(config)
     batches = dressed_batches(16, size=8)
     predicted = Remembered(batches, lambda p: p // 2 + 40)
-    tally = scorer.score(batches, {"m": predicted})["m"]
-    row = scorer.rows(
-        tally, scorer.people(batches), model="m", data="d", split="test", provenance={}
-    )[0]
+    row = rows_of_one(extractors, batches, predicted)[0]
 
-    resize = make_resizer("PIL", False, "bicubic", (scorer.side, scorer.side))
+    side = extractors.inception_side
+    resize = make_resizer("PIL", False, "bicubic", (side, side))
 
     @torch.inference_mode()
     def features(images):
         squares = np.stack([resize(np.asarray(image)) for image in images]).transpose(0, 3, 1, 2)
-        return scorer.inception(torch.from_numpy(squares)).numpy()
+        return extractors.inception(torch.from_numpy(squares)).numpy()
 
     x = features(through_jpeg(pillow(p), 95) for p in predicted.pictures.values())
     y = features(pillow(p) for p in Remembered(batches).pictures.values())
-    moments = [part for side in (x, y) for part in (side.mean(0), np.cov(side, rowvar=False))]
+    moments = []
+    for side in (x, y):
+        moments += [side.mean(0), np.cov(side, rowvar=False)]
     assert row.metrics["fid_random"] == pytest.approx(
         clean_fid.frechet_distance(*moments), rel=1e-3
     )
@@ -162,11 +161,10 @@ def test_fid_and_kid_of_ladi_compat_are_clean_fids_of_the_same_pictures(monkeypa
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_scores_and_signs_its_rows(name, monkeypatch):
     monkeypatch.setattr(inception, "Inception", TinyExtractor)
-    scorer = Scorer(EvalConfig(protocol=name, metrics=FAST, size=(64, 48)))
+    extractors = Extractors(EvalConfig(protocol=name, metrics=FAST, size=(64, 48)))
     batches = dressed_batches(3, size=3)
-    people = scorer.people(batches)
-    tally = scorer.score(batches, {"m": Remembered(batches, lambda p: (p // 2) + 40)})["m"]
-    rows = scorer.rows(tally, people, model="m", data="d", split="test", provenance={})
+    rows = rows_of_one(extractors, batches, Remembered(batches, lambda p: (p // 2) + 40))
+    assert rows
     lpips = "lpips_squeeze_random" if name == "catvton_compat" else "lpips_random"
     for row in rows:
         assert (row.protocol, row.n) == (name, 3)
@@ -181,33 +179,36 @@ def test_originals_are_what_protocols_with_their_own_resize_start_from(monkeypat
     filtered one.
     """
     monkeypatch.setattr(inception, "Inception", TinyExtractor)
-    batches, asked = dressed_batches(2, size=2), []
+    (batch,) = dressed_batches(2, size=2)
+    asked = []
 
-    def originals(index):
-        asked.append(index)
-        return picture(256, 192, seed=index), picture(256, 192, seed=index)
+    class Pairs:
+        """A data set whose pictures are stored at another size than its samples."""
+
+        def originals(self, index):
+            asked.append(index)
+            return picture(256, 192, seed=index), picture(256, 192, seed=index)
 
     def score(name):
-        scorer = Scorer(EvalConfig(protocol=name, metrics=("psnr", "fid")))
-        people = scorer.people(batches, originals)
-        small = {
-            pair: prepare.resize(picture(256, 192, seed=i), (64, 48), "bilinear")
-            for i, pair in enumerate(batches[0].pair_id)
-        }
-        perfect = scorer.score(
-            batches, {"m": lambda ids: torch.stack([small[i] for i in ids])}, originals
-        )["m"]
-        return scorer, people, perfect
+        scorer = Scorer(Extractors(EvalConfig(protocol=name, metrics=("psnr", "fid"))))
+        targets = load_targets(batch, Pairs(), scorer)
+        scorer.update_reference(targets)
+        small = []
+        for index in batch.index:
+            small.append(prepare.resize(picture(256, 192, seed=index), (64, 48), "bilinear"))
+        scorer.update(targets, {"m": Prediction(torch.stack(small))})
+        return scorer
 
-    scorer, people, perfect = score("hrviton_compat")
-    assert perfect.scores["image"]["psnr"] == dict.fromkeys(batches[0].pair_id, 100.0)
-    stored = inception.resize(picture(256, 192)[None], scorer.side, "torch_fidelity").contiguous(
-        memory_format=torch.channels_last
-    )
+    scorer = score("hrviton_compat")
+    perfect = scorer.measured.tallies["paired", "m"]
+    assert perfect.scores["image"]["psnr"] == dict.fromkeys(batch.pair_id, 100.0)
+    stored = picture(256, 192)[None]
+    square = inception.resize_to_square(stored, scorer.extractors.inception_side, "torch_fidelity")
     with torch.inference_mode():
-        torch.testing.assert_close(
-            people.regions["image"][batches[0].person_id[0]], scorer.inception(stored)[0]
-        )
+        expected = scorer.extractors.inception(square.contiguous(memory_format=torch.channels_last))
+    reference = scorer.measured.reference.regions["image"]
+    torch.testing.assert_close(reference[batch.person_id[0]], expected[0])
+    assert asked
     asked.clear()
     score("exact")
     assert not asked

@@ -6,13 +6,22 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from tests.metrics.dressed import Remembered, TinyExtractor, dressed_batches
+from tests.metrics.dressed import (
+    Remembered,
+    TinyExtractor,
+    dressed_batches,
+    measured,
+    rows_by_method,
+    rows_of_one,
+)
 from vton.config import ConfigError, EvalConfig
 from vton.data.sample import DataError
 from vton.metrics import inception
+from vton.metrics.extractors import Extractors
 from vton.metrics.protocol import protocol
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import merge, merge_features
+from vton.metrics.tally import merge
+from vton.metrics.target import Prediction, targets_of
 from vton.weights import metric_networks
 
 NAMES = {"ssim", "psnr", "lpips_random", "dists_random", "fid_random", "kid_random"}
@@ -20,14 +29,8 @@ CHEAP = EvalConfig(metrics=("ssim", "psnr"))
 
 
 @pytest.fixture(scope="module")
-def scorer():
-    return Scorer(EvalConfig(kid_subset_size=4, kid_subsets=3))
-
-
-def rows_of(scorer, tally, people):
-    return scorer.rows(
-        tally, people, model="m", data="synthetic", split="test", provenance={"seed": 0}
-    )
+def extractors():
+    return Extractors(EvalConfig(kid_subset_size=4, kid_subsets=3))
 
 
 def table(rows):
@@ -40,11 +43,9 @@ def noisy(pictures):
     return (pictures.float() + noise).clamp(0, 255).round().to(torch.uint8)
 
 
-def test_identical_pictures_have_the_ideal_scores(scorer):
+def test_identical_pictures_have_the_ideal_scores(extractors):
     batches = dressed_batches(6, size=6)
-    people = scorer.people(batches)
-    tally = scorer.score(batches, {"truth": Remembered(batches)})["truth"]
-    rows = rows_of(scorer, tally, people)
+    rows = rows_of_one(extractors, batches, Remembered(batches))
     assert [(row.region, row.category, row.n) for row in rows] == [
         ("image", "all", 6),
         ("image", "upper_body", 6),
@@ -58,9 +59,8 @@ def test_identical_pictures_have_the_ideal_scores(scorer):
         assert abs(row.metrics["lpips_random"]) < 1e-6
         assert abs(row.metrics["dists_random"]) < 1e-6
         assert row.metrics["fid_random"] < 1e-3
-        assert (
-            row.metrics["kid_random"] < 1e-3
-        )  # the unbiased estimate of 0 on a set and itself is below 0
+        # The unbiased estimate of 0 on a set and itself is below 0.
+        assert row.metrics["kid_random"] < 1e-3
 
 
 # Of six dressed figures, blurred and with noise: any default that changes moves one of these.
@@ -84,66 +84,55 @@ GOLDEN = {
 }
 
 
-def test_no_number_moves_unnoticed(scorer):
+def test_no_number_moves_unnoticed(extractors):
     batches = dressed_batches(6, size=6)
-    tally = scorer.score(
-        batches, {"m": Remembered(batches, lambda pictures: noisy(blurred(4.0)(pictures)))}
-    )["m"]
-    found = table(rows_of(scorer, tally, scorer.people(batches)))
+    method = Remembered(batches, lambda pictures: noisy(blurred(4.0)(pictures)))
+    found = table(rows_of_one(extractors, batches, method))
     for region, golden in GOLDEN.items():
         assert found[region, "all"] == pytest.approx(golden, rel=1e-4), region
     exact = protocol("exact")
-    assert (exact.kid_subsets, exact.kid_subset_size) == (
-        100,
-        1000,
-    )  # which six pictures cannot show
+    # These six pictures cannot show.
+    assert (exact.kid_subsets, exact.kid_subset_size) == (100, 1000)
 
 
 def test_batches_processes_and_duplicates_do_not_move_a_number(monkeypatch):
     monkeypatch.setattr(inception, "Inception", TinyExtractor)
-    scorer = Scorer(EvalConfig(kid_subset_size=4, kid_subsets=3))
+    extractors = Extractors(EvalConfig(kid_subset_size=4, kid_subsets=3))
     whole = dressed_batches(8, size=8, categories=2)
-    pictures = Remembered(whole, noisy)
+    method = Remembered(whole, noisy)
 
-    def evaluate(*parts):
-        people = merge_features(scorer.people(part) for part in parts)
-        tally = merge(scorer.score(part, {"m": pictures})["m"] for part in parts)
-        return rows_of(scorer, tally, people)
+    def evaluate(*shares):
+        results = merge([measured(extractors, share, {"m": method}, share) for share in shares])
+        return rows_by_method(extractors, results)["m"]
 
     expected = evaluate(whole)
     assert [row.n for row in expected] == [8, 4, 4, 8, 4, 4]
-    one, five = (dressed_batches(8, size=size, categories=2) for size in (1, 5))
-    padded = [batch[[0, *range(len(batch))]] for batch in five] + five[
-        :1
-    ]  # as a sampler that repeats samples does
-    for name, actual in {
+    one = dressed_batches(8, size=1, categories=2)
+    five = dressed_batches(8, size=5, categories=2)
+    # As a sampler that repeats samples pads batches, and repeats one of them.
+    padded = [batch[[0, *range(len(batch))]] for batch in five] + five[:1]
+    splits = {
         "batches of 1": evaluate(one),
         "batches of 5": evaluate(five),
         "three processes, unequal": evaluate(five[:1], one[5:7], one[7:]),
         "two processes, interleaved and reversed": evaluate(one[1::2][::-1], one[::2]),
         "duplicates within and across processes": evaluate(five[1:], padded),
-    }.items():
-        for row, wanted in zip(actual, expected, strict=True):
-            assert (row.region, row.category, row.n) == (
-                wanted.region,
-                wanted.category,
-                wanted.n,
-            ), name
+    }
+    for name, rows in splits.items():
+        for row, wanted in zip(rows, expected, strict=True):
+            assert row.region == wanted.region, name
+            assert row.category == wanted.category, name
+            assert row.n == wanted.n, name
             assert row.provenance["pairs_sha256"] == wanted.provenance["pairs_sha256"]
-            assert row.metrics == wanted.metrics, (
-                name
-            )  # to the bit: on a CPU pictures pass the networks one by one
+            # To the bit: on a CPU pictures pass the networks one by one.
+            assert row.metrics == wanted.metrics, name
 
 
 def test_random_states_stay_as_they_were():
     before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     batches = dressed_batches(5, size=5)
-    scorer = Scorer(EvalConfig(kid_subset_size=3))
-    rows_of(
-        scorer,
-        scorer.score(batches, {"m": Remembered(batches, noisy)})["m"],
-        scorer.people(batches),
-    )
+    extractors = Extractors(EvalConfig(kid_subset_size=3))
+    rows_of_one(extractors, batches, Remembered(batches, noisy))
     after = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -179,13 +168,11 @@ def grained(levels):
         (grained, (6, 18, 54)),
     ],
 )
-def test_every_metric_gets_worse_with_every_degradation(scorer, degrade, strengths):
+def test_every_metric_gets_worse_with_every_degradation(extractors, degrade, strengths):
     batches = dressed_batches(10, size=10)
-    people = scorer.people(batches)
     methods = {strength: Remembered(batches, degrade(strength)) for strength in strengths}
-    tables = [
-        table(rows_of(scorer, tally, people)) for tally in scorer.score(batches, methods).values()
-    ]
+    results = measured(extractors, batches, methods, reference=batches)
+    tables = [table(rows) for rows in rows_by_method(extractors, results).values()]
     for region in ("image", "garment"):
         weak, middle, strong = (rows[region, "all"] for rows in tables)
         for metric in NAMES:
@@ -201,123 +188,175 @@ def test_every_metric_gets_worse_with_every_degradation(scorer, degrade, strengt
                 assert weak[metric] < middle[metric] < strong[metric], (region, metric)
 
 
-def test_the_garment_region_ignores_everything_else(scorer):
+def test_the_garment_region_ignores_everything_else(extractors):
     batches = dressed_batches(4, size=4)
     masks = torch.cat([batch.truth_garment_mask for batch in batches])
-    people = scorer.people(batches)
+
+    def invert_outside(pictures):
+        return torch.where(masks > 0, pictures, 255 - pictures)
+
+    def invert_inside(pictures):
+        return torch.where(masks > 0, 255 - pictures, pictures)
+
     methods = {
-        "outside": Remembered(
-            batches, lambda pictures: torch.where(masks > 0, pictures, 255 - pictures)
-        ),
-        "inside": Remembered(
-            batches, lambda pictures: torch.where(masks > 0, 255 - pictures, pictures)
-        ),
+        "outside": Remembered(batches, invert_outside),
+        "inside": Remembered(batches, invert_inside),
     }
-    found = {
-        name: table(rows_of(scorer, tally, people))
-        for name, tally in scorer.score(batches, methods).items()
-    }
-    outside, inside = found["outside"]["garment", "all"], found["inside"]["garment", "all"]
-    assert outside["ssim"] == pytest.approx(1, abs=1e-6)
-    assert outside["psnr"] == protocol("exact").psnr_cap
-    assert (
-        max(abs(outside["lpips_random"]), abs(outside["dists_random"]), outside["fid_random"])
-        < 1e-3
-    )
-    assert inside["ssim"] < 0.5
-    assert inside["psnr"] < found["inside"]["image", "all"]["psnr"]
-    assert found["outside"]["image", "all"]["ssim"] < 0.9
+    results = measured(extractors, batches, methods, reference=batches)
+    rows = rows_by_method(extractors, results)
+    outside, inside = table(rows["outside"]), table(rows["inside"])
+    kept = outside["garment", "all"]
+    assert kept["ssim"] == pytest.approx(1, abs=1e-6)
+    assert kept["psnr"] == protocol("exact").psnr_cap
+    assert abs(kept["lpips_random"]) < 1e-3
+    assert abs(kept["dists_random"]) < 1e-3
+    assert kept["fid_random"] < 1e-3
+    assert inside["garment", "all"]["ssim"] < 0.5
+    assert inside["garment", "all"]["psnr"] < inside["image", "all"]["psnr"]
+    assert outside["image", "all"]["ssim"] < 0.9
 
 
-def test_unpaired_pairs_without_truth_have_fid_and_kid_only(scorer):
-    people = scorer.people(dressed_batches(5, size=5))
+def test_unpaired_pairs_without_truth_have_fid_and_kid_only(extractors):
+    persons = dressed_batches(5, size=5)
     with_truth = dressed_batches(5, size=5, order="unpaired")
-    pictures = Remembered(with_truth, noisy)
+    method = Remembered(with_truth, noisy)
     without = [replace(batch, truth=None, truth_garment_mask=None) for batch in with_truth]
-    (row, same) = rows_of(scorer, scorer.score(without, {"m": pictures})["m"], people)
-    assert (row.region, row.order, set(row.metrics)) == (
-        "image",
-        "unpaired",
-        {"fid_random", "kid_random"},
-    )
+    row, same = rows_of_one(extractors, without, method, reference=persons)
+    assert (row.region, row.order) == ("image", "unpaired")
+    assert set(row.metrics) == {"fid_random", "kid_random"}
     assert same.metrics == row.metrics
-    full = table(rows_of(scorer, scorer.score(with_truth, {"m": pictures})["m"], people))
+    full = table(rows_of_one(extractors, with_truth, method, reference=persons))
     assert set(full["garment", "all"]) == set(full["image", "all"]) == NAMES
     assert full["image", "all"]["fid_random"] == pytest.approx(row.metrics["fid_random"])
 
 
-def test_pairs_that_do_not_show_the_garment_count_for_the_image_only(scorer):
+def test_pairs_that_do_not_show_the_garment_count_for_the_image_only(extractors):
     whole = dressed_batches(4, size=4)[0]
     hidden = replace(whole, truth_garment_mask=whole.truth_garment_mask.clone())
     hidden.truth_garment_mask[1] = 0
-    pictures, people = Remembered([whole], noisy), scorer.people([whole])
-    rows = rows_of(scorer, scorer.score([hidden], {"m": pictures})["m"], people)
+    method = Remembered([whole], noisy)
+    rows = rows_of_one(extractors, [hidden], method, reference=[whole])
     assert [(row.region, row.n) for row in rows if row.category == "all"] == [
         ("image", 4),
         ("garment", 3),
     ]
-    others = rows_of(scorer, scorer.score([whole[[0, 2, 3]]], {"m": pictures})["m"], people)
+    others = rows_of_one(extractors, [whole[[0, 2, 3]]], method, reference=[whole])
     assert table(rows)["garment", "all"] == pytest.approx(
         table(others)["garment", "all"], rel=1e-4, abs=1e-6
     )
 
 
-def test_a_pair_is_read_and_measured_once():
+def test_a_pair_is_measured_once_for_each_method(monkeypatch):
+    """Also where it comes twice in a batch; a method that joins later is still measured."""
     batches = dressed_batches(5, size=2)
-    remembered, asked = Remembered(batches), []
+    method = Remembered(batches)
+    scorer = Scorer(Extractors(CHEAP))
+    compared = []
+    prepare = scorer._prepare
 
-    def pictures(pair_ids):
-        asked.extend(pair_ids)
-        return remembered(pair_ids)
+    def watched(targets, pictures, tally):
+        compared.extend(target.pair_id for target in targets)
+        return prepare(targets, pictures, tally)
 
-    Scorer(CHEAP).score([*batches, *batches[:1]], {"m": pictures})
-    assert sorted(asked) == sorted(remembered.pictures)
+    monkeypatch.setattr(scorer, "_prepare", watched)
+    for batch in [*batches, batches[0], batches[1][[0, 0, 1]]]:
+        scorer.update(targets_of(batch), {"m": method(batch)})
+    assert sorted(compared) == sorted(method.pictures)
+    scorer.update(targets_of(batches[0]), {"late": method(batches[0])})
+    assert scorer.measured.tallies["paired", "late"].pair_ids("image") == batches[0].pair_id
 
 
-def test_too_few_pictures_have_no_distribution(scorer):
+def test_methods_measured_together_keep_their_own_scores(extractors):
+    """The networks see all methods' pictures at once; each score is as good as that alone."""
+    batches = dressed_batches(3, size=3)
+    methods = {"sharp": Remembered(batches), "noisy": Remembered(batches, noisy)}
+    together = measured(extractors, batches, methods, reference=batches)
+    for name, method in methods.items():
+        alone = measured(extractors, batches, {name: method}, reference=batches)
+        for region, scores in together.tallies["paired", name].scores.items():
+            for metric, by_pair in scores.items():
+                expected = alone.tallies["paired", name].scores[region][metric]
+                assert by_pair == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_pairs_that_pass_the_networks_together_keep_their_own_scores(extractors, monkeypatch):
+    """As on a GPU: three at a time, of which one does not show the garment."""
+    (batch,) = dressed_batches(5, size=5)
+    batch.truth_garment_mask[1] = 0
+    methods = {"sharp": Remembered([batch]), "noisy": Remembered([batch], noisy)}
+    one_by_one = measured(extractors, [batch], methods, reference=[batch])
+    monkeypatch.setattr(Scorer, "_at_once", lambda *arguments, **options: 3)
+    together = measured(extractors, [batch], methods, reference=[batch])
+    for region in ("image", "garment"):
+        for name in methods:
+            expected = one_by_one.tallies["paired", name]
+            tally = together.tallies["paired", name]
+            assert tally.pair_ids(region) == expected.pair_ids(region)
+            for metric, scores in expected.scores[region].items():
+                assert tally.scores[region][metric] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+            features = tally.features.stack(region)
+            torch.testing.assert_close(
+                features, expected.features.stack(region), rtol=1e-4, atol=1e-4
+            )
+        persons = one_by_one.reference.stack(region)
+        torch.testing.assert_close(together.reference.stack(region), persons, rtol=1e-4, atol=1e-4)
+
+
+def test_too_few_pictures_have_no_distribution(extractors):
     batches = dressed_batches(1, size=1)
-    rows = rows_of(
-        scorer, scorer.score(batches, {"m": Remembered(batches)})["m"], scorer.people(batches)
-    )
-    assert all(set(row.metrics) == {"ssim", "psnr", "lpips_random", "dists_random"} for row in rows)
+    rows = rows_of_one(extractors, batches, Remembered(batches))
+    assert len(rows) == 4
+    for row in rows:
+        assert set(row.metrics) == {"ssim", "psnr", "lpips_random", "dists_random"}
 
 
 def test_names_say_which_weights_and_which_backbone(tmp_path, monkeypatch):
-    assert (
-        Scorer(EvalConfig(metrics=("lpips",), lpips_net="squeeze")).name("lpips")
-        == "lpips_squeeze_random"
-    )
-    scorer = Scorer(EvalConfig(metrics=("ssim", "lpips")))
-    assert [scorer.name(metric) for metric in ("ssim", "lpips")] == ["ssim", "lpips_random"]
-    assert scorer.settings()["networks"]["lpips"].startswith("random, sha256 ")
+    squeeze = Extractors(EvalConfig(metrics=("lpips",), lpips_net="squeeze"))
+    assert squeeze.name("lpips") == "lpips_squeeze_random"
+    extractors = Extractors(EvalConfig(metrics=("ssim", "lpips")))
+    assert extractors.name("ssim") == "ssim"
+    assert extractors.name("lpips") == "lpips_random"
+    assert extractors.settings()["networks"]["lpips"].startswith("random, sha256 ")
 
     from tests.models.test_perceptual import backbone_file
 
     path, _ = backbone_file(tmp_path, "alex")
     monkeypatch.setitem(metric_networks.FILES, "alex", (path.name,))
-    scorer = Scorer(EvalConfig(metrics=("lpips", "fid"), weights=str(tmp_path)))
-    assert scorer.name("lpips") == "lpips"
-    assert scorer.name("fid") == "fid_random"  # no Inception in that folder
-    assert scorer.settings()["networks"]["lpips"].startswith(path.name)
+    extractors = Extractors(EvalConfig(metrics=("lpips", "fid"), weights=str(tmp_path)))
+    assert extractors.name("lpips") == "lpips"
+    assert extractors.name("fid") == "fid_random"  # no Inception in that folder
+    assert extractors.settings()["networks"]["lpips"].startswith(path.name)
     with pytest.raises(ConfigError, match=r"eval.protocol=exakt.*Did you mean: 'exact'"):
         protocol("exakt")
 
 
 def test_wrong_pictures_and_wrong_order_are_named():
-    scorer = Scorer(CHEAP)
-    batches = dressed_batches(3, size=3)
-    with pytest.raises(DataError, match=r"m: pictures .*expected uint8 \(3, 3, 64, 48\)"):
-        scorer.score(batches, {"m": lambda ids: torch.zeros(len(ids), 3, 64, 48)})
-    with pytest.raises(DataError, match=r"expected uint8 \(3, 3, 64, 48\)"):
-        scorer.score(
-            batches, {"m": lambda ids: torch.zeros(len(ids), 3, 32, 24, dtype=torch.uint8)}
-        )
-    mixed = [*batches, *dressed_batches(3, size=3, order="unpaired")]
-    zeros = Remembered(mixed)
+    scorer = Scorer(Extractors(CHEAP))
+    targets = targets_of(dressed_batches(3, size=3)[0])
+    expected = r"m: pictures .*expected uint8 \(3, 3, 64, 48\)"
+    for wrong in (
+        torch.zeros(3, 3, 64, 48),
+        torch.zeros(3, 3, 32, 24, dtype=torch.uint8),
+        torch.zeros(2, 3, 64, 48, dtype=torch.uint8),
+    ):
+        with pytest.raises(DataError, match=expected):
+            scorer.update(targets, {"m": Prediction(wrong)})
+    unpaired = targets_of(dressed_batches(3, size=3, order="unpaired")[0])
+    zeros = torch.zeros(6, 3, 64, 48, dtype=torch.uint8)
     with pytest.raises(ValueError, match="one order"):
-        scorer.score(mixed, {"m": zeros})
+        scorer.update(targets + unpaired, {"m": Prediction(zeros)})
 
 
-def test_the_reference_is_built_from_paired_batches(scorer):
+def test_orders_are_measured_apart():
+    paired, unpaired = dressed_batches(2, size=2), dressed_batches(3, size=3, order="unpaired")
+    method = Remembered([*paired, *unpaired])
+    results = measured(Extractors(CHEAP), [*paired, *unpaired], {"m": method})
+    assert list(results.tallies) == [("paired", "m"), ("unpaired", "m")]
+    assert len(results.tallies["paired", "m"].pair_ids("image")) == 2
+    assert len(results.tallies["unpaired", "m"].pair_ids("image")) == 3
+
+
+def test_the_reference_is_built_from_paired_batches(extractors):
+    targets = targets_of(dressed_batches(2, size=2, order="unpaired")[0])
     with pytest.raises(ValueError, match="paired order"):
-        scorer.people(dressed_batches(2, size=2, order="unpaired"))
+        Scorer(extractors).update_reference(targets)

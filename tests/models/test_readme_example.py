@@ -16,7 +16,7 @@ from tests.running import trained
 from vton.config import CONFIGS, load
 from vton.cost.counting import describe
 from vton.runs.assemble import load_module
-from vton.runs.cascade import chain_of
+from vton.runs.cascade import load_stage
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -45,7 +45,8 @@ def test_the_example_trains_and_samples(mine, tmp_path, rendered):
     assert load("model=mine").model.widths == (32, 64, 96)
     assert describe(load("model=mine", "preset=paper"))["networks"][0]["name"] == "unet"
     run = trained(mine, tmp_path / "runs", rendered, "run", "train.steps=2")
-    (stage,) = chain_of(run)
+    stage = load_stage(run)
+    assert stage.before is None
     module = load_module(stage.run, stage.config, "weights")
     pictures = module.generate(random_batch(2, size=(64, 48)))
     assert pictures.shape == (2, 3, 64, 48) and torch.isfinite(pictures).all()

@@ -11,10 +11,11 @@ from vton.commands.evaluate import evaluate
 from vton.commands.train import train
 from vton.config import ExperimentConfig, load
 from vton.data.derived.warp import rewarped, warp_source
+from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder
 from vton.runs.assemble import data_module
-from vton.runs.cascade import chain_of
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.cascade import load_stage
+from vton.runs.folder import RunFolder
 from vton.runs.warp import RunWarp
 from vton.weights.pretrained import read_checkpoint
 
@@ -104,7 +105,7 @@ def test_another_source_for_a_batch_is_what_the_data_would_deliver(rendered, run
 
 
 def test_an_evaluated_warp_stands_beside_the_geometric_one(run):
-    rows = evaluate(chain_of(run))
+    rows = evaluate(load_stage(run))
     garment = {(row.model, row.order): row.metrics for row in rows if row.region == "garment"}
     models = {
         "warp",
@@ -124,7 +125,10 @@ def test_an_evaluated_warp_stands_beside_the_geometric_one(run):
 
     pictures = PictureFolder(run.predictions / "paired")
     batch = data_module(run.load_config()).val_batch("paired", 4)
-    truth, found = batch.truth_garment_mask > 0, pictures.silhouettes(batch.pair_id)[:, :1] > 127
+    truth, found = (
+        batch.truth_garment_mask > 0,
+        pictures.silhouettes.read(batch.pair_id)[:, :1] > 127,
+    )
     overlap = [(a & b).sum() / (a | b).sum() for a, b in zip(truth, found, strict=True)]
     assert garment["warp", "paired"]["iou"] == pytest.approx(
         float(torch.stack(overlap).mean()), abs=1e-6
@@ -143,12 +147,12 @@ def test_the_learned_row_appears_when_a_run_is_given_and_only_then(run, rendered
     )
     train(config)
     for warp in ((), (f"eval.warp={run.path}",)):
-        rows = evaluate(chain_of(plain, *warp))
+        rows = evaluate(load_stage(plain, *warp))
         found = {row.model: row for row in rows if row.region == "garment"}
         assert ("baseline/learned_warp" in found) == bool(warp)
         assert ("iou" in found["baseline/geometric_warp"].metrics) == bool(warp)
     row = found["baseline/learned_warp"]
-    own = evaluate(chain_of(run, "eval.orders=[paired]", "eval.shuffled=false"))
+    own = evaluate(load_stage(run, "eval.orders=[paired]", "eval.shuffled=false"))
     expected = next(r.metrics for r in own if (r.model, r.region) == ("warp", "garment"))
     assert (
         row.metrics == pytest.approx(expected, rel=1e-6)
@@ -167,10 +171,10 @@ def test_runs_that_hold_no_such_warp_are_refused_in_one_line(run, rendered, tmp_
         (unfinished.path, (64, 48), "has not finished training"),
         (run.path, (128, 96), "trained at 64x48, the data is 128x96"),
     ):
-        with pytest.raises(RunError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             RunWarp(path, size)
         assert "\n" not in str(error.value)
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         data_module(
             settings(
                 "gardiff",

@@ -1,17 +1,17 @@
-"""Baselines beside a model: pictures that cost no sampling, made of each batch while it is scored."""
+"""Baselines beside a model: methods without sampling, computed while a batch is scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from vton.config import ExperimentConfig
 from vton.data.derived.warp import rewarped, warp_source
 from vton.data.sample import TryOnBatch
-from vton.metrics.pictures import as_pictures, to_uint8
+from vton.metrics.pictures import to_uint8
+from vton.metrics.target import Method, Prediction
 from vton.models.baselines import BASELINES, warped_garment
 from vton.runs.warp import RunWarp
 
@@ -20,73 +20,46 @@ Wear = Callable[[TryOnBatch], TryOnBatch]  # gives a batch another warped garmen
 
 
 def learned_warp(config: ExperimentConfig) -> RunWarp | None:
-    """The trained warp that gets a baseline row: eval.warp, else what the model itself reads, else
-    none.
-    """
+    """The trained warp that gets a baseline row: eval.warp, else the one that the model reads."""
     path = config.eval.warp or config.data.warp_run
     return RunWarp(path, config.data.picture_size) if path else None
 
 
-def warps(source: str, learned: RunWarp | None) -> dict[str, Wear]:
-    """Baselines that paste a warped garment, and what gives theirs to a batch whose own warp is of
-    `source`.
+def baseline_methods(source: str, learned: RunWarp | None, silhouettes: bool) -> dict[str, Method]:
+    """Every baseline by name.
+
+    source:      of the data's own warped garments
+    silhouettes: whether warps say where they put the garment, which is then measured
     """
-    found = {"baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))}
-    if learned:
-        found[LEARNED] = learned.put_on
-    if source in ("geometric", "folder"):
-        found[f"baseline/{source}_warp"] = lambda batch: batch
-    return found
+    methods: dict[str, Method] = {}
+    for name, paint in BASELINES.items():
+        methods[name] = partial(_painted, paint)
+    return methods | warp_methods(source, learned, silhouettes)
 
 
-def held_baselines(wearing: dict[str, Wear], outlined: bool) -> dict[str, HeldPictures]:
-    """Every baseline by name. outlined: silhouettes of those that warp are measured, as beside a
-    learned warp.
-    """
-    held = {name: HeldPictures(paint) for name, paint in BASELINES.items()}
-    return held | {
-        name: HeldPictures(warped_garment, wear, outlined) for name, wear in wearing.items()
+def warp_methods(
+    source: str, learned: RunWarp | None, silhouettes: bool = False
+) -> dict[str, Method]:
+    """The baselines that paste a warped garment; arguments as in `baseline_methods`."""
+    wears: dict[str, Wear] = {
+        "baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))
     }
+    if learned is not None:
+        wears[LEARNED] = learned.put_on
+    if source in ("geometric", "folder"):
+        wears[f"baseline/{source}_warp"] = _as_it_is
+    return {name: partial(_pasted, wear, silhouettes) for name, wear in wears.items()}
 
 
-class HeldPictures:
-    """A baseline's pictures of the batch at hand, computed while scoring.
-
-    paint: the baseline; wear: gives the batch the warped garment it sees; outlined: whether
-    silhouettes are held too.
-    """
-
-    def __init__(
-        self,
-        paint: Callable[[TryOnBatch], Tensor],
-        wear: Wear = lambda batch: batch,
-        outlined: bool = False,
-    ):
-        self.paint, self.wear = paint, wear
-        self.silhouettes = self._silhouettes if outlined else None
-        self.found: dict[str, Tensor] = {}
-        self.outlines: dict[str, Tensor] = {}
-
-    def hold(self, batch: TryOnBatch) -> None:
-        worn = self.wear(batch)
-        self.found = dict(zip(batch.pair_id, to_uint8(self.paint(worn)), strict=True))
-        if self.silhouettes:
-            self.outlines = dict(
-                zip(batch.pair_id, to_uint8(as_pictures(worn.warped_mask)), strict=True)
-            )
-
-    def _silhouettes(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.outlines[pair_id] for pair_id in pair_ids])
-
-    def __call__(self, pair_ids: Sequence[str]) -> Tensor:
-        return torch.stack([self.found[pair_id] for pair_id in pair_ids])
+def _as_it_is(batch: TryOnBatch) -> TryOnBatch:
+    return batch
 
 
-def with_baselines(
-    batches: Iterable[TryOnBatch], held: dict[str, HeldPictures]
-) -> Iterator[TryOnBatch]:
-    """The batches, each with the baselines' pictures of it held while it is scored."""
-    for batch in batches:
-        for pictures in held.values():
-            pictures.hold(batch)
-        yield batch
+def _painted(paint: Callable[[TryOnBatch], Tensor], batch: TryOnBatch) -> Prediction:
+    return Prediction(to_uint8(paint(batch)))
+
+
+def _pasted(wear: Wear, silhouettes: bool, batch: TryOnBatch) -> Prediction:
+    worn = wear(batch)
+    outlines = worn.warped_mask > 0 if silhouettes else None
+    return Prediction(to_uint8(warped_garment(worn)), outlines)

@@ -395,7 +395,7 @@ def save_grid(comparison: Comparison, members: Sequence[Member]) -> None:
     """
     from PIL import Image
 
-    from vton.commands.evaluate import prediction_folder
+    from vton.commands.sampling import prediction_folder
     from vton.data.transforms import normalise
     from vton.metrics.pictures import PictureFolder
     from vton.report.grid import try_on_grid
@@ -409,10 +409,8 @@ def save_grid(comparison: Comparison, members: Sequence[Member]) -> None:
     outputs = []
     for member in members:
         own = member.config
-        pictures = PictureFolder(prediction_folder(member.run, own.model.label, order))(
-            batch.pair_id
-        )
-        outputs.append(normalise(pictures))
+        folder = PictureFolder(prediction_folder(member.run, own.model.label, order))
+        outputs.append(normalise(folder.read(batch.pair_id)))
     grid = try_on_grid(batch, *outputs, titles=[member.method for member in members])
     Image.fromarray(grid).save(comparison.folder / "grid.jpg", quality=90)
 

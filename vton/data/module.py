@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vton.config import DataConfig
 from vton.data import check, transforms
@@ -124,7 +124,6 @@ class TryOnDataModule(LightningDataModule):
         self._start = 0
         self._stream: TrainingStream | None = None
         self._evaluated: dict[tuple[Order, bool], TryOnDataset] = {}
-        self._predicted: tuple[Order, bool] = ("unpaired", False)
 
     @property
     def root(self) -> Source:
@@ -197,18 +196,12 @@ class TryOnDataModule(LightningDataModule):
             warn_without_caption(pairs)
         return self._evaluated[key]
 
-    def predicting(self, order: Order, shuffled: bool = False) -> None:
-        """Choose what predict_dataloader delivers; the trainer asks for it on every process."""
-        self._predicted = (order, shuffled)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.eval_dataloader(*self._predicted)
-
     def eval_dataloader(self, order: Order, shuffled: bool = False) -> DataLoader:
-        """Every test pair exactly once over all processes, which may therefore have different
-        numbers of batches.
-        """
-        pairs = self.eval_dataset(order, shuffled)
+        """Batches of `eval_dataset`."""
+        return self.loader_of(self.eval_dataset(order, shuffled))
+
+    def loader_of(self, pairs: Dataset) -> DataLoader:
+        """Every pair once over all processes, which may have different numbers of batches."""
         return self._loader(pairs, batch_size=self.eval_batch_size, sampler=RankShare(len(pairs)))
 
     def val_batch(self, order: Order, count: int) -> TryOnBatch:

@@ -71,6 +71,8 @@ class TryOnSample:
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
     # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
     garment_keypoints: Tensor | None = None
+    # (3, h, w) in [-1, 1]; the smaller picture that a super-resolution stage enlarges
+    lowres: Tensor | None = None
     position: int = (
         -1
     )  # place in the endless training stream, which seeds this sample's noise; -1 outside training
@@ -106,6 +108,8 @@ class TryOnSample:
             joints = getattr(self, name)
             if joints is not None and tuple(joints.shape) != (JOINTS, 3):
                 self._reject(name, f"has shape {tuple(joints.shape)}, expected {(JOINTS, 3)}")
+        if self.lowres is not None and (self.lowres.ndim != 3 or len(self.lowres) != 3):
+            self._reject("lowres", f"has shape {tuple(self.lowres.shape)}, expected (3, h, w)")
         if tuple(self.parse.shape) != (height, width) or self.parse.dtype != torch.int64:
             self._reject(
                 "parse",
@@ -175,6 +179,7 @@ class TryOnBatch:
     truth: Tensor | None = None  # (B, 3, H, W)
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
     garment_keypoints: Tensor | None = None  # (B, J, 3)
+    lowres: Tensor | None = None  # (B, 3, h, w)
     position: list[int] = field(default_factory=list)  # filled with -1 where not given
     encoded: dict[str, Tensor] | None = None  # each (B, ...)
 

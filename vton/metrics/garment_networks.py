@@ -1,10 +1,10 @@
-"""The pretrained networks of the garment-driven metrics, from the folder of metric weights
-(garment_scores.py).
+"""The pretrained networks of the garment-driven metrics, from the folder of metric weights.
+
+garment_scores.py says which there are and where they lie.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,15 +25,10 @@ from transformers import (
     CLIPTextModel,
 )
 
+from vton.errors import UserError
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, TextEncoder
 from vton.models.perceptual import LPIPS
-from vton.weights.pretrained import (
-    WeightsError,
-    from_pretrained,
-    load_state,
-    read_checkpoint,
-    read_json,
-)
+from vton.weights.pretrained import from_pretrained, load_state, read_checkpoint, read_json
 
 clip_square = v2.Compose(
     [
@@ -52,9 +47,9 @@ def load_lpips(path: Path, device: torch.device) -> Callable[[Tensor, Tensor], T
 
     @torch.inference_mode()
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        return network.distance(
-            network.features(x.to(device)), network.features(y.to(device)), None
-        ).cpu()
+        x_features = network.features(x.to(device))
+        y_features = network.features(y.to(device))
+        return network.distance(x_features, y_features, mask=None).cpu()
 
     return distance
 
@@ -72,98 +67,96 @@ class ClipSimilarity:
     def __call__(self, picture: NDArray, prompt: str) -> tuple[Tensor, Tensor]:
         tokens = self.tokenizer(
             [prompt], truncation=True, max_length=self.length, return_tensors="pt"
-        ).to(self.device)
-        pixels = clip_square(Image.fromarray(picture))[None].to(self.device)
-        found = self.model(**tokens, pixel_values=pixels)
-        return found.text_embeds, found.image_embeds
+        )
+        pixels = clip_square(Image.fromarray(picture))[None]
+        output = self.model(**tokens.to(self.device), pixel_values=pixels.to(self.device))
+        return output.text_embeds, output.image_embeds
 
 
 class DiffusionFeatures:
-    """DIFT (Tang et al. 2023, arXiv 2306.03881) as MP-LPIPS takes it: Stable Diffusion 2.1's third
-    up block at t = 41.
+    """DIFT features as MP-LPIPS takes them (Tang et al. 2023, arXiv 2306.03881).
 
-    The mean over eight noises, drawn for every picture from seed 0. The published code draws one
-    after the other, so that its numbers depend on the order of pictures.
+    The output of Stable Diffusion 2.1's third up block at t = 41, the mean over eight noises, which
+    are drawn for every picture from seed 0. The published code draws one after the other, so that
+    its numbers depend on the order of pictures.
     """
 
     PROMPT = "a photo of an upper-garment"
-    TIMESTEP, BLOCK, NOISES = 41, 2, 8
+    TIMESTEP = 41
+    BLOCK = 2
+    NOISES = 8
 
     def __init__(self, folder: Path, device: torch.device):
-        def part(cls: type, name: str):
+        def load(cls: type, name: str):
             return from_pretrained(cls, str(folder), key="dift", subfolder=name)
 
         self.device = device
-        self.vae, self.unet = (
-            part(cls, name).eval().to(device)
-            for cls, name in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
-        )
-        self.schedule = part(DDIMScheduler, "scheduler")
-        text = TextEncoder(
-            part(AutoTokenizer, "tokenizer"), part(CLIPTextModel, "text_encoder").eval(), False
-        )
+        self.vae = load(AutoencoderKL, "vae").eval().to(device)
+        self.unet = load(UNet2DConditionModel, "unet").eval().to(device)
+        self.schedule = load(DDIMScheduler, "scheduler")
+        tokenizer = load(AutoTokenizer, "tokenizer")
+        text = TextEncoder(tokenizer, load(CLIPTextModel, "text_encoder").eval(), False)
         with torch.inference_mode():
             self.prompt = text([self.PROMPT])[0].to(device)
 
     @torch.inference_mode()
     def __call__(self, picture: NDArray) -> Tensor:
+        """Features (1, C, h, w) of uint8 RGB (H, W, 3)."""
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device) / 127.5 - 1
-        generator = torch.Generator().manual_seed(0)
         posterior = self.vae.encode(pixels).latent_dist
         shape = (self.NOISES, *posterior.mean.shape[1:])
-        draws, noise = (torch.randn(shape, generator=generator).to(self.device) for _ in range(2))
-        latents = (posterior.mean + posterior.std * draws) * self.vae.config.scaling_factor
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randn(shape, generator=generator).to(self.device)
+        eps = torch.randn(shape, generator=generator).to(self.device)
+        z = (posterior.mean + posterior.std * draws) * self.vae.config.scaling_factor
         t = torch.tensor([self.TIMESTEP], device=self.device)
+        z_t = self.schedule.add_noise(z, eps, t)
+
         features: list[Tensor] = []
-        hook = self.unet.up_blocks[self.BLOCK].register_forward_hook(
-            lambda *call: features.append(call[-1])
-        )
+        block = self.unet.up_blocks[self.BLOCK]
+        hook = block.register_forward_hook(lambda *call: features.append(call[-1]))
         try:
-            self.unet(
-                self.schedule.add_noise(latents, noise, t),
-                t,
-                self.prompt.expand(self.NOISES, -1, -1),
-            )
+            self.unet(z_t, t, self.prompt.expand(self.NOISES, -1, -1))
         finally:
             hook.remove()
         return features[0].mean(0, keepdim=True).float()
 
 
 class ImageReward(nn.Module):
-    """How well a picture answers a prompt, to people's taste (Xu et al. 2023, arXiv 2304.05977);
-    about N(0, 1).
+    """How well people think that a picture answers a prompt, about N(0, 1).
 
-    BLIP: the prompt's tokens attend to those of the picture; the first token goes through a purely
-    linear stack.
+    Xu et al. 2023, arXiv 2304.05977. In BLIP the prompt's tokens attend to those of the picture;
+    the first token goes through a purely linear stack.
     """
 
-    MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
-    PLACES, WIDTHS = (
-        (0, 2, 4, 6, 7),
-        (1024, 128, 64, 16, 1),
-    )  # of the head's layers in the published stack
+    MEAN = 0.16717362830052426
+    DEVIATION = 1.0333394966054072
+    # Of the head's layers: their places in the published stack, and their widths.
+    PLACES = (0, 2, 4, 6, 7)
+    WIDTHS = (1024, 128, 64, 16, 1)
 
     def __init__(self, text: BlipTextConfig, vision: BlipVisionConfig):
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        widths = itertools.pairwise((text.hidden_size, *self.WIDTHS))
-        self.head = nn.ModuleDict(
-            {str(i): nn.Linear(*width) for i, width in zip(self.PLACES, widths, strict=True)}
-        )
+        self.head = nn.ModuleDict()
+        width = text.hidden_size
+        for place, wider in zip(self.PLACES, self.WIDTHS, strict=True):
+            self.head[str(place)] = nn.Linear(width, wider)
+            width = wider
 
     def forward(self, pixels_B3SS: Tensor, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """Rewards (B,)."""
-        seen = self.vision(pixels_B3SS).last_hidden_state
-        read = self.text(tokens_BL, attention_mask=attention_BL, encoder_hidden_states=seen)
-        x = read.last_hidden_state[:, 0]
+        picture = self.vision(pixels_B3SS).last_hidden_state
+        prompt = self.text(tokens_BL, attention_mask=attention_BL, encoder_hidden_states=picture)
+        x = prompt.last_hidden_state[:, 0]
         for layer in self.head.values():
             x = layer(x)
         return (x[:, 0] - self.MEAN) / self.DEVIATION
 
 
-# Published names of the picture's half, and transformers' for the same tensors; the text's differ
-# in the prefix only.
+# Published names of the vision half, and transformers' names of the same tensors. The names of the
+# text half differ in the prefix only.
 RENAMED = (
     ("cls_token", "embeddings.class_embedding"),
     ("pos_embed", "embeddings.position_embedding"),
@@ -174,21 +167,26 @@ RENAMED = (
     (".attn.qkv.", ".self_attn.qkv."),
     (".attn.proj.", ".self_attn.projection."),
 )
+# What med_config.json says of the text half.
+TEXT_SETTINGS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "layer_norm_eps",
+)
 
 
 def reward_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ImageReward.pt's tensors under our names, without BLIP's projections, which a reward does not
-    use.
-    """
+    """ImageReward.pt's tensors under our names, without BLIP's projections, which it never uses."""
     state = {}
     for name, tensor in published.items():
         if name.startswith("blip.visual_encoder."):
             name = name.removeprefix("blip.visual_encoder.")
             for theirs, ours in RENAMED:
                 name = name.replace(theirs, ours)
-            name = (
-                "post_" + name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
-            )
+            if name.startswith("norm."):
+                name = name.replace("norm.", "post_layernorm.")
             state[f"vision.{name}"] = tensor
         elif name.startswith("blip.text_encoder.") and not name.endswith("position_ids"):
             state["text." + name.removeprefix("blip.text_encoder.")] = tensor
@@ -198,17 +196,19 @@ def reward_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, dict[str, int]]:
-    """What BLIP's configurations can read off its tensors. A vision transformer's heads are 64
-    wide.
+    """What BLIP's configurations can read off its tensors.
+
+    A vision transformer's heads are 64 wide.
     """
     width, _, patch, _ = state["vision.embeddings.patch_embedding.weight"].shape
     patches = state["vision.embeddings.position_embedding"].shape[1] - 1
+    layers = 0
+    while f"vision.encoder.layers.{layers}.mlp.fc1.weight" in state:
+        layers += 1
     vision = {
         "hidden_size": width,
         "intermediate_size": len(state["vision.encoder.layers.0.mlp.fc1.weight"]),
-        "num_hidden_layers": sum(
-            name.endswith("mlp.fc1.weight") for name in state if name.startswith("vision.")
-        ),
+        "num_hidden_layers": layers,
         "num_attention_heads": width // 64,
         "patch_size": patch,
         "image_size": patch * round(patches**0.5),
@@ -223,37 +223,31 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, dict[str, int]]:
 
 
 def load_reward(folder: Path, device: torch.device) -> Callable[[NDArray, str], float]:
-    """The published reward as a function of picture and prompt. Raises WeightsError."""
+    """The published reward as a function of picture and prompt. Raises UserError."""
     described = read_json(folder / "med_config.json")
     state = reward_state(read_checkpoint(folder / "ImageReward.pt"))
     try:
         shapes = _shapes(state)
     except (KeyError, ValueError) as error:
-        raise WeightsError(
+        raise UserError(
             f"{folder / 'ImageReward.pt'}: not ImageReward's checkpoint, no tensor {error}."
         ) from None
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "layer_norm_eps",
-    )
-    text = BlipTextConfig(
-        **{name: described[name] for name in names if name in described}, **shapes["text"]
-    )
-    network = ImageReward(text, BlipVisionConfig(**shapes["vision"], layer_norm_eps=1e-6))
+    given = {name: described[name] for name in TEXT_SETTINGS if name in described}
+    text = BlipTextConfig(**given, **shapes["text"])
+    vision = BlipVisionConfig(**shapes["vision"], layer_norm_eps=1e-6)
+    network = ImageReward(text, vision)
     load_state(network, state, folder / "ImageReward.pt")
     network = network.eval().to(device)
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
 
     @torch.inference_mode()
     def reward(picture: NDArray, prompt: str) -> float:
-        read = tokenizer(
+        tokens = tokenizer(
             [prompt], padding="max_length", truncation=True, max_length=35, return_tensors="pt"
-        ).to(device)
+        )
+        tokens = tokens.to(device)
         pixels = clip_square(Image.fromarray(picture))[None].to(device)
-        return network(pixels, read.input_ids, read.attention_mask).item()
+        return network(pixels, tokens.input_ids, tokens.attention_mask).item()
 
     return reward
 

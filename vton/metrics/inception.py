@@ -1,5 +1,4 @@
-"""Inception v3 in the form FID is defined on: the 2015 TensorFlow graph, features before the
-classifier.
+"""Inception v3 in the form FID is defined on: the 2015 TensorFlow graph, before its classifier.
 
 It differs from torchvision's network, whose blocks it reuses, in its pooling: averages leave out
 the padding, and the last block pools by maximum. Parameter names are those of
@@ -16,49 +15,52 @@ from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
 
-def resize(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
-    """uint8 or float (B, 3, H, W) in [0, 255] to float (B, 3, S, S), as one of the tools that
-    compute FID does it.
+def resize_to_square(pictures: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
+    """Pictures as one of the tools that compute FID resizes them.
+
+    pictures: uint8 or float (B, 3, H, W) in [0, 255]; returns float (B, 3, S, S) in [0, 255]
 
     torchmetrics:   bilinear, antialiased
-    clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded, clipped (Parmar et al. 2022, arXiv 2104.11222)
-    torch_fidelity: TensorFlow 1's bilinear: no antialiasing, and pixel i of the result is read at i
-    * H / S
+    clean_fid:      bicubic, antialiased, Pillow's kernel, unrounded, clipped
+                    (Parmar et al. 2022, arXiv 2104.11222)
+    torch_fidelity: TensorFlow 1's bilinear, not antialiased; pixel i is read at i * H / S
     """
     pictures = pictures.float()
     if style == "torch_fidelity":
-        return _tensorflow_bilinear(_tensorflow_bilinear(pictures, side, 2), side, 3)
+        rows = _tensorflow_bilinear(pictures, side, axis=2)
+        return _tensorflow_bilinear(rows, side, axis=3)
     mode = {"torchmetrics": "bilinear", "clean_fid": "bicubic"}[style]
-    return F.interpolate(
-        pictures, (side, side), mode=mode, align_corners=False, antialias=True
-    ).clamp(0, 255)
+    resized = F.interpolate(pictures, (side, side), mode=mode, align_corners=False, antialias=True)
+    return resized.clamp(0, 255)
 
 
 def _tensorflow_bilinear(pictures: Tensor, side: int, axis: int) -> Tensor:
+    """Pictures (B, 3, H, W) resized along one axis."""
     length = pictures.shape[axis]
     place = torch.arange(side, device=pictures.device) * (length / side)
     first = place.long()
     share = (place - first).view([-1, 1] if axis == 2 else [1, -1])
-    before, after = (
-        pictures.index_select(axis, index) for index in (first, (first + 1).clamp(max=length - 1))
-    )
+    before = pictures.index_select(axis, first)
+    after = pictures.index_select(axis, (first + 1).clamp(max=length - 1))
     return before + (after - before) * share
 
 
-def cut_out(pictures: Tensor, mask: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
-    """The garments alone: grey (128, which the network sees as 0) outside the mask, cropped to the
-    mask's bounding box.
+def garment_crops(pictures: Tensor, mask: Tensor, side: int, style: str = "torchmetrics") -> Tensor:
+    """The garments alone, grey outside the mask and cropped to the mask's bounding box.
 
     pictures: uint8 (B, 3, H, W)
     mask:     (B, 1, H, W), nowhere empty
-    returns   float (B, 3, S, S) in [0, 255], resized as `resize` does
+    returns   float (B, 3, S, S) in [0, 255], resized as `resize_to_square` does
+
+    Grey is 128, which the network sees as 0.
     """
     grey = torch.where(mask > 0, pictures, 128)
     crops = []
     for picture, inside in zip(grey, mask[:, 0] > 0, strict=True):
-        rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
+        rows = inside.any(1).nonzero()[:, 0]
+        columns = inside.any(0).nonzero()[:, 0]
         crop = picture[None, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        crops.append(resize(crop, side, style))
+        crops.append(resize_to_square(crop, side, style))
     return torch.cat(crops)
 
 
@@ -87,13 +89,13 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - 128) / 128
-        x = _chain(x, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3)
+        x = _through(x, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3)
         x = F.max_pool2d(x, 3, stride=2)
-        x = _chain(x, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3)
+        x = _through(x, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3)
         x = F.max_pool2d(x, 3, stride=2)
-        x = _chain(x, self.Mixed_5b, self.Mixed_5c, self.Mixed_5d)
-        x = _chain(x, self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e)
-        x = _chain(x, self.Mixed_7a, self.Mixed_7b, self.Mixed_7c)
+        x = _through(x, self.Mixed_5b, self.Mixed_5c, self.Mixed_5d)
+        x = _through(x, self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e)
+        x = _through(x, self.Mixed_7a, self.Mixed_7b, self.Mixed_7c)
         return x.mean((2, 3))
 
 
@@ -101,8 +103,8 @@ class BlockA(blocks.InceptionA):
     def _forward(self, x: Tensor) -> list[Tensor]:
         return [
             self.branch1x1(x),
-            _chain(x, self.branch5x5_1, self.branch5x5_2),
-            _chain(x, self.branch3x3dbl_1, self.branch3x3dbl_2, self.branch3x3dbl_3),
+            _through(x, self.branch5x5_1, self.branch5x5_2),
+            _through(x, self.branch3x3dbl_1, self.branch3x3dbl_2, self.branch3x3dbl_3),
             self.branch_pool(_average(x)),
         ]
 
@@ -112,8 +114,8 @@ class BlockC(blocks.InceptionC):
         double = (self.branch7x7dbl_1, self.branch7x7dbl_2, self.branch7x7dbl_3)
         return [
             self.branch1x1(x),
-            _chain(x, self.branch7x7_1, self.branch7x7_2, self.branch7x7_3),
-            _chain(x, *double, self.branch7x7dbl_4, self.branch7x7dbl_5),
+            _through(x, self.branch7x7_1, self.branch7x7_2, self.branch7x7_3),
+            _through(x, *double, self.branch7x7dbl_4, self.branch7x7dbl_5),
             self.branch_pool(_average(x)),
         ]
 
@@ -125,7 +127,7 @@ class BlockE(blocks.InceptionE):
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         single = self.branch3x3_1(x)
-        double = _chain(x, self.branch3x3dbl_1, self.branch3x3dbl_2)
+        double = _through(x, self.branch3x3dbl_1, self.branch3x3dbl_2)
         return [
             self.branch1x1(x),
             torch.cat([self.branch3x3_2a(single), self.branch3x3_2b(single)], 1),
@@ -134,7 +136,7 @@ class BlockE(blocks.InceptionE):
         ]
 
 
-def _chain(x: Tensor, *layers: nn.Module) -> Tensor:
+def _through(x: Tensor, *layers: nn.Module) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from vton.data.sample import DataError
 
-SHOWN = 10  # names listed in one error message
-# folder below the pictures of a method that warps: white where the garment lies
+SHOWN = 10  # problems listed in one error message
+# Folder below the pictures of a method that warps: white where the garment lies.
 SILHOUETTES = "silhouettes"
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1, 1] to uint8, clamped and rounded to the nearest level. The only place where pictures are
-    quantised.
+    """[-1, 1] to uint8, clamped and rounded to the nearest level.
 
-    Truncation instead would darken every picture by half a level, which FID sees. Raises DataError
-    for NaN or infinity, which have no level.
+    Pictures are quantised nowhere else. Truncation would darken every picture by half a level,
+    which FID sees. Raises DataError for NaN or infinity, which have no level.
     """
     if not torch.isfinite(image).all():
         raise DataError(
-            "A picture to be written holds NaN or infinite values: the model diverged or lost precision."
+            "A picture to be written holds NaN or infinite values: "
+            "the model diverged or lost precision."
         )
     return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
@@ -37,30 +37,32 @@ def as_pictures(masks: Tensor) -> Tensor:
 
 
 def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> None:
-    """Store pictures (B, 3, H, W), uint8 or in [-1, 1], as `<pair_id>.png`. A duplicate overwrites
-    its own file.
+    """Store pictures (B, 3, H, W), uint8 or in [-1, 1], as `<pair_id>.png`.
+
+    A pair that comes twice overwrites its own file.
     """
     if pictures.dtype != torch.uint8:
         pictures = to_uint8(pictures)
     folder.mkdir(parents=True, exist_ok=True)
-    for pair_id, picture in zip(pair_ids, pictures.cpu().permute(0, 2, 3, 1).numpy(), strict=True):
-        Image.fromarray(picture).save(folder / f"{pair_id}.png", compress_level=1)
+    arrays = pictures.cpu().permute(0, 2, 3, 1).numpy()
+    for pair_id, array in zip(pair_ids, arrays, strict=True):
+        Image.fromarray(array).save(folder / f"{pair_id}.png", compress_level=1)
 
 
-def refuse(problems: Sequence[str], where: str) -> None:
-    """Raise one DataError that names the first of them, unless there are none. A single one takes
-    one line.
-    """
+def require_none(problems: Sequence[str], where: str) -> None:
+    """Raise one DataError that names the first of the problems, unless there are none."""
+    if not problems:
+        return
     if len(problems) == 1:
         raise DataError(f"1 problem with {where}: {problems[0]}")
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "\n  ".join(problems[:SHOWN])
-        raise DataError(f"{len(problems)} problems with {where}:\n  {listed}{more}")
+    lines = [f"{len(problems)} problems with {where}:", *problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"and {len(problems) - SHOWN} more")
+    raise DataError("\n  ".join(lines))
 
 
 class PictureFolder:
-    """The pictures of one method: `folder(pair_ids)` loads them as uint8 (B, 3, H, W)."""
+    """The pictures of one method, `<pair_id>.png`."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -77,38 +79,36 @@ class PictureFolder:
         Silhouettes are checked likewise. Only headers are read here; a picture that breaks off in
         the middle is named when it is loaded.
         """
-        found = {path.stem: path for path in sorted(self.folder.glob("*.png"))}
         wanted = set(pair_ids)
-        problems = [f"missing {self.path(name)}" for name in sorted(wanted - set(found))]
-        problems += [
-            f"extra {found[name]} (not in the pair list)" for name in sorted(set(found) - wanted)
-        ]
-        for name in sorted(wanted & set(found)):
-            try:
-                with Image.open(found[name]) as picture:
-                    problem = _problem(picture, size)
-            except (OSError, UnidentifiedImageError) as error:
-                problem = f"not readable: {error}"
+        there = {path.stem for path in self.folder.glob("*.png")}
+        problems = [f"missing {self.path(name)}" for name in sorted(wanted - there)]
+        for name in sorted(there - wanted):
+            problems.append(f"extra {self.path(name)} (not in the pair list)")
+        for name in sorted(wanted & there):
+            problem = _problem_in_header(self.path(name), size)
             if problem:
-                problems.append(f"{found[name]}: {problem}")
-        refuse(problems, f"the predicted pictures in {self.folder}; write them again")
+                problems.append(f"{self.path(name)}: {problem}")
+        require_none(problems, f"the predicted pictures in {self.folder}; write them again")
 
-        if self.silhouettes:
+        if self.silhouettes is not None:
             self.silhouettes.check(pair_ids, size)
 
     def path(self, pair_id: str) -> Path:
         return self.folder / f"{pair_id}.png"
 
-    def __call__(self, pair_ids: Sequence[str]) -> Tensor:
-        """uint8 (B, 3, H, W). Raises DataError naming the file that is missing, broken, not RGB or
-        of another size.
+    def read(self, pair_ids: Sequence[str]) -> Tensor:
+        """The pairs' pictures, uint8 (B, 3, H, W).
+
+        Raises DataError naming the file that is missing, broken, not RGB or of another size.
         """
         pictures = [self._load(self.path(pair_id)) for pair_id in pair_ids]
+        height, width = pictures[0].shape[:2]
         for pair_id, picture in zip(pair_ids, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
+            tall, wide = picture.shape[:2]
+            if (tall, wide) != (height, width):
                 raise DataError(
-                    f"{self.path(pair_id)} is {picture.shape[1]}x{picture.shape[0]} (width x height), but "
-                    f"{self.path(pair_ids[0])} is {pictures[0].shape[1]}x{pictures[0].shape[0]}; write them again."
+                    f"{self.path(pair_id)} is {wide}x{tall} (width x height), "
+                    f"but {self.path(pair_ids[0])} is {width}x{height}; write them again."
                 )
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
@@ -117,11 +117,7 @@ class PictureFolder:
             with Image.open(path) as picture:
                 problem = _problem(picture)
                 pixels = np.asarray(picture)
-        except (
-            OSError,
-            UnidentifiedImageError,
-            SyntaxError,
-        ) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's for broken PNG chunks
             raise DataError(
                 f"{path}: predicted picture not readable: {error}. Write it again."
             ) from error
@@ -130,9 +126,18 @@ class PictureFolder:
         return pixels
 
 
+def _problem_in_header(path: Path, size: tuple[int, int]) -> str:
+    try:
+        with Image.open(path) as picture:
+            return _problem(picture, size)
+    except OSError as error:  # Pillow's UnidentifiedImageError is one
+        return f"not readable: {error}"
+
+
 def _problem(picture: Image.Image, size: tuple[int, int] | None = None) -> str:
     if picture.mode != "RGB":
         return f"is a {picture.mode} picture, expected 8-bit RGB"
     if size is not None and (picture.height, picture.width) != tuple(size):
-        return f"is {picture.width}x{picture.height} (width x height), expected {size[1]}x{size[0]}"
+        height, width = size
+        return f"is {picture.width}x{picture.height} (width x height), expected {width}x{height}"
     return ""

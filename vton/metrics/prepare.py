@@ -1,8 +1,7 @@
-"""What a protocol does to pictures before anything is measured: size, JPEG, pasting back. One
-picture at a time.
+"""What a protocol does to a picture before anything is measured: size, JPEG, pasting back.
 
-Pillow does all of it, because the published scripts did. Pictures are uint8 tensors (3, h, w),
-masks bool (1, h, w).
+Pillow does all of it, because the published scripts used it. Pictures are uint8 tensors (3, h, w),
+masks bool (1, h, w), sizes (height, width).
 """
 
 from __future__ import annotations
@@ -17,40 +16,46 @@ from torch import Tensor
 
 from vton.metrics.protocol import Protocol
 
-Size = tuple[int, int]  # height, width
 
-
-def truth(picture: Tensor, size: Size, protocol: Protocol) -> Tensor:
+def truth(picture: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
     """The stored truth as the protocol compares it, at `size`."""
     return jpeg(resize(picture, size, protocol.resample), protocol.truth_jpeg)
 
 
 def prediction(
-    picture: Tensor, size: Size, protocol: Protocol, person: Tensor | None, mask: Tensor | None
+    picture: Tensor,
+    size: tuple[int, int],
+    protocol: Protocol,
+    person: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
-    """A prediction as the protocol compares it, at `size`. Outside `mask`, if given, it becomes the
-    `person`.
+    """A prediction as the protocol compares it, at `size`.
+
+    Outside `mask`, if given, it becomes the `person`.
     """
     picture = resize(picture, size, protocol.resample)
     if mask is not None:
-        picture = repaint(
-            picture, resize(person, size, protocol.resample), mask, protocol.feathered
-        )
+        person = resize(person, size, protocol.resample)
+        picture = repaint(picture, person, mask, protocol.feathered)
     return jpeg(picture, protocol.prediction_jpeg)
 
 
-def resize(picture: Tensor, size: Size, resample: str) -> Tensor:
-    """To (height, width) by one of Pillow's filters, antialiased and rounded once; unchanged at
-    that size.
+def resize(picture: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+    """To `size` by one of Pillow's filters, antialiased and rounded once.
+
+    A picture of that size stays as it is.
     """
     if tuple(picture.shape[-2:]) == tuple(size):
         return picture
-    return from_image(to_image(picture).resize(size[::-1], Image.Resampling[resample.upper()]))
+    height, width = size
+    resized = to_image(picture).resize((width, height), Image.Resampling[resample.upper()])
+    return from_image(resized)
 
 
-def resize_mask(mask: Tensor, size: Size) -> Tensor:
-    """(1, h, w) to (1, H, W), nearest neighbour. What would vanish altogether keeps the pixels it
-    touches.
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, h, w) to (1, H, W), nearest neighbour.
+
+    A mask that would vanish altogether keeps the pixels it touches.
     """
     values = mask[None].float()
     resized = F.interpolate(values, size, mode="nearest-exact") > 0
@@ -69,18 +74,17 @@ def jpeg(picture: Tensor, quality: int) -> Tensor:
 
 
 def repaint(painted: Tensor, person: Tensor, mask: Tensor, feathered: bool) -> Tensor:
-    """`painted` inside the mask, `person` outside, of one size.
+    """`painted` inside the mask, `person` outside; both are of one size.
 
-    feathered: CatVTON's blend. The mask is blurred by Pillow's Gaussian with a radius of a fiftieth
-    of the height, the next odd number, and the sum is truncated, not rounded.
+    feathered: CatVTON's blend. Pillow's Gaussian blurs the mask with a radius of a fiftieth of the
+    height, made odd, and the blend is truncated, not rounded.
     """
     mask = resize_mask(mask, painted.shape[-2:])
     if not feathered:
         return torch.where(mask, painted, person)
     radius = painted.shape[-2] // 50 | 1
-    blurred = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255).filter(
-        ImageFilter.GaussianBlur(radius)
-    )
+    levels = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
+    blurred = levels.filter(ImageFilter.GaussianBlur(radius))
     share = torch.from_numpy(np.array(blurred)).double() / 255
     return (person * (1 - share) + painted * share).to(torch.uint8)
 

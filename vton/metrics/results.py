@@ -1,10 +1,11 @@
-"""Rows of results.json: what tables and notebooks read. A row is one (model, data, order, region,
-category).
+"""Rows of results.json, which tables and notebooks read.
 
-    {"model": "gardiff", "data": "synthetic", "split": "test", "order": "paired", "region":
-     "garment", "category": "all", "protocol": "exact", "n": 200, "metrics": {"ssim": 0.91, "psnr":
-     21.4, "lpips_random": 0.08, "dists_random": 0.11, "fid_random": 12.3, ...}, "provenance":
-     {...}}
+A row is one (model, data, order, region, category):
+
+    {"model": "gardiff", "data": "synthetic", "split": "test",
+     "order": "paired", "region": "garment", "category": "all", "protocol": "exact", "n": 200,
+     "metrics": {"ssim": 0.91, "psnr": 21.4, "lpips_random": 0.08, "fid_random": 12.3, ...},
+     "provenance": {...}}
 
 `kid` is stored as torchmetrics returns it; tables print it times 1000, as papers do.
 """
@@ -42,6 +43,8 @@ PACKAGES = (
 
 @dataclass
 class Row:
+    """One row of results.json."""
+
     model: str  # "gardiff", "gardiff[shuffled]" or "baseline/..."
     data: str
     split: str
@@ -55,15 +58,17 @@ class Row:
 
     @property
     def rules(self) -> str:
-        """The protocol with its version and what was changed in it: "exact v1 with repaint=True"."""
+        """The protocol, its version and what was changed in it: "exact v1 with repaint=True"."""
         settings = self.provenance.get("metrics", {})
-        changes = settings.get("changes", [])
-        version = settings.get("protocol", {}).get("version", "?")
-        return f"{self.protocol} v{version}{' with ' if changes else ''}{', '.join(changes)}"
+        number = settings.get("protocol", {}).get("version", "?")
+        rules = f"{self.protocol} v{number}"
+        if settings.get("changes"):
+            rules += f" with {', '.join(settings['changes'])}"
+        return rules
 
 
 def digest_of_ids(ids: Iterable[str]) -> str:
-    """SHA-256 of the sorted ids, one a line: two rows with the same digest measured the same pairs."""
+    """SHA-256 of the sorted ids, one a line: rows with the same digest measured the same pairs."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
@@ -71,34 +76,33 @@ def provenance(**parts: Any) -> dict[str, Any]:
     """The common part of every row's provenance: what the caller knows, and the versions.
 
     The evaluation passes checkpoint and config digests, commit, seed, mask rule, solver, steps,
-    guidance, device and wall time as `parts`; the scorer adds its settings and the digest of each
-    row's pairs.
+    guidance, device and wall time as `parts`. `compute_rows` adds the metrics' settings and the
+    digest of each row's pairs.
     """
     return {**parts, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that numbers depend on; those not installed are left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write results.json, whole or not at all. NaN is refused (ValueError)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n"
-    )
+    text = json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
 def read_results(path: Path) -> list[Row]:
-    """Rows of a results.json. Raises UserError naming the file and the first row that does not fit."""
+    """Rows of a results.json. Raises UserError naming the file and the first row that is wrong."""
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -109,10 +113,11 @@ def read_results(path: Path) -> list[Row]:
         raise UserError(f"{path}: expected a list of rows, found {type(stored).__name__}.")
     known = {item.name for item in fields(Row)}
     for index, row in enumerate(stored):
-        if not isinstance(row, dict) or known - set(row) or set(row) - known:
-            keys = set(row) if isinstance(row, dict) else set()
+        keys = set(row) if isinstance(row, dict) else set()
+        if keys != known:
             raise UserError(
-                f"{path}: row {index} lacks {sorted(known - keys) or 'nothing'} and has unknown keys "
-                f"{sorted(keys - known) or 'none'}; it was written by another version. Run the evaluation again."
+                f"{path}: row {index} lacks {sorted(known - keys) or 'nothing'} "
+                f"and has unknown keys {sorted(keys - known) or 'none'}; "
+                "it was written by another version. Run the evaluation again."
             )
     return [Row(**row) for row in stored]

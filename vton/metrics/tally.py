@@ -1,5 +1,6 @@
-"""What has been measured so far, keyed by id: merging parts from several processes cannot count a
-picture twice.
+"""What has been measured, by pair id.
+
+Parts from several processes merge without counting a pair twice.
 """
 
 from __future__ import annotations
@@ -16,44 +17,43 @@ Region = Literal["image", "garment"]
 REGIONS: tuple[Region, ...] = ("image", "garment")
 
 
-@dataclass
-class Features:
-    """Inception features of a set of pictures, per region and id; every id has a category."""
+def _for_each_region() -> dict[Region, dict]:
+    return {region: {} for region in REGIONS}
 
-    category: dict[str, str] = field(default_factory=dict)
-    regions: dict[Region, dict[str, Tensor]] = field(
-        default_factory=lambda: {region: {} for region in REGIONS}
-    )
+
+@dataclass
+class PictureFeatures:
+    """Inception features of a set of pictures, by region and id."""
+
+    category: dict[str, str] = field(default_factory=dict)  # of every id
+    regions: dict[Region, dict[str, Tensor]] = field(default_factory=_for_each_region)
 
     def add(self, region: Region, ids: Sequence[str], features_BD: Tensor) -> None:
+        """Store the features of pictures. An id that is there already keeps what it has."""
+        stored = self.regions[region]
         for name, feature in zip(ids, features_BD.float().cpu(), strict=True):
-            self.regions[region].setdefault(
-                name, feature.clone()
-            )  # a row view would keep the whole batch alive
+            # A copy, because a view of one row would keep the whole batch alive.
+            stored.setdefault(name, feature.clone())
 
     def stack(self, region: Region, category: str = "all") -> Tensor:
         """Features (N, D) of a category or of all, sorted by id."""
         stored = self.regions[region]
-        chosen = [name for name in sorted(stored) if category in ("all", self.category[name])]
-        return torch.stack([stored[name] for name in chosen]) if chosen else torch.empty(0, 0)
+        ids = _of_category(stored, self.category, category)
+        if not ids:
+            return torch.empty(0, 0)
+        return torch.stack([stored[name] for name in ids])
 
 
 @dataclass
 class Tally:
-    """One method in one order: scores per pair and features per pair."""
+    """One method in one order: scores and features by pair id."""
 
     order: str
-    scores: dict[Region, dict[str, dict[str, float]]] = (
-        field(  # region -> metric -> pair id -> value
-            default_factory=lambda: {region: {} for region in REGIONS}
-        )
-    )
-    left_out: dict[Region, dict[str, dict[str, str]]] = (
-        field(  # region -> metric -> pair id -> why it has no score
-            default_factory=lambda: {region: {} for region in REGIONS}
-        )
-    )
-    features: Features = field(default_factory=Features)
+    # region -> metric -> pair id -> value
+    scores: dict[Region, dict[str, dict[str, float]]] = field(default_factory=_for_each_region)
+    # region -> metric -> pair id -> why the pair has no score
+    left_out: dict[Region, dict[str, dict[str, str]]] = field(default_factory=_for_each_region)
+    features: PictureFeatures = field(default_factory=PictureFeatures)
 
     @property
     def category(self) -> dict[str, str]:
@@ -61,25 +61,32 @@ class Tally:
         return self.features.category
 
     def add(self, region: Region, metric: str, pair_ids: Sequence[str], values: Tensor) -> None:
+        """Store scores (B,). A pair that is there already keeps what it has."""
         stored = self.scores[region].setdefault(metric, {})
         for pair_id, value in zip(pair_ids, values.tolist(), strict=True):
             stored.setdefault(pair_id, value)
 
     def leave_out(self, region: Region, metric: str, pair_id: str, reason: str) -> None:
-        """Record that a metric is not defined for a pair, which then counts in its region but not
-        in this mean.
+        """Record that a metric is not defined for a pair.
+
+        The pair counts in its region, but not in the mean of this metric.
         """
         self.left_out[region].setdefault(metric, {}).setdefault(pair_id, reason)
 
     def pair_ids(self, region: Region, category: str = "all") -> list[str]:
-        """Sorted ids of the pairs that count in a region: all of them, or those whose truth shows
-        the garment.
+        """Sorted ids of the pairs that count in a region.
+
+        In the image all pairs count, also where no metric could be computed; in the garment those
+        whose truth shows it.
         """
-        known = (*self.scores[region].values(), *self.left_out[region].values())
-        measured = set(self.features.regions[region]).union(*known)
         if region == "image":
-            measured = set(self.category)  # also where no metric could be computed
-        return [name for name in sorted(measured) if category in ("all", self.category[name])]
+            return _of_category(self.category, self.category, category)
+        measured = set(self.features.regions[region])
+        for scores in self.scores[region].values():
+            measured.update(scores)
+        for reasons in self.left_out[region].values():
+            measured.update(reasons)
+        return _of_category(measured, self.category, category)
 
     def without(self, region: Region, metric: str, pair_ids: Sequence[str]) -> dict[str, str]:
         """Those of the pairs that the metric leaves out, and why."""
@@ -88,12 +95,43 @@ class Tally:
 
     def mean(self, region: Region, metric: str, pair_ids: Sequence[str]) -> float:
         """Mean over the pairs; exactly rounded, hence the same for every order of summation."""
-        return math.fsum(self.scores[region][metric][name] for name in pair_ids) / len(pair_ids)
+        scores = self.scores[region][metric]
+        return math.fsum(scores[name] for name in pair_ids) / len(pair_ids)
 
 
-def merge_features(parts: Iterable[Features]) -> Features:
-    """One set of features from the parts of several processes. An id in two parts counts once."""
-    merged = Features()
+def _of_category(ids: Iterable[str], categories: dict[str, str], category: str) -> list[str]:
+    """The sorted ids of a category, or of all."""
+    if category == "all":
+        return sorted(ids)
+    return sorted(name for name in ids if categories[name] == category)
+
+
+@dataclass
+class Measurements:
+    """Everything that one process has measured."""
+
+    reference: PictureFeatures = field(default_factory=PictureFeatures)  # of FID and KID, by person
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # by order and method
+
+
+def merge(parts: Sequence[Measurements]) -> Measurements:
+    """One result from those of several processes. A pair in two parts counts once.
+
+    Raises ValueError where two parts disagree on a pair.
+    """
+    merged = Measurements(merge_features([part.reference for part in parts]))
+    shares: dict[tuple[str, str], list[Tally]] = {}
+    for part in parts:
+        for key, tally in part.tallies.items():
+            shares.setdefault(key, []).append(tally)
+    for key, tallies in shares.items():
+        merged.tallies[key] = merge_tallies(tallies)
+    return merged
+
+
+def merge_features(parts: Sequence[PictureFeatures]) -> PictureFeatures:
+    """One set of features from several. Of an id in two of them the first counts."""
+    merged = PictureFeatures()
     for part in parts:
         merged.category |= part.category
         for region, stored in part.regions.items():
@@ -101,31 +139,33 @@ def merge_features(parts: Iterable[Features]) -> Features:
     return merged
 
 
-def merge(parts: Iterable[Tally]) -> Tally:
-    """One tally from the parts of several processes. A pair in two parts counts once.
+def merge_tallies(parts: Sequence[Tally]) -> Tally:
+    """One tally from several of one method. A pair in two parts counts once.
 
-    Raises ValueError for parts of different orders and for a pair whose parts disagree, since then
-    it is not known which picture was measured (1e-4 is far above what the order of sums can
-    change).
+    Raises ValueError for parts of different orders, and for a pair whose parts disagree: then it is
+    not known which picture was measured.
     """
-    parts = list(parts)
     orders = {part.order for part in parts}
     if len(orders) != 1:
         raise ValueError(f"only parts of one order can be merged, got {sorted(orders) or 'none'}")
-    merged = Tally(orders.pop(), features=merge_features(part.features for part in parts))
+    merged = Tally(orders.pop(), features=merge_features([part.features for part in parts]))
     for part in parts:
-        for region, metrics in part.scores.items():
-            for metric, values in metrics.items():
-                stored = merged.scores[region].setdefault(metric, {})
-                for pair_id, value in values.items():
-                    if not math.isclose(
-                        stored.setdefault(pair_id, value), value, rel_tol=1e-4, abs_tol=1e-4
-                    ):
-                        raise ValueError(
-                            f"{pair_id}: {metric} is {stored[pair_id]:.6f} in one part and {value:.6f} in another; "
-                            "different pictures were measured under one id"
-                        )
-        for region, metrics in part.left_out.items():
-            for metric, reasons in metrics.items():
-                merged.left_out[region][metric] = reasons | merged.left_out[region].get(metric, {})
+        for region in REGIONS:
+            for metric, scores in part.scores[region].items():
+                _merge_scores(merged.scores[region].setdefault(metric, {}), scores, metric)
+            for metric, reasons in part.left_out[region].items():
+                earlier = merged.left_out[region].get(metric, {})
+                merged.left_out[region][metric] = reasons | earlier
     return merged
+
+
+def _merge_scores(stored: dict[str, float], scores: dict[str, float], metric: str) -> None:
+    """Add scores by pair id to the stored ones. Raises ValueError where they disagree."""
+    for pair_id, value in scores.items():
+        earlier = stored.setdefault(pair_id, value)
+        # Far above what another order of sums can change.
+        if not math.isclose(earlier, value, rel_tol=1e-4, abs_tol=1e-4):
+            raise ValueError(
+                f"{pair_id}: {metric} is {earlier:.6f} in one part and {value:.6f} in another; "
+                "different pictures were measured under one id"
+            )

@@ -210,9 +210,6 @@ class TryOnModule(TrainedModule, Denoiser):
 
     denoiser: Denoiser  # what trains and samples: what `build` returns, else the module itself
 
-    # Set by who chains a cascade: pair ids -> the former stage's pictures, on the CPU.
-    former: Callable[[Sequence[str]], Tensor] | None = None
-
     def start_building(self) -> None:
         self._keeps_readings = False
         self._kept_readings: dict[tuple[str, int], tuple[Tensor, TryOnBatch]] = {}
@@ -376,17 +373,14 @@ class TryOnModule(TrainedModule, Denoiser):
         return losses.mean() + sum(extra.values())
 
     @torch.no_grad()
-    def generate(self, batch: TryOnBatch, seed: int = 0, lowres: Tensor | None = None) -> Tensor:
-        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone.
-
-        lowres: the former stage's pictures, where this is an upper stage of a cascade.
-        """
+    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone."""
         draws = []
         for order, pair in zip(batch.order, batch.pair_id, strict=True):
             draws.append(noise.generator(seed, "sample", order, pair))
         draw = drawing(self.latent_shape(), draws, self.device)
         with self.reading_once():
-            conditions = self.condition(batch) if lowres is None else self.condition(batch, lowres)
+            conditions = self.condition(batch)
             z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective)
             return self.picture(z, batch)
 
@@ -399,12 +393,7 @@ class TryOnModule(TrainedModule, Denoiser):
         pairs = len(self.trainer.predict_dataloaders.dataset)
         count = min(self.config.eval.batch_size, pairs)
         full = batch[[row % len(batch) for row in range(count)]]
-        if self.former is None:
-            pictures = self.generate(full, self.config.eval.seed)
-        else:
-            lowres = self.former(full.pair_id).to(self.device)
-            pictures = self.generate(full, self.config.eval.seed, lowres=lowres)
-        return pictures[: len(batch)]
+        return self.generate(full, self.config.eval.seed)[: len(batch)]
 
 
 def lr_factor(step: int, train) -> float:

@@ -248,13 +248,15 @@ def test_stages_above_the_base_train_and_sample(stage, factor):
     module.eval()
     assert module.generate(batch).shape == (2, 3, *SIZE)
     lowres = torch.rand(2, 3, *(side // factor for side in SIZE)) * 2 - 1
-    given = module.condition(batch, lowres)["lowres"]
+    given = module.condition(replace(batch, lowres=lowres))["lowres"]
     torch.testing.assert_close(given, F.interpolate(lowres, SIZE, mode="bilinear"))
     with pytest.raises(ValueError, match="enlarges"):
-        module.condition(batch, batch.person)
+        module.condition(replace(batch, lowres=batch.person))
+    without = replace(batch, truth=None)
     with pytest.raises(DataError, match=f"model.stage={stage}"):
-        module.condition(replace(batch, truth=None))
-    assert module.can_sample(batch) and not module.can_sample(replace(batch, truth=None))
+        module.condition(without)
+    assert module.can_sample(batch) and not module.can_sample(without)
+    assert module.can_sample(replace(without, lowres=lowres))
 
 
 def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
@@ -278,7 +280,7 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
     draws = [noise.generator(0, "augmentation", "lowres", "paired", pair) for pair in batch.pair_id]
     signal, sigma = module.objective.signal_and_noise(torch.tensor([400.0]), lowres)
     noisy = signal * lowres + sigma * noise.normal(lowres.shape[1:], draws, lowres)
-    given = module.condition(batch, lowres)
+    given = module.condition(replace(batch, lowres=lowres))
     torch.testing.assert_close(given["lowres"], F.interpolate(noisy, SIZE, mode="bilinear"))
     assert torch.equal(given["agnostic"], module.condition(batch)["agnostic"])
     shapes, noised = [], module.with_noise
@@ -287,7 +289,7 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
         "with_noise",
         lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest),
     )
-    module.generate(batch, lowres=lowres)
+    module.generate(replace(batch, lowres=lowres))
     assert shapes == [
         SIZE,
         SIZE,

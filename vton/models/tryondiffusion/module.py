@@ -152,16 +152,15 @@ class TryOnDiffusion(TryOnModule):
             crops.append(picture[:, top : top + crop_height, left : left + crop_width])
         return replace(batch, person=torch.stack(crops))
 
-    def condition(
-        self, batch: TryOnBatch, lowres: Tensor | None = None, warped: Tensor | None = None
-    ) -> Conditions:
-        """Conditions of sampling.
+    def condition(self, batch: TryOnBatch, warped: Tensor | None = None) -> Conditions:
+        """What the stage sees, with the noise of `model.augmentation` on its pictures.
 
-        lowres: the former stage's result, (B, 3, H / n, W / n) in [-1, 1] with n = 2 for sr256 and
-            4 for sr1024. Without it the reduced truth stands in, which shows what this stage alone
-            can do.
         warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that
             network is sampled here.
+
+        An upper stage enlarges batch.lowres, the result of the stage before it: (B, 3, H / n, W / n)
+        with n = 2 for sr256 and 4 for sr1024. Without it the reduced truth stands in, which shows
+        what this stage alone can do.
 
         Augmentation noise depends on the pair and eval.seed, not on the seed of the picture. Raises
         DataError where there is no truth either, and ValueError for a result of another size.
@@ -173,6 +172,7 @@ class TryOnDiffusion(TryOnModule):
                 key = (self.config.eval.seed, "augmentation", name, order, pair)
                 draws[name].append(noise.generator(*key))
         levels = [getattr(self.config.model.augmentation, name) for name in self.images]
+        lowres = batch.lowres
         if lowres is None and "lowres" in self.images:
             lowres = self.reduced(self.truth_of(batch))
         if lowres is not None:
@@ -223,7 +223,8 @@ class TryOnDiffusion(TryOnModule):
             )
 
     def can_sample(self, batch: TryOnBatch) -> bool:
-        return "lowres" not in self.images or batch.truth is not None
+        enlarged = batch.lowres if batch.lowres is not None else batch.truth
+        return "lowres" not in self.images or enlarged is not None
 
     @property
     def images(self) -> tuple[str, ...]:

@@ -1,0 +1,146 @@
+"""From a run's predictions to rows.
+
+Every process measures its share of the pairs; the first one merges the shares by pair and makes the
+rows. A method is a function of the batch: sampled pictures are read from their folder, baselines
+are computed. One pass over the truths measures them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vton.commands.baselines import LEARNED, baseline_methods
+from vton.commands.sampling import SampledStage, prediction_folder, sampled_methods
+from vton.data.dataset import TryOnDataset
+from vton.data.sample import Order, TryOnBatch
+from vton.metrics.extractors import Extractors
+from vton.metrics.pictures import PictureFolder
+from vton.metrics.results import Row, provenance
+from vton.metrics.rows import compute_rows
+from vton.metrics.scorer import Scorer
+from vton.metrics.tally import Measurements, merge
+from vton.metrics.target import Method, Prediction, Target, targets_of
+from vton.processes import gathered
+from vton.runs.cascade import Stage, interpolated
+from vton.runs.folder import git_commit
+
+UPSAMPLED = "baseline/upsampled"  # the pictures of the stage before by interpolation alone
+
+
+def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> list[Row] | None:
+    """Rows of the stage and the baselines beside it; None on all but the first process.
+
+    facts_before: the facts of the stages before it
+    """
+    config = sampled.stage.config
+    scorer = Scorer(Extractors(config.eval, sampled.device))
+    shares = gathered(lambda: measure(sampled, scorer))
+    if shares is None:
+        return None
+    measured = merge(shares)
+
+    facts = sampled.facts | {
+        "commit": git_commit(),
+        "seed": config.eval.seed,
+        "device": device_name(sampled.device),
+        "processes": len(shares),
+    }
+    if config.model.upper_stage:
+        facts["enlarges"] = list(facts_before) or "reduced truth"
+    rows = []
+    for (order, name), tally in measured.tallies.items():
+        details = provenance(
+            **facts,
+            **sampled.data.eval_dataset(order).sources,
+            seconds_per_picture=sampled.seconds[order].get(name),
+        )
+        if name == LEARNED:
+            details["learned_warp"] = str(sampled.warp)
+        rows += compute_rows(
+            tally,
+            measured.reference,
+            scorer.extractors,
+            model=name,
+            data=config.data.name,
+            split="test",
+            provenance=details,
+        )
+    return rows
+
+
+def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
+    """Measure this process's share of the pairs.
+
+    Raises DataError naming pictures that are missing or broken.
+    """
+    data = sampled.data
+    if scorer.needs_reference:
+        persons = data.eval_dataset("paired")
+        for batch in data.eval_dataloader("paired"):
+            scorer.update_reference(load_targets(batch, persons, scorer))
+    for order in sampled.stage.config.eval.orders:
+        pairs = data.eval_dataset(order)
+        methods = methods_of(sampled, order)
+        for batch in data.eval_dataloader(order):
+            predictions = {name: method(batch) for name, method in methods.items()}
+            scorer.update(load_targets(batch, pairs, scorer), predictions)
+    return scorer.measured
+
+
+def load_targets(batch: TryOnBatch, pairs: TryOnDataset, scorer: Scorer) -> list[Target]:
+    """What the batch's predictions are compared with.
+
+    Some protocols start from the pictures as they are stored: these are read from the files.
+    """
+    targets = targets_of(batch)
+    if scorer.protocol.from_originals:
+        for target, index in zip(targets, batch.index, strict=True):
+            target.person, target.truth = pairs.originals(index)
+    return targets
+
+
+def methods_of(sampled: SampledStage, order: Order) -> dict[str, Method]:
+    """Everything that gets rows in this order, by name. Raises DataError for a broken folder."""
+    stage = sampled.stage
+    config = stage.config
+    pairs = sampled.data.eval_dataset(order)
+    methods: dict[str, Method] = {}
+    for name in sampled_methods(stage):
+        folder = PictureFolder(prediction_folder(stage.run, name, order))
+        folder.check(pairs.pair_ids, config.data.picture_size)
+        methods[name] = from_files(folder)
+    if not config.eval.baselines:
+        return methods
+    if stage.before is not None:
+        methods[UPSAMPLED] = upsampled(stage, order)
+    silhouettes = sampled.warp is not None or config.model.kind == "warp"
+    return methods | baseline_methods(pairs.warp_source, sampled.warp, silhouettes)
+
+
+def from_files(folder: PictureFolder) -> Method:
+    """The method whose pictures, and silhouettes where it warps, lie in a folder."""
+    silhouettes = folder.silhouettes
+
+    def read(batch: TryOnBatch) -> Prediction:
+        pictures = folder.read(batch.pair_id)
+        if silhouettes is None:
+            return Prediction(pictures)
+        return Prediction(pictures, silhouettes.read(batch.pair_id)[:, :1] > 127)
+
+    return read
+
+
+def upsampled(stage: Stage, order: Order) -> Method:
+    """The method that enlarges the pictures of the stage before by interpolation alone."""
+    before = PictureFolder(prediction_folder(stage.before.run, "", order))
+
+    def enlarge(batch: TryOnBatch) -> Prediction:
+        return Prediction(interpolated(before.read(batch.pair_id), stage.config.data))
+
+    return enlarge
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

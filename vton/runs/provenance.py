@@ -1,0 +1,57 @@
+"""What rows say about how their pictures were made: weights, settings, training."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from vton.config import ExperimentConfig, to_yaml
+from vton.files import file_digest
+from vton.runs.assemble import checkpoint_path
+from vton.runs.checkpoint import training_so_far
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import read_checkpoint
+
+# Settings of training that stand in every row.
+TRAIN_SETTINGS = ("batch_size", "accumulate", "lr", "warmup_steps", "schedule", "precision")
+
+
+def drawing_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> dict[str, Any]:
+    """How the pictures of a run are made, as it stands now."""
+    facts = {
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
+        "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+        "training": training_facts(run, config, checkpoint),
+    }
+    if config.model.kind == "architecture":  # a warp draws nothing
+        facts["solver"] = config.sampler.solver
+        facts["steps"] = config.sampler.steps
+        facts["guidance"] = config.sampler.guidance
+    facts["size"] = list(config.data.picture_size)
+    if config.data.pad:
+        facts["padded_to"] = list(config.data.size)
+    return facts
+
+
+def training_facts(
+    run: RunFolder, config: ExperimentConfig, checkpoint: str
+) -> dict[str, Any] | None:
+    """How the weights were trained, and what it took until there.
+
+    None where they are not this run's own.
+    """
+    if checkpoint == "weights":
+        done = run.trained()
+    else:
+        path = checkpoint_path(run, checkpoint)
+        done = training_so_far(read_checkpoint(path, "callbacks", "global_step"))
+    if not done:
+        return None
+    facts: dict[str, Any] = {"seed": config.seed}
+    for name, value in asdict(config.train).items():
+        if name in TRAIN_SETTINGS:
+            facts[name] = value
+    facts["timestep_power"] = config.objective.timestep_power
+    return facts | done
