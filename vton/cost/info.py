@@ -252,7 +252,7 @@ def meta_batch(size: tuple[int, int], count: int = 1) -> TryOnBatch:
     }
     joints = torch.zeros(count, JOINTS, 3, device="meta")
     parse = torch.zeros(count, *size, dtype=torch.int64, device="meta")
-    return TryOnBatch(**texts, **tensors, keypoints=joints, garment_keypoints=joints, parse=parse)
+    return TryOnBatch(**texts, **tensors, keypoints=joints, parse=parse)
 
 
 def print_table(rows: dict) -> None:
