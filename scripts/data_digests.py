@@ -1,13 +1,14 @@
-"""Digests of rendered files and of the samples read from them, to show that a change of the data
-code changed no byte.
+"""Digests of rendered files, and of the samples, masks and warps made from them.
 
-    python scripts/data_digests.py write before.json    # on the commit before the change
-    python scripts/data_digests.py check before.json    # on the commit after it, on the same machine
+They show that a change of the data code changed no byte:
 
-Rendered files: both layouts, with and without defects, one digest for each folder of files. Samples:
-every split and order, plain, augmented and padded. Masks and warps: every rule and source on every
-test pair. The digests hold on one kind of processor and one version of Pillow and numpy only, which
-is why this is a script and not a test.
+    python scripts/data_digests.py write before.json  # on the commit before the change
+    python scripts/data_digests.py check before.json  # on the commit after it, the same machine
+
+Rendered files: both layouts, with and without defects, one digest for each folder of files.
+Samples: every split and order, plain, augmented and padded. Masks and warps: every rule and source
+on every test pair. The digests hold on one kind of processor and one version of Pillow and numpy
+only, which is why this is a script and not a test.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from vton.config import AugmentConfig, DataConfig, MaskRule, SyntheticConfig
 from vton.data import synthetic, transforms
+from vton.data.augmentation import Changes, augment
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import warp_source
@@ -105,7 +107,7 @@ def read_back(layout: str, folder: Path) -> dict[str, str]:
             plain, augmented, padded = (hashlib.sha256() for _ in range(3))
             for index in range(len(pairs)):
                 record = pairs.record(index)
-                changed = transforms.augment(record, transforms.Changes.draw(BUSY, 1, index))
+                changed = augment(record, Changes.draw(BUSY, 1, index))
                 update(plain, pairs[index])
                 update(augmented, transforms.to_sample(changed))
                 update(padded, transforms.to_sample(transforms.pad(changed, (160, 144))))

@@ -5,8 +5,9 @@ import logging
 from tests.data.folders import config, write_dresscode, write_json, write_viton_hd
 from vton.data import captions
 from vton.data.check import check_folder
-from vton.data.dataset import Draw, TryOnDataset, open_folder
+from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.module import TryOnDataModule
+from vton.data.stream import StreamItem
 
 NAMES = (
     "item",
@@ -80,7 +81,7 @@ def test_templates_stand_around_the_annotation(tmp_path):
     for sample in (
         TryOnDataset(open_folder(settings), "test", "paired")[0],
         TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1).train_dataset()[
-            Draw(0, 0)
+            StreamItem(0, 0)
         ],
     ):
         assert (sample.person_caption, sample.garment_caption) == (

@@ -11,9 +11,10 @@ import torch
 
 from tests.data.folders import config, write_dresscode, write_viton_hd
 from vton.config import AugmentConfig
-from vton.data.module import EndlessBatches, RankShare, TryOnDataModule
+from vton.data.augmentation import Changes
+from vton.data.module import TryOnDataModule
 from vton.data.sample import DataError, TryOnBatch
-from vton.data.transforms import Changes
+from vton.data.stream import EndlessBatches, RankShare
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_an_error_while_loaders_are_at_work_ends_the_process():
     """Loaders ignore SIGTERM, by which multiprocessing ends what is left at exit."""
     code = (
         "from torch.utils.data import DataLoader\n"
-        "from vton.data.module import leave_signals_to_the_parent as init\n"
+        "from vton.data.loading import ignore_stop_signals as init\n"
         "stream = iter(DataLoader(range(9), num_workers=2, persistent_workers=True, worker_init_fn=init))\n"
         "next(stream)\n"
         "raise SystemExit(2)\n"

@@ -14,13 +14,13 @@ ORIGIN = Origin("viton_hd", "train", "00001_00")
 
 def test_every_colour_decodes_to_its_part(tmp_path):
     parts = np.arange(25, dtype=np.uint8).repeat(16).reshape(20, 20)
-    save(tmp_path / "a.png", densepose.draw(parts))
+    save(tmp_path / "a.png", densepose.draw_parts(parts))
     assert np.array_equal(densepose.read_colours(tmp_path / "a.png", ORIGIN), parts)
 
 
 def test_jpeg_keeps_the_parts_inside_regions(tmp_path):
     parts = figure(0, (512, 384))["parts"]
-    save(tmp_path / "a.jpg", densepose.draw(parts))
+    save(tmp_path / "a.jpg", densepose.draw_parts(parts))
     assert (densepose.read_colours(tmp_path / "a.jpg", ORIGIN) == parts).mean() > 0.98
 
 
@@ -53,7 +53,7 @@ def test_both_data_sets_give_the_same_picture(tmp_path):
     for name, write in (("viton_hd", write_viton_hd), ("dresscode", write_dresscode)):
         folder = open_folder(config(name, write(tmp_path / name), densepose=True))
         seen.append(TryOnDataset(folder, "train", "paired")[0].densepose)
-    expected = densepose.draw(figure(0)["parts"]).transpose(2, 0, 1) / 127.5 - 1
+    expected = densepose.draw_parts(figure(0)["parts"]).transpose(2, 0, 1) / 127.5 - 1
     np.testing.assert_allclose(seen[1].numpy(), expected, atol=1e-6)
     assert (
         abs(seen[0].numpy() - expected).max(0) < 1e-6
@@ -64,7 +64,7 @@ def test_pictures_win_over_labels_only_where_all_categories_have_them(tmp_path):
     write_dresscode(tmp_path, count=1)
     parts = np.full((96, 72), 5, np.uint8)
     for identity in ("000000", "000001"):
-        save(tmp_path / f"upper_body/image-densepose/{identity}_0.jpg", densepose.draw(parts))
+        save(tmp_path / f"upper_body/image-densepose/{identity}_0.jpg", densepose.draw_parts(parts))
     everything = open_folder(config("dresscode", tmp_path, densepose=True))
     assert everything.place("densepose", "train", "paired").folder == "dense"
     upper = open_folder(config("dresscode", tmp_path, densepose=True, category="upper_body"))

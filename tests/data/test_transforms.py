@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tests.data.folders import config, write_viton_hd
 from vton.config import AugmentConfig
-from vton.data import labels, pose, transforms
+from vton.data import augmentation, labels, pose, transforms
+from vton.data.augmentation import Changes, ColourChange, Move, augment
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.transforms import Changes, ColourChange, Move, augment, to_sample
+from vton.data.transforms import to_sample
 
 STILL = AugmentConfig(flip=0, affine=0, garment_affine=0, colour=0)
 BUSY = AugmentConfig(flip=0.5, affine=1, garment_affine=1, colour=1, mask_dilate_px=3, box_mask=0.3)
@@ -67,13 +68,13 @@ def test_nothing_drawn_changes_nothing(record):
 
 
 def test_flip_twice_is_the_identity(record):
-    once = transforms.flip(record)
+    once = augmentation.flip(record)
     assert not torch.equal(once.person, record.person)
-    assert same(transforms.flip(once), record)
+    assert same(augmentation.flip(once), record)
 
 
 def test_flip_exchanges_left_and_right_everywhere(record):
-    flipped = transforms.flip(record)
+    flipped = augmentation.flip(record)
     assert torch.equal(flipped.person, record.person.flip(-1)) and torch.equal(
         flipped.garment, record.garment.flip(-1)
     )
@@ -119,7 +120,7 @@ def test_record_is_left_alone(record):
 
 def test_move_takes_labels_joints_and_picture_to_the_same_place(record):
     move = Move(scale=0.8, right=0.1, down=-0.1)
-    moved = transforms.move_person(record, move)
+    moved = augmentation.move_person(record, move)
     height, width = record.size
     for label, (start, end) in ((labels.LEFT_ARM, (6, 7)), (labels.RIGHT_ARM, (3, 4))):
         x, y = moved.joints[[start, end], :2].mean(0) * (width, height)
@@ -137,7 +138,7 @@ def test_move_takes_labels_joints_and_picture_to_the_same_place(record):
 
 def test_whole_pixel_shift_is_exact(record):
     height, width = record.size
-    moved = transforms.move_person(record, Move(scale=1, right=5 / width, down=3 / height))
+    moved = augmentation.move_person(record, Move(scale=1, right=5 / width, down=3 / height))
     assert torch.equal(moved.parse[3:, 5:], record.parse[:-3, :-5])
     assert torch.equal(moved.agnostic_mask[:, 3:, 5:], record.agnostic_mask[:, :-3, :-5])
     assert torch.allclose(
@@ -147,7 +148,7 @@ def test_whole_pixel_shift_is_exact(record):
 
 
 def test_joints_that_leave_the_picture_become_invalid(record):
-    moved = transforms.move_person(record, Move(scale=1.2, right=0.2, down=0))
+    moved = augmentation.move_person(record, Move(scale=1.2, right=0.2, down=0))
     wrist = pose.NAMES.index("left wrist")
     assert record.joints[wrist, 2] == 1 and not moved.joints[wrist].any()
     assert moved.joints[:, :2].min() >= 0 and moved.joints[:, :2].max() <= 1
@@ -157,11 +158,11 @@ def test_move_that_would_lose_the_mask_is_not_made(record):
     corner = torch.zeros_like(record.agnostic_mask)
     corner[:, :6, :6] = True
     lost = replace(record, agnostic_mask=corner, warped_mask=corner & record.warped_mask)
-    assert transforms.move_person(lost, Move(scale=1.2, right=-0.2, down=-0.2)) is lost
+    assert augmentation.move_person(lost, Move(scale=1.2, right=-0.2, down=-0.2)) is lost
 
 
 def test_garment_moves_alone_on_its_background(record):
-    moved = transforms.move_garment(record, Move(scale=0.8, right=0.1, down=0))
+    moved = augmentation.move_garment(record, Move(scale=0.8, right=0.1, down=0))
     assert same(replace(moved, garment=record.garment, garment_mask=record.garment_mask), record)
     area = record.garment_mask.sum() * 0.64
     assert abs(moved.garment_mask.sum() - area) < 0.1 * area
@@ -181,14 +182,14 @@ def test_colour_change_is_one_function_for_all_pictures(record):
     painted = replace(
         record, person=dark, garment=light, warped_garment=light, garment_mask=everywhere
     )
-    changed = transforms.change_colour(painted, ColourChange(0.9, 1.2, 0.8, 0.04))
+    changed = augmentation.change_colour(painted, ColourChange(0.9, 1.2, 0.8, 0.04))
     assert torch.equal(changed.person[:, :, :20], changed.garment[:, :, :20])
     assert torch.equal(changed.person[:, :, :20], changed.warped_garment[:, :, :20])
     assert not torch.allclose(changed.person[:, 0, 0] * 255, shared[:, 0, 0].float(), atol=5)
 
 
 def test_colour_change_stays_in_range_before_normalisation(record):
-    changed = transforms.change_colour(record, ColourChange(1.2, 1.2, 1.2, 0.05))
+    changed = augmentation.change_colour(record, ColourChange(1.2, 1.2, 1.2, 0.05))
     low, high = changed.person.aminmax()
     assert low >= 0 and high <= 1
     background = ~record.garment_mask.expand(3, -1, -1)
@@ -202,7 +203,7 @@ def test_single_colour_changes_mean_what_they_say(record):
             record.person
         )
         return (
-            transforms.change_colour(replace(record, person=flat), ColourChange(**values)).person[
+            augmentation.change_colour(replace(record, person=flat), ColourChange(**values)).person[
                 :, 0, 0
             ]
             * 255
@@ -274,6 +275,6 @@ def test_padding_keeps_pixels_joints_and_polarity(record):
         (padded.joints[~seen] == 0).all() and not seen.all() and padded.joints.dtype == np.float32
     )
     assert to_sample(padded).pose_map.shape == (3, 96, 96)
-    same(transforms.pad(transforms.flip(record), (96, 96)), transforms.flip(padded))
-    bright = transforms.pad(transforms.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96))
+    same(transforms.pad(augmentation.flip(record), (96, 96)), augmentation.flip(padded))
+    bright = transforms.pad(augmentation.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96))
     assert (bright.person[..., :12] == 1).all() and bright.person[..., 12:-12].max() < 1

@@ -27,8 +27,9 @@ Order = Literal["paired", "unpaired"]
 
 
 class DataError(UserError):
-    """A data set or one of its files cannot be used. The message names data set, id and path, and
-    says what to do.
+    """A data set or one of its files cannot be used.
+
+    The message names data set, id and path, and says what to do.
     """
 
     def __init__(self, message: str):
@@ -41,7 +42,10 @@ class DataError(UserError):
 
 @dataclass
 class TryOnSample:
-    """One person and one garment. `check()` enforces every shape, range and polarity stated here."""
+    """One person and one garment.
+
+    `check()` enforces every shape, range and polarity stated here.
+    """
 
     index: int  # position in the pair list; stable, so noise and results can be keyed by it
     dataset: str  # "viton_hd", "dresscode" or "synthetic"
@@ -75,13 +79,14 @@ class TryOnSample:
 
     @property
     def pair_id(self) -> str:
-        """The pair's name in file names and tables. It names person and garment, so that the two
-        orders never collide.
+        """The pair's name in file names and tables.
+
+        It names person and garment, so that the two orders never collide.
         """
         return f"{self.person_id}__{self.garment_id}"
 
     def check(self) -> TryOnSample:
-        """Return self, or raise DataError naming the sample and the field that breaks the contract."""
+        """Return self; raise DataError naming the sample and the field that breaks the contract."""
         for name in PICTURES:
             self._check_image(name, channels=3)
         for name in MASKS:
@@ -136,8 +141,9 @@ OPTIONAL = ("densepose", "truth", "truth_garment_mask")
 
 @dataclass
 class TryOnBatch:
-    """Samples stacked: every tensor of TryOnSample gains a leading B, every other field becomes a
-    list of length B.
+    """Samples stacked.
+
+    Every tensor of TryOnSample gains a leading B, every other field becomes a list of length B.
     """
 
     index: list[int]
@@ -169,8 +175,9 @@ class TryOnBatch:
 
     @classmethod
     def collate(cls, samples: Sequence[TryOnSample]) -> TryOnBatch:
-        """Stack samples. Raises DataError when an optional field is present in some and absent in
-        others.
+        """Stack samples.
+
+        Raises DataError when an optional field is present in some and absent in others.
         """
         columns = {}
         for column in fields(TryOnSample):
@@ -205,8 +212,9 @@ class TryOnBatch:
         return TryOnBatch(**values)
 
     def to(self, *args, **kwargs) -> TryOnBatch:
-        """Move tensors between devices; Lightning calls this. Pass devices only: another dtype
-        would hit labels too.
+        """Move tensors between devices; Lightning calls this.
+
+        Pass devices only: another dtype would hit labels too.
         """
         return self.map_tensors(lambda tensor: tensor.to(*args, **kwargs))
 
@@ -225,7 +233,7 @@ class TryOnBatch:
 
 
 def _stacked(values: list):
-    """One field of all samples: tensors stacked, dictionaries of tensors by key, all else a list."""
+    """One field of all samples: tensors stacked, also inside dictionaries, all else a list."""
     first = values[0]
     if first is None:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vton.data.densepose import draw as draw_parts
+from vton.data.densepose import draw_parts
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.pose import DRESSCODE_CANVAS, draw_skeleton
 from vton.data.synthetic import keypoints, words
