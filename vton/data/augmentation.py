@@ -115,9 +115,9 @@ def augment(record: Record, changes: Changes) -> Record:
     if changes.colour:
         record = change_colour(record, changes.colour)
     if changes.dilate_px:
-        record = replace(record, agnostic_mask=dilate(record.agnostic_mask, changes.dilate_px))
+        record = replace(record, agnostic_mask=_dilated(record.agnostic_mask, changes.dilate_px))
     if changes.box:
-        record = replace(record, agnostic_mask=fill_box(record.agnostic_mask))
+        record = replace(record, agnostic_mask=_filled_box(record.agnostic_mask))
     return record
 
 
@@ -190,12 +190,12 @@ def change_colour(record: Record, change: ColourChange) -> Record:
     return replace(record, **changed)
 
 
-def dilate(mask: Tensor, pixels: int) -> Tensor:
+def _dilated(mask: Tensor, pixels: int) -> Tensor:
     """A mask (1, H, W) bool grown by a square to each side."""
     return functional.max_pool2d(mask.float(), 2 * pixels + 1, 1, pixels) > 0
 
 
-def fill_box(mask: Tensor) -> Tensor:
+def _filled_box(mask: Tensor) -> Tensor:
     """The bounding box of a mask (1, H, W) bool, filled; an empty mask stays empty."""
     box = bounding_box(mask[0])
     filled = torch.zeros_like(mask)

@@ -25,6 +25,15 @@ NAMES = (
     *("left hip", "left knee", "left ankle"),
     *("right eye", "left eye", "right ear", "left ear"),
 )
+NOSE, NECK = 0, 1
+RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST = 2, 3, 4
+LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST = 5, 6, 7
+RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE = 8, 9, 10
+LEFT_HIP, LEFT_KNEE, LEFT_ANKLE = 11, 12, 13
+# From the trunk outwards, the person's right limb first.
+ARMS = ((RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST), (LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST))
+LEGS = ((RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE), (LEFT_HIP, LEFT_KNEE, LEFT_ANKLE))
+
 # The joint that each joint becomes when the picture is mirrored.
 MIRROR = np.array([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])
 

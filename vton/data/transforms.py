@@ -59,6 +59,11 @@ def normalise(image: Tensor) -> Tensor:
     return image / 127.5 - 1 if image.dtype == torch.uint8 else image * 2 - 1
 
 
+def to_bytes(image: Tensor) -> Tensor:
+    """[-1, 1] to uint8: the inverse of `normalise`, for pictures that were bytes before."""
+    return ((image + 1) * 127.5).round().to(torch.uint8)
+
+
 def to_sample(
     record: Record, position: int = -1, templates: Templates = DEFAULT_TEMPLATES
 ) -> TryOnSample:

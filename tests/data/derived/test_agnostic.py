@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from vton.config import MaskRule
 from vton.data import labels
-from vton.data.derived.agnostic import agnostic_image, agnostic_mask, agnostic_parse
+from vton.data.derived.agnostic import agnostic_image, agnostic_mask
+from vton.data.derived.published_masks import agnostic_parse
 from vton.data.labels import COAT, DRESS, FACE, HAIR, NECK, PANTS, SKIRT, UPPER
 from vton.data.sample import CATEGORIES, DataError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vton.data.derived.tps import covers, sample, thin_plate_spline
+from vton.data.derived.tps import bilinear, covers, thin_plate_spline
 
 BOX = (3, 5, 83, 65)  # left, top, right, bottom
 LATTICE = np.stack(np.meshgrid(np.linspace(5, 80, 5), np.linspace(8, 60, 5)), axis=-1).reshape(
@@ -56,7 +56,7 @@ def test_points_on_one_line_are_refused():
 def test_sample_reads_pixel_centres_and_blends_between_them():
     image = np.random.default_rng(2).random((7, 9, 3), dtype=np.float32)
     points = np.array([(0, 0), (8, 6), (3, 4), (3.5, 4), (20, 2)])
-    picked = sample(image, points)
+    picked = bilinear(image, points)
     assert picked.shape == (5, 3) and picked.dtype == np.float32
     expected = [image[0, 0], image[6, 8], image[4, 3], (image[4, 3] + image[4, 4]) / 2, image[2, 8]]
     np.testing.assert_allclose(picked, expected, atol=1e-5)

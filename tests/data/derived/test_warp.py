@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from vton.data.derived import warp
 from vton.data.derived.silhouette import read_bottom, read_top
-from vton.data.derived.warp import fit_box, register_warp, warp_source
+from vton.data.derived.geometric import fit_box
+from vton.data.derived.warp import register_warp, warp_source
 from vton.data.sample import CATEGORIES, DataError
 
 SIZE = (256, 192)

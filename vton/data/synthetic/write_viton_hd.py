@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from vton.data.densepose import draw_parts
-from vton.data.derived.agnostic import agnostic_image, agnostic_mask, agnostic_parse
+from vton.data.derived.agnostic import agnostic_image, agnostic_mask
+from vton.data.derived.published_masks import agnostic_parse
 from vton.data.pose import FROM_BODY_25, VITON_HD_CANVAS
 from vton.data.synthetic import keypoints, words
 from vton.data.synthetic.catalogue import Entry
