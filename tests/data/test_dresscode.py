@@ -8,7 +8,7 @@ import pytest
 from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, write_dresscode
 from vton.data import labels
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.folder import Pair
+from vton.data.pairs import Pair
 from vton.data.sample import CATEGORIES, TryOnBatch
 
 

@@ -63,7 +63,7 @@ def scenes(layout, count):
     for entry in catalogue.of("test"):
         scene = catalogue.scene(entry)
         outfits = [scene.outfit(), scene.outfit(catalogue.garment(catalogue.other(entry)))]
-        yield entry.category, scene, render.draw(scene.person, outfits, SIZE)
+        yield entry.category, scene, render.draw_person(scene.person, outfits, SIZE)
 
 
 def interior(mask, pixels=1):
@@ -112,9 +112,9 @@ def test_the_test_set_does_not_depend_on_the_number_of_training_pairs():
 def test_large_pictures_are_drawn_in_bands_without_seams(monkeypatch):
     catalogue = Catalogue("viton_hd", SIZE, 1, 2, 0)
     scene = catalogue.scene(catalogue.entries[0])
-    (whole,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    (whole,) = render.draw_person(scene.person, [scene.outfit()], SIZE)
     monkeypatch.setattr(render, "_BAND", 5_000)
-    (banded,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    (banded,) = render.draw_person(scene.person, [scene.outfit()], SIZE)
     for name in ("picture", "parse", "garment", "garment_mask"):
         assert (getattr(whole, name) == getattr(banded, name)).all(), name
 
@@ -203,7 +203,7 @@ def test_the_cloth_on_the_person_is_that_of_the_product_picture():
             or scene.garment.sleeve != "none"
         ):
             continue
-        (worn,) = render.draw(scene.person, [scene.outfit()], SIZE, samples=1)
+        (worn,) = render.draw_person(scene.person, [scene.outfit()], SIZE, samples=1)
         product, mask = render.draw_product(scene.garment, SIZE, samples=1)
         colours = np.round(np.array([cloth.base, cloth.accent]) * 255)
         on_person, in_shop = worn.garment[worn.garment_mask].astype(int), product[mask].astype(int)
@@ -283,7 +283,7 @@ def test_letters_of_test_garments_never_occur_in_training():
     letters = []
     for held_out in (False, True):
         rng = np.random.default_rng(int(held_out))
-        cloths = [texture.sample(rng, feature=0.1, held_out=held_out) for _ in range(4000)]
+        cloths = [texture.sample_texture(rng, feature=0.1, held_out=held_out) for _ in range(4000)]
         letters.append({cloth.mark for cloth in cloths if cloth.kind == "text"})
     assert min(len(found) for found in letters) > 150 and not letters[0] & letters[1]
 

@@ -16,7 +16,7 @@ from tests.data.folders import (
 )
 from vton.data import labels
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.folder import Pair, read_pair_list
+from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import DataError
 
 

@@ -19,7 +19,7 @@ from vton.config import AugmentConfig
 from vton.data import densepose, labels, pose
 from vton.data.boxes import bounding_box
 from vton.data.record import Record
-from vton.data.transforms import PICTURES, Size
+from vton.data.transforms import PHOTOS, Size
 
 LABEL_MIRROR = torch.from_numpy(labels.MIRROR)
 PART_MIRROR = torch.from_numpy(densepose.MIRROR)
@@ -183,7 +183,7 @@ def change_colour(record: Record, change: ColourChange) -> Record:
     """
     matrix, offset = _colour_matrix(change)
     changed = {}
-    for name, image in _present(record, PICTURES).items():
+    for name, image in _present(record, PHOTOS).items():
         pixels = torch.addmm(offset, matrix, _unit(image).view(3, -1))
         changed[name] = pixels.clamp_(0, 1).view_as(image)
     changed["garment"] = torch.where(record.garment_mask, changed["garment"], _unit(record.garment))

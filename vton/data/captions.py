@@ -16,7 +16,7 @@ from vton.data.shards import ShardError
 from vton.data.source import Source
 
 CAPTION_TAGS = ("sleeveLength", "neckLine", "item")
-ADVICE = "Restore the file, or remove it to caption by data.caption_fallback."
+_ADVICE = "Restore the file, or remove it to caption by data.caption_fallback."
 
 
 class Templates(NamedTuple):
@@ -51,7 +51,7 @@ def read_tags(path: Source) -> dict[str, str]:
         raise DataError(
             f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. "
             "Expected an object with a list `data` of entries with `file_name` and `tag_info`. "
-            f"{ADVICE}"
+            f"{_ADVICE}"
         ) from None
     annotations = {}
     for number, entry in enumerate(entries, start=1):
@@ -59,11 +59,11 @@ def read_tags(path: Source) -> dict[str, str]:
             stem, words = _read_entry(entry)
         except KeyError as error:
             raise DataError(
-                f"viton_hd: entry {number} of {path} has no {error}. {ADVICE}"
+                f"viton_hd: entry {number} of {path} has no {error}. {_ADVICE}"
             ) from None
         except TypeError as error:
             raise DataError(
-                f"viton_hd: entry {number} of {path} has another structure ({error}). {ADVICE}"
+                f"viton_hd: entry {number} of {path} has another structure ({error}). {_ADVICE}"
             ) from None
         if words:
             annotations[stem] = words
@@ -90,7 +90,7 @@ def read_lines(path: Source) -> dict[str, str]:
         raise
     except (OSError, ValueError) as error:
         raise DataError(
-            f"dresscode: captions are not readable ({path}): {error}. {ADVICE}"
+            f"dresscode: captions are not readable ({path}): {error}. {_ADVICE}"
         ) from None
     annotations = {}
     for number, line in enumerate(lines, start=1):
@@ -100,7 +100,7 @@ def read_lines(path: Source) -> dict[str, str]:
         name, *caption = words
         if not caption:
             raise DataError(
-                f"dresscode: line {number} of {path} has no caption after {name!r}. {ADVICE}"
+                f"dresscode: line {number} of {path} has no caption after {name!r}. {_ADVICE}"
             )
         annotations[PurePosixPath(name).stem] = " ".join(caption)
     return annotations

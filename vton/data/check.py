@@ -25,9 +25,10 @@ from filelock import FileLock
 from vton.config import DataConfig
 from vton.data import images
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
-from vton.data.folder import REQUIRED, Folder, Pair, PairFiles, Split
+from vton.data.folder import REQUIRED, Folder, PairFiles, Split
 from vton.data.images import FileError, Origin
 from vton.data.labels import GARMENT_LABELS
+from vton.data.pairs import Pair
 from vton.data.sample import DataError, Order
 from vton.data.shards import ShardError
 from vton.data.source import fingerprint

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from PIL import Image
@@ -17,7 +15,8 @@ from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
-from vton.data.folder import Folder, Pair, PairFiles, Place, Split
+from vton.data.folder import Folder, PairFiles, Place, Split
+from vton.data.pairs import Pair, exchanged, limited
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
 from vton.data.source import Source, lexists, open_source
@@ -319,37 +318,6 @@ class TryOnDataset(Dataset):
             f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
             f"{what} of every pair; looked for {names} below {self.folder.root}. {advice}"
         )
-
-
-def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
-    """`limit` pairs spread evenly over the list, all of them for 0.
-
-    Spread, so that every category stays.
-    """
-    if not limit or limit >= len(pairs):
-        return list(pairs)
-    return [pairs[place * len(pairs) // limit] for place in range(limit)]
-
-
-def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """For every pair another of its category, in a cycle.
-
-    Raises DataError for a category with a single pair.
-    """
-    places: dict[str, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        places.setdefault(pair.category, []).append(place)
-    others = list(pairs)
-    for category, group in places.items():
-        if len(group) == 1:
-            raise DataError(
-                f"{category} has a single pair, so garments cannot be exchanged; use "
-                "eval.shuffled=false."
-            )
-        following = group[1:] + group[:1]
-        for place, other in zip(group, following, strict=True):
-            others[place] = pairs[other]
-    return others
 
 
 def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:

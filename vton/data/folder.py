@@ -1,4 +1,4 @@
-"""A data set on disk: its pair lists, where each file of a pair lies, and how each is decoded.
+"""A data set on disk: its pairs, where each file of a pair lies, and how each is decoded.
 
 `Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs.
 Loading and checking go through the same `PairFiles`, so that what `make data-check` accepts is
@@ -19,20 +19,11 @@ from PIL import Image
 from vton.config import DataConfig, nearest
 from vton.data import images
 from vton.data.images import ADVICE, RESTORE_OR_DROP, SUFFIXES, Origin
+from vton.data.pairs import Pair
 from vton.data.sample import Category, DataError, Order
-from vton.data.shards import ShardError
 from vton.data.source import Source, lexists
 
 Split = Literal["train", "test"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One line of a pair list. Paired order: person and garment have the same id."""
-
-    person: str
-    garment: str
-    category: Category
 
 
 @dataclass(frozen=True)
@@ -346,55 +337,6 @@ class PairFiles:
         if config.caption_source != "fallback":
             own = self.folder.annotation(self.split, self.pair)
         return own or config.caption_fallback
-
-
-def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
-    """The columns of a pair list, two or three per line.
-
-    Any run of blanks or tabs separates; blank lines do not count. Picture suffixes are dropped:
-    some lists name .png where the photograph is .jpg. Raises DataError on a missing or empty file,
-    a line of another width, or a name that would leave the data set's folder.
-    """
-    advice = "Restore the list from the archive."
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
-    except ShardError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{dataset}: pair list is not readable ({path}): {error}. {advice}"
-        ) from None
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        where = f"{dataset}: line {number} of {path}"
-        if len(columns) not in (2, 3):
-            raise DataError(
-                f"{where} has {len(columns)} columns, expected person, garment and perhaps a "
-                f"category: {line.strip()[:80]!r}. {advice}"
-            )
-        person, garment, *category = columns
-        rows.append((_id(person, where), _id(garment, where), *category))
-    if not rows:
-        raise DataError(f"{dataset}: pair list is empty ({path}). {advice}")
-    return rows
-
-
-def _id(name: str, where: str) -> str:
-    """A name of a pair list without its picture suffix.
-
-    Raises DataError for what is no plain file name.
-    """
-    stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
-    if stem in ("", ".", "..") or any(character in stem for character in "/\\\0:"):
-        raise DataError(
-            f"{where} names {name!r}; ids are plain file names inside the data set's folders."
-        )
-    return stem
 
 
 def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]:

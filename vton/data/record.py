@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vton.data.folder import Pair
+from vton.data.pairs import Pair
 from vton.data.sample import Order
 
 

@@ -21,7 +21,7 @@ from vton.data.sample import TryOnSample
 
 Size = tuple[int, int]  # height, width
 
-PICTURES = ("person", "garment", "warped_garment", "truth")  # of a record
+PHOTOS = ("person", "garment", "warped_garment", "truth")  # of a record
 
 
 def resize_photo(image: Image.Image, size: Size) -> np.ndarray:
@@ -122,7 +122,7 @@ def pad(record: Record, size: Size) -> Record:
         return record
     padded = {}
     for name, value in vars(record).items():
-        if name in PICTURES and value is not None:
+        if name in PHOTOS and value is not None:
             padded[name] = pad_picture(value, size)
         elif isinstance(value, Tensor):
             padded[name] = functional.pad(value, margins(record.size, size))

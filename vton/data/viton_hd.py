@@ -13,17 +13,9 @@ import numpy as np
 
 from vton.config import DataConfig
 from vton.data import captions, densepose, images, pose
-from vton.data.folder import (
-    Folder,
-    Pair,
-    PairFiles,
-    Split,
-    chosen,
-    file_kind,
-    read_pair_list,
-    warp_places,
-)
+from vton.data.folder import Folder, PairFiles, Split, chosen, file_kind, warp_places
 from vton.data.images import Origin
+from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import Category, Order
 from vton.data.source import Source, lexists
 

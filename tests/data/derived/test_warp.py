@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from vton.data.derived import warp
-from vton.data.derived.silhouette import read_bottom, read_top
 from vton.data.derived.geometric import fit_box
+from vton.data.derived.silhouette import read_bottom, read_top
 from vton.data.derived.warp import register_warp, warp_source
 from vton.data.sample import CATEGORIES, DataError
 

@@ -58,7 +58,7 @@ TARGET_LABELS = {
     "dresses": (UPPER, DRESS, COAT, SKIRT, PANTS),
 }
 # Skin that a garment of the category may cover.
-SKIN_LABELS = {
+COVERABLE_SKIN = {
     "upper_body": ARM_LABELS,
     "lower_body": LEG_LABELS,
     "dresses": (*ARM_LABELS, *LEG_LABELS),
@@ -168,7 +168,7 @@ def _box(parse: np.ndarray, body: Skeleton, category: Category) -> np.ndarray:
 
     It is 8 px of 1024 wider, since parse maps are coarse.
     """
-    region = np.isin(parse, (*TARGET_LABELS[category], *SKIN_LABELS[category]))
+    region = np.isin(parse, (*TARGET_LABELS[category], *COVERABLE_SKIN[category]))
     if not region.any():
         region = _covered_part(parse, body, category)
     canvas = body.canvas()
