@@ -45,6 +45,7 @@ PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
 
+# Optional parts that published sets have; a note says which are absent.
 PUBLISHED_OPTIONS = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")
 NAMED_IDS = 8  # of those that a note is about
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
@@ -101,8 +102,8 @@ class _Task:
 def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     """Everything wrong with the configured data set, and notes on what it holds.
 
-    In the order of its lists. Covers the pairs that data.category, data.limit_train and
-    data.limit_test leave. Reads every file in full, with `workers` processes for large sets.
+    Problems come in the order of the lists. Covers the pairs that data.category, data.limit_train
+    and data.limit_test leave. Reads every file in full, with `workers` processes for large sets.
     Nothing is printed and nothing raised for bad data.
     """
     try:
@@ -230,7 +231,7 @@ def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
 def _about_list(folder: Folder, split: Split, error: DataError) -> Problem:
     """The problem of a whole list or folder.
 
-    Its message goes without what the problem's other fields say.
+    Its message drops the data set and split, which the problem has as fields.
     """
     message = str(error).removesuffix(images.ADVICE).strip()
     for where in (f"{folder.dataset} {split}", folder.dataset):
@@ -313,9 +314,9 @@ def _check_part(files: PairFiles, part: str, task: _Task) -> Problem | None:
 
 
 def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
-    """Of a parse map that shows no garment.
+    """How bad a parse map without the garment is.
 
-    A mask from a folder, or one drawn around joints, can still be painted.
+    A mask from a folder, or one drawn around joints, leaves something to paint.
     """
     if "agnostic_mask" in task.required:
         return "note"

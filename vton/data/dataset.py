@@ -77,7 +77,7 @@ class TryOnDataset(Dataset):
         self.size = config.picture_size
         self.templates = Templates(config.person_caption, config.garment_caption)
         for part in folder.parts:
-            folder.place(part, split, order)  # names what has a folder's name without being one
+            folder.place(part, split, order)  # raises where a file has a folder's name
         pairs = folder.pairs(split, order)
         limit = config.limit_train if split == "train" else config.limit_test
         if split == "train" and limit > len(pairs):
