@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.data.folders import body_25, coco_18
 from vton.config import ExperimentConfig, flatten, load, load_file, to_yaml
 from vton.data import captions, pose
-from vton.data.folder import read_pair_list
 from vton.data.images import Origin
+from vton.data.pairs import read_pair_list
 from vton.data.sample import JOINTS
 from vton.errors import UserError
 

@@ -1,12 +1,12 @@
 """Samples per second of the training loader at 512x384: a VITON-HD folder against its shards.
 
-    python -m tests.benchmarks.loader_throughput                                     # rendered at 1024x768, 2 workers
-    python -m tests.benchmarks.loader_throughput data.root=DIR data.workers=8        # a real folder
+    python -m tests.benchmarks.loader_throughput                   # rendered at 1024x768
+    python -m tests.benchmarks.loader_throughput data.root=DIR data.workers=8
 
-One run: both read the same pairs in the same order, in turns. `cold` is after the system was asked
-to forget the files (posix_fadvise), `warm` the same once more. The process that asks does nothing
-with the batches but count them. CPU milliseconds per sample are those of one process without
-workers, warm: other work on the machine does not move them.
+In one run both read the same pairs in the same order, in turns. `cold` is after the system was
+asked to forget the files (posix_fadvise), `warm` the same once more. The process that asks does
+nothing with the batches but count them. CPU milliseconds per sample are those of one process
+without workers, warm: other work on the machine does not move them.
 """
 
 from __future__ import annotations
@@ -42,19 +42,29 @@ def forget(root: Path) -> None:
 
 
 def measured(overrides: list[str], root: Path, batches: int, clock: Callable[[], float]) -> float:
-    """Samples per second of `clock` over `batches` batches, the first one apart: workers start with
-    it.
+    """Samples per second of `clock` over `batches` batches.
+
+    The first batch is left out: workers start with it.
     """
     config = load(*overrides, f"data.root={root}")
-    data = TryOnDataModule(
-        config.data, seed=0, batch_size=config.train.batch_size, eval_batch_size=1
-    )
+    batch_size = config.train.batch_size
+    data = TryOnDataModule(config.data, seed=0, batch_size=batch_size, eval_batch_size=1)
     assert isinstance(data.root, ShardPath) == (root / "shards.json").exists()
     stream = iter(data.train_dataloader())
     next(stream)
     start = clock()
     count = sum(len(batch) for batch in itertools.islice(stream, batches))
     return count / (clock() - start)
+
+
+def render(root: Path, pairs: int) -> None:
+    """A VITON-HD folder at the size of the real one."""
+    settings = {"layout": "viton_hd", "size": (1024, 768), "test": 2, "seed": 0, "workers": 1}
+    synthetic.ensure(root, train=pairs, **settings)
+
+
+def medians(kinds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(statistics.median(values), 2) for name, values in kinds.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,46 +76,30 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     quiet_libraries()
     overrides = [*SETTINGS, *args.overrides]
+    rates: dict[str, list[float]] = {}
+    milliseconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(load(*overrides).data.root or Path(scratch) / "plain")
         if not root.exists():
-            synthetic.ensure(
-                root,
-                layout="viton_hd",
-                size=(1024, 768),
-                train=args.pairs,
-                test=2,
-                seed=0,
-                workers=1,
-            )
-        write_folder(
-            open_folder(load(*overrides, f"data.root={root}").data), Path(scratch) / "sharded"
-        )
-        found: dict[str, list[float]] = {}
-        cpu: dict[str, list[float]] = {}
-        for _, (name, place) in itertools.product(
-            range(args.repeats), (("plain", root), ("sharded", Path(scratch) / "sharded"))
-        ):
-            forget(place)
-            for state in ("cold", "warm"):
-                found.setdefault(f"{name} {state}", []).append(
-                    measured(overrides, place, args.batches, time.perf_counter)
-                )
-            alone = measured([*overrides, "data.workers=0"], place, args.batches, time.process_time)
-            cpu.setdefault(name, []).append(1000 / alone)
-    rates, milliseconds = (
-        {name: round(statistics.median(v), 2) for name, v in kind.items()} for kind in (found, cpu)
-    )
-    print(
-        json.dumps(
-            {
-                "samples_per_second": rates,
-                "cpu_ms_per_sample": milliseconds,
-                "all": found,
-                "all_cpu": cpu,
-            }
-        )
-    )
+            render(root, args.pairs)
+        sharded = Path(scratch) / "sharded"
+        write_folder(open_folder(load(*overrides, f"data.root={root}").data), sharded)
+        for _ in range(args.repeats):
+            for name, place in (("plain", root), ("sharded", sharded)):
+                forget(place)
+                for state in ("cold", "warm"):
+                    rate = measured(overrides, place, args.batches, time.perf_counter)
+                    rates.setdefault(f"{name} {state}", []).append(rate)
+                alone = [*overrides, "data.workers=0"]
+                rate = measured(alone, place, args.batches, time.process_time)
+                milliseconds.setdefault(name, []).append(1000 / rate)
+    report = {
+        "samples_per_second": medians(rates),
+        "cpu_ms_per_sample": medians(milliseconds),
+        "all": rates,
+        "all_cpu": milliseconds,
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

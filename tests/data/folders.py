@@ -1,43 +1,36 @@
-"""Small data set folders written by hand, in both layouts, from one drawn figure: files as the
-archives name them.
+"""Small data set folders written by hand, in both layouts, from one drawn figure.
+
+Files are as the archives name them.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from vton.config import DataConfig
 from vton.data import densepose, labels
+from vton.data.dataset import TryOnDataset, open_folder
+from vton.data.record import Record
 
 SIZE = (96, 72)  # height, width of the pictures
 # COCO-18 as x, y in fractions of the picture. The person's left is on the right of the picture.
 JOINTS = np.array(
     [
-        (0.50, 0.12),
-        (0.50, 0.22),
-        (0.38, 0.25),
-        (0.30, 0.38),
-        (0.24, 0.50),
-        (0.62, 0.25),
-        (0.72, 0.34),
-        (0.82, 0.42),
-        (0.43, 0.54),
-        (0.42, 0.72),
-        (0.41, 0.90),
-        (0.57, 0.54),
-        (0.58, 0.72),
-        (0.60, 0.92),
-        (0.48, 0.10),
-        (0.52, 0.10),
-        (0.45, 0.11),
-        (0.55, 0.11),
+        *((0.50, 0.12), (0.50, 0.22)),  # nose, neck
+        *((0.38, 0.25), (0.30, 0.38), (0.24, 0.50)),  # right arm
+        *((0.62, 0.25), (0.72, 0.34), (0.82, 0.42)),  # left arm
+        *((0.43, 0.54), (0.42, 0.72), (0.41, 0.90)),  # right leg
+        *((0.57, 0.54), (0.58, 0.72), (0.60, 0.92)),  # left leg
+        *((0.48, 0.10), (0.52, 0.10), (0.45, 0.11), (0.55, 0.11)),  # eyes, ears
     ]
 )
 MISSING = 17  # the left ear is not found, as in many real files
 TO_DRESSCODE = {int(ours): atr for atr, ours in enumerate(labels.FROM_DRESSCODE)}
-SEGMENTS = (  # label, DensePose part, joints, width in fractions of the height
+# Label, DensePose part, joints, width in fractions of the height.
+SEGMENTS = (
     (labels.RIGHT_LEG, 11, (9, 10), 0.07),
     (labels.LEFT_LEG, 12, (12, 13), 0.07),
     (labels.PANTS, 7, (8, 9), 0.10),
@@ -51,16 +44,14 @@ SKIN, HAIR, WALL = (224, 180, 150), (60, 40, 30), (180, 190, 200)
 
 
 def figure(seed: int, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
-    """A person as photograph, parse map (our labels) and DensePose parts; the garment colour
-    depends on the seed.
+    """A person as photograph, parse map (our labels) and DensePose parts.
+
+    The garment colour depends on the seed.
     """
     height, width = size
     points = [(x * width, y * height) for x, y in JOINTS]
-    photo, parse, parts = (
-        Image.new("RGB", (width, height), WALL),
-        Image.new("L", (width, height)),
-        None,
-    )
+    photo = Image.new("RGB", (width, height), WALL)
+    parse = Image.new("L", (width, height))
     parts = Image.new("L", (width, height))
     top = colour(seed)
     paint = {labels.PANTS: (40, 50, 90), labels.UPPER: top}
@@ -70,14 +61,8 @@ def figure(seed: int, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
             getattr(ImageDraw.Draw(image), shape)(where, fill=value, **kwargs)
 
     for label, part, (start, end), share in SEGMENTS:
-        draw(
-            "line",
-            [points[start], points[end]],
-            label,
-            part,
-            paint.get(label, SKIN),
-            width=round(share * height),
-        )
+        bone = [points[start], points[end]]
+        draw("line", bone, label, part, paint.get(label, SKIN), width=round(share * height))
     torso = [points[2], points[5], points[11], points[8]]
     draw("polygon", torso, labels.UPPER, 2, top)
     (x, y), r = points[0], 0.06 * height
@@ -105,15 +90,17 @@ def garment(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.nda
 def write_viton_hd(
     root: Path, train: int = 4, test: int = 4, size: tuple[int, int] = SIZE, **names: str
 ) -> Path:
-    """A VITON-HD folder with everything but captions. `names` renames folders, such as
-    parse="image-parse".
+    """A VITON-HD folder with everything but captions.
+
+    `names` renames folders, such as parse="image-parse".
     """
     folders = {"parse": "image-parse-v3", "keypoints": "openpose_json"} | names
     for split, first, count in (("train", 0, train), ("test", 1000, test)):
         base = root / split
-        ids = [f"{first + i:05d}_00" for i in range(count)]
-        for i, name in enumerate(ids):
-            person, (cloth, mask) = figure(first + i, size), garment(first + i, size)
+        ids = [f"{number:05d}_00" for number in range(first, first + count)]
+        for seed, name in enumerate(ids, start=first):
+            person = figure(seed, size)
+            cloth, mask = garment(seed, size)
             save(base / "image" / f"{name}.jpg", person["photo"])
             save(base / "cloth" / f"{name}.jpg", cloth)
             save(base / "cloth-mask" / f"{name}.jpg", mask * np.uint8(255))
@@ -129,16 +116,20 @@ def write_viton_hd(
 def write_dresscode(
     root: Path, count: int = 2, size: tuple[int, int] = SIZE, masks: bool = True
 ) -> Path:
-    """A DressCode folder with `count` training and `count` test pairs per category, and root lists."""
-    lists: dict[str, list[str]] = {
-        name: [] for name in ("train_pairs", "test_pairs_paired", "test_pairs_unpaired")
-    }
+    """A DressCode folder with root lists.
+
+    It has `count` training and `count` test pairs per category.
+    """
+    lists: dict[str, list[str]] = {}
     for index, category in enumerate(("upper_body", "lower_body", "dresses")):
         base = root / category
         start = 2 * count * index
-        train, test = ([f"{start + k * count + i:06d}" for i in range(count)] for k in (0, 1))
-        for name in train + test:
-            person, (cloth, mask) = figure(int(name), size), garment(int(name), size)
+        ids = [f"{number:06d}" for number in range(start, start + 2 * count)]
+        train = ids[:count]
+        test = ids[count:]
+        for name in ids:
+            person = figure(int(name), size)
+            cloth, mask = garment(int(name), size)
             atr = np.vectorize(TO_DRESSCODE.get)(person["parse"]).astype(np.uint8)
             save(base / "images" / f"{name}_0.jpg", person["photo"])
             save(base / "images" / f"{name}_1.jpg", cloth)
@@ -147,15 +138,15 @@ def write_dresscode(
             save(base / "label_maps" / f"{name}_4.png", atr, labels.DRESSCODE_PALETTE)
             save(base / "dense" / f"{name}_5.png", person["parts"])
             write_json(base / "keypoints" / f"{name}_2.json", coco_18())
-        here = {
+        pairs = {
             "train_pairs": [(name, name) for name in train],
             "test_pairs_paired": [(name, name) for name in test],
             "test_pairs_unpaired": [(test[i], test[i - 1]) for i in reversed(range(count))],
         }
-        for name, pairs in here.items():
-            rows = [f"{person}_0.jpg\t{other}_1.jpg" for person, other in pairs]
+        for name, listed in pairs.items():
+            rows = [f"{person}_0.jpg\t{other}_1.jpg" for person, other in listed]
             (base / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows))
-            lists[name] += [f"{row}\t{index}\n" for row in rows]
+            lists.setdefault(name, []).extend(f"{row}\t{index}\n" for row in rows)
     for name, rows in lists.items():
         (root / f"{name}.txt").write_text("".join(rows))
     return root
@@ -169,15 +160,14 @@ def body_25(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) 
     body[[*range(8), *range(9, 19)]] = rows
     body[8] = (384, 550, 0.9)  # the mid hip, which COCO-18 lacks
     body[19:] = (11, 22, 0.9)  # feet, likewise
-    return {
-        "version": 1.3,
-        "people": [{"person_id": [-1], "pose_keypoints_2d": body.ravel().tolist()}],
-    }
+    person = {"person_id": [-1], "pose_keypoints_2d": body.ravel().tolist()}
+    return {"version": 1.3, "people": [person]}
 
 
 def coco_18(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) -> dict:
-    """DressCode's file: pixels of 384x512, missing joints -1,-1,0,-1, and a fourth number that is
-    no joint id.
+    """DressCode's file: pixels of 384x512, missing joints -1,-1,0,-1.
+
+    The fourth number is no joint id.
     """
     rows = [[x * 384, y * 512, 0.9, float(i)] for i, (x, y) in enumerate(joints)]
     for joint in missing:
@@ -186,14 +176,16 @@ def coco_18(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) 
 
 
 def save(path: Path, array: np.ndarray, palette: bytes | None = None) -> None:
-    """uint8 picture; with a palette, a palette picture of indices. JPEG as the archives have it:
-    quality 95.
+    """Save a uint8 picture; with a palette, a palette picture of indices.
+
+    JPEG as the archives have it: quality 95.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(array)
     if palette is not None:
         image.putpalette(palette)
-    image.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    options = {"quality": 95} if path.suffix == ".jpg" else {}
+    image.save(path, **options)
 
 
 def write_json(path: Path, content) -> None:
@@ -205,3 +197,22 @@ def config(name: str, root: Path, **settings) -> DataConfig:
     """Settings for these folders: read at the stored size, by the derived mask, in this process."""
     defaults = {"size": SIZE, "workers": 0}
     return DataConfig(name=name, root=str(root), **(defaults | settings))
+
+
+def one_record(root: Path) -> Record:
+    """The training record of a VITON-HD folder written to `root`."""
+    folder = open_folder(config("viton_hd", write_viton_hd(root, train=1, test=1), densepose=True))
+    return TryOnDataset(folder, "train", "paired").record(0)
+
+
+def same_record(one: Record, other: Record) -> bool:
+    """Whether two records are equal, joints up to rounding; names the part that is not."""
+    for name, value in vars(one).items():
+        expected = getattr(other, name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, expected), name
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=name)
+        else:
+            assert value == expected, name
+    return True

@@ -1,45 +1,29 @@
-"""Captions as IDM-VTON builds them, sentences around them, the fallback and what is said about it."""
+"""Captions as IDM-VTON builds them, sentences around them, and the fallback."""
 
 import logging
 
 from tests.data.folders import config, write_dresscode, write_json, write_viton_hd
 from vton.data import captions
 from vton.data.check import check_folder
-from vton.data.dataset import Draw, TryOnDataset, open_folder
+from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.module import TryOnDataModule
+from vton.data.stream import StreamItem
 
 NAMES = (
-    "item",
-    "details",
-    "looks",
-    "colors",
-    "prints",
-    "textures",
-    "sleeveLength",
-    "length",
-    "neckLine",
-    "fit",
-    "shape",
+    *("item", "details", "looks", "colors", "prints", "textures"),
+    *("sleeveLength", "length", "neckLine", "fit", "shape"),
 )
 
 
 def entry(name, **tags):
-    return {
-        "file_name": name,
-        "category_name": "TOPS",
-        "tag_info": [{"tag_name": tag, "tag_category": tags.get(tag)} for tag in NAMES],
-    }
+    tag_info = [{"tag_name": tag, "tag_category": tags.get(tag)} for tag in NAMES]
+    return {"file_name": name, "category_name": "TOPS", "tag_info": tag_info}
 
 
 def test_sleeve_neckline_and_item_in_this_order(tmp_path):
+    shirt = {"item": "T-shirts", "sleeveLength": "Short Sleeve", "neckLine": "Round Neck"}
     tags = [
-        entry(
-            "00001_00.jpg",
-            item="T-shirts",
-            sleeveLength="Short Sleeve",
-            neckLine="Round Neck",
-            colors="red",
-        ),
+        entry("00001_00.jpg", **shirt, colors="red"),
         entry("00002_00.jpg", item="tank top", neckLine="V Neck"),
         entry("00003_00.jpg"),
     ]
@@ -52,18 +36,15 @@ def test_sleeve_neckline_and_item_in_this_order(tmp_path):
 
 def test_samples_carry_the_caption_of_their_garment(tmp_path):
     write_viton_hd(tmp_path, train=1, test=2)
-    write_json(
-        tmp_path / "test/vitonhd_test_tagged.json",
-        {"data": [entry("01001_00.jpg", item="blouse", sleeveLength="long")]},
-    )
+    tags = [entry("01001_00.jpg", item="blouse", sleeveLength="long")]
+    write_json(tmp_path / "test/vitonhd_test_tagged.json", {"data": tags})
     folder = open_folder(config("viton_hd", tmp_path, caption_fallback="tops"))
     unpaired = TryOnDataset(folder, "test", "unpaired")[0]  # person 01000, garment 01001
     assert unpaired.person_caption == "model is wearing long blouse"
     assert unpaired.garment_caption == "a photo of long blouse"
     assert TryOnDataset(folder, "test", "paired")[0].garment_caption == "a photo of tops"
-    generic = open_folder(
-        config("viton_hd", tmp_path, caption_fallback="clothes", caption_source="fallback")
-    )
+    settings = {"caption_fallback": "clothes", "caption_source": "fallback"}
+    generic = open_folder(config("viton_hd", tmp_path, **settings))
     assert TryOnDataset(generic, "test", "unpaired")[0].garment_caption == "a photo of clothes"
     assert TryOnDataset(generic, "test", "unpaired").without_caption(where_absent=True) == ""
 
@@ -77,16 +58,11 @@ def test_templates_stand_around_the_annotation(tmp_path):
     settings = config(
         "viton_hd", tmp_path, person_caption="{} on a model", garment_caption="best quality, {}"
     )
-    for sample in (
-        TryOnDataset(open_folder(settings), "test", "paired")[0],
-        TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1).train_dataset()[
-            Draw(0, 0)
-        ],
-    ):
-        assert (sample.person_caption, sample.garment_caption) == (
-            "shirts on a model",
-            "best quality, shirts",
-        )
+    data = TryOnDataModule(settings, seed=0, batch_size=1, eval_batch_size=1)
+    held_out = TryOnDataset(open_folder(settings), "test", "paired")[0]
+    for sample in (held_out, data.train_dataset()[StreamItem(0, 0)]):
+        assert sample.person_caption == "shirts on a model"
+        assert sample.garment_caption == "best quality, shirts"
 
 
 def test_dresscode_lines(tmp_path):
@@ -106,25 +82,23 @@ def open_loaders(settings) -> None:
             data.eval_dataset(order)
 
 
-def test_garments_that_a_caption_file_leaves_out_are_said_once(tmp_path, caplog):
+def test_garments_that_a_caption_file_leaves_out_are_reported_once(tmp_path, caplog):
     root = write_viton_hd(tmp_path, train=1, test=3)
     tags = root / "test/vitonhd_test_tagged.json"
     write_json(tags, {"data": [entry("01000_00.jpg", item="blouse")]})
     settings = config("viton_hd", root, caption_fallback="tops")
     with caplog.at_level(logging.WARNING, "vton"):
         open_loaders(settings)
-    said = (
+    line = (
         "2 of 3 garments have no caption; they get 'tops' (data.caption_fallback). "
         f"The first is 01001_00; captions come from {tags}."
     )
-    assert caplog.messages == [
-        f"viton_hd test: {said}"
-    ]  # the training split has no file, and needs none
-    notes = [
-        problem.message for problem in check_folder(settings) if "no caption" in problem.message
-    ]
+    # The training split has no file, and needs none.
+    assert caplog.messages == [f"viton_hd test: {line}"]
+    notes = [problem.message for problem in check_folder(settings)]
     absent = root / "train/vitonhd_train_tagged.json"
-    assert f"paired: {said}" in notes and any(f"{absent} (absent)" in note for note in notes)
+    assert f"paired: {line}" in notes
+    assert any(f"{absent} (absent)" in note for note in notes)
 
 
 def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
@@ -133,10 +107,6 @@ def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
         (root / category / "dc_caption.txt").write_text(f"{number:06d}_1.jpg shirt\n")
     with caplog.at_level(logging.WARNING, "vton"):
         open_loaders(config("dresscode", root))
-    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(
-        "dresscode train: 2 of 2 garments"
-    )
-    assert (
-        "upper_body/dc_caption.txt, " in caplog.messages[0]
-        and "dresses/dc_caption.txt." in caplog.messages[0]
-    )
+    (message,) = caplog.messages
+    assert message.startswith("dresscode train: 2 of 2 garments")
+    assert "upper_body/dc_caption.txt, " in message and "dresses/dc_caption.txt." in message

@@ -1,36 +1,27 @@
-"""The data check: every broken file of a folder is reported by data set, id and path; nothing else
-is.
-"""
+"""The data check: every broken file of a folder is reported, and nothing else is."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.folders import (
-    body_25,
-    config,
-    figure,
-    save,
-    write_dresscode,
-    write_json,
-    write_viton_hd,
-)
+from tests.data import folders
+from tests.data.folders import body_25, config, figure, save, write_json
 from vton.data import check, labels
 from vton.data.check import check_folder, format_problems
 from vton.data.sample import DataError
 
 
-def found(problems, severity="required"):
+def of(problems, severity="required"):
     return [problem for problem in problems if problem.severity == severity]
 
 
 def notes(problems):
-    return [f"{problem.split} {problem.message}" for problem in found(problems, "note")]
+    return [f"{problem.split} {problem.message}" for problem in of(problems, "note")]
 
 
 @pytest.fixture
 def root(tmp_path):
-    return write_viton_hd(tmp_path / "data", train=3, test=3)
+    return folders.write_viton_hd(tmp_path / "data", train=3, test=3)
 
 
 @pytest.fixture(autouse=True)
@@ -39,41 +30,64 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def test_sound_folders_have_no_problem(tmp_path, root):
-    for settings in (
-        config("viton_hd", root),
-        config("dresscode", write_dresscode(tmp_path / "d")),
-    ):
+    dresscode = folders.write_dresscode(tmp_path / "d")
+    for settings in (config("viton_hd", root), config("dresscode", dresscode)):
         problems = check_folder(settings)
-        assert not found(problems) and not found(problems, "optional")
+        assert not of(problems) and not of(problems, "optional")
         assert format_problems(problems).endswith("All files can be read.")
 
 
 def test_counts_stand_beside_the_official_ones(tmp_path, root):
-    assert "train paired, upper_body: 3 pairs (official: 11,647)" in notes(
-        check_folder(config("viton_hd", root))
-    )
-    said = notes(check_folder(config("dresscode", write_dresscode(tmp_path / "d"))))
+    lines = notes(check_folder(config("viton_hd", root)))
+    assert "train paired, upper_body: 3 pairs (official: 11,647)" in lines
+    lines = notes(check_folder(config("dresscode", folders.write_dresscode(tmp_path / "d"))))
     for line in (
         "train paired, upper_body: 2 pairs (official: 13,563)",
         "train paired, lower_body: 2 pairs (official: 7,151)",
         "train paired, dresses: 2 pairs (official: 27,678)",
         "test unpaired, dresses: 2 pairs (official: 1,800)",
     ):
-        assert line in said
+        assert line in lines
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def turned_photo(path):
+    save(path, figure(2, (72, 96))["photo"])
+
+
+def inverted(path):
+    save(path, 255 - np.array(Image.open(path)))
+
+
+def unknown_labels(path):
+    save(path, figure(0)["parse"] + np.uint8(30))
+
+
+def in_colours(path):
+    Image.open(path).convert("RGB").save(path)
+
+
+def turned_parse(path):
+    save(path, figure(0, (72, 96))["parse"], labels.VITON_HD_PALETTE)
 
 
 BREAKAGES = {
-    "train/image/00000_00.jpg": lambda path: path.write_bytes(b""),
-    "train/image/00001_00.jpg": lambda path: path.write_bytes(path.read_bytes()[:400]),
-    "train/image/00002_00.jpg": lambda path: save(path, figure(2, (72, 96))["photo"]),
+    "train/image/00000_00.jpg": emptied,
+    "train/image/00001_00.jpg": cut,
+    "train/image/00002_00.jpg": turned_photo,
     "train/cloth/00000_00.jpg": lambda path: path.unlink(),
-    "train/cloth-mask/00001_00.jpg": lambda path: save(path, 255 - np.array(Image.open(path))),
-    "train/image-parse-v3/00000_00.png": lambda path: save(path, figure(0)["parse"] + np.uint8(30)),
-    "train/image-parse-v3/00001_00.png": lambda path: Image.open(path).convert("RGB").save(path),
+    "train/cloth-mask/00001_00.jpg": inverted,
+    "train/image-parse-v3/00000_00.png": unknown_labels,
+    "train/image-parse-v3/00001_00.png": in_colours,
     "train/openpose_json/00000_00_keypoints.json": lambda path: path.write_text("{"),
-    "test/image-parse-v3/01000_00.png": lambda path: save(
-        path, figure(0, (72, 96))["parse"], labels.VITON_HD_PALETTE
-    ),
+    "test/image-parse-v3/01000_00.png": turned_parse,
     "test/cloth/01002_00.jpg": lambda path: path.write_text("not a picture"),
 }
 
@@ -81,44 +95,39 @@ BREAKAGES = {
 def test_every_breakage_is_found_once_with_its_path(root):
     for name, damage in BREAKAGES.items():
         damage(root / name)
-    problems = found(check_folder(config("viton_hd", root)))
+    problems = of(check_folder(config("viton_hd", root)))
     paths = [problem.path for problem in problems]
     # A turned photograph no longer fits its parse map, which is where the two are compared.
     expected = set(BREAKAGES) - {"train/image/00002_00.jpg"} | {"train/image-parse-v3/00002_00.png"}
     assert set(paths) == {str(root / name) for name in expected}
     assert len(paths) == len(set(paths))
     for problem in problems:
-        assert (
-            problem.dataset == "viton_hd"
-            and problem.sample_id in problem.path
-            and problem.path in problem.message
-        )
+        assert problem.dataset == "viton_hd"
+        assert problem.sample_id in problem.path and problem.path in problem.message
     text = format_problems(problems)
     assert text.splitlines()[-1] == f"{len(expected)} required and 0 optional problems."
     assert all(path in text for path in paths)
 
 
 def test_inverted_agnostic_mask(root):
+    mask = np.zeros((96, 72), np.uint8)
+    mask[20:60, 20:50] = 255
     for split, first in (("train", 0), ("test", 1000)):
-        for i in range(3):
-            mask = np.zeros((96, 72), np.uint8)
-            mask[20:60, 20:50] = 255
-            save(
-                root / split / f"agnostic-mask/{first + i:05d}_00_mask.png",
-                255 - mask if i == 1 else mask,
-            )
-    problems = found(check_folder(config("viton_hd", root)))
+        for number in (first, first + 1, first + 2):
+            stored = 255 - mask if number == first + 1 else mask
+            save(root / split / f"agnostic-mask/{number:05d}_00_mask.png", stored)
+    problems = of(check_folder(config("viton_hd", root)))
     assert [problem.sample_id for problem in problems] == ["00001_00", "01001_00"]
     assert "agnostic mask sets 83% of the picture: inverted mask" in problems[0].message
     derived = check_folder(config("viton_hd", root, mask_source="derive"))
-    assert not found(derived) and len(found(derived, "optional")) == 2
+    assert not of(derived) and len(of(derived, "optional")) == 2
 
 
 def test_densepose_counts_only_where_it_is_asked_for(root):
     (root / "test/image-densepose/01001_00.jpg").write_bytes(b"")
-    assert not found(check_folder(config("viton_hd", root)))
-    assert len(found(check_folder(config("viton_hd", root)), "optional")) == 1
-    assert len(found(check_folder(config("viton_hd", root, densepose=True)))) == 1
+    assert not of(check_folder(config("viton_hd", root)))
+    assert len(of(check_folder(config("viton_hd", root)), "optional")) == 1
+    assert len(of(check_folder(config("viton_hd", root, densepose=True)))) == 1
 
 
 def test_missing_lists_folders_and_roots_are_single_problems(tmp_path, root):
@@ -126,46 +135,41 @@ def test_missing_lists_folders_and_roots_are_single_problems(tmp_path, root):
     for path in (root / "test/openpose_json").iterdir():
         path.unlink()
     (root / "test/openpose_json").rmdir()
-    problems = found(check_folder(config("viton_hd", root)))
-    assert len(problems) == 2
-    assert (
-        "pair list is missing" in problems[0].message
-        and "no folder for the keypoints" in problems[1].message
-    )
+    problems = of(check_folder(config("viton_hd", root)))
+    absent_list, absent_folder = problems
+    assert "pair list is missing" in absent_list.message
+    assert "no folder for the keypoints" in absent_folder.message
     nowhere = check_folder(config("viton_hd", tmp_path / "nowhere"))
     assert len(nowhere) == 1 and nowhere[0].severity == "required"
 
 
 def test_known_oddities_are_notes(tmp_path, root):
-    (root / "test_pairs.txt").write_text(
-        "01000_00.jpg 01000_00.jpg\n" + "01001_00.jpg 01002_00.jpg\n" * 2
-    )
+    paired = "01000_00.jpg 01000_00.jpg\n"
+    twice = "01001_00.jpg 01002_00.jpg\n" * 2
+    (root / "test_pairs.txt").write_text(paired + twice)
     write_json(root / "test/openpose_json/01000_00_keypoints.json", {"version": 1.3, "people": []})
     problems = check_folder(config("viton_hd", root))
-    assert not found(problems)
-    said = "\n".join(notes(problems))
-    assert "1 unpaired lines are in fact paired: 01000_00" in said
-    assert "1 pairs are listed more than once: 01001_00" in said
-    assert "garments have no caption; they get 'shirts'" in said
-    assert "no folder with agnostic mask" in said
+    assert not of(problems)
+    lines = "\n".join(notes(problems))
+    assert "1 unpaired lines are in fact paired: 01000_00" in lines
+    assert "1 pairs are listed more than once: 01001_00" in lines
+    assert "garments have no caption; they get 'shirts'" in lines
+    assert "no folder with agnostic mask" in lines
 
 
 def test_person_without_anything_to_paint(root):
-    """Neither a garment label nor a joint: no rule can derive a mask, so the first epoch would stop
-    there.
+    """Neither a garment label nor a joint: no rule can derive a mask.
+
+    The first epoch would stop there.
     """
+    nothing = np.zeros((96, 72), np.uint8)
     for name in ("00000_00", "00001_00"):
-        save(
-            root / f"train/image-parse-v3/{name}.png",
-            np.zeros((96, 72), np.uint8),
-            labels.VITON_HD_PALETTE,
-        )
+        save(root / f"train/image-parse-v3/{name}.png", nothing, labels.VITON_HD_PALETTE)
     write_json(root / "train/openpose_json/00001_00_keypoints.json", {"people": []})
     problems = check_folder(config("viton_hd", root))
-    assert [problem.sample_id for problem in found(problems)] == ["00001_00"]
-    assert "train parse map shows no garment of upper_body" in "\n".join(
-        notes(problems)
-    )  # drawn from joints
+    assert [problem.sample_id for problem in of(problems)] == ["00001_00"]
+    # The other one is drawn from joints.
+    assert "train parse map shows no garment of upper_body" in "\n".join(notes(problems))
 
 
 def test_processes_find_what_one_process_finds(root, monkeypatch):
@@ -180,8 +184,12 @@ def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkey
     settings = config("viton_hd", root)
     check.require_clean(settings)
     calls = []
-    whole = check.check_folder
-    monkeypatch.setattr(check, "check_folder", lambda *args: calls.append(args) or whole(*args))
+
+    def counted(*args):
+        calls.append(args)
+        return check_folder(*args)
+
+    monkeypatch.setattr(check, "check_folder", counted)
     check.require_clean(settings)
     assert not calls  # nothing changed: not read again
     path = root / "train/openpose_json/00001_00_keypoints.json"
@@ -193,8 +201,7 @@ def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkey
         with pytest.raises(DataError, match=r"^[^\n]*00001_00[^\n]*Training does not start[^\n]*$"):
             check.require_clean(settings)
     (root / "train/image/00001_00.jpg").write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"^[^\n]*This and 1 more required files[^\n]*Run `make data-check`[^\n]*$"
-    ):
+    one_line = r"^[^\n]*This and 1 more required files[^\n]*Run `make data-check`[^\n]*$"
+    with pytest.raises(DataError, match=one_line):
         check.require_clean(settings)
     check.require_clean(config("viton_hd", root, limit_train=1))  # the broken file is not read

@@ -1,6 +1,4 @@
-"""The data module: one endless stream that depends on seed and place alone, and evaluation of each
-sample once.
-"""
+"""The data module: a stream that depends on seed and place alone, and exact evaluation."""
 
 import itertools
 import subprocess
@@ -11,9 +9,10 @@ import torch
 
 from tests.data.folders import config, write_dresscode, write_viton_hd
 from vton.config import AugmentConfig
-from vton.data.module import EndlessBatches, RankShare, TryOnDataModule
+from vton.data.augmentation import Changes
+from vton.data.module import TryOnDataModule
 from vton.data.sample import DataError, TryOnBatch
-from vton.data.transforms import Changes
+from vton.data.stream import EndlessBatches, RankShare
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +21,8 @@ def root(tmp_path_factory):
 
 
 def module(root, name="viton_hd", seed=0, batch_size=2, **settings):
-    return TryOnDataModule(
-        config(name, root, **settings), seed=seed, batch_size=batch_size, eval_batch_size=2
-    )
+    data = config(name, root, **settings)
+    return TryOnDataModule(data, seed=seed, batch_size=batch_size, eval_batch_size=2)
 
 
 def take(sampler, count):
@@ -35,21 +33,32 @@ def flat(lists):
     return list(itertools.chain.from_iterable(lists))
 
 
+def first(loader):
+    return next(iter(loader))
+
+
 def equal(one, other):
-    return one.position == other.position and all(
-        torch.equal(a, b)
-        for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
-        if isinstance(a, torch.Tensor)
-    )
+    """Whether two batches have the same places and the same tensors."""
+    if one.position != other.position:
+        return False
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor) and not torch.equal(value, getattr(other, name)):
+            return False
+    return True
+
+
+def batches_of(rank, world, count, *, pairs=11, batch_size=2, seed=0):
+    """What one process of several draws."""
+    return take(EndlessBatches(pairs, batch_size, seed, share=lambda: (rank, world)), count)
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
-    draws = flat(take(EndlessBatches(7, 3, seed=0), 14))
-    assert [draw.position for draw in draws] == list(range(42))
-    epochs = [[draw.index for draw in draws[i : i + 7]] for i in range(0, 42, 7)]
+    items = flat(take(EndlessBatches(7, 3, seed=0), 14))
+    assert [item.position for item in items] == list(range(42))
+    epochs = [[item.index for item in items[start : start + 7]] for start in range(0, 42, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 3
-    assert draws != flat(take(EndlessBatches(7, 3, seed=1), 14))
+    assert items != flat(take(EndlessBatches(7, 3, seed=1), 14))
 
 
 def test_stream_starts_anywhere():
@@ -60,28 +69,27 @@ def test_stream_starts_anywhere():
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_global_batch(world):
     alone = take(EndlessBatches(11, 2 * world, seed=4), 6)
-    ranks = [
-        take(EndlessBatches(11, 2, seed=4, share=lambda r=rank: (r, world)), 6)
-        for rank in range(world)
-    ]
+    ranks = [batches_of(rank, world, 6, seed=4) for rank in range(world)]
     assert [flat(shares) for shares in zip(*ranks, strict=True)] == alone
 
 
 def test_streams_of_seeds_ranks_and_workers_share_nothing():
-    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice, and no
-    two of 10,000 augmentations alike, those of another seed included.
+    """10,000 places by 2 ranks with 2 workers each, which take turns at batches: none twice.
+
+    And no two of 10,000 augmentations are alike, those of another seed included.
     """
-    streams = [
-        take(EndlessBatches(11, 5, seed=0, share=lambda r=rank: (r, 2)), 1000) for rank in (0, 1)
-    ]
-    places = [
-        {draw.position for draw in flat(stream[worker::2])}
-        for stream in streams
-        for worker in (0, 1)
-    ]
-    assert [len(own) for own in places] == [2_500] * 4 and set.union(*places) == set(range(10_000))
+    places = []
+    for rank in (0, 1):
+        batches = batches_of(rank, 2, 1000, batch_size=5)
+        for worker in (0, 1):
+            items = flat(batches[worker::2])
+            places.append({item.position for item in items})
+    assert [len(own) for own in places] == [2_500] * 4
+    assert set.union(*places) == set(range(10_000))
     always = AugmentConfig(affine=1)
-    moves = {Changes.draw(always, seed, place).person for seed in (0, 1) for place in range(5_000)}
+    moves = set()
+    for seed, place in itertools.product((0, 1), range(5_000)):
+        moves.add(Changes.draw(always, seed, place).person)
     assert len(moves) == 10_000
 
 
@@ -100,22 +108,19 @@ def test_training_batches_do_not_depend_on_workers_restarts_or_cache(root):
     resumed = module(root)
     resumed.start(6)
     assert all(map(equal, take(resumed.train_dataloader(), 4), batches[3:]))
-    assert not equal(next(iter(module(root, seed=1).train_dataloader())), batches[0])
+    assert not equal(first(module(root, seed=1).train_dataloader()), batches[0])
 
 
 def test_training_is_augmented_and_evaluation_is_not(root):
     every = AugmentConfig(flip=1, affine=0, garment_affine=0, colour=0)
-    batch = next(iter(module(root, augment=every).train_dataloader()))
-    plain = next(
-        iter(
-            module(root, augment=AugmentConfig(0, 0, garment_affine=0, colour=0)).train_dataloader()
-        )
-    )
+    none = AugmentConfig(flip=0, affine=0, garment_affine=0, colour=0)
+    batch = first(module(root, augment=every).train_dataloader())
+    plain = first(module(root, augment=none).train_dataloader())
     assert batch.person_id == plain.person_id and torch.equal(batch.person, plain.person.flip(-1))
     evaluated = module(root, augment=every)
-    first = next(iter(evaluated.eval_dataloader("paired")))
-    assert torch.equal(first.person[0], evaluated.eval_dataset("paired")[0].person)
-    assert torch.equal(first.person, next(iter(module(root).eval_dataloader("paired"))).person)
+    held_out = first(evaluated.eval_dataloader("paired"))
+    assert torch.equal(held_out.person[0], evaluated.eval_dataset("paired")[0].person)
+    assert torch.equal(held_out.person, first(module(root).eval_dataloader("paired")).person)
 
 
 def test_loading_leaves_the_global_random_state(root):
@@ -146,30 +151,23 @@ def test_validation_pairs_are_fixed_and_spread(root, tmp_path):
 def test_training_pictures_are_plain_persons_and_garments(root):
     pictures = module(root).training_pictures(4)
     assert pictures.shape == (4, 3, 96, 72) and pictures.abs().max() <= 1
-    stream = module(root).train_dataset()
-    assert torch.equal(pictures[0], stream.pairs[0].person) and torch.equal(
-        pictures[1], stream.pairs[0].garment
-    )
+    sample = module(root).train_dataset().pairs[0]
+    assert torch.equal(pictures[0], sample.person) and torch.equal(pictures[1], sample.garment)
     assert len(module(root).training_pictures(1000)) == 10
 
 
 def test_memory_cache_reads_files_once(tmp_path):
     write_viton_hd(tmp_path, train=2, test=1)
     loader = iter(module(tmp_path, cache="memory").train_dataloader())
-    first = next(loader)
+    before = next(loader)
     for path in (tmp_path / "train").rglob("*.*"):
         path.unlink()
-    second = next(loader)
-    assert sorted(first.index) == sorted(second.index) and first.position != second.position
-    record = (
-        module(write_viton_hd(tmp_path / "b", train=1, test=1), cache="memory")
-        .train_dataset()
-        .pairs.record(0)
-    )
-    assert (
-        record.person.dtype == record.parse.dtype == torch.uint8
-        and record.agnostic_mask.dtype == torch.bool
-    )
+    after = next(loader)
+    assert sorted(before.index) == sorted(after.index) and before.position != after.position
+    root = write_viton_hd(tmp_path / "b", train=1, test=1)
+    record = module(root, cache="memory").train_dataset().pairs.record(0)
+    assert record.person.dtype == record.parse.dtype == torch.uint8
+    assert record.agnostic_mask.dtype == torch.bool
 
 
 def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
@@ -180,9 +178,8 @@ def test_fit_checks_the_folder_first(tmp_path, monkeypatch):
         checked.prepare_data()
     module(tmp_path / "data").setup("test")
     module(tmp_path / "data", check=False).setup("fit")
-    with pytest.raises(
-        DataError, match=r"test 01000_00: image is an empty file .* Training does not start"
-    ):
+    refusal = r"test 01000_00: image is an empty file .* Training does not start"
+    with pytest.raises(DataError, match=refusal):
         module(tmp_path / "data").setup("fit")
 
 
@@ -192,17 +189,15 @@ def test_broken_file_stops_a_loader_with_one_line(tmp_path, workers):
     path = tmp_path / "test/image/01000_00.jpg"
     path.write_bytes(b"")
     with pytest.raises(DataError) as error:
-        next(iter(module(tmp_path, workers=workers).eval_dataloader("paired")))
+        first(module(tmp_path, workers=workers).eval_dataloader("paired"))
     assert str(error.value) == (
-        f"viton_hd test 01000_00: image is an empty file (0 bytes) ({path}). Restore it from the archive. "
-        "Run `make data-check` for the full list."
+        f"viton_hd test 01000_00: image is an empty file (0 bytes) ({path}). Restore it from the "
+        "archive. Run `make data-check` for the full list."
     )
 
 
 def test_trainer_sees_an_endless_loader(root):
-    """Lightning must stop by steps, not by a length it finds; and it moves our batches as one
-    object.
-    """
+    """Lightning must stop by steps, not by a length, and move our batches as one object."""
     from lightning import LightningModule, Trainer
 
     class Seen(LightningModule):
@@ -220,7 +215,7 @@ def test_trainer_sees_an_endless_loader(root):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     seen = Seen()
-    Trainer(
+    trainer = Trainer(
         max_steps=6,
         max_epochs=-1,
         accelerator="cpu",
@@ -229,22 +224,21 @@ def test_trainer_sees_an_endless_loader(root):
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-    ).fit(seen, train_dataloaders=module(root).train_dataloader())
+    )
+    trainer.fit(seen, train_dataloaders=module(root).train_dataloader())
     assert seen.positions == list(range(12))
 
 
 def test_padded_squares_hold_the_rectangular_pictures(root):
     square = module(root, size=(96, 96), pad=True)
     assert square.config.picture_size == (96, 72)
-    flat, padded = module(root).eval_dataset("paired")[0], square.eval_dataset("paired")[0]
-    assert padded.person.shape == (3, 96, 96) and torch.equal(
-        padded.person[..., 12:-12], flat.person
-    )
-    assert (
-        torch.equal(padded.agnostic[..., 12:-12], flat.agnostic)
-        and (padded.agnostic[..., :12] == 1).all()
-    )
-    assert next(iter(square.train_dataloader())).person[..., :12].eq(1).all()
+    plain = module(root).eval_dataset("paired")[0]
+    padded = square.eval_dataset("paired")[0]
+    assert padded.person.shape == (3, 96, 96)
+    assert torch.equal(padded.person[..., 12:-12], plain.person)
+    assert torch.equal(padded.agnostic[..., 12:-12], plain.agnostic)
+    assert (padded.agnostic[..., :12] == 1).all()
+    assert first(square.train_dataloader()).person[..., :12].eq(1).all()
     assert square.config.unpadded() == config("viton_hd", root)
     for size, inner in (((128, 64), (85, 64)), ((64, 128), (64, 48)), ((1024, 1024), (1024, 768))):
         assert config("viton_hd", root, size=size, pad=True).picture_size == inner
@@ -252,12 +246,14 @@ def test_padded_squares_hold_the_rectangular_pictures(root):
 
 def test_an_error_while_loaders_are_at_work_ends_the_process():
     """Loaders ignore SIGTERM, by which multiprocessing ends what is left at exit."""
-    code = (
-        "from torch.utils.data import DataLoader\n"
-        "from vton.data.module import leave_signals_to_the_parent as init\n"
-        "stream = iter(DataLoader(range(9), num_workers=2, persistent_workers=True, worker_init_fn=init))\n"
-        "next(stream)\n"
-        "raise SystemExit(2)\n"
-    )
+    code = """
+from torch.utils.data import DataLoader
+from vton.data.loading import ignore_stop_signals
+
+options = {"num_workers": 2, "persistent_workers": True, "worker_init_fn": ignore_stop_signals}
+stream = iter(DataLoader(range(9), **options))
+next(stream)
+raise SystemExit(2)
+"""
     done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "")

@@ -1,6 +1,4 @@
-"""DressCode: categories, root and category lists, and the same sample as VITON-HD gives for the
-same person.
-"""
+"""DressCode: categories, root and category lists, and the same samples as VITON-HD's."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import pytest
 from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, write_dresscode
 from vton.data import labels
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.folder import Pair
+from vton.data.pairs import Pair
 from vton.data.sample import CATEGORIES, TryOnBatch
 
 
@@ -62,9 +60,8 @@ def test_sample_holds_what_the_files_hold(root):
     sample = dataset(root)[0]
     assert (sample.person_id, sample.garment_id) == ("000003", "000002")
     person, (_, silhouette) = figure(3), garment(2)
-    assert (
-        abs(((sample.person + 1) * 127.5).numpy().transpose(1, 2, 0) - person["photo"]).mean() < 4
-    )
+    pixels = ((sample.person + 1) * 127.5).numpy().transpose(1, 2, 0)
+    assert abs(pixels - person["photo"]).mean() < 4  # JPEG
     assert np.array_equal(sample.garment_mask[0].numpy() > 0, silhouette)
     assert np.array_equal(sample.parse.numpy(), person["parse"])
     found = np.arange(18) != MISSING
@@ -95,9 +92,7 @@ def test_categories_share_a_batch(root):
 
 
 def test_truth_of_unpaired_pairs_where_it_is_known(tmp_path):
-    """Rendered data brings the person in the other garment, and that picture's parse map in the
-    layout's palette.
-    """
+    """Rendered data brings the person in the other garment, and that picture's parse map."""
     write_dresscode(tmp_path)
     for pair in dataset(tmp_path).pairs:
         base, name = tmp_path / pair.category, f"{pair.person}__{pair.garment}.png"

@@ -1,6 +1,4 @@
-"""Decoding single files: every odd or broken kind gives the right pixels or one error that names
-it.
-"""
+"""Decoding single files: each gives the right pixels, or one error that names it."""
 
 import numpy as np
 import pytest
@@ -43,24 +41,24 @@ def test_masks_are_thresholded_and_one_channel_of_three_is_taken(tmp_path):
 
 
 def test_a_garment_may_fill_the_picture_but_not_its_frame(tmp_path):
-    """As a skirt photographed close does; agnostic masks know people at the picture's edge, and are
-    told by area.
+    """As a skirt photographed close does.
+
+    Agnostic masks know people at the picture's edge, and are told by area.
     """
     skirt = np.zeros((32, 24), bool)
     skirt[1:, 1:-1] = True
     assert skirt.mean() > 0.8
     save(tmp_path / "skirt.png", skirt * np.uint8(255))
     save(tmp_path / "turned.png", ~skirt * np.uint8(255))
-    found = images.read_mask(
-        tmp_path / "skirt.png", "garment mask", ORIGIN, (24, 32), silhouette=True
-    )
-    assert np.array_equal(found, skirt)
+
+    def read_mask(name, silhouette):
+        return images.read_mask(tmp_path / name, "mask", ORIGIN, (24, 32), silhouette)
+
+    assert np.array_equal(read_mask("skirt.png", silhouette=True), skirt)
     with pytest.raises(DataError, match="inverted mask"):
-        images.read_mask(tmp_path / "turned.png", "garment mask", ORIGIN, (24, 32), silhouette=True)
+        read_mask("turned.png", silhouette=True)
     with pytest.raises(DataError, match="inverted mask"):
-        images.read_mask(
-            tmp_path / "skirt.png", "agnostic mask", ORIGIN, (24, 32), silhouette=False
-        )
+        read_mask("skirt.png", silhouette=False)
 
 
 def test_size_error_names_both_sizes_and_the_file(tmp_path):
@@ -80,8 +78,8 @@ def test_silhouette_from_white_background_fills_enclosed_white(tmp_path):
     truth[20:80, 15:60] = True
     pixels[truth] = (200, 30, 40)
     pixels[40:60, 30:40] = 255
-    found = images.silhouette_on_white(Image.fromarray(pixels), tmp_path, ORIGIN)
-    assert np.array_equal(found, truth)
+    silhouette = images.silhouette_on_white(Image.fromarray(pixels), tmp_path, ORIGIN)
+    assert np.array_equal(silhouette, truth)
     for useless in (np.full((96, 72, 3), 255, np.uint8), np.full((96, 72, 3), 90, np.uint8)):
         with pytest.raises(DataError, match="cannot be derived"):
             images.silhouette_on_white(Image.fromarray(useless), tmp_path, ORIGIN)

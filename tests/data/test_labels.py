@@ -1,6 +1,4 @@
-"""Label maps: both palettes survive the way to a file and back, and nothing else is taken for
-labels.
-"""
+"""Label maps: both palettes survive a file, and nothing else is taken for labels."""
 
 import numpy as np
 import pytest
@@ -33,32 +31,21 @@ def test_every_label_of_both_palettes_round_trips(tmp_path):
     everything = np.arange(20, dtype=np.uint8).repeat(5).reshape(10, 10)
     save(tmp_path / "v/train/image-parse-v3/00000_00.png", everything, labels.VITON_HD_PALETTE)
     assert np.array_equal(read("viton_hd", tmp_path / "v")[0], everything)
-    ours = np.array(
-        [label for label in range(labels.COUNT) if label in TO_DRESSCODE], dtype=np.uint8
-    )
+    ours = np.unique(labels.FROM_DRESSCODE)
     atr = np.array([TO_DRESSCODE[label] for label in ours], dtype=np.uint8)
-    save(
-        tmp_path / "d/upper_body/label_maps/000000_4.png",
-        atr[None].repeat(2, 0),
-        labels.DRESSCODE_PALETTE,
-    )
+    file = tmp_path / "d/upper_body/label_maps/000000_4.png"
+    save(file, atr[None].repeat(2, 0), labels.DRESSCODE_PALETTE)
     assert np.array_equal(read("dresscode", tmp_path / "d")[0], ours[None].repeat(2, 0))
     assert len(ours) == 18
 
 
 def test_colours_of_the_files_are_the_archives(tmp_path):
-    """Value by value from the data sets' documentation: the upper garment, the left arm and the
-    face.
-    """
+    """Value by value from the data sets' documentation: upper garment, left arm and face."""
+    viton_hd = {5: (254, 85, 0), 14: (51, 169, 220), 13: (0, 0, 254), 20: (20, 20, 20)}
+    dresscode = {4: (0, 0, 128), 14: (64, 128, 128), 11: (192, 128, 0), 18: (18, 18, 18)}
     for palette, expected in (
-        (
-            labels.VITON_HD_PALETTE,
-            {5: (254, 85, 0), 14: (51, 169, 220), 13: (0, 0, 254), 20: (20, 20, 20)},
-        ),
-        (
-            labels.DRESSCODE_PALETTE,
-            {4: (0, 0, 128), 14: (64, 128, 128), 11: (192, 128, 0), 18: (18, 18, 18)},
-        ),
+        (labels.VITON_HD_PALETTE, viton_hd),
+        (labels.DRESSCODE_PALETTE, dresscode),
     ):
         for index, rgb in expected.items():
             assert tuple(palette[3 * index : 3 * index + 3]) == rgb
@@ -77,8 +64,7 @@ def test_grey_file_of_labels_is_read_and_luminance_is_refused(tmp_path):
         read("viton_hd", tmp_path)
     image.convert("RGB").save(path)
     with pytest.raises(
-        DataError,
-        match=r"viton_hd train 00000_00: parse map has mode RGB.*palette.*00000_00.png|RGB",
+        DataError, match=r"viton_hd train 00000_00: parse map has mode RGB.*palette"
     ):
         read("viton_hd", tmp_path)
 

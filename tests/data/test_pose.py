@@ -38,9 +38,8 @@ def test_most_certain_person_is_taken(tmp_path):
     ghost[0] = (700, 900, 0.3)
     two["people"].insert(0, {"pose_keypoints_2d": ghost.ravel().tolist()})
     write_json(tmp_path / "a.json", two)
-    np.testing.assert_allclose(
-        pose.read_body_25(tmp_path / "a.json", ORIGIN)[0, :2], JOINTS[0], atol=1e-6
-    )
+    nose = pose.read_body_25(tmp_path / "a.json", ORIGIN)[0, :2]
+    np.testing.assert_allclose(nose, JOINTS[0], atol=1e-6)
 
 
 def test_mirror_exchanges_sides_and_is_its_own_inverse():
@@ -48,15 +47,13 @@ def test_mirror_exchanges_sides_and_is_its_own_inverse():
     joints[MISSING] = 0
     mirrored = pose.mirror(joints)
     left, right = pose.NAMES.index("left wrist"), pose.NAMES.index("right wrist")
-    np.testing.assert_allclose(
-        mirrored[right], (1 - joints[left, 0], joints[left, 1], 1), atol=1e-6
-    )
+    expected = (1 - joints[left, 0], joints[left, 1], 1)
+    np.testing.assert_allclose(mirrored[right], expected, atol=1e-6)
     assert not mirrored[pose.NAMES.index("right ear")].any()
     np.testing.assert_allclose(pose.mirror(mirrored), joints, atol=1e-6)
     for here, there in enumerate(pose.MIRROR):
-        swapped = (
-            pose.NAMES[here].replace("left", "?").replace("right", "left").replace("?", "right")
-        )
+        name = pose.NAMES[here]
+        swapped = name.replace("left", "?").replace("right", "left").replace("?", "right")
         assert pose.NAMES[there] == swapped
 
 
@@ -65,10 +62,8 @@ def test_skeleton_shows_valid_limbs_only():
     whole = pose.draw_skeleton(joints, (128, 96))
     assert whole.shape == (128, 96, 3) and whole.dtype == np.uint8
     x, y = JOINTS[[6, 7]].mean(0) * (96, 128)
-    limb = pose.LIMBS.index((6, 7))
-    assert np.allclose(
-        whole[round(y), round(x)], np.multiply(pose.COLOURS[limb], pose.LIMB_SHADE), atol=1
-    )
+    shade = np.multiply(pose.COLOURS[pose.LIMBS.index((6, 7))], pose.LIMB_SHADE)
+    assert np.allclose(whole[round(y), round(x)], shade, atol=1)
     joints[7] = 0
     assert not pose.draw_skeleton(joints, (128, 96))[round(y), round(x)].any()
     assert not pose.draw_skeleton(np.zeros((18, 3), np.float32), (128, 96)).any()

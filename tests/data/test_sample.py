@@ -1,6 +1,4 @@
-"""The contract between data and models: what a sample may not be, and what a batch does with
-samples.
-"""
+"""The contract between data and models: samples that break it, and what a batch does."""
 
 from dataclasses import replace
 
@@ -47,18 +45,14 @@ def test_check_names_the_sample_and_the_broken_field(pairs, field, change, says)
 
 
 def test_batches_keep_every_field_and_give_rows_back(pairs, batch):
-    assert (
-        len(batch) == 3
-        and batch.person.shape == (3, 3, 96, 72)
-        and batch.keypoints.shape == (3, 18, 3)
-    )
+    assert len(batch) == 3
+    assert batch.person.shape == (3, 3, 96, 72) and batch.keypoints.shape == (3, 18, 3)
     assert batch.position == [-1] * 3 and batch.pair_id[2] == "01002_00__01002_00"
     rows = batch[[2, 0]]
     assert rows.person_id == ["01002_00", "01000_00"] and rows.position == [-1, -1]
     assert torch.equal(rows.person[1], pairs[0].person)
-    assert TryOnBatch.collate(
-        [replace(pairs[0], position=41), replace(pairs[1], position=7)]
-    ).position == [41, 7]
+    placed = [replace(pairs[0], position=41), replace(pairs[1], position=7)]
+    assert TryOnBatch.collate(placed).position == [41, 7]
 
 
 def test_optional_parts_are_present_for_all_or_for_none(pairs):

@@ -1,6 +1,4 @@
-"""Shards: the same batches as the folder, bit for bit, in the same order; what breaks is named;
-nothing unpickles.
-"""
+"""Shards: the folder's batches bit for bit; what breaks is named; nothing unpickles."""
 
 import itertools
 import json
@@ -32,9 +30,8 @@ SHARD_MB = 0.02  # several shards
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = write_viton_hd(tmp_path_factory.mktemp("data") / "plain", train=5, test=3)
-    tags = [
-        {"file_name": "00000_00.jpg", "tag_info": [{"tag_name": "item", "tag_category": "shirt"}]}
-    ]
+    item = {"tag_name": "item", "tag_category": "shirt"}
+    tags = [{"file_name": "00000_00.jpg", "tag_info": [item]}]
     (root / "train/vitonhd_train_tagged.json").write_text(json.dumps({"data": tags}))
     return root
 
@@ -51,10 +48,15 @@ def module(root, name="viton_hd", **settings) -> TryOnDataModule:
 
 def assert_equal(one, other) -> None:
     for name, value in vars(one).items():
-        found = getattr(other, name)
-        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, (
-            name
-        )
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, getattr(other, name)), name
+        else:
+            assert value == getattr(other, name), name
+
+
+def assert_all_equal(batches, others) -> None:
+    for one, other in zip(batches, others, strict=True):
+        assert_equal(one, other)
 
 
 def take(module, count: int) -> list:
@@ -68,15 +70,12 @@ def test_batches_equal_those_of_the_folder_bit_for_bit(name, root, sharded, tmp_
         root = write_dresscode(tmp_path / "plain")
         sharded = tmp_path / "sharded"
         write_folder(open_folder(config(name, root)), sharded, SHARD_MB)
-    plain, stored = (module(place, name, densepose=True) for place in (root, sharded))
+    plain = module(root, name, densepose=True)
+    stored = module(sharded, name, densepose=True)
     assert isinstance(stored.root, ShardPath) and len(list(sharded.glob("*.tar"))) > 2
-    for one, other in zip(take(plain, 4), take(stored, 4), strict=True):
-        assert_equal(one, other)
+    assert_all_equal(take(plain, 4), take(stored, 4))
     for order in ("paired", "unpaired"):
-        for one, other in zip(
-            plain.eval_dataloader(order), stored.eval_dataloader(order), strict=True
-        ):
-            assert_equal(one, other)
+        assert_all_equal(plain.eval_dataloader(order), stored.eval_dataloader(order))
 
 
 def test_the_stream_goes_on_in_the_middle_of_an_epoch(root, sharded):
@@ -84,8 +83,7 @@ def test_the_stream_goes_on_in_the_middle_of_an_epoch(root, sharded):
     whole = take(module(root), 4)
     resumed = module(sharded, workers=2)
     resumed.start(4)
-    for one, other in zip(whole[2:], take(resumed, 2), strict=True):
-        assert_equal(one, other)
+    assert_all_equal(whole[2:], take(resumed, 2))
 
 
 def test_every_stored_file_is_the_original(root, sharded):
@@ -107,46 +105,39 @@ def test_the_same_folder_gives_the_same_bytes(root, sharded, tmp_path):
 def test_webdataset_reads_the_records(root, sharded):
     """The library's own reader sees one sample for each id."""
     shards = [str(path) for path in sorted(sharded.glob("*.tar"))]
-    samples = {
-        s["__key__"]: s
-        for s in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
-    }
+    samples = {}
+    for sample in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False):
+        samples[sample["__key__"]] = sample
     record = samples["train/00002_00"]
-    assert record["image.jpg"] == (root / "train/image/00002_00.jpg").read_bytes()
-    assert (
-        record["openpose_json_keypoints.json"]
-        == (root / "train/openpose_json/00002_00_keypoints.json").read_bytes()
-    )
+    photo = root / "train/image/00002_00.jpg"
+    keypoints = root / "train/openpose_json/00002_00_keypoints.json"
+    assert record["image.jpg"] == photo.read_bytes()
+    assert record["openpose_json_keypoints.json"] == keypoints.read_bytes()
     assert sum(key.startswith("train/0") for key in samples) == 5
 
 
 def test_shards_behind_a_url_are_fetched_once_and_kept(root, sharded, tmp_path):
+    url = "memory://bucket/viton_hd"
     memory = fsspec.filesystem("memory")
     memory.put(str(sharded), "/bucket/viton_hd", recursive=True)
     try:
         kept = {"shards_kept": str(tmp_path / "kept")}
-        assert_equal(
-            take(module(root), 1)[0], take(module("memory://bucket/viton_hd", **kept), 1)[0]
-        )
-        whole = take(module("memory://bucket/viton_hd", **kept), 3)
+        assert_all_equal(take(module(root), 1), take(module(url, **kept), 1))
+        whole = take(module(url, **kept), 3)
         for shard in sharded.glob("*.tar"):
             memory.rm(f"/bucket/viton_hd/{shard.name}")
-        for one, other in zip(
-            whole, take(module("memory://bucket/viton_hd", **kept), 3), strict=True
-        ):
-            assert_equal(one, other)
-        with pytest.raises(
-            ShardError, match=r"memory://bucket/viton_hd/shard-0000\d\.tar cannot be fetched"
-        ):
-            take(module("memory://bucket/viton_hd", shards_kept=str(tmp_path / "other")), 1)
+        assert_all_equal(whole, take(module(url, **kept), 3))
+        with pytest.raises(ShardError, match=rf"{url}/shard-0000\d\.tar cannot be fetched"):
+            take(module(url, shards_kept=str(tmp_path / "other")), 1)
     finally:
         memory.rm("/bucket", recursive=True)
-    with pytest.raises(ShardError, match=r"memory://bucket/viton_hd/shards\.json cannot be read"):
-        module("memory://bucket/viton_hd").train_dataset()
+    with pytest.raises(ShardError, match=rf"{url}/shards\.json cannot be read"):
+        module(url).train_dataset()
 
 
 def test_a_shard_that_arrives_short_is_not_kept(root, sharded, tmp_path):
-    memory, kept = fsspec.filesystem("memory"), {"shards_kept": str(tmp_path / "kept")}
+    memory = fsspec.filesystem("memory")
+    kept = {"shards_kept": str(tmp_path / "kept")}
     memory.put(str(sharded), "/short/viton_hd", recursive=True)
     try:
         for shard in sharded.glob("*.tar"):
@@ -155,9 +146,8 @@ def test_a_shard_that_arrives_short_is_not_kept(root, sharded, tmp_path):
             take(module("memory://short/viton_hd", **kept), 1)
         for shard in sharded.glob("*.tar"):
             memory.pipe(f"/short/viton_hd/{shard.name}", shard.read_bytes())
-        assert_equal(
-            take(module(root), 1)[0], take(module("memory://short/viton_hd", **kept), 1)[0]
-        )
+        fetched = module("memory://short/viton_hd", **kept)
+        assert_all_equal(take(module(root), 1), take(fetched, 1))
     finally:
         memory.rm("/short", recursive=True)
 
@@ -231,10 +221,8 @@ def test_what_a_killed_writer_leaves_is_restored_or_removed(killed, tmp_path):
 def test_nothing_but_what_may_be_replaced_ever_is(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with (
-        pytest.raises(ShardError, match="exists"),
-        ShardWriter(out) as writer,
-    ):  # an empty folder is taken
+    # An empty folder is taken, but not once something lies in it.
+    with pytest.raises(ShardError, match="exists"), ShardWriter(out) as writer:
         writer.add("a", {"a.txt": ("txt", b"a")})
         (out / "mine.txt").write_text("came while shards were written")
     write(tmp_path / "shards", b"a")
@@ -244,20 +232,16 @@ def test_nothing_but_what_may_be_replaced_ever_is(tmp_path):
         with pytest.raises(ShardError, match="which nothing here may delete"):
             write(place, b"b")
     write(tmp_path / "others", b"a")
-    with (
-        pytest.raises(ShardError, match="may delete"),
-        ShardWriter(tmp_path / "others", replaceable=re.compile("b")),
-    ):
+    others = ShardWriter(tmp_path / "others", replaceable=re.compile("b"))
+    with pytest.raises(ShardError, match="may delete"), others:
         pass
     assert (out / "mine.txt").exists() and (tmp_path / "shards" / "mine.txt").exists()
     assert Shards(str(tmp_path / "others")).read("a.txt") == b"a" and (tmp_path / "file").exists()
 
 
 def test_an_id_with_a_dot_is_named(tmp_path):
-    with (
-        pytest.raises(ShardError, match=r"image/00.1\.jpg: its id has a dot"),
-        ShardWriter(tmp_path / "out") as writer,
-    ):
+    refusal = r"image/00.1\.jpg: its id has a dot"
+    with pytest.raises(ShardError, match=refusal), ShardWriter(tmp_path / "out") as writer:
         writer.add("train/00.1", {"train/image/00.1.jpg": ("image.jpg", b"")})
     assert not (tmp_path / "out").exists()
 
@@ -276,6 +260,10 @@ def changed(path: Path) -> None:
     path.write_bytes(content)
 
 
+def required(problems):
+    return [problem for problem in problems if problem.severity == "required"]
+
+
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
@@ -287,25 +275,24 @@ def changed(path: Path) -> None:
 def test_a_broken_shard_is_one_line_that_names_it(harm, problem, sharded, tmp_path, capsys):
     broken = shutil.copytree(sharded, tmp_path / "broken")
     harm(broken / "shard-00001.tar")
-    found = [p for p in check_folder(config("viton_hd", broken)) if p.severity == "required"]
-    assert found and all(
-        f"shard {broken}/shard-00001.tar" in str(p) and problem in str(p) for p in found
-    )
+    problems = required(check_folder(config("viton_hd", broken)))
+    assert problems
+    for line in map(str, problems):
+        assert f"shard {broken}/shard-00001.tar" in line and problem in line
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "data=viton_hd", f"data.root={broken}"])
     assert f"shard {broken}/shard-00001.tar" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        "",
-        "[]",
-        '{"format": "other"}',
-        '{"format": "vton-shards-1"}',
-        '{"format": "vton-shards-1", "shards": [["../evil", 1]], "folders": [], "files": {}}',
-    ],
+OUTSIDE = '{"format": "vton-shards-1", "shards": [["../evil", 1]], "folders": [], "files": {}}'
+BEYOND = (
+    '{"format": "vton-shards-1", "shards": [["a.tar", 9]], "folders": [],'
+    ' "files": {"a": [0, 8, 2, ""]}}'
 )
+BROKEN = ("", "[]", '{"format": "other"}', '{"format": "vton-shards-1"}', OUTSIDE, BEYOND)
+
+
+@pytest.mark.parametrize("index", BROKEN)
 def test_a_broken_index_is_one_line(index, tmp_path):
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(ShardError, match=r"shards\.json is no index of shards") as caught:
@@ -326,12 +313,8 @@ def test_a_pickle_in_a_shard_runs_nothing(tmp_path):
         (root / "train" / name).write_bytes(attack)
     (root / "test/openpose_json/01000_00_keypoints.json").write_bytes(attack)
     write_folder(open_folder(config("viton_hd", root)), tmp_path / "sharded")
-    found = [
-        p
-        for p in check_folder(config("viton_hd", tmp_path / "sharded"))
-        if p.severity == "required"
-    ]
-    assert len(found) == 3 and not (tmp_path / "marker").exists()
+    problems = required(check_folder(config("viton_hd", tmp_path / "sharded")))
+    assert len(problems) == 3 and not (tmp_path / "marker").exists()
     (tmp_path / "sharded" / INDEX).write_bytes(attack)
     with pytest.raises(ShardError, match="no index"):
         module(tmp_path / "sharded").train_dataset()
@@ -340,13 +323,13 @@ def test_a_pickle_in_a_shard_runs_nothing(tmp_path):
 
 def test_the_command_writes_shards_that_training_reads(root, tmp_path, capsys):
     save(root / "train" / "unknown" / "00000_00.png", torch.zeros(2, 2, dtype=torch.uint8).numpy())
+    command = ["data", "shard", "data=viton_hd", f"data.root={root}"]
     with pytest.raises(SystemExit, match="0"):
-        main(
-            ["data", "shard", "data=viton_hd", f"data.root={root}", "--out", str(tmp_path / "out")]
-        )
+        main([*command, "--out", str(tmp_path / "out")])
     assert "in 1 shards" in capsys.readouterr().out
-    assert_equal(take(module(root), 1)[0], take(module(tmp_path / "out"), 1)[0])
-    assert not any("unknown" in name for name in module(tmp_path / "out").root.shards.files)
+    sharded = module(tmp_path / "out")
+    assert_all_equal(take(module(root), 1), take(sharded, 1))
+    assert not any("unknown" in name for name in sharded.root.shards.files)
     with pytest.raises(SystemExit, match="2"):
-        main(["data", "shard", "data=viton_hd", f"data.root={root}"])
+        main(command)
     assert "--out" in capsys.readouterr().err

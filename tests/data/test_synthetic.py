@@ -1,6 +1,4 @@
-"""The renderer: exact annotations, real file formats, determinism, and folders that are never half
-written.
-"""
+"""The renderer: exact annotations, real file formats, determinism, whole folders."""
 
 import json
 from dataclasses import asdict
@@ -32,6 +30,17 @@ from vton.data.synthetic.parts import body_parts
 
 SIZE = (128, 96)
 SLIVERS = 4  # pixels tinted by something so thin that it misses their centres, and so their labels
+WORN_LABEL = {
+    "top": labels.UPPER,
+    "dress": labels.DRESS,
+    "skirt": labels.SKIRT,
+    "trousers": labels.PANTS,
+}
+PARTS_OF = {  # DensePose ids where a label is seen
+    labels.LEFT_ARM: (4, 15, 17, 19, 21),
+    labels.RIGHT_ARM: (3, 16, 18, 20, 22),
+    labels.FACE: (23, 24),
+}
 SKIN = (labels.NECK, labels.LEFT_ARM, labels.RIGHT_ARM, labels.LEFT_LEG, labels.RIGHT_LEG)
 
 
@@ -50,20 +59,30 @@ def dresscode(tmp_path_factory):
 
 
 def files(root):
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file()
-    }
+    """Content by path."""
+    content = {}
+    for path in root.rglob("*"):
+        if path.is_file():
+            content[path.relative_to(root).as_posix()] = path.read_bytes()
+    return content
+
+
+def rows_of(path, separator=None):
+    """The columns of a list."""
+    return [line.split(separator) for line in path.read_text().splitlines()]
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path))
 
 
 def scenes(layout, count):
-    """(category, scene, drawings worn and unpaired) of the first test entries, over all categories."""
+    """(category, scene, drawings worn and unpaired) of the first test entries of each category."""
     catalogue = Catalogue(layout, SIZE, 1, count, 11)
     for entry in catalogue.of("test"):
         scene = catalogue.scene(entry)
         outfits = [scene.outfit(), scene.outfit(catalogue.garment(catalogue.other(entry)))]
-        yield entry.category, scene, render.draw(scene.person, outfits, SIZE)
+        yield entry.category, scene, render.draw_person(scene.person, outfits, SIZE)
 
 
 def interior(mask, pixels=1):
@@ -79,22 +98,16 @@ def near(mask):
 
 def test_files_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "_CHUNK", 2)
+    settings = {"layout": "viton_hd", "size": (48, 36), "train": 3, "test": 2, "seed": 3}
     for workers in (1, 2):
-        write(
-            tmp_path / str(workers),
-            layout="viton_hd",
-            size=(48, 36),
-            train=3,
-            test=2,
-            seed=3,
-            workers=workers,
-        )
+        write(tmp_path / str(workers), **settings, workers=workers)
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
 def test_the_seed_changes_everything_that_is_drawn(tmp_path, viton):
     write(tmp_path / "a", layout="viton_hd", size=SIZE, train=3, test=4, seed=6, workers=1)
-    a, b = files(tmp_path / "a"), files(viton)
+    a = files(tmp_path / "a")
+    b = files(viton)
     drawn = [name for name in a if name.endswith((".jpg", ".png")) and name in b]
     assert len(drawn) >= 98  # 14 pictures of each of the 7 entries
     assert not [name for name in drawn if a[name] == b[name]]
@@ -112,9 +125,9 @@ def test_the_test_set_does_not_depend_on_the_number_of_training_pairs():
 def test_large_pictures_are_drawn_in_bands_without_seams(monkeypatch):
     catalogue = Catalogue("viton_hd", SIZE, 1, 2, 0)
     scene = catalogue.scene(catalogue.entries[0])
-    (whole,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    (whole,) = render.draw_person(scene.person, [scene.outfit()], SIZE)
     monkeypatch.setattr(render, "_BAND", 5_000)
-    (banded,) = render.draw(scene.person, [scene.outfit()], SIZE)
+    (banded,) = render.draw_person(scene.person, [scene.outfit()], SIZE)
     for name in ("picture", "parse", "garment", "garment_mask"):
         assert (getattr(whole, name) == getattr(banded, name)).all(), name
 
@@ -134,11 +147,10 @@ def test_joints_lie_on_their_limbs(layout):
         allowed[joint] = allowed[joint] | {labels.NECK, labels.HAIR}
     own = {3: labels.RIGHT_ARM, 4: labels.RIGHT_ARM, 6: labels.LEFT_ARM, 7: labels.LEFT_ARM}
     own |= {9: labels.RIGHT_LEG, 10: labels.RIGHT_LEG, 12: labels.LEFT_LEG, 13: labels.LEFT_LEG}
-    hits = {joint: 0 for joint in own}
+    hits = dict.fromkeys(own, 0)
     for _, scene, (worn, _) in scenes(layout, 12):
-        points = scene.person.camera.to_canvas(
-            scene.person.body.joints[pose.FROM_BODY_25], SIZE[1], SIZE[0]
-        )
+        joints = scene.person.body.joints[pose.FROM_BODY_25]
+        points = scene.person.camera.to_canvas(joints, SIZE[1], SIZE[0])
         for joint, (x, y) in enumerate(points):
             if joint not in allowed or not (0 <= x < SIZE[1] and 0 <= y < SIZE[0]):
                 continue
@@ -166,25 +178,15 @@ def test_the_parse_map_matches_the_picture(layout):
     for _, scene, (worn, _) in scenes(layout, 4):
         height, width = SIZE
         y, x = (np.mgrid[:height, :width] + 0.5) / np.reshape(SIZE, (2, 1, 1))
-        backdrop = scene.person.backdrop.colour(
-            x.ravel().astype("f4"), y.ravel().astype("f4")
-        ).reshape(*SIZE, 3)
-        flat = (
-            ndimage.maximum_filter(backdrop, (3, 3, 1))
-            - ndimage.minimum_filter(backdrop, (3, 3, 1))
-            < 0.02
-        )
+        backdrop = scene.person.backdrop.colour(x.ravel().astype("f4"), y.ravel().astype("f4"))
+        backdrop = backdrop.reshape(*SIZE, 3)
+        highest = ndimage.maximum_filter(backdrop, (3, 3, 1))
+        flat = highest - ndimage.minimum_filter(backdrop, (3, 3, 1)) < 0.02
         background = interior(worn.parse == labels.BACKGROUND) & flat.all(-1)
         difference = np.abs(worn.picture.astype(float) - 255 * backdrop)[background]
         assert difference.max() < 2
         shown = interior(worn.garment_mask)
-        label = {
-            "top": labels.UPPER,
-            "dress": labels.DRESS,
-            "skirt": labels.SKIRT,
-            "trousers": labels.PANTS,
-        }
-        assert ((worn.parse == label[scene.garment.kind]) == worn.garment_mask).all()
+        assert ((worn.parse == WORN_LABEL[scene.garment.kind]) == worn.garment_mask).all()
         # On the person the cloth keeps its colour up to shading.
         ratio = (worn.picture[shown].mean(-1) + 1) / (worn.garment[shown].mean(-1) + 1)
         assert ratio.min() > 0.5 and ratio.max() < 1.25 and ratio.std() > 0.02
@@ -195,23 +197,20 @@ def test_the_cloth_on_the_person_is_that_of_the_product_picture():
     """Without anti-aliasing both show exactly the texture's two colours, in the same proportion."""
     catalogue, compared = Catalogue("viton_hd", SIZE, 60, 2, 0), 0
     for entry in catalogue.of("train"):
-        scene, cloth = catalogue.scene(entry), catalogue.garment(entry).texture
-        if (
-            "stripes" not in cloth.kind
-            or cloth.trim
-            or cloth.sleeves
-            or scene.garment.sleeve != "none"
-        ):
+        scene = catalogue.scene(entry)
+        cloth = scene.garment.texture
+        plain = cloth.trim is None and cloth.sleeves is None and scene.garment.sleeve == "none"
+        if "stripes" not in cloth.kind or not plain:
             continue
-        (worn,) = render.draw(scene.person, [scene.outfit()], SIZE, samples=1)
+        (worn,) = render.draw_person(scene.person, [scene.outfit()], SIZE, samples=1)
         product, mask = render.draw_product(scene.garment, SIZE, samples=1)
         colours = np.round(np.array([cloth.base, cloth.accent]) * 255)
-        on_person, in_shop = worn.garment[worn.garment_mask].astype(int), product[mask].astype(int)
+        on_person = worn.garment[worn.garment_mask].astype(int)
+        in_shop = product[mask].astype(int)
         assert (np.abs(on_person[:, None] - colours).max(-1).min(-1) <= 1).all()
-        shares = [
-            (np.abs(pixels - colours[1]).max(-1) <= 1).mean() for pixels in (on_person, in_shop)
-        ]
-        assert abs(shares[0] - shares[1]) < 0.2
+        worn_share = (np.abs(on_person - colours[1]).max(-1) <= 1).mean()
+        shop_share = (np.abs(in_shop - colours[1]).max(-1) <= 1).mean()
+        assert abs(worn_share - shop_share) < 0.2
         compared += 1
     assert compared >= 3
 
@@ -220,9 +219,8 @@ def test_the_cloth_on_the_person_is_that_of_the_product_picture():
 def test_the_unpaired_truth_differs_only_where_garment_or_skin_is(layout):
     for category, _, (worn, truth) in scenes(layout, 8):
         garment = np.isin(worn.parse, labels.GARMENT_LABELS[category]) | truth.garment_mask
-        skin = np.isin(worn.parse, SKIN) & np.isin(
-            truth.parse, SKIN + labels.GARMENT_LABELS[category]
-        )
+        uncovered = np.isin(truth.parse, SKIN + labels.GARMENT_LABELS[category])
+        skin = np.isin(worn.parse, SKIN) & uncovered
         changed = (worn.picture != truth.picture).any(-1)
         assert (changed & ~near(garment | skin)).sum() <= SLIVERS
         assert (changed & garment).sum() > 0.5 * garment.sum()
@@ -239,28 +237,21 @@ def test_body_parts_follow_the_body_not_the_clothes(layout):
         assert uv.dtype == np.float32 and uv.min() >= 0 and uv.max() <= 1
         assert not uv[:, parts == 0].any()
         for drawing in (worn, truth):
-            for label, ids in (
-                (labels.LEFT_ARM, (4, 15, 17, 19, 21)),
-                (labels.RIGHT_ARM, (3, 16, 18, 20, 22)),
-            ):
-                shown = interior(drawing.parse == label)
-                assert np.isin(parts[shown], ids).all()
-            assert np.isin(parts[interior(drawing.parse == labels.FACE)], (23, 24)).all()
+            for label, ids in PARTS_OF.items():
+                assert np.isin(parts[interior(drawing.parse == label)], ids).all()
 
 
 def test_nothing_of_the_worn_garment_shows_in_the_agnostic_picture(viton):
-    for line in (viton / "test_pairs.txt").read_text().splitlines():
-        name = line.split()[0].removesuffix(".jpg")
-        parse = np.asarray(Image.open(viton / f"test/image-parse-v3/{name}.png"))
-        mask = np.asarray(Image.open(viton / f"test/agnostic-mask/{name}_mask.png"))
+    for photo, _ in rows_of(viton / "test_pairs.txt"):
+        name = photo.removesuffix(".jpg")
+        parse = pixels_of(viton / f"test/image-parse-v3/{name}.png")
+        mask = pixels_of(viton / f"test/agnostic-mask/{name}_mask.png")
         assert mask.shape == (*SIZE, 3) and set(np.unique(mask)) == {0, 255}
         assert (mask[parse == labels.UPPER] == 255).all()
         assert 0.1 < (mask > 0).mean() < 0.5
-        agnostic = np.asarray(Image.open(viton / f"test/agnostic-v3.2/{name}.jpg")).astype(int)
+        agnostic = pixels_of(viton / f"test/agnostic-v3.2/{name}.jpg").astype(int)
         assert np.abs(agnostic[interior(mask[..., 0] > 0, 8)] - 128).max() <= 8  # JPEG's ringing
-        agnostic_parse = np.asarray(
-            Image.open(viton / f"test/image-parse-agnostic-v3.2/{name}.png")
-        )
+        agnostic_parse = pixels_of(viton / f"test/image-parse-agnostic-v3.2/{name}.png")
         assert not np.isin(agnostic_parse, (labels.UPPER, labels.NECK)).any()
         assert (agnostic_parse == labels.FACE).sum() == (parse == labels.FACE).sum()
 
@@ -271,11 +262,9 @@ def test_nothing_of_the_worn_garment_shows_in_the_agnostic_picture(viton):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_test_garments_never_occur_in_training(layout):
     catalogue = Catalogue(layout, SIZE, 150, 60, 0)
-    garments = {
-        split: [catalogue.garment(entry) for entry in catalogue.of(split)]
-        for split in ("train", "test")
-    }
-    textures = {split: {garment.texture for garment in found} for split, found in garments.items()}
+    textures = {}
+    for split in ("train", "test"):
+        textures[split] = {catalogue.garment(entry).texture for entry in catalogue.of(split)}
     assert not textures["train"] & textures["test"]
 
 
@@ -283,9 +272,14 @@ def test_letters_of_test_garments_never_occur_in_training():
     letters = []
     for held_out in (False, True):
         rng = np.random.default_rng(int(held_out))
-        cloths = [texture.sample(rng, feature=0.1, held_out=held_out) for _ in range(4000)]
-        letters.append({cloth.mark for cloth in cloths if cloth.kind == "text"})
-    assert min(len(found) for found in letters) > 150 and not letters[0] & letters[1]
+        marks = set()
+        for _ in range(4000):
+            cloth = texture.sample_texture(rng, feature=0.1, held_out=held_out)
+            if cloth.kind == "text":
+                marks.add(cloth.mark)
+        letters.append(marks)
+    train, test = letters
+    assert min(len(train), len(test)) > 150 and not train & test
 
 
 @pytest.mark.parametrize("test", [2, 3, 17])
@@ -293,10 +287,8 @@ def test_unpaired_order_is_a_derangement_within_each_category(test):
     catalogue = Catalogue("dresscode", SIZE, 1, test, 4)
     entries = catalogue.of("test")
     others = [catalogue.other(entry) for entry in entries]
-    assert all(
-        entry.id != other.id and entry.category == other.category
-        for entry, other in zip(entries, others, strict=True)
-    )
+    for entry, other in zip(entries, others, strict=True):
+        assert entry.id != other.id and entry.category == other.category
     assert sorted(other.id for other in others) == [entry.id for entry in entries]
 
 
@@ -305,18 +297,20 @@ def test_textures_stay_recognisable_at_128_pixels():
         catalogue = Catalogue(layout, SIZE, 100, 2, 0)
         for entry in catalogue.of("train"):
             cloth = catalogue.garment(entry).texture
-            feature = cloth.period * (
-                2 * cloth.duty if cloth.kind == "dots" else min(cloth.duty, 1 - cloth.duty)
-            )
-            if "stripes" in cloth.kind or cloth.kind in ("checks", "dots"):
-                assert feature * scale * 128 > 3.3, cloth
+            if cloth.kind == "dots":
+                share = 2 * cloth.duty
+            elif "stripes" in cloth.kind or cloth.kind == "checks":
+                share = min(cloth.duty, 1 - cloth.duty)
+            else:
+                continue
+            assert cloth.period * share * scale * 128 > 3.3, cloth
 
 
 # ---- formats
 
 
 def test_viton_hd_holds_every_official_folder_and_format(viton):
-    names = ["00003_00", "00004_00", "00005_00", "00006_00"]
+    ids = ["00003_00", "00004_00", "00005_00", "00006_00"]
     expected = {
         "image": ("{}.jpg", "RGB"),
         "cloth": ("{}.jpg", "RGB"),
@@ -334,10 +328,9 @@ def test_viton_hd_holds_every_official_folder_and_format(viton):
         "unpaired-cloth-warp-mask": ("{}.jpg", "L"),
     }
     for folder, (pattern, mode) in expected.items():
-        assert sorted(p.name for p in (viton / "test" / folder).iterdir()) == [
-            pattern.format(name) for name in names
-        ]
-        with Image.open(viton / "test" / folder / pattern.format(names[0])) as image:
+        names = sorted(path.name for path in (viton / "test" / folder).iterdir())
+        assert names == [pattern.format(id_) for id_ in ids]
+        with Image.open(viton / "test" / folder / names[0]) as image:
             assert image.size == SIZE[::-1] and image.mode == mode, folder
     with Image.open(viton / "train/image/00000_00.jpg") as image:
         assert image.layer[0][1:3] == (2, 2) and image.layer[1][1:3] == (1, 1)  # chroma 4:2:0
@@ -346,17 +339,15 @@ def test_viton_hd_holds_every_official_folder_and_format(viton):
 
 def test_viton_hd_lists_name_the_unpaired_garment_in_both_splits(viton):
     for split, ids in (("train", range(3)), ("test", range(3, 7))):
-        rows = [line.split(" ") for line in (viton / f"{split}_pairs.txt").read_text().splitlines()]
+        rows = rows_of(viton / f"{split}_pairs.txt", " ")
         assert [row[0] for row in rows] == [f"{i:05d}_00.jpg" for i in ids]
         assert sorted(row[1] for row in rows) == sorted(row[0] for row in rows)
         assert all(len(row) == 2 and row[0] != row[1] for row in rows)
-    truths = {path.stem for path in (viton / "test/gt-unpaired").iterdir()}
-    rows = [
-        line.replace(".jpg", "").split()
-        for line in (viton / "test_pairs.txt").read_text().splitlines()
-    ]
-    assert truths == {"__".join(row) for row in rows}
-    assert truths == {path.stem for path in (viton / "test/gt-unpaired-parse").iterdir()}
+    pairs = set()
+    for person, garment in rows_of(viton / "test_pairs.txt"):
+        pairs.add(f"{person.removesuffix('.jpg')}__{garment.removesuffix('.jpg')}")
+    for folder in ("gt-unpaired", "gt-unpaired-parse"):
+        assert {path.stem for path in (viton / "test" / folder).iterdir()} == pairs
 
 
 @pytest.mark.parametrize(
@@ -405,72 +396,75 @@ def test_dresscode_keypoints_follow_the_data_sets_conventions(dresscode):
     assert missing
 
 
-def test_dresscode_lists_and_ids(dresscode):
-    order = [("train", c) for c in CATEGORIES for _ in range(2)] + [
-        ("test", c) for c in CATEGORIES for _ in range(3)
-    ]
-    ids = {key: [] for key in order}
-    for number, key in enumerate(order):
-        ids[key].append(f"{number:06d}")
+@pytest.fixture(scope="module")
+def ids():
+    """Ids of the rendered DressCode folder by split and category."""
+    ids = {}
+    count = 0
+    for split, pairs in (("train", 2), ("test", 3)):
+        for category in CATEGORIES:
+            ids[split, category] = [f"{count + place:06d}" for place in range(pairs)]
+            count += pairs
+    return ids
+
+
+def test_paired_lists_of_dresscode(dresscode, ids):
     for name, split in (("train_pairs.txt", "train"), ("test_pairs_paired.txt", "test")):
-        expected = [
-            f"{i}_0.jpg\t{i}_1.jpg\t{n}" for n, c in enumerate(CATEGORIES) for i in ids[split, c]
-        ]
-        assert (dresscode / name).read_text() == "".join(f"{line}\n" for line in expected)
-    whole = [
-        line.split("\t")
-        for line in (dresscode / "test_pairs_unpaired.txt").read_text().splitlines()
-    ]
+        expected = []
+        for number, category in enumerate(CATEGORIES):
+            for id_ in ids[split, category]:
+                expected.append([f"{id_}_0.jpg", f"{id_}_1.jpg", str(number)])
+        assert rows_of(dresscode / name, "\t") == expected
+
+
+def test_unpaired_lists_of_dresscode(dresscode, ids):
+    whole = rows_of(dresscode / "test_pairs_unpaired.txt", "\t")
     for number, category in enumerate(CATEGORIES):
-        own = [
-            line.split("\t")
-            for line in (dresscode / category / "test_pairs_unpaired.txt").read_text().splitlines()
-        ]
+        own = rows_of(dresscode / category / "test_pairs_unpaired.txt", "\t")
         assert own == [row[:2] for row in whole if row[2] == str(number)]
-        assert (
-            sorted(row[0][:6] for row in own)
-            == sorted(row[1][:6] for row in own)
-            == ids["test", category]
-        )
-        assert all(row[0][:6] != row[1][:6] for row in own)
-        for person, garment in own:
-            assert (
-                dresscode / category / "gt-unpaired" / f"{person[:6]}__{garment[:6]}.png"
-            ).is_file()
-        captions = [
-            line.split(" ", 1)
-            for line in (dresscode / category / "dc_caption.txt").read_text().splitlines()
-        ]
-        assert [name for name, _ in captions] == [
-            f"{i}_1.jpg" for s in ("train", "test") for i in ids[s, category]
-        ]
+        pairs = [(person[:6], garment[:6]) for person, garment in own]
+        assert sorted(person for person, _ in pairs) == ids["test", category]
+        assert sorted(garment for _, garment in pairs) == ids["test", category]
+        for person, garment in pairs:
+            assert person != garment
+            assert (dresscode / category / "gt-unpaired" / f"{person}__{garment}.png").is_file()
+
+
+def test_captions_of_dresscode(dresscode, ids):
+    for category in CATEGORIES:
+        lines = (dresscode / category / "dc_caption.txt").read_text().splitlines()
+        captions = [line.split(" ", 1) for line in lines]
+        garments = [f"{id_}_1.jpg" for id_ in ids["train", category] + ids["test", category]]
+        assert [name for name, _ in captions] == garments
         assert all(1 <= len(words.split()) <= 8 for _, words in captions)
-    triplets = [
-        line.split("\t")
-        for line in (dresscode / "multigarment_test_triplets.txt").read_text().splitlines()
-    ]
-    assert sorted(row[0] for row in triplets) == sorted(
-        f"{i}_0.jpg" for i in ids["test", "upper_body"] for _ in range(3)
-    )
+
+
+def test_triplets_of_dresscode(dresscode, ids):
+    triplets = rows_of(dresscode / "multigarment_test_triplets.txt", "\t")
+    models = [f"{id_}_0.jpg" for id_ in ids["test", "upper_body"] for _ in range(3)]
+    assert sorted(row[0] for row in triplets) == models
     assert {row[1][:6] for row in triplets} <= set(ids["test", "upper_body"])
     assert {row[2][:6] for row in triplets} <= set(ids["test", "lower_body"])
+
+
+DRESSCODE_FILES = {
+    "images/{}_0.jpg": "RGB",
+    "images/{}_1.jpg": "RGB",
+    "masks/{}_1.png": "L",
+    "label_maps/{}_4.png": "P",
+    "skeletons/{}_5.jpg": "RGB",
+    "dense/{}_5.png": "L",
+    "image-densepose/{}_0.jpg": "RGB",
+    "agnostic_masks/{}_0.png": "L",
+    "warped_cloth/{}_0.jpg": "RGB",
+    "warped_mask/{}_0.png": "L",
+}
 
 
 def test_dresscode_holds_every_kind_of_file(dresscode):
     for category in CATEGORIES:
         first = json.loads((dresscode / STAMP).read_text())["train"] * CATEGORIES.index(category)
-        for path, mode in {
-            "images/{}_0.jpg": "RGB",
-            "images/{}_1.jpg": "RGB",
-            "masks/{}_1.png": "L",
-            "label_maps/{}_4.png": "P",
-            "skeletons/{}_5.jpg": "RGB",
-            "dense/{}_5.png": "L",
-            "image-densepose/{}_0.jpg": "RGB",
-            "agnostic_masks/{}_0.png": "L",
-            "warped_cloth/{}_0.jpg": "RGB",
-            "warped_mask/{}_0.png": "L",
-        }.items():
+        for path, mode in DRESSCODE_FILES.items():
             with Image.open(dresscode / category / path.format(f"{first:06d}")) as image:
                 assert image.size == SIZE[::-1] and image.mode == mode, path
         with np.load(dresscode / category / f"dense/{first:06d}_5_uv.npz") as arrays:
@@ -491,16 +485,14 @@ def test_tags_have_idm_vtons_structure(viton):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_readers_accept_every_sample_in_both_orders(tmp_path, layout):
     rendered = SyntheticConfig(layout=layout, train=1, test=2, seed=1, workers=1)
-    config = DataConfig(
-        name="synthetic", root=str(tmp_path), size=(64, 48), synthetic=rendered, densepose=True
-    )
-    ensure(
-        dataset_root(config), layout=layout, size=config.size, train=1, test=2, seed=1, workers=1
-    )
+    config = DataConfig(root=str(tmp_path), size=(64, 48), synthetic=rendered, densepose=True)
+    arguments = {"layout": layout, "size": config.size, "train": 1, "test": 2, "seed": 1}
+    ensure(dataset_root(config), **arguments, workers=1)
     for split, order in (("train", "paired"), ("test", "paired"), ("test", "unpaired")):
         samples = TryOnDataset(open_folder(config), split, order)
         assert len(samples) == (1 if split == "train" else 2) * (3 if layout == "dresscode" else 1)
-        for sample in (samples[i].check() for i in range(len(samples))):
+        for index in range(len(samples)):
+            sample = samples[index].check()
             assert sample.truth is not None and sample.truth_garment_mask.any()
             assert bool((sample.truth != sample.person).any()) == (order == "unpaired")
 
@@ -524,32 +516,19 @@ def test_defects_are_written_where_asked_for(tmp_path):
     write(
         tmp_path, layout="viton_hd", size=SIZE, train=1, test=4, seed=0, workers=1, defects=defects
     )
-    people = [
-        len(json.loads(p.read_text())["people"])
-        for p in sorted((tmp_path / "test/openpose-json").iterdir())
-    ]
-    assert people == [0, 1, 1, 1]
-    (person,) = json.loads((tmp_path / "test/openpose-json/00003_00_keypoints.json").read_text())[
-        "people"
-    ]
-    body = np.reshape(person["pose_keypoints_2d"], (25, 3))
+    keypoints = sorted((tmp_path / "test/openpose-json").iterdir())
+    people = [json.loads(path.read_text())["people"] for path in keypoints]
+    assert [len(found) for found in people] == [0, 1, 1, 1]
+    body = np.reshape(people[2][0]["pose_keypoints_2d"], (25, 3))
     assert (body[[3, 4, 6, 7]] == 0).all() and (body[[2, 5], 2] > 0).all()
     assert len(json.loads((tmp_path / "test/vitonhd_test_tagged.json").read_text())["data"]) == 2
     with Image.open(tmp_path / "test/image-parse/00001_00.png") as image:
         assert image.mode == "L" and np.asarray(image).max() < 20
-    same = [
-        row.split()[0] == row.split()[1]
-        for row in (tmp_path / "test_pairs.txt").read_text().splitlines()
-    ]
+    same = [person == garment for person, garment in rows_of(tmp_path / "test_pairs.txt")]
     assert same[:2] == [True, True]
-    assert (
-        not (tmp_path / "test/agnostic-mask").exists()
-        and not (tmp_path / "test/image-parse-v3").exists()
-    )
-    assert (
-        not (tmp_path / "test/cloth/00002_00.jpg").exists()
-        and (tmp_path / "test/cloth/00003_00.jpg").exists()
-    )
+    for absent in ("agnostic-mask", "image-parse-v3", "cloth/00002_00.jpg"):
+        assert not (tmp_path / "test" / absent).exists()
+    assert (tmp_path / "test/cloth/00003_00.jpg").exists()
     assert json.loads((tmp_path / STAMP).read_text())["defects"] == asdict(defects)
 
 
@@ -558,21 +537,20 @@ def test_label_defects_change_the_parse_map_alone(tmp_path):
     arguments = {"layout": "viton_hd", "size": SIZE, "train": 1, "test": 6, "seed": 0, "workers": 1}
     write(plain, **arguments)
     write(broken, **arguments, defects=Defects(skirt_as_pants=True, swapped_sides=1))
-    a, b = files(plain), files(broken)
+    a = files(plain)
+    b = files(broken)
     changed = {name for name in a if a[name] != b[name]} - {STAMP}
-    assert changed and all(
-        name.startswith(("test/image-parse-v3/", "train/image-parse-v3/")) for name in changed
-    )
-    before, after = (
-        np.asarray(Image.open(r / "test/image-parse-v3/00001_00.png")) for r in (plain, broken)
-    )
+    folders = {name.rpartition("/")[0] for name in changed}
+    assert folders == {"test/image-parse-v3", "train/image-parse-v3"}
+    before = pixels_of(plain / "test/image-parse-v3/00001_00.png")
+    after = pixels_of(broken / "test/image-parse-v3/00001_00.png")
     assert ((before == labels.LEFT_ARM) == (after == labels.RIGHT_ARM)).all()
-    skirts = [np.asarray(Image.open(path)) for path in (broken / "test/image-parse-v3").iterdir()]
-    assert not any((parse == labels.SKIRT).any() for parse in skirts)
-    assert any(
-        (np.asarray(Image.open(p)) == labels.SKIRT).any()
-        for p in (plain / "test/image-parse-v3").iterdir()
-    )
+
+    def skirts(root):
+        parses = map(pixels_of, (root / "test/image-parse-v3").iterdir())
+        return [(parse == labels.SKIRT).any() for parse in parses]
+
+    assert any(skirts(plain)) and not any(skirts(broken))
 
 
 def test_smoothed_parse_edges_are_near_but_not_exact():

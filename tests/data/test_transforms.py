@@ -1,239 +1,22 @@
-"""Augmentation: every part of a record changes together, by draws of (seed, position) alone."""
-
-from dataclasses import fields, replace
+"""Size, padding and normalisation."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
-from tests.data.folders import config, write_viton_hd
-from vton.config import AugmentConfig
-from vton.data import labels, pose, transforms
-from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.transforms import Changes, ColourChange, Move, augment, to_sample
-
-STILL = AugmentConfig(flip=0, affine=0, garment_affine=0, colour=0)
-BUSY = AugmentConfig(flip=0.5, affine=1, garment_affine=1, colour=1, mask_dilate_px=3, box_mask=0.3)
+from tests.data.folders import one_record, same_record
+from vton.data import augmentation, transforms
+from vton.data.augmentation import ColourChange
+from vton.data.transforms import to_sample
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    root = write_viton_hd(tmp_path_factory.mktemp("data"), train=1, test=1)
-    return TryOnDataset(
-        open_folder(config("viton_hd", root, densepose=True)), "train", "paired"
-    ).record(0)
-
-
-def same(one, other):
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, torch.Tensor):
-            assert torch.equal(a, b), field.name
-        elif isinstance(a, np.ndarray):
-            np.testing.assert_allclose(a, b, atol=1e-6, err_msg=field.name)
-        else:
-            assert a == b, field.name
-    return True
-
-
-def test_draws_depend_on_seed_and_position_alone():
-    assert Changes.draw(BUSY, 3, 17) == Changes.draw(BUSY, 3, 17)
-    drawn = {Changes.draw(BUSY, seed, position) for seed in range(10) for position in range(100)}
-    assert len(drawn) == 1000
-
-
-def test_switching_one_change_off_leaves_the_others():
-    for position in range(20):
-        with_flip = Changes.draw(BUSY, 0, position)
-        without = Changes.draw(replace(BUSY, flip=0, affine=0), 0, position)
-        assert replace(with_flip, flip=False, person=None) == without
-
-
-def test_draws_keep_to_the_configured_ranges_and_rates():
-    drawn = [Changes.draw(BUSY, 0, position) for position in range(2000)]
-    assert 0.45 < np.mean([changes.flip for changes in drawn]) < 0.55
-    assert 0.26 < np.mean([changes.box for changes in drawn]) < 0.34
-    assert {changes.dilate_px for changes in drawn} == {0, 1, 2, 3}
-    scales = [changes.person.scale for changes in drawn]
-    assert 0.8 <= min(scales) < 0.81 and 1.19 < max(scales) <= 1.2
-    assert 0.19 < max(abs(changes.person.down) for changes in drawn) <= 0.2
-    assert 0.049 < max(abs(changes.colour.hue) for changes in drawn) <= 0.05
-
-
-def test_nothing_drawn_changes_nothing(record):
-    assert same(augment(record, Changes.draw(STILL, 0, 0)), record)
-
-
-def test_flip_twice_is_the_identity(record):
-    once = transforms.flip(record)
-    assert not torch.equal(once.person, record.person)
-    assert same(transforms.flip(once), record)
-
-
-def test_flip_exchanges_left_and_right_everywhere(record):
-    flipped = transforms.flip(record)
-    assert torch.equal(flipped.person, record.person.flip(-1)) and torch.equal(
-        flipped.garment, record.garment.flip(-1)
-    )
-    left, right = record.parse == labels.LEFT_ARM, flipped.parse == labels.RIGHT_ARM
-    assert left.any() and torch.equal(left.flip(-1), right)
-    assert torch.equal((record.densepose == 19).flip(-1), flipped.densepose == 20)
-    wrist = pose.NAMES.index("left wrist"), pose.NAMES.index("right wrist")
-    np.testing.assert_allclose(
-        flipped.joints[wrist[1], 0], 1 - record.joints[wrist[0], 0], atol=1e-6
-    )
-    # The pose map is drawn anew: the colours of the sides stay with the sides.
-    assert not torch.equal(to_sample(flipped).pose_map, to_sample(record).pose_map.flip(-1))
-
-
-@settings(max_examples=25, deadline=None)
-@given(position=st.integers(0, 10**6))
-def test_augmented_samples_keep_the_contract(record, position):
-    """to_sample checks shapes, ranges and polarity; beyond it, parts must still describe the same
-    picture.
-    """
-    sample = to_sample(augment(record, Changes.draw(BUSY, 0, position)), position)
-    assert sample.position == position and sample.truth is sample.person
-    mask = sample.agnostic_mask
-    assert set(mask.unique().tolist()) <= {0, 1}
-    assert torch.equal(sample.agnostic, sample.person * (1 - mask))
-    assert (mask[0][sample.parse == labels.UPPER] == 1).all()
-    assert (sample.warped_garment.permute(1, 2, 0)[sample.warped_mask[0] == 0] == 1).all()
-    assert set(sample.parse.unique().tolist()) <= set(range(labels.COUNT))
-
-
-def test_record_is_left_alone(record):
-    before = replace(
-        record,
-        **{
-            f.name: getattr(record, f.name).clone()
-            for f in fields(record)
-            if isinstance(getattr(record, f.name), torch.Tensor)
-        },
-    )
-    augment(record, Changes.draw(BUSY, 0, 5))
-    assert same(record, before)
-
-
-def test_move_takes_labels_joints_and_picture_to_the_same_place(record):
-    move = Move(scale=0.8, right=0.1, down=-0.1)
-    moved = transforms.move_person(record, move)
-    height, width = record.size
-    for label, (start, end) in ((labels.LEFT_ARM, (6, 7)), (labels.RIGHT_ARM, (3, 4))):
-        x, y = moved.joints[[start, end], :2].mean(0) * (width, height)
-        assert moved.parse[int(y), int(x)] == label
-        before = record.joints[[start, end], :2].mean(0) * (width, height)
-        there, here = (
-            moved.person[:, int(y), int(x)],
-            record.person[:, int(before[1]), int(before[0])] / 255,
-        )
-        assert (there - here).abs().max() < 0.15
-    np.testing.assert_allclose(
-        moved.joints[1, :2], (record.joints[1, :2] - 0.5) * 0.8 + 0.5 + [0.1, -0.1], atol=1e-6
-    )
-
-
-def test_whole_pixel_shift_is_exact(record):
-    height, width = record.size
-    moved = transforms.move_person(record, Move(scale=1, right=5 / width, down=3 / height))
-    assert torch.equal(moved.parse[3:, 5:], record.parse[:-3, :-5])
-    assert torch.equal(moved.agnostic_mask[:, 3:, 5:], record.agnostic_mask[:, :-3, :-5])
-    assert torch.allclose(
-        moved.person[:, 3:, 5:] * 255, record.person[:, :-3, :-5].float(), atol=0.1
-    )
-    assert torch.equal(moved.parse[:, 0], moved.parse[:, 4])  # what comes in repeats the edge
-
-
-def test_joints_that_leave_the_picture_become_invalid(record):
-    moved = transforms.move_person(record, Move(scale=1.2, right=0.2, down=0))
-    wrist = pose.NAMES.index("left wrist")
-    assert record.joints[wrist, 2] == 1 and not moved.joints[wrist].any()
-    assert moved.joints[:, :2].min() >= 0 and moved.joints[:, :2].max() <= 1
-
-
-def test_move_that_would_lose_the_mask_is_not_made(record):
-    corner = torch.zeros_like(record.agnostic_mask)
-    corner[:, :6, :6] = True
-    lost = replace(record, agnostic_mask=corner, warped_mask=corner & record.warped_mask)
-    assert transforms.move_person(lost, Move(scale=1.2, right=-0.2, down=-0.2)) is lost
-
-
-def test_garment_moves_alone_on_its_background(record):
-    moved = transforms.move_garment(record, Move(scale=0.8, right=0.1, down=0))
-    assert same(replace(moved, garment=record.garment, garment_mask=record.garment_mask), record)
-    area = record.garment_mask.sum() * 0.64
-    assert abs(moved.garment_mask.sum() - area) < 0.1 * area
-    assert moved.garment[:, :2].min() > 0.97  # new border: white
-
-
-def test_colour_change_is_one_function_for_all_pictures(record):
-    """A patch of the same colour on person, garment and warped garment stays the same; whites of
-    other pictures and their means must not matter.
-    """
-    shared = torch.tensor([200, 40, 60], dtype=torch.uint8)[:, None, None]
-    everywhere = torch.ones_like(record.garment_mask)
-    dark = torch.where(torch.arange(record.size[1]) < 20, shared, torch.zeros_like(record.person))
-    light = torch.where(
-        torch.arange(record.size[1]) < 20, shared, torch.full_like(record.person, 255)
-    )
-    painted = replace(
-        record, person=dark, garment=light, warped_garment=light, garment_mask=everywhere
-    )
-    changed = transforms.change_colour(painted, ColourChange(0.9, 1.2, 0.8, 0.04))
-    assert torch.equal(changed.person[:, :, :20], changed.garment[:, :, :20])
-    assert torch.equal(changed.person[:, :, :20], changed.warped_garment[:, :, :20])
-    assert not torch.allclose(changed.person[:, 0, 0] * 255, shared[:, 0, 0].float(), atol=5)
-
-
-def test_colour_change_stays_in_range_before_normalisation(record):
-    changed = transforms.change_colour(record, ColourChange(1.2, 1.2, 1.2, 0.05))
-    low, high = changed.person.aminmax()
-    assert low >= 0 and high <= 1
-    background = ~record.garment_mask.expand(3, -1, -1)
-    assert torch.equal(changed.garment[background], (record.garment / 255)[background])
-
-
-def test_single_colour_changes_mean_what_they_say(record):
-    def red(**change):
-        values = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | change
-        flat = torch.tensor([160, 80, 80], dtype=torch.uint8)[:, None, None].expand_as(
-            record.person
-        )
-        return (
-            transforms.change_colour(replace(record, person=flat), ColourChange(**values)).person[
-                :, 0, 0
-            ]
-            * 255
-        )
-
-    assert torch.allclose(red(), torch.tensor([160.0, 80, 80]), atol=0.1)
-    assert torch.allclose(red(brightness=1.1), torch.tensor([176.0, 88, 88]), atol=0.1)
-    assert torch.allclose(red(contrast=0.5), torch.tensor([143.75, 103.75, 103.75]), atol=0.1)
-    grey = 0.299 * 160 + 0.701 * 80
-    assert torch.allclose(red(saturation=0.0), torch.full((3,), grey), atol=0.1)
-    turned = red(hue=0.05)
-    luminance = torch.tensor([0.299, 0.587, 0.114])
-    assert abs(float(turned @ luminance) - grey) < 0.1 and (turned - red()).abs().max() > 10
-
-
-def test_dilation_and_box_grow_the_mask(record):
-    still = Changes.draw(STILL, 0, 0)
-    grown = augment(record, replace(still, dilate_px=2)).agnostic_mask
-    boxed = augment(record, replace(still, box=True)).agnostic_mask
-    assert (grown >= record.agnostic_mask).all() and grown.sum() > record.agnostic_mask.sum()
-    rows, columns = (
-        record.agnostic_mask[0].any(1).nonzero(),
-        record.agnostic_mask[0].any(0).nonzero(),
-    )
-    area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
-    assert boxed.sum() == area and (boxed >= record.agnostic_mask).all()
+    return one_record(tmp_path_factory.mktemp("data"))
 
 
 def test_photographs_are_resized_with_antialiasing():
-    from PIL import Image
-
     stripes = np.zeros((256, 192, 3), np.uint8)
     stripes[::2] = 255  # finer than the small picture can show: must become grey, not stripes
     small = transforms.resize_photo(Image.fromarray(stripes), (64, 48))
@@ -245,10 +28,8 @@ def test_masks_stay_binary_and_the_repaint_mask_covers(size):
     mask = np.zeros((96, 72), bool)
     mask[50, 30] = True  # a single pixel
     mask[10:40, 10:40] = True
-    covering, silhouette = (
-        transforms.resize_repaint(mask, size),
-        transforms.resize_silhouette(mask, size),
-    )
+    covering = transforms.resize_repaint(mask, size)
+    silhouette = transforms.resize_silhouette(mask, size)
     assert covering.dtype == silhouette.dtype == bool and covering.shape == size
     assert covering[int(50.5 / 96 * size[0]), int(30.5 / 72 * size[1])]
     assert (covering >= silhouette).all()
@@ -259,21 +40,31 @@ def test_padding_keeps_pixels_joints_and_polarity(record):
     """96x72 in 96x96: 12 columns on each side; every part, joints included, stays on its pixels."""
     padded = transforms.pad(record, (96, 96))
     middle = padded.person[..., 12:-12]
-    assert torch.equal(middle, record.person) and torch.equal(
-        transforms.unpad_picture(padded.person, (96, 72)), middle
-    )
+    assert torch.equal(middle, record.person)
+    assert torch.equal(transforms.unpad_picture(padded.person, (96, 72)), middle)
     assert (padded.person[..., :12] == 255).all() and (padded.garment[..., -12:] == 255).all()
     for name in ("agnostic_mask", "garment_mask", "warped_mask", "parse", "densepose"):
-        assert (
-            not getattr(padded, name)[..., :12].any() and not getattr(padded, name)[..., -12:].any()
-        ), name
+        value = getattr(padded, name)
+        assert not value[..., :12].any() and not value[..., -12:].any(), name
     seen = record.joints[:, 2] > 0
-    pixels, before = padded.joints[:, :2] * 96, record.joints[:, :2] * (72, 96)
+    pixels = padded.joints[:, :2] * 96
+    before = record.joints[:, :2] * (72, 96)
     np.testing.assert_allclose(pixels[seen], before[seen] + (12, 0), atol=1e-4)
-    assert (
-        (padded.joints[~seen] == 0).all() and not seen.all() and padded.joints.dtype == np.float32
-    )
+    assert not seen.all() and (padded.joints[~seen] == 0).all()
+    assert padded.joints.dtype == np.float32
     assert to_sample(padded).pose_map.shape == (3, 96, 96)
-    same(transforms.pad(transforms.flip(record), (96, 96)), transforms.flip(padded))
-    bright = transforms.pad(transforms.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96))
+    assert same_record(
+        transforms.pad(augmentation.flip(record), (96, 96)), augmentation.flip(padded)
+    )
+    bright = transforms.pad(
+        augmentation.change_colour(record, ColourChange(0.5, 1, 1, 0)), (96, 96)
+    )
     assert (bright.person[..., :12] == 1).all() and bright.person[..., 12:-12].max() < 1
+
+
+def test_bytes_survive_normalisation():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    normalised = transforms.normalise(pixels)
+    assert normalised.min() == -1 and normalised.max() == 1
+    assert torch.equal(transforms.to_bytes(normalised), pixels)
+    torch.testing.assert_close(transforms.normalise(pixels / 255), normalised, atol=1e-6, rtol=0)

@@ -1,22 +1,13 @@
-"""VITON-HD: pair lists, both generations of names, optional folders, and what a missing file says."""
+"""VITON-HD: pair lists, both generations of names, optional folders, errors on missing files."""
 
 import numpy as np
 import pytest
 
-from tests.data.folders import (
-    JOINTS,
-    MISSING,
-    body_25,
-    config,
-    figure,
-    garment,
-    save,
-    write_json,
-    write_viton_hd,
-)
+from tests.data import folders
+from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, write_viton_hd
 from vton.data import labels
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.folder import Pair, read_pair_list
+from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import DataError
 
 
@@ -44,16 +35,12 @@ def bytes_to_image(tensor):
 )
 def test_pair_list_separators(tmp_path, text):
     (tmp_path / "list.txt").write_text(text, encoding="utf-8", newline="")
-    assert [row[:2] for row in read_pair_list(tmp_path / "list.txt", "viton_hd")] == [
-        ("a", "b"),
-        ("c", "d"),
-    ]
+    rows = read_pair_list(tmp_path / "list.txt", "viton_hd")
+    assert [row[:2] for row in rows] == [("a", "b"), ("c", "d")]
 
 
 def test_training_and_paired_garment_is_the_persons_own(root):
-    """The second column of train_pairs.txt is another garment; trusting it trains on mismatched
-    pairs.
-    """
+    """Trusting the second column of train_pairs.txt would train on mismatched pairs."""
     for split in ("train", "test"):
         pairs = dataset(root, split, "paired").pairs
         assert len(pairs) == 4 and all(pair.person == pair.garment for pair in pairs)
@@ -65,12 +52,9 @@ def test_training_and_paired_garment_is_the_persons_own(root):
 def test_sample_holds_what_the_files_hold(root):
     sample = dataset(root)[0]
     person, (cloth, silhouette) = figure(1000), garment(1001)
-    assert (sample.person_id, sample.garment_id, sample.order) == (
-        "01000_00",
-        "01001_00",
-        "unpaired",
-    )
-    assert sample.index == 0 and sample.position == -1 and sample.pair_id == "01000_00__01001_00"
+    assert sample.person_id == "01000_00" and sample.garment_id == "01001_00"
+    assert sample.order == "unpaired" and sample.pair_id == "01000_00__01001_00"
+    assert sample.index == 0 and sample.position == -1
     assert abs(bytes_to_image(sample.person) - person["photo"]).mean() < 4  # JPEG
     assert abs(bytes_to_image(sample.garment) - cloth).mean() < 4
     assert (sample.garment_mask[0].numpy() == silhouette).mean() > 0.995
@@ -91,9 +75,8 @@ def test_garment_is_never_visible_outside_the_mask(root):
 def test_paired_truth_is_the_person_and_its_garment_region(root):
     sample = dataset(root, order="paired")[1]
     assert (sample.truth == sample.person).all()
-    assert np.array_equal(
-        sample.truth_garment_mask[0].numpy() > 0, figure(1001)["parse"] == labels.UPPER
-    )
+    worn = figure(1001)["parse"] == labels.UPPER
+    assert np.array_equal(sample.truth_garment_mask[0].numpy() > 0, worn)
 
 
 def test_colours_are_in_rgb_order(tmp_path):
@@ -110,17 +93,15 @@ def test_first_generation_of_folder_names(tmp_path, root):
 
 
 def test_other_picture_size_and_keypoint_canvas(tmp_path):
-    """Keypoints are pixels of 768x1024 whatever the picture's size, and every part comes to
-    data.size.
+    """Keypoints are pixels of 768x1024 whatever the picture's size.
+
+    Every part comes to data.size.
     """
     write_viton_hd(tmp_path, train=1, test=1, size=(256, 192))
     sample = dataset(tmp_path, order="paired", size=(64, 48))[0]
     assert sample.person.shape == (3, 64, 48) and sample.parse.shape == (64, 48)
-    assert (
-        set(sample.agnostic_mask.unique().tolist())
-        == {0, 1}
-        == set(sample.garment_mask.unique().tolist())
-    )
+    for mask in (sample.agnostic_mask, sample.garment_mask):
+        assert set(mask.unique().tolist()) == {0, 1}
     x, y = (sample.keypoints[7, :2] * 0.5 + sample.keypoints[6, :2] * 0.5).tolist()
     assert sample.parse[round(y * 64), round(x * 48)] == labels.LEFT_ARM
     # No pixel that holds any of the garment stays: the mask covers, it is not rounded.
@@ -129,9 +110,8 @@ def test_other_picture_size_and_keypoint_canvas(tmp_path):
 
 def test_nobody_found_falls_back_to_the_parse_map(tmp_path):
     write_viton_hd(tmp_path, train=1, test=1)
-    write_json(
-        tmp_path / "test/openpose_json/01000_00_keypoints.json", {"version": 1.3, "people": []}
-    )
+    keypoints = tmp_path / "test/openpose_json/01000_00_keypoints.json"
+    folders.write_json(keypoints, {"version": 1.3, "people": []})
     sample = dataset(tmp_path, order="paired")[0]
     assert not sample.keypoints.any() and (sample.pose_map == -1).all()
     assert (sample.agnostic_mask[0][sample.parse == labels.UPPER] == 1).all()
@@ -194,16 +174,14 @@ def test_warp_folder_of_any_name_and_key(tmp_path):
 def test_garment_mask_is_derived_where_no_folder_has_it(tmp_path):
     write_viton_hd(tmp_path, train=1, test=1)
     (tmp_path / "test/cloth-mask/01000_00.jpg").unlink()
-    with pytest.raises(
-        DataError, match="test 01000_00: garment mask is missing"
-    ):  # one file: an error, not a guess
+    # One missing file is an error; nothing is guessed.
+    with pytest.raises(DataError, match="test 01000_00: garment mask is missing"):
         dataset(tmp_path, order="paired")[0]
     (tmp_path / "test/cloth-mask").rmdir()
     derived = dataset(tmp_path, order="paired")
     assert derived.sources["garment_mask"] == "derive:near_white"
-    assert (
-        derived[0].garment_mask[0].numpy() == garment(1000)[1]
-    ).mean() > 0.96  # JPEG rings at 96x72
+    agree = derived[0].garment_mask[0].numpy() == garment(1000)[1]
+    assert agree.mean() > 0.96  # JPEG rings at 96x72
 
 
 def test_limits_spread_over_the_list(root):
@@ -219,9 +197,8 @@ def test_limits_spread_over_the_list(root):
 
 def test_exchanged_garments_keep_person_truth_and_name(root):
     folder = open_folder(config("viton_hd", root))
-    plain, exchanged = (
-        TryOnDataset(folder, "test", "paired", shuffled)[1] for shuffled in (False, True)
-    )
+    plain = TryOnDataset(folder, "test", "paired")[1]
+    exchanged = TryOnDataset(folder, "test", "paired", shuffled=True)[1]
     assert exchanged.pair_id == plain.pair_id
     assert (exchanged.person == plain.person).all() and (exchanged.truth == plain.truth).all()
     assert (exchanged.garment == TryOnDataset(folder, "test", "paired")[2].garment).all()
@@ -230,7 +207,7 @@ def test_exchanged_garments_keep_person_truth_and_name(root):
 
 def test_body_25_drops_mid_hip_and_feet(root):
     """A joint that is shifted by one would still look like a person."""
-    assert body_25()["people"][0]["pose_keypoints_2d"][24:27] == [384, 550, 0.9]
+    assert folders.body_25()["people"][0]["pose_keypoints_2d"][24:27] == [384, 550, 0.9]
     joints = dataset(root)[0].keypoints
     np.testing.assert_allclose(joints[8, :2], JOINTS[8], atol=1e-6)
     np.testing.assert_allclose(joints[16, :2], JOINTS[16], atol=1e-6)

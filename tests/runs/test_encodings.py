@@ -16,8 +16,8 @@ from vton import registry
 from vton.commands.train import train
 from vton.config import ConfigError, load
 from vton.data.dataset import open_folder
-from vton.data.encoded import EncodingError
 from vton.data.packing import write_folder
+from vton.data.sample import DataError
 from vton.data.shards import SHARD_MB, ShardError, ShardWriter
 from vton.models.codecs import LinearCodec
 from vton.runs.assemble import data_module, prepare
@@ -168,17 +168,17 @@ def test_stale_entries_are_refused_and_rebuilt(root, tmp_path):
         "the manner of reading": lambda: build("gardiff", root, where, "model.clip_tokens=pooled"),
     }
     for change, changed in changes.items():
-        with pytest.raises(EncodingError, match=r"is stale: it has no .* Run `vton data cache`"):
+        with pytest.raises(DataError, match=r"is stale: it has no .* Run `vton data cache`"):
             use_encodings(*changed())
             pytest.fail(f"{change} went unnoticed")
     module, data = build("gardiff", root, where)
     module.codec.scale.mul_(1.01)
-    with pytest.raises(EncodingError, match="no person, warped_garment, agnostic of"):
+    with pytest.raises(DataError, match="no person, warped_garment, agnostic of"):
         use_encodings(module, data)
     use_encodings(*(same := build("gardiff", root, where)))
     swapped, other = (root / "train/cloth" / f"{name}_00.jpg" for name in ("00003", "00004"))
     swapped.write_bytes(other.read_bytes())  # one file changes while a run has its data open
-    with pytest.raises(EncodingError, match="00003_00__00003_00"):
+    with pytest.raises(DataError, match="00003_00__00003_00"):
         batches(same[1])
     assert encode(*build("gardiff", root, where)) == (1, 4)
     use_encodings(*(again := build("gardiff", root, where)))
@@ -190,7 +190,7 @@ def test_changed_code_is_noticed(root, tmp_path, monkeypatch):
     encode(module, data)
     encode_before = LinearCodec.encode
     monkeypatch.setattr(LinearCodec, "encode", lambda self, image: encode_before(self, image) + 0.1)
-    with pytest.raises(EncodingError, match="differs from what its encoder says now"):
+    with pytest.raises(DataError, match="differs from what its encoder says now"):
         use_encodings(module, data)
 
 
@@ -205,7 +205,7 @@ def test_augmentation_excludes_what_it_changes(root, tmp_path, caplog):
     module, data = build("gardiff", root, tmp_path / "encoded", "data.augment.flip=0.5")
     with pytest.raises(ConfigError, match=r"nothing can be computed ahead; .* data\.augment\.flip"):
         encode(module, data)
-    with pytest.raises(EncodingError, match="does not exist"):
+    with pytest.raises(DataError, match="does not exist"):
         use_encodings(*build("gardiff", root, tmp_path / "nowhere"))
 
 
@@ -219,7 +219,7 @@ def test_a_pickle_among_the_encodings_runs_nothing(root, tmp_path):
         writer.add(
             "train/0000000", {"train/0000000.safetensors": ("safetensors", pickle.dumps(Attack()))}
         )
-    with pytest.raises(EncodingError, match=r"0000000\.safetensors is no safetensors file"):
+    with pytest.raises(DataError, match=r"0000000\.safetensors is no safetensors file"):
         use_encodings(module, data)
     assert not (tmp_path / "marker").exists()
 

@@ -82,7 +82,6 @@ def meta_batch(size: tuple[int, int], count: int = 1) -> TryOnBatch:
         densepose=image,
         truth=image,
         truth_garment_mask=mask,
-        garment_keypoints=joints,
         position=list(range(count)),
     )
 

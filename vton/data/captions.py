@@ -1,8 +1,8 @@
 """Captions of person and garment from one short annotation per garment, as IDM-VTON builds them.
 
-VITON-HD's come from IDM-VTON's tag files (sleeve length, neckline and item, in this order; null
-tags are left out), DressCode's from IDM-VTON's `dc_caption.txt`. A garment without annotation gets
-the configured fallback: 158 of VITON-HD's 2,032 test garments have none.
+VITON-HD's annotations come from IDM-VTON's tag files (sleeve length, neckline and item, in this
+order; null tags are left out), DressCode's from IDM-VTON's `dc_caption.txt`. A garment without
+annotation gets the configured fallback: 158 of VITON-HD's 2,032 test garments have none.
 """
 
 from __future__ import annotations
@@ -12,28 +12,35 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from vton.data.sample import DataError
-from vton.data.shards import ShardError, Source
+from vton.data.shards import ShardError
+from vton.data.source import Source
 
-TAGS = ("sleeveLength", "neckLine", "item")
+CAPTION_TAGS = ("sleeveLength", "neckLine", "item")
+_ADVICE = "Restore the file, or remove it to caption by data.caption_fallback."
 
 
 class Templates(NamedTuple):
-    """Sentences around an annotation, which stands where {} is."""
+    """Sentences around an annotation, which takes the place of {}."""
 
     person: str = "model is wearing {}"
     garment: str = "a photo of {}"
 
     def captions(self, annotation: str) -> dict[str, str]:
         """The caption fields of a sample."""
-        filled = (template.replace("{}", annotation) for template in self)
-        return dict(zip(("person_caption", "garment_caption"), filled, strict=True))
+        return {
+            "person_caption": self.person.replace("{}", annotation),
+            "garment_caption": self.garment.replace("{}", annotation),
+        }
+
+
+DEFAULT_TEMPLATES = Templates()
 
 
 def read_tags(path: Source) -> dict[str, str]:
-    """Annotation by file stem from a tag file of VITON-HD. Raises DataError that names file and
-    entry.
+    """Annotation by file stem from a tag file of VITON-HD.
+
+    Raises DataError that names file and entry.
     """
-    advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
         if not isinstance(entries, list):
@@ -42,50 +49,58 @@ def read_tags(path: Source) -> dict[str, str]:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. Expected an object "
-            f"with a list `data` of entries with `file_name` and `tag_info`. {advice}"
+            f"viton_hd: caption tags are not readable ({path}): {type(error).__name__}: {error}. "
+            "Expected an object with a list `data` of entries with `file_name` and `tag_info`. "
+            f"{_ADVICE}"
         ) from None
-    found = {}
+    annotations = {}
     for number, entry in enumerate(entries, start=1):
         try:
-            stem = PurePosixPath(entry["file_name"]).stem
-            tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
-            words = " ".join(tags[name] for name in TAGS if tags.get(name))
+            stem, words = _read_entry(entry)
         except KeyError as error:
             raise DataError(
-                f"viton_hd: entry {number} of {path} has no {error}. {advice}"
+                f"viton_hd: entry {number} of {path} has no {error}. {_ADVICE}"
             ) from None
         except TypeError as error:
             raise DataError(
-                f"viton_hd: entry {number} of {path} has another structure ({error}). {advice}"
+                f"viton_hd: entry {number} of {path} has another structure ({error}). {_ADVICE}"
             ) from None
         if words:
-            found[stem] = words
-    return found
+            annotations[stem] = words
+    return annotations
+
+
+def _read_entry(entry: dict) -> tuple[str, str]:
+    """File stem and annotation of one garment; "" where it has none of the tags."""
+    stem = PurePosixPath(entry["file_name"]).stem
+    tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
+    words = [tags[name] for name in CAPTION_TAGS if tags.get(name)]
+    return stem, " ".join(words)
 
 
 def read_lines(path: Source) -> dict[str, str]:
-    """Annotation by file stem from a `dc_caption.txt`: a file name, a blank and the caption on each
-    line.
+    """Annotation by file stem from a `dc_caption.txt`.
 
-    Blank lines do not count. Raises DataError that names file and line.
+    Each line has a file name, a blank and the caption; blank lines do not count. Raises DataError
+    that names file and line.
     """
-    advice = "Restore the file, or remove it to caption by data.caption_fallback."
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except ShardError:
         raise
     except (OSError, ValueError) as error:
         raise DataError(
-            f"dresscode: captions are not readable ({path}): {error}. {advice}"
+            f"dresscode: captions are not readable ({path}): {error}. {_ADVICE}"
         ) from None
-    found = {}
+    annotations = {}
     for number, line in enumerate(lines, start=1):
         words = line.split()
-        if len(words) == 1:
+        if not words:
+            continue
+        name, *caption = words
+        if not caption:
             raise DataError(
-                f"dresscode: line {number} of {path} has no caption after {words[0]!r}. {advice}"
+                f"dresscode: line {number} of {path} has no caption after {name!r}. {_ADVICE}"
             )
-        if words:
-            found[PurePosixPath(words[0]).stem] = " ".join(words[1:])
-    return found
+        annotations[PurePosixPath(name).stem] = " ".join(caption)
+    return annotations

@@ -1,11 +1,6 @@
-"""From files to records and samples: the un-augmented data set, and the stream of augmented
-training samples.
-"""
+"""From files to records and samples: the pairs of one split in one order, un-augmented."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,47 +15,51 @@ from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
-from vton.data.encoded import Encodings
-from vton.data.folder import Folder, Pair, PairFiles, Split
-from vton.data.images import WHITE
+from vton.data.folder import Folder, PairFiles, Place, Split
+from vton.data.pairs import Pair, exchanged, limited
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
-from vton.data.shards import Source, open_source, stands
+from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
-LAYOUTS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
+READERS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
+# Grey level from which a pixel of a stored warped garment belongs to its white surround.
+SURROUND = 245
 
 
 def dataset_root(config: DataConfig) -> Source:
-    """The folder or shards to read. Rendered data has one per setting below data.root, so that
-    settings never mix.
+    """The folder or shards to read.
+
+    Rendered data has one per setting below data.root, so that settings never mix.
     """
     root = configuration.data_root(config)
     if config.name == "synthetic":
-        rendered, (height, width) = config.synthetic, config.picture_size
-        root += (
-            f"/{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
-        )
+        rendered = config.synthetic
+        height, width = config.picture_size
+        size = f"{height}x{width}"
+        root += f"/{rendered.layout}-{size}-{rendered.train}-{rendered.test}-{rendered.seed}"
     return open_source(root, config.shards_kept)
 
 
 def open_folder(config: DataConfig) -> Folder:
-    """The reader of the configured data set. Raises DataError when the folder or the chosen
-    category is absent.
+    """The reader of the configured data set.
+
+    Raises DataError when the folder or the chosen category is absent.
     """
     layout = config.synthetic.layout if config.name == "synthetic" else config.name
-    return LAYOUTS[layout](dataset_root(config), config, config.name)
+    return READERS[layout](dataset_root(config), config, config.name)
 
 
 class TryOnDataset(Dataset):
-    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample. Raises
-    DataError.
+    """The pairs of one split in one order, as they are on disk: item i is a TryOnSample.
 
     shuffled: the control experiment. Every sample keeps its person, truth and name but gets the
     garment of the next pair of its category, fitted to its own person. A model that uses its
     garment must get worse.
+
     warp: the source that data.warp_source=learned means.
-    Records stay in this process when data.cache is "memory".
+
+    Records stay in this process when data.cache is "memory". Raises DataError.
     """
 
     def __init__(
@@ -76,30 +75,27 @@ class TryOnDataset(Dataset):
         self.split = split
         self.order = order
         self.size = config.picture_size
-        for (
-            part
-        ) in folder.parts:  # what stands in the place of a folder without being one is named here
-            folder.place(part, split, order)
+        self.templates = Templates(config.person_caption, config.garment_caption)
+        for part in folder.parts:
+            folder.place(part, split, order)  # raises where a file has a folder's name
         pairs = folder.pairs(split, order)
-        if split == "train" and config.limit_train > len(pairs):
+        limit = config.limit_train if split == "train" else config.limit_test
+        if split == "train" and limit > len(pairs):
             raise DataError(
-                f"{folder.dataset} train: data.limit_train={config.limit_train}, but there are {len(pairs)} pairs. A "
-                "run that is known by its number of pairs must have them: use at most as many, or 0 for all."
+                f"{folder.dataset} train: data.limit_train={limit}, but there are {len(pairs)} "
+                "pairs. A run that is known by its number of pairs must have them: use at most as "
+                "many, or 0 for all."
             )
-        self.pairs = limited(pairs, config.limit_train if split == "train" else config.limit_test)
+        self.pairs = limited(pairs, limit)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()
-        if config.densepose and not self._exists("densepose"):
-            raise self._absent(
-                "densepose",
-                "data.densepose=true",
-                "Use data.densepose=false for models without it.",
-            )
-        self.templates = Templates(config.person_caption, config.garment_caption)
-        self._warp = (
-            warp if self.warp_source in ("folder", "learned") else warp_source(self.warp_source)
-        )
+        if config.densepose and self._place("densepose") is None:
+            advice = "Use data.densepose=false for models without it."
+            raise self._absent("densepose", "data.densepose=true", advice)
+        self._warp = warp
+        if self.warp_source not in ("folder", "learned"):
+            self._warp = warp_source(self.warp_source)
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -107,7 +103,7 @@ class TryOnDataset(Dataset):
 
     @property
     def pair_ids(self) -> list[str]:
-        """Names of the pairs in list order, as their samples carry them."""
+        """Names of the pairs in list order, as TryOnSample.pair_id."""
         return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
@@ -115,9 +111,8 @@ class TryOnDataset(Dataset):
 
     def sample(self, record: Record, position: int = -1) -> TryOnSample:
         """A record of this data set, changed or not, as models see it: at data.size."""
-        return transforms.to_sample(
-            transforms.pad(record, self.folder.config.size), position, self.templates
-        )
+        padded = transforms.pad(record, self.folder.config.size)
+        return transforms.to_sample(padded, position, self.templates)
 
     def record(self, index: int) -> Record:
         """Pair `index`, decoded and brought to its size, without padding."""
@@ -129,130 +124,110 @@ class TryOnDataset(Dataset):
 
     def photos(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Person and garment of pair `index`, as `record` has them but without reading the rest."""
-        person, garment = (
-            self.folder.files(self.split, self.order, of[index])
-            for of in (self.pairs, self.garments)
-        )
-        photos = (person.photo("person"), garment.photo("garment"))
-        return tuple(records.picture(transforms.resize_photo(photo, self.size)) for photo in photos)
+        person = self._files(self.pairs[index]).photo("person")
+        garment = self._files(self.garments[index]).photo("garment")
+        return self._picture(person), self._picture(garment)
 
     def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Person and truth of pair `index` as stored, uint8 (3, h, w); no truth for real unpaired
-        pairs.
+        """Person and truth of pair `index` as stored, uint8 (3, h, w).
 
-        Evaluation protocols that resize in their own way start from these.
+        Evaluation protocols that resize in their own way start from these. Real unpaired pairs have
+        no truth.
         """
-        files = self.folder.files(self.split, self.order, self.pairs[index])
+        files = self._files(self.pairs[index])
         person = records.picture(np.array(files.photo("person")))
         if self.order == "paired":
             return person, person
-        return person, records.picture(np.array(files.photo("truth"))) if self._exists(
-            "truth"
-        ) else None
-
-    def _decode(self, index: int) -> Record:
-        size, pair = self.size, self.pairs[index]
-        files = self.folder.files(self.split, self.order, pair)
-        clothes = self.folder.files(self.split, self.order, self.garments[index])
-        person, garment = files.photo("person"), clothes.photo("garment")
-        parse, joints = files.labels("parse", person.size), files.joints()
-        parts = files.densepose(person.size) if self.folder.config.densepose else None
-        silhouette = transforms.resize_silhouette(clothes.garment_mask(garment), size)
-        repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
-        person, garment = (transforms.resize_photo(photo, size) for photo in (person, garment))
-        agnostic = np.where(repaint[..., None], np.uint8(0), person)
-        warped, warped_mask = self._warped(clothes, garment, silhouette, joints, agnostic, repaint)
-        truth, worn = self._truth(files)
-        return Record(
-            index=index,
-            dataset=self.folder.dataset,
-            pair=pair,
-            order=self.order,
-            annotation=clothes.annotation(),
-            person=records.picture(person),
-            garment=records.picture(garment),
-            warped_garment=records.picture(warped),
-            truth=None if truth is None else records.picture(transforms.resize_photo(truth, size)),
-            agnostic_mask=records.mask(repaint),
-            garment_mask=records.mask(silhouette),
-            warped_mask=records.mask(warped_mask & repaint),
-            truth_garment_mask=None if worn is None else records.mask(worn),
-            parse=torch.from_numpy(transforms.resize_labels(parse, size)),
-            densepose=None
-            if parts is None
-            else torch.from_numpy(transforms.resize_labels(parts, size)),
-            joints=joints,
-        )
+        if self._place("truth") is None:
+            return person, None
+        return person, records.picture(np.array(files.photo("truth")))
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where masks and warped garments come from, for the provenance of results: both change the
-        numbers.
+        """Where masks and warped garments come from, for the provenance of results.
+
+        Both change the numbers.
         """
-        learned = self.warp_source == "learned" and self._warp is not None
-        warp = str(self._warp) if learned else self.warp_source
-        sources = {"warp": warp, "mask": f"derive:{self.folder.config.mask_rule}"}
-        for part, name in (("agnostic_mask", "mask"), ("warped_garment", "warp")):
-            if getattr(self, f"{name}_source") == "folder":
-                sources[name] = f"folder:{self.folder.place(part, self.split, self.order).folder}"
-        has_masks = self.folder.place("garment_mask", self.split, self.order)
-        return sources | {
-            "garment_mask": f"folder:{has_masks.folder}" if has_masks else "derive:near_white"
-        }
+        warp = self.warp_source
+        if warp == "folder":
+            warp = f"folder:{self._place('warped_garment').folder}"
+        elif warp == "learned" and self._warp is not None:
+            warp = str(self._warp)
+        mask = f"derive:{self.folder.config.mask_rule}"
+        if self.mask_source == "folder":
+            mask = f"folder:{self._place('agnostic_mask').folder}"
+        silhouettes = self._place("garment_mask")
+        garment_mask = f"folder:{silhouettes.folder}" if silhouettes else "derive:near_white"
+        return {"warp": warp, "mask": mask, "garment_mask": garment_mask}
 
     def without_caption(self, where_absent: bool) -> str:
-        """One line on the garments that get data.caption_fallback, "" when there are none. Raises
-        DataError.
+        """One line on the garments that get data.caption_fallback, "" when there are none.
 
-        where_absent: also those of caption files that do not exist, for a data set needs none.
+        where_absent: count the garments of caption files that do not exist too, although a data set
+        needs none. Raises DataError.
         """
-        folder, split = self.folder, self.split
-        if folder.config.caption_source == "fallback":  # no garment is asked for one
+        config = self.folder.config
+        if config.caption_source == "fallback":  # every garment has the same caption
             return ""
-        garments = dict.fromkeys(
-            Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs
-        )
-        files = {garment: folder.caption_file(split, garment.category) for garment in garments}
-        counted = [garment for garment, file in files.items() if where_absent or stands(file)]
-        left_out = [garment for garment in counted if folder.annotation(split, garment) is None]
+        garments = [Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs]
+        count = 0
+        left_out: dict[Pair, Source] = {}
+        for garment in dict.fromkeys(garments):
+            file = self.folder.caption_file(self.split, garment.category)
+            if not where_absent and not lexists(file):
+                continue
+            count += 1
+            if self.folder.annotation(self.split, garment) is None:
+                left_out[garment] = file
         if not left_out:
             return ""
-        names = dict.fromkeys(files[garment] for garment in left_out)
-        names = ", ".join(str(file) if stands(file) else f"{file} (absent)" for file in names)
+        files = dict.fromkeys(left_out.values())
+        names = [str(file) if lexists(file) else f"{file} (absent)" for file in files]
+        first = next(iter(left_out))
         return (
-            f"{len(left_out):,} of {len(counted):,} garments have no caption; they get "
-            f"'{folder.config.caption_fallback}' (data.caption_fallback). The first is {left_out[0].garment}; "
-            f"captions come from {names}."
+            f"{len(left_out):,} of {count:,} garments have no caption; they get "
+            f"'{config.caption_fallback}' (data.caption_fallback). The first is {first.garment}; "
+            f"captions come from {', '.join(names)}."
         )
 
-    def _mask_source(self) -> str:
-        source, exists = self.folder.config.mask_source, self._exists("agnostic_mask")
-        if source == "folder" and not exists:
-            raise self._absent(
-                "agnostic_mask", "data.mask_source=folder", "Use data.mask_source=derive."
-            )
-        return ("folder" if exists else "derive") if source == "auto" else source
-
-    def _warp_source(self) -> str:
-        source, exists = self.folder.config.warp_source, self._exists("warped_garment")
-        if source == "folder" and not exists:
-            raise self._absent(
-                "warped_garment", "data.warp_source=folder", "Use data.warp_source=geometric."
-            )
-        if source == "auto":
-            # The renderer's own warp is exact: with it a synthetic comparison would measure who
-            # copies best.
-            return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
-        return source
-
-    def _exists(self, part: str) -> bool:
-        return self.folder.place(part, self.split, self.order) is not None
-
-    def _absent(self, part: str, setting: str, advice: str) -> DataError:
-        names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))
-        return DataError(
-            f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
-            f"{self.folder.parts[part].what} of every pair; looked for {names} below {self.folder.root}. {advice}"
+    def _decode(self, index: int) -> Record:
+        size = self.size
+        files = self._files(self.pairs[index])
+        garment_files = self._files(self.garments[index])
+        person = files.photo("person")
+        garment = garment_files.photo("garment")
+        parse = files.labels("parse", person.size)
+        joints = files.joints()
+        densepose = None
+        if self.folder.config.densepose:
+            parts = files.densepose(person.size)
+            densepose = torch.from_numpy(transforms.resize_labels(parts, size))
+        silhouette = transforms.resize_silhouette(garment_files.garment_mask(garment), size)
+        repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
+        person = transforms.resize_photo(person, size)
+        garment = transforms.resize_photo(garment, size)
+        agnostic = np.where(repaint[..., None], np.uint8(0), person)
+        warped, warped_mask = self._warped(
+            garment_files, garment, silhouette, joints, agnostic, repaint
+        )
+        truth, truth_garment_mask = self._truth(files)
+        return Record(
+            index=index,
+            dataset=self.folder.dataset,
+            pair=self.pairs[index],
+            order=self.order,
+            annotation=garment_files.annotation(),
+            person=records.picture(person),
+            garment=records.picture(garment),
+            warped_garment=records.picture(warped),
+            truth=truth,
+            agnostic_mask=records.mask(repaint),
+            garment_mask=records.mask(silhouette),
+            warped_mask=records.mask(warped_mask & repaint),
+            truth_garment_mask=truth_garment_mask,
+            parse=torch.from_numpy(transforms.resize_labels(parse, size)),
+            densepose=densepose,
+            joints=joints,
         )
 
     def _repaint(
@@ -261,12 +236,8 @@ class TryOnDataset(Dataset):
         """(h, w) bool agnostic mask at the stored size, where the rules' constants hold best."""
         if self.mask_source == "folder":
             return files.mask("agnostic_mask", person.size)
-        return agnostic_mask(
-            parse,
-            _in_pixels(joints, parse.shape),
-            files.pair.category,
-            self.folder.config.mask_rule,
-        )
+        rule = self.folder.config.mask_rule
+        return agnostic_mask(parse, _in_pixels(joints, parse.shape), files.pair.category, rule)
 
     def _warped(
         self,
@@ -278,93 +249,75 @@ class TryOnDataset(Dataset):
         repaint: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool."""
-        if self.warp_source != "folder":
-            if self._warp is None:
-                raise DataError(
-                    "data.warp_source=learned: this data set was opened without its warp."
-                )
-            joints = _in_pixels(joints, self.size)
-            return self._warp(garment, silhouette, joints, agnostic, repaint, files.pair.category)
-        image = files.photo("warped_garment")
-        has_mask = self.folder.place("warped_mask", self.split, self.order) is not None
-        stored = (
-            files.mask("warped_mask", image.size)
-            if has_mask
-            else (np.asarray(image) < WHITE).any(axis=2)
-        )
-        return transforms.resize_photo(image, self.size), transforms.resize_silhouette(
-            stored, self.size
-        )
+        if self.warp_source == "folder":
+            image = files.photo("warped_garment")
+            if self._place("warped_mask") is not None:
+                stored = files.mask("warped_mask", image.size)
+            else:
+                stored = (np.asarray(image) < SURROUND).any(axis=2)
+            warped = transforms.resize_photo(image, self.size)
+            return warped, transforms.resize_silhouette(stored, self.size)
+        if self._warp is None:
+            raise DataError("data.warp_source=learned: this data set was opened without its warp.")
+        joints = _in_pixels(joints, self.size)
+        return self._warp(garment, silhouette, joints, agnostic, repaint, files.pair.category)
 
-    def _truth(self, files: PairFiles) -> tuple[Image.Image | None, np.ndarray | None]:
-        """The true picture of an unpaired pair, which rendered data has, and (H, W) bool where it
-        shows the garment.
+    def _truth(self, files: PairFiles) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The true picture of an unpaired pair, and where it shows the garment.
+
+        (3, H, W) uint8 and (1, H, W) bool. Only rendered data has them.
         """
-        if self.order == "paired" or not self._exists("truth"):
+        if self.order == "paired" or self._place("truth") is None:
             return None, None
         truth = files.photo("truth")
         parse = files.labels("truth_parse", truth.size)
         if parse is None:
-            return truth, None
+            return self._picture(truth), None
         parse = transforms.resize_labels(parse, self.size)
-        return truth, np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
+        worn = np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
+        return self._picture(truth), records.mask(worn)
 
+    def _picture(self, photo: Image.Image) -> torch.Tensor:
+        """A photograph at this data set's size, (3, H, W) uint8."""
+        return records.picture(transforms.resize_photo(photo, self.size))
 
-class Draw(NamedTuple):
-    """One element of the training stream: which pair, and its place in the stream."""
+    def _files(self, pair: Pair) -> PairFiles:
+        return self.folder.files(self.split, self.order, pair)
 
-    index: int
-    position: int
+    def _place(self, part: str) -> Place | None:
+        return self.folder.place(part, self.split, self.order)
 
+    def _mask_source(self) -> str:
+        """data.mask_source with "auto" resolved: "folder" or "derive"."""
+        source = self.folder.config.mask_source
+        exists = self._place("agnostic_mask") is not None
+        if source == "folder" and not exists:
+            advice = "Use data.mask_source=derive."
+            raise self._absent("agnostic_mask", "data.mask_source=folder", advice)
+        if source == "auto":
+            return "folder" if exists else "derive"
+        return source
 
-class TrainingStream(Dataset):
-    """Augmented training samples, addressed by Draw, with what is stored of frozen encoders'
-    readings.
-    """
+    def _warp_source(self) -> str:
+        """data.warp_source with "auto" resolved."""
+        source = self.folder.config.warp_source
+        exists = self._place("warped_garment") is not None
+        if source == "folder" and not exists:
+            advice = "Use data.warp_source=geometric."
+            raise self._absent("warped_garment", "data.warp_source=folder", advice)
+        if source == "auto":
+            # The renderer's own warp is exact: with it a synthetic comparison would measure who
+            # copies best.
+            return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
+        return source
 
-    def __init__(self, pairs: TryOnDataset, seed: int):
-        self.pairs = pairs
-        self.seed = seed
-        self.encodings: Encodings | None = None
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, draw: Draw) -> TryOnSample:
-        changes = transforms.Changes.draw(
-            self.pairs.folder.config.augment, self.seed, draw.position
+    def _absent(self, part: str, setting: str, advice: str) -> DataError:
+        names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))
+        what = self.folder.parts[part].what
+        return DataError(
+            f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
+            f"{what} of every pair; looked for {names} below {self.folder.root}. {advice}"
         )
-        sample = self.pairs.sample(
-            transforms.augment(self.pairs.record(draw.index), changes), draw.position
-        )
-        if self.encodings is not None:
-            sample.encoded = self.encodings.of(sample)
-        return sample
-
-
-def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
-    """`limit` pairs spread evenly over the list, so that every category stays; all of them for 0."""
-    if not limit or limit >= len(pairs):
-        return list(pairs)
-    return [pairs[place * len(pairs) // limit] for place in range(limit)]
-
-
-def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """For every pair another of its category, in a cycle. Raises DataError for a category with a
-    single pair.
-    """
-    places: dict[str, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        places.setdefault(pair.category, []).append(place)
-    others = list(pairs)
-    for category, members in places.items():
-        if len(members) == 1:
-            raise DataError(
-                f"{category} has a single pair, so garments cannot be exchanged; use eval.shuffled=false."
-            )
-        for place, other in zip(members, members[1:] + members[:1], strict=True):
-            others[place] = pairs[other]
-    return others
 
 
 def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,48 +14,24 @@ from scipy.spatial import KDTree
 
 from vton.data import images
 from vton.data.images import Origin
-from vton.data.shards import Source
+from vton.data.source import Source
 
 # Colour of part id 0..24: the Parula map at floor(id * 255 / 24), id 0 (background) black.
-COLOURS = np.array(
-    [
-        (0, 0, 0),
-        (37, 60, 163),
-        (20, 80, 194),
-        (4, 97, 223),
-        (8, 110, 221),
-        (14, 122, 216),
-        (20, 132, 212),
-        (15, 144, 208),
-        (11, 156, 203),
-        (6, 166, 198),
-        (22, 173, 185),
-        (38, 179, 172),
-        (55, 185, 159),
-        (86, 187, 144),
-        (114, 189, 130),
-        (145, 191, 116),
-        (170, 189, 105),
-        (192, 188, 96),
-        (216, 186, 86),
-        (228, 192, 74),
-        (240, 199, 60),
-        (252, 206, 46),
-        (251, 220, 36),
-        (250, 235, 25),
-        (249, 251, 14),
-    ],
-    dtype=np.uint8,
+_PARULA = (
+    "000000 253ca3 1450c2 0461df 086edd 0e7ad8 1484d4 0f90d0 0b9ccb"
+    "06a6c6 16adb9 26b3ac 37b99f 56bb90 72bd82 91bf74 aabd69 c0bc60"
+    "d8ba56 e4c04a f0c73c fcce2e fbdc24 faeb19 f9fb0e"
 )
+COLOURS = np.frombuffer(bytes.fromhex(_PARULA), dtype=np.uint8).reshape(-1, 3)
 COUNT = len(COLOURS)
 
 # Parts 1 and 2 are the torso's back and front; every later pair is a right and a left side.
-MIRROR = np.array(
-    [0, 1, 2, *(part + 1 if part % 2 else part - 1 for part in range(3, COUNT))], dtype=np.uint8
-)
+MIRROR = np.arange(COUNT, dtype=np.uint8)
+MIRROR[3:] = MIRROR[3:].reshape(-1, 2)[:, ::-1].ravel()
 
 FAR = 60  # RGB distance from every part colour beyond which a pixel is no part colour, JPEG or not
-FAR_SHARE = 0.1  # share of far pixels from which a picture is no DensePose picture; real ones have below 0.01
+# Share of far pixels from which a picture is no DensePose picture; real ones have below 0.01.
+FAR_SHARE = 0.1
 
 
 def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -63,20 +39,17 @@ def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None = No
 
     size: as for `images.read_mask`. Raises DataError when the picture is not in these colours.
     """
+    photo = np.asarray(images.read_photo(path, "DensePose picture", origin, size))
     # Tables over 64 levels per channel: entries differ by at least 12, so rounding to 4 levels
     # confuses none.
-    cell = (
-        np.asarray(images.read_photo(path, "DensePose picture", origin, size)).astype(np.int32) >> 2
-    )
-    cell = cell @ np.array([64 * 64, 64, 1], dtype=np.int32)
+    levels = photo.astype(np.int32) >> 2
+    cell = levels @ np.array([64 * 64, 64, 1], dtype=np.int32)
     part, far = _nearest_part()
     share = far[cell[::4, ::4]].mean()
     if share > FAR_SHARE:
-        raise origin.error(
-            f"DensePose picture: {share:.0%} of it is in none of the part colours",
-            path,
-            "It must show part ids in OpenCV's Parula colours on black.",
-        )
+        problem = f"DensePose picture: {share:.0%} of it is in none of the part colours"
+        advice = "It must show part ids in OpenCV's Parula colours on black."
+        raise origin.error(problem, path, advice)
     return part[cell]
 
 
@@ -85,13 +58,14 @@ def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None = None) 
     return images.read_labels(path, "DensePose map", origin, size, COUNT)
 
 
-def draw(parts: np.ndarray) -> np.ndarray:
+def draw_parts(parts: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 colour picture of part ids."""
     return COLOURS[parts]
 
 
 @cache
 def _nearest_part() -> tuple[np.ndarray, np.ndarray]:
+    """Of each of the 64^3 cells of RGB: the part of the nearest colour, and whether that is far."""
     centres = np.arange(64) * 4 + 2
     cells = np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1).reshape(-1, 3)
     distance, part = KDTree(COLOURS.astype(np.float64)).query(cells)

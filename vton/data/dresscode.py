@@ -1,9 +1,9 @@
-"""DressCode (Morelli et al., ECCV 2022) on disk: a folder per category, which holds training and
-test pictures.
+"""DressCode (Morelli et al., ECCV 2022) on disk: a folder for each category.
 
-Files of one pair share their id and differ by suffix: `<id>_0` model, `_1` garment, `_2` keypoints,
-`_4` parse map, `_5` skeleton and DensePose. The lists name file and suffix, root lists also the
-category as 0, 1 or 2. The paired and the unpaired list have different orders.
+Each holds training and test pictures. Files of one pair share their id and differ by suffix:
+`<id>_0` model, `_1` garment, `_2` keypoints, `_4` parse map, `_5` skeleton and DensePose. The lists
+name file and suffix, root lists also the category as 0, 1 or 2. The paired and the unpaired list
+have different orders.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 
 from vton.config import DataConfig
 from vton.data import captions, densepose, images, labels, pose
-from vton.data.folder import Folder, Pair, PairFiles, Part, Place, Split, chosen, read_pair_list
+from vton.data.folder import Folder, PairFiles, Split, chosen, file_kind, warp_places
 from vton.data.images import Origin
+from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import CATEGORIES, Category, DataError, Order
-from vton.data.shards import Source, stands
+from vton.data.source import Source, lexists
 
 LISTS = {
     ("train", "paired"): "train_pairs.txt",
@@ -27,57 +28,46 @@ LISTS = {
 
 
 class DressCode(Folder):
-    """Reads a DressCode folder. Ids are the six digits that model and garment share, such as
-    048392.
+    """Reads a DressCode folder.
+
+    Ids are the six digits that model and garment share, such as 048392.
     """
 
     parts: ClassVar = {
-        "person": Part("image", (Place("images", "{person}_0"),)),
-        "garment": Part("garment", (Place("images", "{garment}_1"),)),
-        "garment_mask": Part(
-            "garment mask", (Place("masks", "{garment}_1"),)
-        ),  # LaDI-VTON's addition
-        "parse": Part("parse map", (Place("label_maps", "{person}_4"),), (".png",)),
-        "keypoints": Part("keypoints", (Place("keypoints", "{person}_2"),), (".json",)),
-        "agnostic_mask": Part(
+        "person": file_kind("image", "images/{person}_0"),
+        "garment": file_kind("garment", "images/{garment}_1"),
+        "garment_mask": file_kind("garment mask", "masks/{garment}_1"),  # LaDI-VTON's addition
+        "parse": file_kind("parse map", "label_maps/{person}_4", suffixes=(".png",)),
+        "keypoints": file_kind("keypoints", "keypoints/{person}_2", suffixes=(".json",)),
+        "agnostic_mask": file_kind(
             "agnostic mask",
-            (
-                Place("agnostic_masks", "{person}_0"),
-                Place("agnostic-mask", "{person}_0"),
-                Place("mask", "{person}_0"),
-            ),
+            "agnostic_masks/{person}_0",
+            "agnostic-mask/{person}_0",
+            "mask/{person}_0",
         ),
         # IDM-VTON's pictures and the set's own labels come from different DensePose runs: one of
         # them for all splits.
-        "densepose": Part(
-            "DensePose picture",
-            (Place("image-densepose", "{person}_0"), Place("dense", "{person}_5")),
+        "densepose": file_kind(
+            "DensePose picture", "image-densepose/{person}_0", "dense/{person}_5"
         ),
-        "warped_garment": Part("warped garment", (Place("warped_cloth", "{person}_0"),)),
-        "warped_mask": Part("warped garment mask", (Place("warped_mask", "{person}_0"),)),
-        "truth": Part("true unpaired picture", (Place("gt-unpaired", "{person}__{garment}"),)),
-        "truth_parse": Part(
-            "parse map of the true unpaired picture",
-            (Place("gt-unpaired-parse", "{person}__{garment}"),),
+        "warped_garment": file_kind("warped garment", "warped_cloth/{person}_0"),
+        "warped_mask": file_kind("warped garment mask", "warped_mask/{person}_0"),
+        "truth": file_kind("true unpaired picture", "gt-unpaired/{person}__{garment}"),
+        "truth_parse": file_kind(
+            "parse map of the true unpaired picture", "gt-unpaired-parse/{person}__{garment}"
         ),
     }
-    # DCI-VTON's name, then those of the VITON-HD layout.
+    # DCI-VTON's names, then those of the VITON-HD layout.
     warps: ClassVar = {
-        "paired": (
-            (Place("warped_cloth", "{person}_0"), Place("warped_mask", "{person}_0")),
-            (Place("cloth-warp", "{person}_0"), Place("cloth-warp-mask", "{person}_0")),
-            (Place("warp_cloth", "{garment}_1"), Place("warp_cloth-mask", "{garment}_1")),
+        "paired": warp_places(
+            ("warped_cloth/{person}_0", "warped_mask/{person}_0"),
+            ("cloth-warp/{person}_0", "cloth-warp-mask/{person}_0"),
+            ("warp_cloth/{garment}_1", "warp_cloth-mask/{garment}_1"),
         ),
-        "unpaired": (
-            (
-                Place("unpaired_warped_cloth", "{person}_0"),
-                Place("unpaired_warped_mask", "{person}_0"),
-            ),
-            (
-                Place("unpaired-cloth-warp", "{person}_0"),
-                Place("unpaired-cloth-warp-mask", "{person}_0"),
-            ),
-            (Place("warp_cloth_u", "{garment}_1"), Place("warp_cloth_u-mask", "{garment}_1")),
+        "unpaired": warp_places(
+            ("unpaired_warped_cloth/{person}_0", "unpaired_warped_mask/{person}_0"),
+            ("unpaired-cloth-warp/{person}_0", "unpaired-cloth-warp-mask/{person}_0"),
+            ("warp_cloth_u/{garment}_1", "warp_cloth_u-mask/{garment}_1"),
         ),
     }
     expected: ClassVar = {
@@ -93,11 +83,11 @@ class DressCode(Folder):
         super().__init__(root, config, dataset)
         self.categories = chosen(CATEGORIES, config.category, dataset)
         self._captions: dict[Category, dict[str, str]] = {}
-        absent = [category for category in self.categories if not (root / category).is_dir()]
+        absent = [f"{name}/" for name in self.categories if not (root / name).is_dir()]
         if absent:
             raise DataError(
-                f"{dataset}: no folder {', '.join(f'{name}/' for name in absent)} below {root}. Complete the data set, "
-                "or choose the category you have with data.category."
+                f"{dataset}: no folder {', '.join(absent)} below {root}. Complete the data set, or "
+                "choose the category you have with data.category."
             )
 
     def pairs(self, split: Split, order: Order) -> list[Pair]:
@@ -106,31 +96,26 @@ class DressCode(Folder):
             raise DataError(
                 f"{self.dataset}: there is no list of {order} pairs for the {split} split."
             )
-        lists = [self.root / category / name for category in self.categories]
-        whole = self.root / name
-        if len(self.categories) == 1 and stands(lists[0]):
-            return self._read_list(lists[0], order, self.categories[0])
-        if stands(whole):
-            return [
-                pair
-                for pair in self._read_list(whole, order, None)
-                if pair.category in self.categories
-            ]
-        return [
-            pair
-            for path, category in zip(lists, self.categories, strict=True)
-            for pair in self._read_list(path, order, category)
-        ]
+        if len(self.categories) == 1:
+            own_list = self.root / self.categories[0] / name
+            if lexists(own_list):
+                return self._read_list(own_list, order, self.categories[0])
+        if lexists(self.root / name):
+            pairs = self._read_list(self.root / name, order, None)
+            return [pair for pair in pairs if pair.category in self.categories]
+        pairs = []
+        for category in self.categories:
+            pairs += self._read_list(self.root / category / name, order, category)
+        return pairs
 
     def base(self, split: Split, category: Category) -> Source:
         return self.root / category
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
+        what = self.parts[part].what
         count = len(labels.FROM_DRESSCODE)
-        atr = images.read_labels(
-            files.path(part), self.parts[part].what, files.origin(part), size, count
-        )
-        return labels.FROM_DRESSCODE[atr]
+        ids = images.read_labels(files.path(part), what, files.origin(part), size, count)
+        return labels.FROM_DRESSCODE[ids]
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_coco_18(path, origin)
@@ -138,8 +123,9 @@ class DressCode(Folder):
     def read_densepose(
         self, path: Source, origin: Origin, size: tuple[int, int] | None
     ) -> np.ndarray:
-        reader = densepose.read_ids if path.parent.name == "dense" else densepose.read_colours
-        return reader(path, origin, size)
+        if path.parent.name == "dense":
+            return densepose.read_ids(path, origin, size)
+        return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
         return self.root / category / "dc_caption.txt"
@@ -147,29 +133,32 @@ class DressCode(Folder):
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if pair.category not in self._captions:
             path = self.caption_file(split, pair.category)
-            self._captions[pair.category] = captions.read_lines(path) if stands(path) else {}
+            self._captions[pair.category] = captions.read_lines(path) if lexists(path) else {}
         return self._captions[pair.category].get(f"{pair.garment}_1")
 
     def _read_list(self, path: Source, order: Order, category: Category | None) -> list[Pair]:
-        """Pairs of one list; `category` is None for a root list, which names it in its third
-        column.
+        """Pairs of one list.
+
+        `category` is None for a root list, which names it in its third column.
         """
         pairs = []
         for person, garment, *third in read_pair_list(path, self.dataset):
+            where = f"{self.dataset}: {path}"
             if category is None and (not third or third[0] not in ("0", "1", "2")):
                 raise DataError(
-                    f"{self.dataset}: {path} has no category 0, 1 or 2 in the third column for {person}. Restore the "
-                    "list, or remove it to use the lists in the category folders."
+                    f"{where} has no category 0, 1 or 2 in the third column for {person}. Restore "
+                    "the list, or remove it to use the lists in the category folders."
                 )
             if not (person.endswith("_0") and garment.endswith("_1")):
                 raise DataError(
-                    f"{self.dataset}: {path} pairs {person} with {garment}; expected <id>_0 (model) and then <id>_1 "
-                    "(garment). Are the columns crossed?"
+                    f"{where} pairs {person} with {garment}; expected <id>_0 (model) and then "
+                    "<id>_1 (garment). Are the columns crossed?"
                 )
-            pair = Pair(person[:-2], garment[:-2], category or CATEGORIES[int(third[0])])
+            listed = category or CATEGORIES[int(third[0])]
+            pair = Pair(person.removesuffix("_0"), garment.removesuffix("_1"), listed)
             if order == "paired" and pair.person != pair.garment:
                 raise DataError(
-                    f"{self.dataset}: {path} is a paired list but pairs {person} with {garment}. Restore the list."
+                    f"{where} is a paired list but pairs {person} with {garment}. Restore the list."
                 )
             pairs.append(pair)
         return pairs

@@ -1,4 +1,4 @@
-"""A data set on disk: its pair lists, where each file of a pair lies, and how each is decoded.
+"""A data set on disk: its pairs, where each file of a pair lies, and how each is decoded.
 
 `Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs.
 Loading and checking go through the same `PairFiles`, so that what `make data-check` accepts is
@@ -18,20 +18,12 @@ from PIL import Image
 
 from vton.config import DataConfig, nearest
 from vton.data import images
-from vton.data.images import ADVICE, SUFFIXES, Origin
+from vton.data.images import ADVICE, RESTORE_OR_DROP, SUFFIXES, Origin
+from vton.data.pairs import Pair
 from vton.data.sample import Category, DataError, Order
-from vton.data.shards import ShardError, Source, stands
+from vton.data.source import Source, lexists
 
 Split = Literal["train", "test"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One line of a pair list. Paired order: person and garment have the same id."""
-
-    person: str
-    garment: str
-    category: Category
 
 
 @dataclass(frozen=True)
@@ -41,11 +33,21 @@ class Place:
     folder: str
     stem: str
 
+    @classmethod
+    def parse(cls, path: str) -> Place:
+        """From "folder/stem"."""
+        folder, stem = path.split("/")
+        return cls(folder, stem)
+
+    def stem_of(self, pair: Pair) -> str:
+        return self.stem.format(person=pair.person, garment=pair.garment)
+
 
 @dataclass(frozen=True)
-class Part:
-    """One kind of file: what it is called in messages and the places it is found under, current
-    names first.
+class FileKind:
+    """One kind of file, a `part` of a pair.
+
+    It has a name for messages, and the places where it may lie, current names first.
     """
 
     what: str
@@ -58,19 +60,29 @@ class Part:
         return all("{person}" not in place.stem for place in self.places)
 
 
+def file_kind(what: str, *paths: str, suffixes: tuple[str, ...] = SUFFIXES) -> FileKind:
+    """A FileKind from paths such as "cloth-mask/{garment}"."""
+    return FileKind(what, tuple(map(Place.parse, paths)), suffixes)
+
+
+def warp_places(*pairs: tuple[str, str]) -> tuple[tuple[Place, Place], ...]:
+    """Places of warped garments and of their masks, from pairs of paths."""
+    return tuple((Place.parse(garment), Place.parse(mask)) for garment, mask in pairs)
+
+
 # Without these there is no sample. Every other part can be derived, or only some models need it.
 REQUIRED = ("person", "garment", "parse", "keypoints")
 
 
 class Folder(ABC):
-    """One data set's folder. `dataset` is its name in samples and messages, which for rendered data
-    is "synthetic".
+    """One data set's folder.
+
+    `dataset` is its name in samples and messages, which for rendered data is "synthetic".
     """
 
-    parts: ClassVar[dict[str, Part]]
-    warps: ClassVar[
-        dict[Order, tuple[tuple[Place, Place], ...]]
-    ]  # warped garment and its mask, per order
+    parts: ClassVar[dict[str, FileKind]]
+    # Places of the warped garment and of its mask, per order.
+    warps: ClassVar[dict[Order, tuple[tuple[Place, Place], ...]]]
     expected: ClassVar[dict[tuple[Split, Category], int]]  # pairs of the official archive
     categories: tuple[Category, ...]
 
@@ -82,13 +94,15 @@ class Folder(ABC):
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
         if not root.is_dir():
             raise DataError(
-                f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how to get the data."
+                f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
+                "to get the data."
             )
 
     @abstractmethod
     def pairs(self, split: Split, order: Order) -> list[Pair]:
-        """All pairs of a split in the order of its list. Training pairs are always paired. Raises
-        DataError.
+        """All pairs of a split in the order of its list.
+
+        Training pairs are always paired. Raises DataError.
         """
 
     @abstractmethod
@@ -115,24 +129,26 @@ class Folder(ABC):
 
     @abstractmethod
     def annotation(self, split: Split, pair: Pair) -> str | None:
-        """A few words on the garment, None where there are none. Raises DataError for a broken
-        caption file.
+        """A few words on the garment, None where there are none.
+
+        Raises DataError for a broken caption file.
         """
 
     def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
         return PairFiles(self, split, order, pair)
 
+    def bases(self, split: Split) -> list[Source]:
+        """The folders that hold the part folders, one for each category."""
+        return [self.base(split, category) for category in self.categories]
+
     def place(self, part: str, split: Split, order: Order) -> Place | None:
-        """Where a part lies in this folder: the first known place that exists in every category,
-        None if none does.
+        """Where a part lies in this folder, None if nowhere.
+
+        The first known place that exists in every category.
         """
         key = (part, split, order)
         if key not in self._places:
-            places = self.places(part, order)
-            if part == "warped_mask":  # of the warped garments in use, not of others
-                garment = self.place("warped_garment", split, order)
-                places = [mask for warped, mask in self._warp_places(order) if warped == garment]
-            self._places[key] = next((place for place in places if self._has(place, split)), None)
+            self._places[key] = self._find_place(part, split, order)
         return self._places[key]
 
     def places(self, part: str, order: Order) -> tuple[Place, ...]:
@@ -143,9 +159,6 @@ class Folder(ABC):
             return tuple(mask for _, mask in self._warp_places(order))
         return self.parts[part].places
 
-    def bases(self, split: Split) -> list[Source]:
-        return [self.base(split, category) for category in self.categories]
-
     def locate(
         self, part: str, split: Split, order: Order, pair: Pair, origin: Origin
     ) -> Source | None:
@@ -154,7 +167,7 @@ class Folder(ABC):
         Raises DataError when the folder is there and the file is not, or when a required part has
         no folder.
         """
-        what = self.parts[part].what
+        kind = self.parts[part]
         place = self.place(part, split, order)
         base = self.base(split, pair.category)
         if place is None:
@@ -162,44 +175,79 @@ class Folder(ABC):
                 return None
             names = ", ".join(f"{known.folder}/" for known in self.places(part, order))
             raise DataError(
-                f"{self.dataset} {split}: no folder for the {what} below {base}; known names: {names}. {ADVICE}"
+                f"{self.dataset} {split}: no folder for the {kind.what} below {base}; known names: "
+                f"{names}. {ADVICE}"
             )
-        stem = place.stem.format(person=pair.person, garment=pair.garment)
-        names = self._stems(base / place.folder, self.parts[part].suffixes)
-        if stem not in names:
-            advice = (
-                self._crossed(split, order, pair) or "Restore it or take its pairs out of the list."
-            )
-            neighbour = next(iter(names.values()), "")
-            suffix = PurePath(neighbour).suffix or self.parts[part].suffixes[0]
-            raise origin.error(f"{what} is missing", base / place.folder / (stem + suffix), advice)
-        return base / place.folder / names[stem]
+        folder = base / place.folder
+        stem = place.stem_of(pair)
+        names = self._names_by_stem(folder, kind.suffixes)
+        if stem in names:
+            return folder / names[stem]
+        neighbour = next(iter(names.values()), "")
+        suffix = PurePath(neighbour).suffix or kind.suffixes[0]
+        advice = RESTORE_OR_DROP
+        if self._crossed(split, order, pair):
+            advice = "Are the columns of the pair list crossed? Person comes first."
+        raise origin.error(f"{kind.what} is missing", folder / (stem + suffix), advice)
 
-    def _crossed(self, split: Split, order: Order, pair: Pair) -> str:
-        """Advice when a line names the garment first, a slip of some scripts: only swapped do both
-        files exist.
+    def _find_place(self, part: str, split: Split, order: Order) -> Place | None:
+        places = self.places(part, order)
+        if part == "warped_mask":  # of the warped garments in use, not of others
+            in_use = self.place("warped_garment", split, order)
+            places = [mask for garment, mask in self._warp_places(order) if garment == in_use]
+        for place in places:
+            if self._has(place, split):
+                return place
+        return None
+
+    def _warp_places(self, order: Order) -> tuple[tuple[Place, Place], ...]:
+        name = self.config.warp_folder if order == "paired" else self.config.warp_folder_unpaired
+        if not name:
+            return self.warps[order]
+        stem = self.parts[self.config.warp_key].places[0].stem
+        return ((Place(name, stem), Place(f"{name}-mask", stem)),)
+
+    def _has(self, place: Place, split: Split) -> bool:
+        """Whether every category has this folder.
+
+        Raises DataError where a file or a broken link has its name: what it stands for must not be
+        lost.
+        """
+        folders = [base / place.folder for base in self.bases(split)]
+        for folder in folders:
+            if lexists(folder) and not folder.is_dir():
+                raise DataError(
+                    f"{self.dataset} {split}: {folder} is a file or a link to nowhere, not a "
+                    "folder. Repair it."
+                )
+        return all(folder.is_dir() for folder in folders)
+
+    def _crossed(self, split: Split, order: Order, pair: Pair) -> bool:
+        """Whether a line names the garment first, a slip of some scripts.
+
+        Then both files exist only for the swapped pair.
         """
         swapped = Pair(pair.garment, pair.person, pair.category)
-        if pair == swapped or any(
-            self._exists(part, split, order, pair) for part in ("person", "garment")
-        ):
-            return ""
-        if not all(self._exists(part, split, order, swapped) for part in ("person", "garment")):
-            return ""
-        return "Are the columns of the pair list crossed? Person comes first."
+        if pair == swapped:
+            return False
+        for part in ("person", "garment"):
+            if self._exists(part, split, order, pair):
+                return False
+            if not self._exists(part, split, order, swapped):
+                return False
+        return True
 
     def _exists(self, part: str, split: Split, order: Order, pair: Pair) -> bool:
         place = self.place(part, split, order)
         if place is None:
             return False
-        stems = self._stems(
-            self.base(split, pair.category) / place.folder, self.parts[part].suffixes
-        )
-        return place.stem.format(person=pair.person, garment=pair.garment) in stems
+        folder = self.base(split, pair.category) / place.folder
+        return place.stem_of(pair) in self._names_by_stem(folder, self.parts[part].suffixes)
 
-    def _stems(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """File name by stem, listed once per folder. Where a stem has several suffixes, the one
-        named first wins.
+    def _names_by_stem(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
+        """File name by stem, listed once per folder.
+
+        Where a stem has several suffixes, the one named first wins.
         """
         key = (folder, suffixes)
         if key not in self._listings:
@@ -213,28 +261,13 @@ class Folder(ABC):
             self._listings[key] = {path.stem: path.name for path in files}
         return self._listings[key]
 
-    def _has(self, place: Place, split: Split) -> bool:
-        folders = [base / place.folder for base in self.bases(split)]
-        for folder in folders:
-            if (
-                stands(folder) and not folder.is_dir()
-            ):  # not absent: what it stands for must not be lost
-                raise DataError(
-                    f"{self.dataset} {split}: {folder} is a file or a link to nowhere, not a folder. Repair it."
-                )
-        return all(folder.is_dir() for folder in folders)
-
-    def _warp_places(self, order: Order) -> tuple[tuple[Place, Place], ...]:
-        name = self.config.warp_folder if order == "paired" else self.config.warp_folder_unpaired
-        if not name:
-            return self.warps[order]
-        stem = self.parts[self.config.warp_key].places[0].stem
-        return ((Place(name, stem), Place(f"{name}-mask", stem)),)
-
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one pair, decoded at their stored size. Every reading method raises DataError."""
+    """The files of one pair, decoded at their stored size.
+
+    Every reading method raises DataError.
+    """
 
     folder: Folder
     split: Split
@@ -242,10 +275,10 @@ class PairFiles:
     pair: Pair
 
     def origin(self, part: str) -> Origin:
+        """Where a part comes from, for messages: it names the id that the file belongs to."""
         of_garment = self.folder.parts[part].of_garment
-        return Origin(
-            self.folder.dataset, self.split, self.pair.garment if of_garment else self.pair.person
-        )
+        id_ = self.pair.garment if of_garment else self.pair.person
+        return Origin(self.folder.dataset, self.split, id_)
 
     def path(self, part: str) -> Source | None:
         """The part's file; None when the data set has no folder for this optional part."""
@@ -254,27 +287,26 @@ class PairFiles:
     def photo(self, part: str) -> Image.Image | None:
         """An upright RGB picture, None where the part is absent."""
         path = self.path(part)
-        return (
-            None
-            if path is None
-            else images.read_photo(path, self.folder.parts[part].what, self.origin(part))
-        )
+        if path is None:
+            return None
+        return images.read_photo(path, self.folder.parts[part].what, self.origin(part))
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
-        """(H, W) bool, None where the part is absent. size: (width, height) of its picture, None to
-        skip comparing.
+        """(H, W) bool, None where the part is absent.
+
+        size: (width, height) of its picture, None to skip comparing.
         """
         path = self.path(part)
         if path is None:
             return None
         what = self.folder.parts[part].what
-        return images.read_mask(
-            path, what, self.origin(part), size, silhouette=part != "agnostic_mask"
-        )
+        silhouette = part != "agnostic_mask"
+        return images.read_mask(path, what, self.origin(part), size, silhouette)
 
     def garment_mask(self, garment: Image.Image) -> np.ndarray:
-        """(H, W) bool silhouette of the in-shop garment: the file, or derived where the data set
-        has no such folder.
+        """(H, W) bool silhouette of the in-shop garment.
+
+        From its file, or derived where the data set has no such folder.
         """
         mask = self.mask("garment_mask", garment.size)
         if mask is not None:
@@ -283,7 +315,9 @@ class PairFiles:
 
     def labels(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) uint8 in the labels of vton.data.labels, None where the part is absent."""
-        return None if self.path(part) is None else self.folder.read_labels(self, part, size)
+        if self.path(part) is None:
+            return None
+        return self.folder.read_labels(self, part, size)
 
     def joints(self) -> np.ndarray:
         """(18, 3) COCO-18 joints in [0, 1] with validity."""
@@ -292,55 +326,17 @@ class PairFiles:
     def densepose(self, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) uint8 DensePose part ids, None where the part is absent."""
         path = self.path("densepose")
-        return (
-            None
-            if path is None
-            else self.folder.read_densepose(path, self.origin("densepose"), size)
-        )
+        if path is None:
+            return None
+        return self.folder.read_densepose(path, self.origin("densepose"), size)
 
     def annotation(self) -> str:
+        """A few words on the garment, by data.caption_source and data.caption_fallback."""
         config = self.folder.config
-        own = (
-            None
-            if config.caption_source == "fallback"
-            else self.folder.annotation(self.split, self.pair)
-        )
+        own = None
+        if config.caption_source != "fallback":
+            own = self.folder.annotation(self.split, self.pair)
         return own or config.caption_fallback
-
-
-def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
-    """The columns of a pair list, two or three per line. Any run of blanks or tabs separates; blank
-    lines do not count.
-
-    Picture suffixes are dropped: some lists name .png where the photograph is .jpg. Raises
-    DataError on a missing or empty file, a line of another width, or a name that would leave the
-    data set's folder.
-    """
-    advice = "Restore the list from the archive."
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
-    except ShardError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{dataset}: pair list is not readable ({path}): {error}. {advice}"
-        ) from None
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        if len(columns) not in (2, 3):
-            raise DataError(
-                f"{dataset}: line {number} of {path} has {len(columns)} columns, expected person, garment and perhaps "
-                f"a category: {line.strip()[:80]!r}. {advice}"
-            )
-        rows.append((*(_id(name, number, path, dataset) for name in columns[:2]), *columns[2:]))
-    if not rows:
-        raise DataError(f"{dataset}: pair list is empty ({path}). {advice}")
-    return rows
 
 
 def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]:
@@ -349,15 +345,7 @@ def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]
         return tuple(known)
     if category not in known:
         raise DataError(
-            f"{dataset}: data.category={category} is not in this data set. {nearest(category, known)}"
+            f"{dataset}: data.category={category} is not in this data set. "
+            f"{nearest(category, known)}"
         )
     return (category,)
-
-
-def _id(name: str, line: int, path: Source, dataset: str) -> str:
-    stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
-    if not stem or stem in (".", "..") or any(bad in stem for bad in ("/", "\\", "\0", ":")):
-        raise DataError(
-            f"{dataset}: line {line} of {path} names {name!r}; ids are plain file names inside the data set's folders."
-        )
-    return stem

@@ -1,5 +1,4 @@
-"""One label map for both data sets: VITON-HD's 20 classes, then DressCode's two that VITON-HD
-lacks.
+"""One label map for both data sets: VITON-HD's 20 classes, then two that only DressCode has.
 
 Left and right are the person's. DressCode's `head` (face and neck in one) becomes FACE; VITON-HD's
 `neck` exists only where a parser separates it. Source: both data sets' files, see data/README.md.
@@ -9,36 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-BACKGROUND, HAT, HAIR, GLOVE, SUNGLASSES, UPPER, DRESS, COAT, SOCKS, PANTS = range(10)
-NECK, SCARF, SKIRT, FACE, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG, LEFT_SHOE, RIGHT_SHOE = range(
-    10, 20
-)
-BELT, BAG = 20, 21
 NAMES = (
-    "background",
-    "hat",
-    "hair",
-    "glove",
-    "sunglasses",
-    "upper",
-    "dress",
-    "coat",
-    "socks",
-    "pants",
-    "neck",
-    "scarf",
-    "skirt",
-    "face",
-    "left arm",
-    "right arm",
-    "left leg",
-    "right leg",
-    "left shoe",
-    "right shoe",
-    "belt",
-    "bag",
+    *("background", "hat", "hair", "glove", "sunglasses", "upper", "dress", "coat", "socks"),
+    *("pants", "neck", "scarf", "skirt", "face", "left arm", "right arm", "left leg"),
+    *("right leg", "left shoe", "right shoe", "belt", "bag"),
 )
 COUNT = len(NAMES)
+BACKGROUND, HAT, HAIR, GLOVE, SUNGLASSES, UPPER, DRESS, COAT, SOCKS = range(9)
+PANTS, NECK, SCARF, SKIRT, FACE, LEFT_ARM, RIGHT_ARM, LEFT_LEG = range(9, 17)
+RIGHT_LEG, LEFT_SHOE, RIGHT_SHOE, BELT, BAG = range(17, COUNT)
 
 # Which labels a garment of each category covers on the person (evaluation region, worn-garment
 # cut-out).
@@ -51,86 +29,33 @@ GARMENT_LABELS = {
 # DressCode's 18 ATR labels (index = DressCode id) in our numbering.
 FROM_DRESSCODE = np.array(
     [
-        BACKGROUND,
-        HAT,
-        HAIR,
-        SUNGLASSES,
-        UPPER,
-        SKIRT,
-        PANTS,
-        DRESS,
-        BELT,
-        LEFT_SHOE,
-        RIGHT_SHOE,
-        FACE,
-        LEFT_LEG,
-        RIGHT_LEG,
-        LEFT_ARM,
-        RIGHT_ARM,
-        BAG,
-        SCARF,
+        *(BACKGROUND, HAT, HAIR, SUNGLASSES, UPPER, SKIRT, PANTS, DRESS, BELT),
+        *(LEFT_SHOE, RIGHT_SHOE, FACE, LEFT_LEG, RIGHT_LEG, LEFT_ARM, RIGHT_ARM, BAG, SCARF),
     ],
     dtype=np.uint8,
 )
 
-# The label each label becomes when the picture is mirrored.
+# The label that each label becomes when the picture is mirrored.
 MIRROR = np.arange(COUNT, dtype=np.uint8)
-for _left, _right in ((LEFT_ARM, RIGHT_ARM), (LEFT_LEG, RIGHT_LEG), (LEFT_SHOE, RIGHT_SHOE)):
-    MIRROR[_left], MIRROR[_right] = _right, _left
+MIRROR[[LEFT_ARM, LEFT_LEG, LEFT_SHOE]] = RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE
+MIRROR[[RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE]] = LEFT_ARM, LEFT_LEG, LEFT_SHOE
 
 
-def _palette(colours: list[tuple[int, int, int]]) -> bytes:
-    """256 RGB entries; those not given are the grey ramp both data sets use there."""
-    return bytes(
-        value for i in range(256) for value in (colours[i] if i < len(colours) else (i, i, i))
-    )
+def _palette(colours: str) -> bytes:
+    """256 RGB entries: the given ones (hexadecimal), then the grey ramp both data sets use."""
+    palette = bytearray(np.arange(256, dtype=np.uint8).repeat(3))
+    given = bytes.fromhex(colours)
+    palette[: len(given)] = given
+    return bytes(palette)
 
 
-# Exact palettes of the files. VITON-HD's differ from the published CIHP colours by one level in
-# places.
+# Exact palettes of the files, in the order of their ids. VITON-HD's differ from the published CIHP
+# colours by one level in places.
 VITON_HD_PALETTE = _palette(
-    [
-        (0, 0, 0),
-        (128, 0, 0),
-        (254, 0, 0),
-        (0, 85, 0),
-        (169, 0, 51),
-        (254, 85, 0),
-        (0, 0, 85),
-        (0, 119, 220),
-        (85, 85, 0),
-        (0, 85, 85),
-        (85, 51, 0),
-        (52, 86, 128),
-        (0, 128, 0),
-        (0, 0, 254),
-        (51, 169, 220),
-        (0, 254, 254),
-        (85, 254, 169),
-        (169, 254, 85),
-        (254, 254, 0),
-        (254, 169, 0),
-    ]
+    "000000 800000 fe0000 005500 a90033 fe5500 000055 0077dc 555500 005555"
+    "553300 345680 008000 0000fe 33a9dc 00fefe 55fea9 a9fe55 fefe00 fea900"
 )
 DRESSCODE_PALETTE = _palette(
-    [
-        (0, 0, 0),
-        (128, 0, 0),
-        (0, 128, 0),
-        (128, 128, 0),
-        (0, 0, 128),
-        (128, 0, 128),
-        (0, 128, 128),
-        (128, 128, 128),
-        (64, 0, 0),
-        (192, 0, 0),
-        (64, 128, 0),
-        (192, 128, 0),
-        (64, 0, 128),
-        (192, 0, 128),
-        (64, 128, 128),
-        (192, 128, 128),
-        (0, 64, 0),
-        (128, 64, 0),
-    ]
+    "000000 800000 008000 808000 000080 800080 008080 808080 400000"
+    "c00000 408000 c08000 400080 c00080 408080 c08080 004000 804000"
 )

@@ -1,12 +1,15 @@
-"""`vton data shard`: the files of a data set's plain folder into shards."""
+"""`vton data shard`: pack the files of a data set's plain folder into shards."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from vton.data.folder import Folder
 from vton.data.shards import SHARD_MB, ShardError, ShardPath, Shards, ShardWriter
+
+LIST_SUFFIXES = (".txt", ".json")  # pair lists and captions
 
 
 def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shards:
@@ -18,48 +21,66 @@ def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shard
     """
     if isinstance(folder.root, ShardPath):
         raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
+    bases = list(dict.fromkeys([*folder.bases("train"), *folder.bases("test")]))
     with ShardWriter(out, shard_mb) as writer:
-        bases = list(
-            dict.fromkeys(base for split in ("train", "test") for base in folder.bases(split))
-        )
         for place in (folder.root, *bases):
-            for path in sorted(
-                path
-                for path in place.iterdir()
-                if path.suffix in (".txt", ".json") and path.is_file()
-            ):
-                name = path.relative_to(folder.root).as_posix()
-                writer.add(name, {name: ("", path.read_bytes())})
+            _write_lists(writer, folder.root, place)
         for base in bases:
-            records: dict[str, dict[Path, str]] = {}
-            for name, stem, suffixes in _places(folder):
-                if (base / name).is_dir():
-                    writer.folders.append((base / name).relative_to(folder.root).as_posix())
-                    for path in sorted((base / name).iterdir()):
-                        found = stem.fullmatch(path.stem)
-                        if found and path.suffix.lower() in suffixes:
-                            records.setdefault(found[1], {})[path] = (
-                                f"{name}{found[2]}{path.suffix}"
-                            )
-            for id_, files in sorted(records.items()):
-                key = f"{base.relative_to(folder.root).as_posix()}/{id_}"
-                writer.add(key, {path.relative_to(folder.root).as_posix(): (rest, path.read_bytes())
-                                 for path, rest in files.items()})  # fmt: skip
+            _write_records(writer, folder, base)
     return Shards(str(out))
 
 
-def _places(folder: Folder) -> dict[tuple[str, re.Pattern, tuple[str, ...]], None]:
-    """Folder names, their stems as patterns of id and rest, and suffixes: every place a reader may
-    look in.
-    """
-    found = {}
-    for part in folder.parts:
+def _write_lists(writer: ShardWriter, root: Path, place: Path) -> None:
+    """The pair lists and caption files directly in `place`, each as a record of its own."""
+    for path in sorted(place.iterdir()):
+        if path.suffix in LIST_SUFFIXES and path.is_file():
+            name = path.relative_to(root).as_posix()
+            writer.add(name, {name: ("", path.read_bytes())})
+
+
+def _write_records(writer: ShardWriter, folder: Folder, base: Path) -> None:
+    """The records of one split or category: by id, every file whose name holds the id."""
+    records: dict[str, dict[Path, str]] = {}
+    for kind in _known_files(folder):
+        if not (base / kind.folder).is_dir():
+            continue
+        writer.folders.append((base / kind.folder).relative_to(folder.root).as_posix())
+        for path in sorted((base / kind.folder).iterdir()):
+            match = kind.stem.fullmatch(path.stem)
+            if match and path.suffix.lower() in kind.suffixes:
+                record = records.setdefault(match[1], {})
+                record[path] = f"{kind.folder}{match[2]}{path.suffix}"
+    for id_, members in sorted(records.items()):
+        files = {}
+        for path, rest in members.items():
+            files[path.relative_to(folder.root).as_posix()] = (rest, path.read_bytes())
+        writer.add(f"{base.relative_to(folder.root).as_posix()}/{id_}", files)
+
+
+class KnownFiles(NamedTuple):
+    """Files that a reader may look for."""
+
+    folder: str
+    stem: re.Pattern  # its groups are the id and the rest of the stem
+    suffixes: tuple[str, ...]
+
+
+def _known_files(folder: Folder) -> list[KnownFiles]:
+    """Every place a reader may look in, once."""
+    known: dict[KnownFiles, None] = {}
+    for part, kind in folder.parts.items():
         for order in ("paired", "unpaired"):
             for place in folder.places(part, order):
-                stem = re.sub(r"\{(person|garment)\}", "{}", place.stem, count=1)
-                pattern = re.escape(stem).replace(r"\{\}", "(.+?)", 1)
-                rest = re.sub(r"\\\{(person|garment)\\\}", ".+", pattern.partition("(.+?)")[2])
-                found[place.folder, re.compile(f"(.+?)({rest})"), folder.parts[part].suffixes] = (
-                    None
-                )
-    return found
+                known[KnownFiles(place.folder, _pattern(place.stem), kind.suffixes)] = None
+    return list(known)
+
+
+def _pattern(stem: str) -> re.Pattern:
+    """A stem with {person} and {garment} as a pattern of the first id and the rest.
+
+    >>> _pattern("{person}__{garment}").pattern
+    '(.+?)(__.+)'
+    """
+    before, _, rest = re.sub(r"\{(person|garment)\}", "{}", stem).partition("{}")
+    assert not before, f"{stem} does not begin with an id"
+    return re.compile(f"(.+?)({re.escape(rest).replace(re.escape('{}'), '.+')})")

@@ -12,33 +12,32 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vton.data.images import Origin
+from vton.data.images import RESTORE, RESTORE_OR_DROP, Origin
 from vton.data.sample import JOINTS
-from vton.data.shards import ShardError, Source
+from vton.data.shards import ShardError
+from vton.data.source import Source
 
 NAMES = (
-    "nose",
-    "neck",
-    "right shoulder",
-    "right elbow",
-    "right wrist",
-    "left shoulder",
-    "left elbow",
-    "left wrist",
-    "right hip",
-    "right knee",
-    "right ankle",
-    "left hip",
-    "left knee",
-    "left ankle",
-    "right eye",
-    "left eye",
-    "right ear",
-    "left ear",
+    *("nose", "neck"),
+    *("right shoulder", "right elbow", "right wrist"),
+    *("left shoulder", "left elbow", "left wrist"),
+    *("right hip", "right knee", "right ankle"),
+    *("left hip", "left knee", "left ankle"),
+    *("right eye", "left eye", "right ear", "left ear"),
 )
-MIRROR = np.array(
-    [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
-)  # joint that each becomes
+NOSE, NECK = 0, 1
+RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST = 2, 3, 4
+LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST = 5, 6, 7
+RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE = 8, 9, 10
+LEFT_HIP, LEFT_KNEE, LEFT_ANKLE = 11, 12, 13
+# From the trunk outwards, the person's right limb first.
+ARMS = ((RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST), (LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST))
+LEGS = ((RIGHT_HIP, RIGHT_KNEE, RIGHT_ANKLE), (LEFT_HIP, LEFT_KNEE, LEFT_ANKLE))
+
+# The joint that each joint becomes when the picture is mirrored.
+MIRROR = np.array([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])
+
+BODY_25 = 25  # OpenPose's joints
 FROM_BODY_25 = np.array([*range(8), *range(9, 19)])  # without the mid hip and the feet
 
 VITON_HD_CANVAS = (768, 1024)  # width, height
@@ -48,59 +47,46 @@ FARTHEST = 1e6  # px; numbers beyond it, NaN among them, are no coordinates
 # Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on:
 # a hue wheel of 18.
 LIMBS = (
-    (1, 2),
-    (1, 5),
-    (2, 3),
-    (3, 4),
-    (5, 6),
-    (6, 7),
-    (1, 8),
-    (8, 9),
-    (9, 10),
-    (1, 11),
-    (11, 12),
-    (12, 13),
-    (1, 0),
-    (0, 14),
-    (14, 16),
-    (0, 15),
-    (15, 17),
+    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7)),  # shoulders and arms
+    *((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),  # trunk and legs
+    *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),  # head
 )
-COLOURS = [
-    tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / JOINTS, 1, 1)) for i in range(JOINTS)
-]
 LIMB_SHADE = 0.6  # limbs are darker than joints, as in OpenPose
 
 
+def _hue(index: int) -> tuple[int, int, int]:
+    """Colour `index` of the hue wheel."""
+    red, green, blue = colorsys.hsv_to_rgb(index / JOINTS, 1, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+COLOURS = tuple(map(_hue, range(JOINTS)))  # of each joint, and of the limb of that number
+
+
 def read_body_25(path: Source, origin: Origin) -> np.ndarray:
-    """(18, 3) float32 joints of a VITON-HD file: x and y in [0, 1], validity 0 or 1. Raises
-    DataError.
+    """(18, 3) float32 joints of a VITON-HD file: x and y in [0, 1], validity 0 or 1.
 
     Nobody found (an empty `people` list, true of a few official files) gives 18 invalid joints. Of
-    several people the one with the highest summed confidence counts.
+    several people the one with the highest summed confidence counts. Raises DataError.
     """
-    people = _read(path, origin, "people")
+    people = _read_list(path, origin, "people")
     if not people:
         return np.zeros((JOINTS, 3), np.float32)
-    bodies = [
-        _table(person.get("pose_keypoints_2d") if isinstance(person, dict) else None, path, origin)
-        for person in people
-    ]
+    bodies = [_body(person, path, origin) for person in people]
     body = max(bodies, key=lambda joints: joints[:, 2].sum())
     return _normalised(body[FROM_BODY_25], VITON_HD_CANVAS)
 
 
 def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
-    """(18, 3) float32 joints of a DressCode file, as `read_body_25`. The fourth number of a joint
-    is not a joint id.
+    """(18, 3) float32 joints of a DressCode file, as `read_body_25`.
+
+    The fourth number of a joint is not a joint id.
     """
-    rows = _read(path, origin, "keypoints")
+    rows = _read_list(path, origin, "keypoints")
     if len(rows) != JOINTS or not all(isinstance(row, list) and len(row) >= 3 for row in rows):
-        raise origin.error(
-            "keypoints are not 18 rows of x, y, confidence", path, "Restore it from the archive."
-        )
-    numbers = [number for row in rows for number in row[:3]]
-    return _normalised(_numbers(numbers, path, origin).reshape(JOINTS, 3), DRESSCODE_CANVAS)
+        raise origin.error("keypoints are not 18 rows of x, y, confidence", path, RESTORE)
+    table = [_numbers(row[:3], path, origin) for row in rows]
+    return _normalised(np.stack(table), DRESSCODE_CANVAS)
 
 
 def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -114,16 +100,14 @@ def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     points = [(x * width, y * height) for x, y in joints[:, :2].tolist()]
     valid = joints[:, 2] > 0
-    for (start, end), colour in zip(
-        LIMBS, COLOURS, strict=False
-    ):  # colours are one for each joint, limbs are fewer
+    for limb, (start, end) in enumerate(LIMBS):
         if valid[start] and valid[end]:
-            shade = tuple(round(LIMB_SHADE * c) for c in colour)
+            shade = tuple(round(LIMB_SHADE * channel) for channel in COLOURS[limb])
             draw.line([points[start], points[end]], fill=shade, width=max(1, round(height / 64)))
     radius = max(0.5, height / 128)
-    for (x, y), colour, seen in zip(points, COLOURS, valid, strict=True):
-        if seen:
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
+    for joint in np.flatnonzero(valid):
+        x, y = points[joint]
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=COLOURS[joint])
     return np.array(image)
 
 
@@ -142,46 +126,42 @@ def drop_outside(joints: np.ndarray) -> np.ndarray:
 
 
 def _normalised(joints: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    # Missing is 0,0,0 in VITON-HD and -1,-1,0 in DressCode, whose cropped heads are "present" at y
-    # = 0.
+    """Rows of x, y in pixels of the canvas and confidence as x, y in [0, 1] and validity."""
+    # Missing is 0,0,0 in VITON-HD and -1,-1,0 in DressCode, whose cropped heads are "present" at
+    # y = 0.
     return drop_outside(np.column_stack([joints[:, :2] / canvas, joints[:, 2] > 0]))
 
 
-def _read(path: Source, origin: Origin, key: str) -> list:
-    advice = "Restore it from the archive."
+def _read_list(path: Source, origin: Origin, key: str) -> list:
+    """The list under one key of a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise origin.error(
-            "keypoints are missing", path, "Restore it or take its pairs out of the list."
-        ) from None
+        raise origin.error("keypoints are missing", path, RESTORE_OR_DROP) from None
     except ShardError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise origin.error(f"keypoints cannot be read: {error}", path, advice) from None
+        raise origin.error(f"keypoints cannot be read: {error}", path, RESTORE) from None
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise origin.error(f"keypoints have no list '{key}'", path, advice)
+        raise origin.error(f"keypoints have no list '{key}'", path, RESTORE)
     return content[key]
 
 
-def _table(numbers, path: Source, origin: Origin) -> np.ndarray:
-    if not isinstance(numbers, list) or len(numbers) != 75:
-        found = f"{len(numbers)} numbers" if isinstance(numbers, list) else "no list"
-        raise origin.error(
-            f"pose_keypoints_2d has {found}, expected 75 (BODY_25)",
-            path,
-            "Use OpenPose's BODY_25 model.",
-        )
-    return _numbers(numbers, path, origin).reshape(25, 3)
+def _body(person: object, path: Source, origin: Origin) -> np.ndarray:
+    """(25, 3) x, y and confidence of one entry of `people`."""
+    numbers = person.get("pose_keypoints_2d") if isinstance(person, dict) else None
+    is_list = isinstance(numbers, list)
+    if not is_list or len(numbers) != 3 * BODY_25:
+        count = f"{len(numbers)} numbers" if is_list else "no list"
+        problem = f"pose_keypoints_2d has {count}, expected {3 * BODY_25} (BODY_25)"
+        raise origin.error(problem, path, "Use OpenPose's BODY_25 model.")
+    return _numbers(numbers, path, origin).reshape(BODY_25, 3)
 
 
 def _numbers(values: list, path: Source, origin: Origin) -> np.ndarray:
     # numpy would take "1.5" and true for numbers, and a list of lists for a table of another shape.
     for value in values:
         if type(value) not in (int, float) or not abs(value) < FARTHEST:
-            raise origin.error(
-                f"keypoints hold {repr(value)[:40]}, which is no coordinate",
-                path,
-                "Restore it from the archive.",
-            )
+            problem = f"keypoints hold {repr(value)[:40]}, which is no coordinate"
+            raise origin.error(problem, path, RESTORE)
     return np.array(values, dtype=np.float64)

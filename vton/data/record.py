@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vton.data.folder import Pair
+from vton.data.pairs import Pair
 from vton.data.sample import Order
 
 
 @dataclass
 class Record:
-    """One decoded pair at the training size. Pictures are uint8, or float in [0, 1] after a colour
-    change.
+    """One decoded pair at the training size.
 
-    What follows from other parts is left out (agnostic picture, drawn pose), so that no change can
-    make them disagree.
+    Pictures are uint8, or float in [0, 1] after a colour change. What follows from other parts is
+    left out (agnostic picture, drawn pose), so that no change can make them disagree.
+
     Legend: H W picture height and width.
     """
 
@@ -31,9 +31,7 @@ class Record:
     person: Tensor  # (3, H, W)
     garment: Tensor  # (3, H, W)
     warped_garment: Tensor  # (3, H, W)
-    truth: (
-        Tensor | None
-    )  # (3, H, W); None in paired order, where the person is the truth, and where there is none
+    truth: Tensor | None  # (3, H, W); None without one and in paired order: the person is it
     agnostic_mask: Tensor  # (1, H, W) bool
     garment_mask: Tensor  # (1, H, W) bool
     warped_mask: Tensor  # (1, H, W) bool

@@ -10,7 +10,7 @@ Legend: B batch, H W picture height and width, J = 18 COCO-18 joints.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -27,21 +27,25 @@ Order = Literal["paired", "unpaired"]
 
 
 class DataError(UserError):
-    """A data set or one of its files is not usable; the message names data set, id, path and what
-    to do.
+    """A data set or one of its files cannot be used.
+
+    The message names data set, id and path, and says what to do.
     """
 
     def __init__(self, message: str):
-        # torch hands an error of a loader process over as the text of its traceback, which ends
-        # with the message.
-        super().__init__(
-            message.rsplit("Error: ", 1)[-1].rstrip() if message.startswith("Caught ") else message
-        )
+        if message.startswith("Caught "):
+            # torch passes on an error of a loader process as the text of its traceback, which ends
+            # with the message.
+            message = message.rsplit("Error: ", 1)[-1].rstrip()
+        super().__init__(message)
 
 
 @dataclass
 class TryOnSample:
-    """One person and one garment. `check()` enforces every shape, range and polarity stated here."""
+    """One person and one garment.
+
+    `check()` enforces every shape, range and polarity stated here.
+    """
 
     index: int  # position in the pair list; stable, so noise and results can be keyed by it
     dataset: str  # "viton_hd", "dresscode" or "synthetic"
@@ -57,8 +61,7 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    # (3, H, W) in [-1, 1]; the garment bent onto the person, white elsewhere
-    warped_garment: Tensor
+    warped_garment: Tensor  # (3, H, W) in [-1, 1]; the garment bent onto the person, else white
     warped_mask: Tensor  # (1, H, W) 0 or 1; where the warped garment lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
     keypoints: Tensor  # (J, 3) float: x and y in [0, 1] of width and height, and validity 0 or 1
@@ -69,56 +72,40 @@ class TryOnSample:
     # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth: Tensor | None = None
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
-    # (J, 3) as keypoints, of who wears the garment in `garment`; no reader yet
-    garment_keypoints: Tensor | None = None
     # (3, h, w) in [-1, 1]; the smaller picture that a super-resolution stage enlarges
     lowres: Tensor | None = None
-    position: int = (
-        -1
-    )  # place in the endless training stream, which seeds this sample's noise; -1 outside training
+    # place in the endless training stream, which seeds this sample's noise; -1 outside training
+    position: int = -1
     # readings of frozen encoders by name, where data.encoded holds them
     encoded: dict[str, Tensor] | None = None
 
     @property
     def pair_id(self) -> str:
-        """Name of this pair in file names and tables: person and garment, so that orders never
-        collide.
+        """The pair's name in file names and tables.
+
+        It names person and garment, so that the two orders never collide.
         """
         return f"{self.person_id}__{self.garment_id}"
 
     def check(self) -> TryOnSample:
-        """Return self, or raise DataError naming the sample and the field that breaks the contract."""
+        """Return self; raise DataError naming the sample and the field that breaks the contract."""
+        for name in PICTURES:
+            self._check_image(name, channels=3)
+        for name in MASKS:
+            self._check_image(name, channels=1)
         height, width = self.person.shape[-2:]
-        for name, channels in _IMAGES.items():
-            image = getattr(self, name)
-            if image is None and name in _OPTIONAL:
-                continue
-            if tuple(image.shape) != (channels, height, width):
-                self._reject(
-                    name, f"has shape {tuple(image.shape)}, expected {(channels, height, width)}"
-                )
-            low, high = (bound.item() for bound in image.aminmax())
-            if not image.is_floating_point() or not math.isfinite(low) or not math.isfinite(high):
-                self._reject(name, "is not a finite float image")
-            if channels == 1 and not ((image == 0) | (image == 1)).all():
-                self._reject(name, "is not 0 or 1 everywhere")
-            if channels == 3 and max(-low, high) > 1 + 1e-5:
-                self._reject(name, f"leaves [-1, 1]: max |x| is {max(-low, high):.3f}")
-        for name in ("keypoints", "garment_keypoints"):
-            joints = getattr(self, name)
-            if joints is not None and tuple(joints.shape) != (JOINTS, 3):
-                self._reject(name, f"has shape {tuple(joints.shape)}, expected {(JOINTS, 3)}")
+        if tuple(self.keypoints.shape) != (JOINTS, 3):
+            shape = tuple(self.keypoints.shape)
+            self._reject("keypoints", f"has shape {shape}, expected {(JOINTS, 3)}")
         if self.lowres is not None and (self.lowres.ndim != 3 or len(self.lowres) != 3):
-            self._reject("lowres", f"has shape {tuple(self.lowres.shape)}, expected (3, h, w)")
+            shape = tuple(self.lowres.shape)
+            self._reject("lowres", f"has shape {shape}, expected (3, h, w)")
         if tuple(self.parse.shape) != (height, width) or self.parse.dtype != torch.int64:
-            self._reject(
-                "parse",
-                f"is {self.parse.dtype} {tuple(self.parse.shape)}, expected int64 {(height, width)}",
-            )
+            kind = f"{self.parse.dtype} {tuple(self.parse.shape)}"
+            self._reject("parse", f"is {kind}, expected int64 {(height, width)}")
         if self.category not in CATEGORIES:
-            self._reject(
-                "category", f"is {self.category!r}, expected one of {', '.join(CATEGORIES)}"
-            )
+            known = ", ".join(CATEGORIES)
+            self._reject("category", f"is {self.category!r}, expected one of {known}")
         if not self.agnostic_mask.any():
             self._reject("agnostic_mask", "is empty: nothing to paint")
         if (self.agnostic * self.agnostic_mask).abs().max() > 0:
@@ -129,32 +116,39 @@ class TryOnSample:
             self._reject("truth", "is absent in paired order")
         return self
 
-    def _reject(self, field: str, problem: str) -> None:
+    def _check_image(self, name: str, channels: int) -> None:
+        """Shape and range of a picture (3 channels) or a mask (1 channel)."""
+        image = getattr(self, name)
+        if image is None and name in OPTIONAL:
+            return
+        expected = (channels, *self.person.shape[-2:])
+        if tuple(image.shape) != expected:
+            self._reject(name, f"has shape {tuple(image.shape)}, expected {expected}")
+        low, high = (bound.item() for bound in image.aminmax())
+        if not image.is_floating_point() or not math.isfinite(low) or not math.isfinite(high):
+            self._reject(name, "is not a finite float image")
+        if channels == 1 and not ((image == 0) | (image == 1)).all():
+            self._reject(name, "is not 0 or 1 everywhere")
+        largest = max(-low, high)
+        if channels == 3 and largest > 1 + 1e-5:
+            self._reject(name, f"leaves [-1, 1]: max |x| is {largest:.3f}")
+
+    def _reject(self, name: str, problem: str) -> None:
         raise DataError(
-            f"{self.dataset} {self.order} {self.pair_id}: {field} {problem}. Run `make data-check`."
+            f"{self.dataset} {self.order} {self.pair_id}: {name} {problem}. Run `make data-check`."
         )
 
 
-_OPTIONAL = ("densepose", "truth", "truth_garment_mask")
-_IMAGES = {
-    "person": 3,
-    "agnostic": 3,
-    "garment": 3,
-    "warped_garment": 3,
-    "pose_map": 3,
-    "densepose": 3,
-    "truth": 3,
-    "agnostic_mask": 1,
-    "garment_mask": 1,
-    "warped_mask": 1,
-    "truth_garment_mask": 1,
-}
+PICTURES = ("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth")
+MASKS = ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")
+OPTIONAL = ("densepose", "truth", "truth_garment_mask")
 
 
 @dataclass
 class TryOnBatch:
-    """Samples stacked: every tensor of TryOnSample gains a leading B, every other field becomes a
-    list of length B.
+    """Samples stacked.
+
+    Every tensor of TryOnSample gains a leading B, every other field becomes a list of length B.
     """
 
     index: list[int]
@@ -178,7 +172,6 @@ class TryOnBatch:
     densepose: Tensor | None = None  # (B, 3, H, W)
     truth: Tensor | None = None  # (B, 3, H, W)
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
-    garment_keypoints: Tensor | None = None  # (B, J, 3)
     lowres: Tensor | None = None  # (B, 3, h, w)
     position: list[int] = field(default_factory=list)  # filled with -1 where not given
     encoded: dict[str, Tensor] | None = None  # each (B, ...)
@@ -188,8 +181,9 @@ class TryOnBatch:
 
     @classmethod
     def collate(cls, samples: Sequence[TryOnSample]) -> TryOnBatch:
-        """Stack samples. Raises DataError when an optional field is present in some and absent in
-        others.
+        """Stack samples.
+
+        Raises DataError when an optional field is present in some and absent in others.
         """
         columns = {}
         for column in fields(TryOnSample):
@@ -198,19 +192,10 @@ class TryOnBatch:
             if any(absent) and not all(absent):
                 without = samples[absent.index(True)]
                 raise DataError(
-                    f"{without.dataset}: {column.name} is absent for {without.pair_id} but present for others of its "
-                    "batch; provide it for all samples or for none."
+                    f"{without.dataset}: {column.name} is absent for {without.pair_id} but present "
+                    "for others of its batch; provide it for all samples or for none."
                 )
-            if absent[0]:
-                columns[column.name] = None
-            elif isinstance(values[0], dict):
-                columns[column.name] = {
-                    name: torch.stack([value[name] for value in values]) for name in values[0]
-                }
-            else:
-                columns[column.name] = (
-                    torch.stack(values) if isinstance(values[0], Tensor) else values
-                )
+            columns[column.name] = _stacked(values)
         return cls(**columns)
 
     def __len__(self) -> int:
@@ -218,37 +203,48 @@ class TryOnBatch:
 
     @property
     def pair_id(self) -> list[str]:
-        return [
-            f"{person}__{garment}"
-            for person, garment in zip(self.person_id, self.garment_id, strict=True)
-        ]
+        """The pairs' names, as TryOnSample.pair_id."""
+        pairs = zip(self.person_id, self.garment_id, strict=True)
+        return [f"{person}__{garment}" for person, garment in pairs]
 
-    def map_tensors(self, function) -> TryOnBatch:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> TryOnBatch:
         """The batch with `function` applied to every tensor."""
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        values = {name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        values = vars(self).copy()
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = function(value)
         if self.encoded is not None:
             values["encoded"] = {name: function(tensor) for name, tensor in self.encoded.items()}
         return TryOnBatch(**values)
 
     def to(self, *args, **kwargs) -> TryOnBatch:
-        """Move tensors between devices (Lightning calls this); dtype changes would hit labels, so
-        pass devices only.
+        """Move tensors between devices; Lightning calls this.
+
+        Pass devices only: another dtype would hit labels too.
         """
         return self.map_tensors(lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> TryOnBatch:
+        """Tensors in page-locked memory; torch's DataLoader calls this."""
         return self.map_tensors(Tensor.pin_memory)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TryOnBatch:
         """The chosen rows, as a batch."""
         picked = torch.arange(len(self))[rows].tolist()
-        values = {}
-        for column in fields(self):
-            value = getattr(self, column.name)
-            values[column.name] = [value[i] for i in picked] if isinstance(value, list) else value
-            if isinstance(value, Tensor):
-                values[column.name] = value[picked]
-        if self.encoded is not None:
-            values["encoded"] = {name: tensor[picked] for name, tensor in self.encoded.items()}
-        return TryOnBatch(**values)
+        chosen = self.map_tensors(lambda tensor: tensor[picked])
+        for name, value in vars(chosen).items():
+            if isinstance(value, list):
+                setattr(chosen, name, [value[row] for row in picked])
+        return chosen
+
+
+def _stacked(values: list):
+    """One field of all samples: tensors stacked, also inside dictionaries, all else a list."""
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.stack(values)
+    if isinstance(first, dict):
+        return {name: torch.stack([value[name] for value in values]) for name in first}
+    return values

@@ -1,15 +1,17 @@
-"""Sharded storage: a data set's files as WebDataset records in tar shards, read by the same code as
-a plain folder.
+"""The shard format: a data set's files as WebDataset records in tar files, and an index of them.
 
 A record is everything that belongs to one id, its files byte for byte as they were: consecutive
-members of a tar shard that share the part of their names before the first dot, which is what the
-webdataset library yields as one sample. `shards.json` beside them says where each file of the
+members of a tar file that share the part of their names before the first dot. The webdataset
+library yields them as one sample. `shards.json` beside the tar files says where each file of the
 folder lies: shard, offset, size and SHA-256. With it any file is one read away, so training keeps
 its own order and resumes in the middle of an epoch as it does from a folder.
 
-The shards lie in a folder or behind a URL that fsspec knows (s3://, gs://, https://, ...), from
-which each is fetched when first needed, and kept. Every file's digest is checked on every reading.
-Nothing here unpickles anything.
+Shards lie in a folder, or behind a URL that fsspec knows (s3://, gs://, https://, ...); from there
+each is fetched whole when first needed, and kept. Every file's digest is checked whenever it is
+read. Nothing here unpickles anything.
+
+fsspec's reference filesystem (path -> URL, offset, length) does not replace the reader: forked
+loader processes cannot read from it, and it neither keeps fetched shards nor checks digests.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class ShardError(DataError):
     """Shards that cannot be used; the message names the shard or the index."""
 
 
-class Entry(NamedTuple):
+class Location(NamedTuple):
     """Where one file lies."""
 
     shard: int
@@ -59,60 +61,30 @@ class Entry(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """An index as the attributes of Shards give it."""
+    """What an index says."""
 
-    names: list[tuple[str, int]]
-    files: dict[str, Entry]
-    folders: dict[str, list[str]]
-    digest: str
-
-
-@lru_cache(maxsize=2)
-def _parsed(index: bytes) -> Contents:
-    """An index, kept because a run opens its data several times and DressCode's has 50 MB.
-
-    Raises ValueError, KeyError, TypeError or AttributeError for anything else.
-    """
-    content = json.loads(index)
-    if content["format"] != FORMAT:
-        raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
-    names = [(str(name), int(size)) for name, size in content["shards"]]
-    if any(Path(name).name != name for name, _ in names):
-        raise ValueError("it names shards outside its own folder")
-    files = {path: Entry(*entry) for path, entry in content["files"].items()}
-    folders: dict[str, list[str]] = {"": []}
-    for folder in content["folders"]:
-        for parent in (folder, *map(str, PurePosixPath(folder).parents)):
-            folders.setdefault("" if parent == "." else parent, [])
-    for path, entry in files.items():
-        if not (
-            0 <= entry.shard < len(names)
-            and 0 <= entry.offset <= entry.end <= names[entry.shard][1]
-        ):
-            raise ValueError(f"{path} lies outside its shards")
-        folder, _, name = path.rpartition("/")
-        folders.setdefault(folder, []).append(name)
-    return Contents(names, files, folders, hashlib.sha256(index).hexdigest())
+    names: list[tuple[str, int]]  # file name and size in bytes of each shard
+    files: dict[str, Location]  # by path inside the folder
+    folders: dict[str, list[str]]  # names of the files in every folder, "" for the root
+    digest: str  # SHA-256 of the index, and so of everything stored
 
 
 class Shards:
-    """The files of one sharded folder. Opened lazily; goes along to loader processes.
+    """The files of one sharded folder.
 
-    where: the folder or URL that holds the index. keep: the folder for what is fetched from a URL.
+    Opened lazily; can be sent to loader processes. where: the folder or URL that holds the index.
+    keep: the folder for what is fetched from a URL.
     """
 
     def __init__(self, where: str, keep: str = ""):
-        self.where, self.keep = str(where).rstrip("/"), keep
+        self.where = str(where).rstrip("/")
+        self.keep = keep
         self.remote = "://" in self.where
         self._handles: dict[int, io.FileIO] = {}
 
     def __getstate__(self) -> dict:
-        return {
-            "where": self.where,
-            "keep": self.keep,
-            "remote": self.remote,
-            "_handles": {},
-        }  # spawned ones read anew
+        """Without open files and the index, which a spawned process reads anew."""
+        return {"where": self.where, "keep": self.keep, "remote": self.remote, "_handles": {}}
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Shards) and self.where == other.where
@@ -120,38 +92,13 @@ class Shards:
     def __hash__(self) -> int:
         return hash(self.where)
 
-    @cached_property
-    def _contents(self) -> Contents:
-        path = f"{self.where}/{INDEX}"
-        try:
-            with fsspec.open(path, "rb") as file:
-                index = file.read()
-        except (
-            Exception
-        ) as error:  # each file system has its own: aiohttp's and botocore's are no OSError
-            raise ShardError(
-                f"no shards at {self.where}: {path} cannot be read ({one_line(error)})."
-            ) from None
-        try:
-            return _parsed(index)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ShardError(
-                f"{path} is no index of shards: {problem}. Write the shards again."
-            ) from None
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the index, and so of everything stored."""
-        return self._contents.digest
-
     @property
     def names(self) -> list[tuple[str, int]]:
         """File name and size in bytes of each shard."""
         return self._contents.names
 
     @property
-    def files(self) -> dict[str, Entry]:
+    def files(self) -> dict[str, Location]:
         """Every file by its path inside the folder."""
         return self._contents.files
 
@@ -160,19 +107,43 @@ class Shards:
         """Names of the files in every folder, "" for the root."""
         return self._contents.folders
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the index, and so of everything stored."""
+        return self._contents.digest
+
     def read(self, path: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError, and ShardError for a missing, cut or changed
-        shard.
+        """A file's bytes.
+
+        Raises FileNotFoundError, and ShardError for a missing, cut or changed shard.
         """
-        entry = self.files.get(path)
-        if entry is None:
+        location = self.files.get(path)
+        if location is None:
             raise FileNotFoundError(f"{self.where} holds no {path}")
-        content = os.pread(self._handle(entry.shard).fileno(), entry.size, entry.offset)
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise self._error(
-                entry.shard, f"does not hold {path} as it was written: its digest differs"
-            )
+        handle = self._handle(location.shard)
+        content = os.pread(handle.fileno(), location.size, location.offset)
+        if hashlib.sha256(content).hexdigest() != location.sha256:
+            problem = f"does not hold {path} as it was written: its digest differs"
+            raise self._error(location.shard, problem)
         return content
+
+    @cached_property
+    def _contents(self) -> Contents:
+        path = f"{self.where}/{INDEX}"
+        try:
+            with fsspec.open(path, "rb") as file:
+                index = file.read()
+        except Exception as error:  # aiohttp's and botocore's errors are no OSError
+            raise ShardError(
+                f"no shards at {self.where}: {path} cannot be read ({one_line(error)})."
+            ) from None
+        try:
+            return _parsed(index)
+        except KeyError as error:
+            problem = f"no {error}"
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            problem = str(error)
+        raise ShardError(f"{path} is no index of shards: {problem}. Write the shards again.")
 
     def _handle(self, shard: int) -> io.FileIO:
         """The open shard. Reads give their offset, so that forked processes can share it."""
@@ -180,51 +151,91 @@ class Shards:
             path = self._local(shard)
             try:
                 self._require_size(shard, path.stat().st_size)
-                self._handles[shard] = open(path, "rb", buffering=0)
+                self._handles[shard] = io.FileIO(path)
+            except FileNotFoundError:
+                raise self._error(shard, "is missing") from None
             except OSError as error:
-                raise self._error(
-                    shard, "is missing" if not path.exists() else one_line(error)
-                ) from None
+                raise self._error(shard, one_line(error)) from None
         return self._handles[shard]
 
     def _local(self, shard: int) -> Path:
-        """The shard on this machine, fetched where it is not."""
-        name = self.names[shard][0]
+        """The shard's file on this machine, fetched where it is not."""
+        name, _ = self.names[shard]
         if not self.remote:
             return Path(self.where) / name
-        folder = (
-            kept_folder(self.keep)
-            / hashlib.sha256(f"{self.where} {self.digest}".encode()).hexdigest()[:16]
-        )
+        source = hashlib.sha256(f"{self.where} {self.digest}".encode()).hexdigest()[:16]
+        folder = kept_folder(self.keep) / source
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
-        with FileLock(folder / f".{name}.lock"):  # of several loader processes one fetches
+        with FileLock(folder / f".{name}.lock"):  # one of several loader processes fetches
             if not path.exists():
-                partial = folder / f".{name}.partial"
-                try:
-                    system, there = fsspec.core.url_to_fs(f"{self.where}/{name}")
-                    system.get_file(there, str(partial))
-                    sync(partial)
-                except Exception as error:  # as of the index
-                    raise self._error(shard, f"cannot be fetched ({one_line(error)})") from None
-                self._require_size(shard, partial.stat().st_size)
-                os.replace(partial, path)
+                self._fetch(shard, path)
         return path
 
-    def _require_size(self, shard: int, found: int) -> None:
-        if found != (size := self.names[shard][1]):
-            raise self._error(shard, f"has {found:,} bytes, the index says {size:,}")
+    def _fetch(self, shard: int, path: Path) -> None:
+        """Bring a shard from its URL to `path`, whole or not at all."""
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            system, there = fsspec.core.url_to_fs(f"{self.where}/{path.name}")
+            system.get_file(there, str(partial))
+            sync(partial)
+        except Exception as error:  # as for the index
+            raise self._error(shard, f"cannot be fetched ({one_line(error)})") from None
+        self._require_size(shard, partial.stat().st_size)
+        os.replace(partial, path)
+
+    def _require_size(self, shard: int, size: int) -> None:
+        _, expected = self.names[shard]
+        if size != expected:
+            raise self._error(shard, f"has {size:,} bytes, the index says {expected:,}")
 
     def _error(self, shard: int, problem: str) -> ShardError:
-        name = self.names[shard][0]
-        kept = (
-            f" Fetched shards lie in {kept_folder(self.keep)}; remove them to fetch again."
-            if self.remote
-            else ""
-        )
-        return ShardError(
-            f"shard {self.where}/{name} {problem}. Copy it again or write the shards anew.{kept}"
-        )
+        name, _ = self.names[shard]
+        message = f"shard {self.where}/{name} {problem}. Copy it again or write the shards anew."
+        if self.remote:
+            folder = kept_folder(self.keep)
+            message += f" Fetched shards lie in {folder}; remove them to fetch again."
+        return ShardError(message)
+
+
+@lru_cache(maxsize=2)
+def _parsed(index: bytes) -> Contents:
+    """The contents of an index.
+
+    They are kept, because a run opens its data several times and the index of DressCode has 50 MB.
+    Raises ValueError, KeyError, TypeError or AttributeError for anything that is no index.
+    """
+    content = json.loads(index)
+    if content["format"] != FORMAT:
+        raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
+    names = [(str(name), int(size)) for name, size in content["shards"]]
+    if any(Path(name).name != name for name, _ in names):
+        raise ValueError("it names shards outside its own folder")
+    folders: dict[str, list[str]] = {"": []}
+    for folder in content["folders"]:
+        while folder:  # and the folders it lies in
+            folders.setdefault(folder, [])
+            folder = folder.rpartition("/")[0]
+    files = {}
+    for path, fields in content["files"].items():
+        location = Location(*fields)
+        if not 0 <= location.shard < len(names):
+            raise ValueError(f"{path} lies outside its shards")
+        _, size = names[location.shard]
+        if not 0 <= location.offset <= location.end <= size:
+            raise ValueError(f"{path} lies outside its shards")
+        files[path] = location
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    return Contents(names, files, folders, hashlib.sha256(index).hexdigest())
+
+
+def kept_folder(keep: str) -> Path:
+    """Where shards from URLs are kept: `keep`, or ~/.cache/vton/shards."""
+    if keep:
+        return Path(keep).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "vton" / "shards"
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,7 @@ class ShardPath:
 
     @property
     def _key(self) -> str:
+        """The path as the index has it, "" for the root."""
         return "" if self.inside == PurePosixPath() else str(self.inside)
 
     @property
@@ -283,54 +295,12 @@ class ShardPath:
         return io.BytesIO(self.read_bytes())
 
 
-Source = Path | ShardPath  # where a data set lies
-
-
-def stands(source: Source) -> bool:
-    """Whether anything is in this place, be it a link to nowhere."""
-    return (
-        os.path.lexists(source) if isinstance(source, Path) else source.is_dir() or source.is_file()
-    )
-
-
-def open_source(where: str, keep: str = "") -> Source:
-    """The folder, or its shards where `where` is a URL or a folder with an index. Reads nothing
-    yet.
-    """
-    if "://" in where or (Path(where) / INDEX).is_file():
-        return ShardPath(Shards(where, keep), PurePosixPath())
-    return Path(where)
-
-
-def fingerprint(source: Source) -> Iterator[str]:
-    """Lines that change with the source: names, sizes and times of a folder's files, or the digest
-    of shards.
-    """
-    if isinstance(source, ShardPath):
-        yield source.shards.digest
-        return
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            yield f"{path} {status.st_size} {status.st_mtime_ns}\n"
-
-
-def kept_folder(keep: str) -> Path:
-    """Where shards from URLs are kept: `keep`, or ~/.cache/vton/shards."""
-    if keep:
-        return Path(keep).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vton" / "shards"
-
-
 class ShardWriter:
-    """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and their index at the
-    end.
+    """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and then their index.
 
-    A context manager. Everything is written beside `out`, synced, and takes its name when complete,
-    so that `out` is never half written, whenever the process dies: the next writer restores or
-    removes what it left. Of two that write one folder the second waits for the first. The same
+    A context manager. Everything is written beside `out`, synced, and renamed when complete, so
+    that `out` is never half written, whenever the process dies: the next writer restores or removes
+    what a dead one left. Of two that write one folder the second waits for the first. The same
     records give the same bytes.
 
     replaceable: paths of files whose shards, where `out` holds nothing else, are replaced. Raises
@@ -341,42 +311,47 @@ class ShardWriter:
     def __init__(
         self, out: Path, shard_mb: float = SHARD_MB, replaceable: re.Pattern | None = None
     ):
-        self.out, self.limit, self.replaceable = out.resolve(), int(shard_mb * 1e6), replaceable
-        self.partial, self.former = (
-            self.out.with_name(f".{self.out.name}.{part}") for part in ("partial", "former")
-        )
+        self.out = out.resolve()
+        self.partial = self.out.with_name(f".{self.out.name}.partial")
+        self.former = self.out.with_name(f".{self.out.name}.former")
+        self.limit = int(shard_mb * 1e6)
+        self.replaceable = replaceable
         self.shards: list[tuple[str, int]] = []
-        self.files: dict[str, Entry] = {}
+        self.files: dict[str, Location] = {}
         self.folders: list[str] = []
         self._tar: tarfile.TarFile | None = None
 
     def add(self, key: str, files: dict[str, tuple[str, bytes]]) -> None:
-        """One record. key: its name; files: by path in the folder, the rest of the member's name
-        and the content.
+        """Write one record.
 
+        key: its name. files: by path in the folder, the rest of the member's name and the content.
         Raises ShardError for a dot in the name of a record: WebDataset ends names there.
         """
         if "." in key.rpartition("/")[2] and any(rest for rest, _ in files.values()):
+            path = next(iter(files))
             raise ShardError(
-                f"{next(iter(files))}: its id has a dot, at which readers of WebDataset cut it. Rename it."
+                f"{path}: its id has a dot, at which readers of WebDataset cut it. Rename it."
             )
         size = sum(2 * BLOCK + len(content) for _, content in files.values())
         if self._tar is None or (self._tar.offset and self._tar.offset + size > self.limit):
-            self._next()
+            self._next_shard()
         for path, (rest, content) in files.items():
-            member = tarfile.TarInfo(f"{key}.{rest}" if rest else key)
-            member.size = len(content)
-            self._tar.addfile(member, io.BytesIO(content))
-            offset = self._tar.offset - -(-len(content) // BLOCK) * BLOCK
-            self.files[path] = Entry(
-                len(self.shards), offset, len(content), hashlib.sha256(content).hexdigest()
-            )
+            self._add_member(f"{key}.{rest}" if rest else key, path, content)
 
-    def _next(self) -> None:
-        self._close()
-        self._tar = tarfile.open(self.partial / f"shard-{len(self.shards):05d}.tar", "w")
+    def _add_member(self, name: str, path: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+        blocks = -(-len(content) // BLOCK)  # the content is padded to whole blocks
+        offset = self._tar.offset - blocks * BLOCK
+        digest = hashlib.sha256(content).hexdigest()
+        self.files[path] = Location(len(self.shards), offset, len(content), digest)
 
-    def _close(self) -> None:
+    def _next_shard(self) -> None:
+        self._close_shard()
+        self._tar = tarfile.TarFile(self.partial / f"shard-{len(self.shards):05d}.tar", "w")
+
+    def _close_shard(self) -> None:
         if self._tar is not None:
             self._tar.close()
             path = Path(self._tar.name)
@@ -397,7 +372,7 @@ class ShardWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         with self._leave:
-            self._close()
+            self._close_shard()
             if kind is None:
                 self._finish()
 
@@ -405,34 +380,20 @@ class ShardWriter:
         """Undo what a writer began and did not finish: this one, or under the lock a dead one."""
         if self.former.exists() and not self.out.exists():
             self.former.rename(self.out)
-        for folder in (self.partial, self.former):
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _require_replaceable(self) -> None:
-        """Raise ShardError unless `out` is absent, an empty folder, or replaceable shards and
-        nothing else.
-        """
-        if not self.out.exists():
-            return
-        names = set(os.listdir(self.out)) if self.out.is_dir() else {self.out.name}
-        if names and self.replaceable is None:
-            raise ShardError(
-                f"{self.out} exists. Choose another folder, or remove it to write the shards again."
-            )
-        stored = Shards(str(self.out)) if INDEX in names else None
-        if names and not (
-            stored
-            and names <= {INDEX, *(name for name, _ in stored.names)}
-            and all(self.replaceable.fullmatch(path) for path in stored.files)
-        ):
-            raise ShardError(
-                f"{self.out} holds other files than shards of this kind, which nothing here may delete. Choose another "
-                "folder, or an empty one."
-            )
+        shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.rmtree(self.former, ignore_errors=True)
 
     def _finish(self) -> None:
-        folders = sorted({*self.folders, *(path.rpartition("/")[0] for path in self.files)})
-        index = {"format": FORMAT, "shards": self.shards, "folders": folders, "files": self.files}
+        """Write the index and put everything in the place of `out`."""
+        folders = set(self.folders)
+        for path in self.files:
+            folders.add(path.rpartition("/")[0])
+        index = {
+            "format": FORMAT,
+            "shards": self.shards,
+            "folders": sorted(folders),
+            "files": self.files,
+        }
         (self.partial / INDEX).write_text(json.dumps(index, separators=(",", ":")))
         sync(self.partial / INDEX)
         sync(self.partial)
@@ -441,3 +402,28 @@ class ShardWriter:
             self.out.rename(self.former)
         self.partial.rename(self.out)
         sync(self.out.parent)
+
+    def _require_replaceable(self) -> None:
+        """Raise ShardError unless `out` is absent, an empty folder, or only replaceable shards."""
+        if not self.out.exists():
+            return
+        if self.out.is_dir() and not os.listdir(self.out):
+            return
+        if self.replaceable is None:
+            raise ShardError(
+                f"{self.out} exists. Choose another folder, or remove it to write the shards again."
+            )
+        if not self._only_replaceable():
+            raise ShardError(
+                f"{self.out} holds other files than shards of this kind, which nothing here may "
+                "delete. Choose another folder, or an empty one."
+            )
+
+    def _only_replaceable(self) -> bool:
+        """Whether `out` is shards whose files may be replaced, and nothing else."""
+        names = set(os.listdir(self.out)) if self.out.is_dir() else set()
+        if INDEX not in names:
+            return False
+        stored = Shards(str(self.out))
+        known = {INDEX, *(name for name, _ in stored.names)}
+        return names <= known and all(map(self.replaceable.fullmatch, stored.files))

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from vton.config import ConfigError, ExperimentConfig
-from vton.data import transforms
-from vton.data.encoded import STORED, Asked, EncodingError, Encodings, rows, write_encodings
+from vton.data import augmentation
+from vton.data.encoded import STORED, Encodings, EncodingSpec, rows, write_encodings
 from vton.data.module import TryOnDataModule
-from vton.data.sample import TryOnBatch
+from vton.data.sample import DataError, TryOnBatch
 from vton.data.shards import SHARD_MB, ShardWriter
 from vton.models.base import TryOnModule
 from vton.processes import own_device
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of a reading's largest value: other sums than now, not another encoder
 
 
-def frozen_readings(module: TryOnModule) -> dict[str, Asked]:
+def frozen_readings(module: TryOnModule) -> dict[str, EncodingSpec]:
     """The readings that can be computed ahead: of frozen encoders, of what augmentation leaves
     alone.
 
@@ -36,14 +36,14 @@ def frozen_readings(module: TryOnModule) -> dict[str, Asked]:
         networks = [module.frozen.get(encoder) for encoder in reading.encoders]
         if any(network is None or not network.state_dict() for network in networks):
             continue  # trained, or nothing to save: the identity codec
-        if changing := transforms.changed_by(config.data.augment, reading.of):
+        if changing := augmentation.changed_by(config.data.augment, reading.of):
             live.append(name)
             settings |= dict.fromkeys(changing)
             continue
         classes = [type(part).__name__ for part in (module, *networks)]
         asking = repr((classes, name, reading.settings))
         digest = hashlib.sha256("".join([asking, *map(metric_networks.digest, networks)]).encode())
-        asked[name] = Asked(digest.hexdigest(), reading.of)
+        asked[name] = EncodingSpec(digest.hexdigest(), reading.of)
     changed = f"{', '.join(live)} cannot, as data.augment.{' and data.augment.'.join(settings)} change what they read"
     if not asked:
         reason = (
@@ -96,23 +96,23 @@ def use_encodings(module: TryOnModule, data: TryOnDataModule) -> None:
     """Let training samples bring their readings along.
 
     The first pair's are compared with what the encoders say now, so that changed code is noticed as
-    well. Raises EncodingError where they are absent or stale.
+    well. Raises DataError where they are absent or stale.
     """
     encodings = Encodings(
         str(Path(module.config.data.encoded).expanduser()), frozen_readings(module)
     )
     if not encodings.exist:
-        raise EncodingError(
+        raise DataError(
             f"data.encoded={encodings.where} does not exist. Write it: vton data cache, same settings."
         )
     sample = data.train_dataset().pairs[0]
     stored = encodings.of(sample)
     with torch.no_grad():
-        for name, now in _compute(module, TryOnBatch.collate([sample]), [0], encodings.asked)[
+        for name, now in _compute(module, TryOnBatch.collate([sample]), [0], encodings.specs)[
             0
         ].items():
             if (now - stored[name]).abs().max() > TOLERANCE * now.abs().max():
-                raise EncodingError(
+                raise DataError(
                     f"{encodings.where}: {name} of {sample.pair_id} differs from what its encoder says now. Remove the "
                     "folder and run `vton data cache` again."
                 )
@@ -120,7 +120,7 @@ def use_encodings(module: TryOnModule, data: TryOnDataModule) -> None:
 
 
 def _compute(
-    module: TryOnModule, batch: TryOnBatch, picked: list[int], asked: dict[str, Asked]
+    module: TryOnModule, batch: TryOnBatch, picked: list[int], asked: dict[str, EncodingSpec]
 ) -> list[dict]:
     if not picked:
         return []

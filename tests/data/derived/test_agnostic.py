@@ -1,4 +1,4 @@
-"""Agnostic masks on label maps drawn here: what every rule hides, keeps and, by its paper, leaks."""
+"""Agnostic masks on label maps drawn here: what each rule hides, keeps and, as published, leaks."""
 
 from typing import get_args
 
@@ -9,8 +9,11 @@ from scipy import ndimage
 
 from vton.config import MaskRule
 from vton.data import labels
-from vton.data.derived.agnostic import agnostic_image, agnostic_mask, agnostic_parse
+from vton.data.boxes import bounding_box
+from vton.data.derived.agnostic import agnostic_image, agnostic_mask
+from vton.data.derived.published_masks import agnostic_parse
 from vton.data.labels import COAT, DRESS, FACE, HAIR, NECK, PANTS, SKIRT, UPPER
+from vton.data.pose import ARMS, LEGS
 from vton.data.sample import CATEGORIES, DataError
 
 RULES = get_args(MaskRule)
@@ -19,30 +22,18 @@ SMALL, FULL = (128, 96), (1024, 768)
 # COCO-18 of a full figure in thousandths of the height; x from the middle of the picture.
 JOINTS = np.array(
     [
-        (0, 110),
-        (0, 190),
-        (-65, 195),
-        (-95, 300),
-        (-110, 395),
-        (65, 195),
-        (95, 300),
-        (110, 395),
-        (-38, 430),
-        (-42, 620),
-        (-45, 800),
-        (38, 430),
-        (42, 620),
-        (45, 800),
-        (-12, 100),
-        (12, 100),
-        (-25, 105),
-        (25, 105),
+        *((0, 110), (0, 190)),  # nose, neck
+        *((-65, 195), (-95, 300), (-110, 395)),  # right arm
+        *((65, 195), (95, 300), (110, 395)),  # left arm
+        *((-38, 430), (-42, 620), (-45, 800)),  # right leg
+        *((38, 430), (42, 620), (45, 800)),  # left leg
+        *((-12, 100), (12, 100), (-25, 105), (25, 105)),  # eyes, ears
     ]
 )
-ARMS, LEGS = ((2, 3, 4), (5, 6, 7)), ((8, 9, 10), (11, 12, 13))
 TARGETS = {"upper_body": (UPPER,), "lower_body": (PANTS,), "dresses": (UPPER, PANTS)}
-ARM_LABELS, LEG_LABELS = (labels.RIGHT_ARM, labels.LEFT_ARM), (labels.RIGHT_LEG, labels.LEFT_LEG)
-HANDS, FEET = (labels.RIGHT_ARM, labels.LEFT_ARM), (labels.RIGHT_SHOE, labels.LEFT_SHOE)
+ARM_LABELS = (labels.RIGHT_ARM, labels.LEFT_ARM)
+LEG_LABELS = (labels.RIGHT_LEG, labels.LEFT_LEG)
+FEET = (labels.RIGHT_SHOE, labels.LEFT_SHOE)
 # Outfits: label of the top, how far its sleeves reach (0 none, 1 elbow, 2 wrist), label below, how
 # far it reaches (0 mid-thigh, 1 knee, 2 ankle).
 OUTFITS = {
@@ -120,15 +111,14 @@ def person(outfit="tee and trousers", size=SMALL, neck=True):
     for side, (shoulder, elbow, wrist) in enumerate(ARMS):
         reach = tuple(np.array(points[wrist]) + 0.3 * (np.array(points[wrist]) - points[elbow]))
         limb(points[shoulder], points[elbow], 38, ARM_LABELS[side])
-        limb(points[elbow], reach, 34, HANDS[side])
+        limb(points[elbow], reach, 34, ARM_LABELS[side])
         if sleeves > 0:
             limb(points[shoulder], points[elbow], 48, top)
         if sleeves == 2:
             limb(points[elbow], points[wrist], 44, top)
     x, y = points[1]
-    draw.rectangle(
-        [x - 22 * unit, y - 40 * unit, x + 22 * unit, y + 8 * unit], fill=NECK if neck else FACE
-    )
+    throat = [x - 22 * unit, y - 40 * unit, x + 22 * unit, y + 8 * unit]
+    draw.rectangle(throat, fill=NECK if neck else FACE)
     x, y = points[0]
     draw.ellipse([x - 50 * unit, y - 60 * unit, x + 50 * unit, y + 50 * unit], fill=HAIR)
     draw.ellipse([x - 38 * unit, y - 40 * unit, x + 38 * unit, y + 50 * unit], fill=FACE)
@@ -156,9 +146,8 @@ def test_nothing_of_the_garment_stays_under_our_rules(rule, category, outfit, si
 @pytest.mark.parametrize(("category", "outfit"), CASES)
 def test_published_rules_leak_where_their_papers_do_and_nowhere_else(rule, category, outfit):
     parse = person(outfit, (512, 384))
-    share = visible(
-        parse, agnostic_mask(parse, joints((512, 384)), category, rule), WORN[category][outfit]
-    )
+    mask = agnostic_mask(parse, joints((512, 384)), category, rule)
+    share = visible(parse, mask, WORN[category][outfit])
     if (rule, category, outfit) in LEAKS:
         assert share > 0.1
     else:
@@ -211,7 +200,8 @@ def test_head_shoes_and_other_garments_are_kept(rule, category):
     assert not mask[parse == FACE].any()
     # A rim of 2 px of 512 around the garment is repainted: there resampled pixels still show it.
     rim = ndimage.binary_dilation(np.isin(parse, TARGETS[category]), np.ones((5, 5)))
-    kept = [*FEET, *{"upper_body": (PANTS,), "lower_body": (UPPER,), "dresses": ()}[category]]
+    others = {"upper_body": (PANTS,), "lower_body": (UPPER,), "dresses": ()}
+    kept = (*FEET, *others[category])
     assert not mask[np.isin(parse, kept) & ~rim].any()
     if category == "lower_body":
         assert not mask[beyond_wrists(parse, (512, 384))[0] & ~rim].any()
@@ -273,50 +263,51 @@ def test_viton_hd_erases_hands_and_hr_viton_brings_them_back():
     size = (512, 384)
     parse = person("vest and skirt", size)
     hands = beyond_wrists(parse, size)[0]
-    kept = {
-        rule: 1 - agnostic_mask(parse, joints(size), "upper_body", rule)[hands].mean()
-        for rule in ("viton_hd", "hr_viton", "cat_dm")
-    }
+    kept = {}
+    for rule in ("viton_hd", "hr_viton", "cat_dm"):
+        mask = agnostic_mask(parse, joints(size), "upper_body", rule)
+        kept[rule] = 1 - mask[hands].mean()
     assert kept["hr_viton"] > kept["cat_dm"] >= kept["viton_hd"]
     assert kept["viton_hd"] < 0.1
 
 
 def test_hr_viton_follows_the_person_and_viton_hd_does_not():
-    """Half the person, half the arm line, where r depends on the shoulders; the fixed r stays 20 px
-    of 1024.
+    """Half the person, half the arm line, where r depends on the shoulders.
+
+    The fixed r stays 20 px of 1024.
     """
-    areas = {}
-    for rule in ("viton_hd", "hr_viton"):
-        for zoom in (1.0, 0.5):
-            table = joints(FULL)
-            table[:, :2] = (table[:, :2] - [384, 200]) * zoom + [384, 200]
-            areas[rule, zoom] = agnostic_mask(
-                np.zeros(FULL, np.uint8), table, "upper_body", rule
-            ).mean()
-    assert areas["hr_viton", 1.0] / areas["hr_viton", 0.5] > 3
-    assert areas["viton_hd", 1.0] / areas["viton_hd", 0.5] < 3
+    nothing = np.zeros(FULL, np.uint8)
+    whole = joints(FULL)
+    half = joints(FULL)
+    half[:, :2] = (half[:, :2] - [384, 200]) * 0.5 + [384, 200]
+
+    def shrinks(rule):
+        large = agnostic_mask(nothing, whole, "upper_body", rule)
+        return large.sum() / agnostic_mask(nothing, half, "upper_body", rule).sum()
+
+    assert shrinks("hr_viton") > 3
+    assert shrinks("viton_hd") < 3
 
 
 def test_hull_tells_less_of_the_sleeve_than_ootd():
-    short, long = person("vest and skirt"), person("dress read as two pieces")
-    changed = {
-        rule: (
-            agnostic_mask(short, joints(), "upper_body", rule)
-            ^ agnostic_mask(long, joints(), "upper_body", rule)
-        )
-        for rule in ("hull", "ootd")
-    }
-    assert changed["hull"].sum() < 0.5 * changed["ootd"].sum()
+    short = person("vest and skirt")
+    long = person("dress read as two pieces")
+
+    def changed(rule):
+        covered = agnostic_mask(short, joints(), "upper_body", rule)
+        return (covered ^ agnostic_mask(long, joints(), "upper_body", rule)).sum()
+
+    assert changed("hull") < 0.5 * changed("ootd")
 
 
 def test_a_missing_wrist_shortens_the_arm_line_of_dresscode_and_takes_the_whole_arm_in_ootd():
     parse = person("vest and skirt", (512, 384))
     right = parse == labels.RIGHT_ARM
-    whole, without = (joints((512, 384), missing) for missing in ((), (4,)))
-    assert (
-        agnostic_mask(parse, without, "upper_body", "dresscode_ref")[right].sum()
-        < agnostic_mask(parse, whole, "upper_body", "dresscode_ref")[right].sum()
-    )
+    whole = joints((512, 384))
+    without = joints((512, 384), missing=(4,))
+    long = agnostic_mask(parse, whole, "upper_body", "dresscode_ref")
+    short = agnostic_mask(parse, without, "upper_body", "dresscode_ref")
+    assert short[right].sum() < long[right].sum()
     assert agnostic_mask(parse, without, "upper_body", "ootd")[right].all()
     assert agnostic_mask(parse, without, "upper_body", "safe")[right].all()
 
@@ -333,7 +324,8 @@ def test_ootd_keeps_one_region_and_fills_its_holes():
 def test_box_is_a_box_around_garment_and_arms():
     parse = person("vest and skirt")
     mask = agnostic_mask(parse, joints(), "upper_body", "box")
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
     assert mask.sum() == len(rows) * len(columns) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert mask[np.isin(parse, (UPPER, *ARM_LABELS))].all()
 
@@ -349,10 +341,12 @@ def test_agnostic_image_paints_gray_and_leaves_its_input_alone():
 
 
 def test_agnostic_parse_drops_garment_neck_and_drawn_arms_only():
-    """A person as large as VITON-HD's: the wrist's disc has a radius of 40 px, what lies beyond it
-    stays.
+    """A person as large as VITON-HD's: the wrist's disc has a radius of 40 px.
+
+    What lies beyond it stays.
     """
-    parse, table = np.zeros(FULL, np.uint8), np.zeros((18, 3))
+    parse = np.zeros(FULL, np.uint8)
+    table = np.zeros((18, 3))
     table[[2, 5, 6, 7]] = (260, 300, 1), (500, 300, 1), (530, 550, 1), (530, 780, 1)
     parse[280:700, 260:500] = UPPER
     parse[240:300, 350:420] = NECK
@@ -388,12 +382,8 @@ def test_agnostic_parse_without_joints_keeps_the_arms():
     ],
 )
 def test_bad_input_says_what_is_wrong(change, message):
-    arguments = {
-        "parse": person(),
-        "joints": joints(),
-        "category": "upper_body",
-        "rule": "safe",
-    } | change
+    arguments = {"parse": person(), "joints": joints(), "category": "upper_body", "rule": "safe"}
+    arguments |= change
     with pytest.raises(DataError, match=message):
         agnostic_mask(**arguments)
 
@@ -405,9 +395,8 @@ def test_tryondiffusion_blanks_the_persons_box_and_pastes_head_hands_and_the_res
     size = (512, 384)
     parse = person(outfit, size)
     mask = agnostic_mask(parse, joints(size), category, "tryondiffusion")
-    rows, columns = np.flatnonzero((parse > 0).any(1)), np.flatnonzero((parse > 0).any(0))
     box = np.zeros(size, bool)
-    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    box[bounding_box(parse > 0).slices] = True
     assert mask[box & (parse == 0)].all() and not mask[~box].any()  # the wall beside the person too
     assert visible(parse, mask, WORN[category][outfit]) == 0
     assert visible(parse, mask, (FACE, HAIR)) == 1
@@ -417,8 +406,7 @@ def test_tryondiffusion_blanks_the_persons_box_and_pastes_head_hands_and_the_res
         assert not mask[np.isin(parse, ARM_LABELS)].any()
     else:
         assert hands.any() and not mask[hands].any()
-        assert (
-            forearms & ~mask
-        ).sum() <= 0.03 * forearms.sum()  # along the forearm, not along the rows
+        # Hands are cut along the forearm, not along the rows.
+        assert (forearms & ~mask).sum() <= 0.03 * forearms.sum()
         below = set(OUTFITS[outfit][2:3]) - set(WORN[category][outfit]) - {DRESS}
         assert all(not mask[parse == label].any() for label in below)

@@ -1,6 +1,4 @@
-"""The geometric warp on garments and bodies drawn here: parts must land on their bones, in
-proportion, unmirrored.
-"""
+"""The geometric warp on garments and bodies drawn here: parts must land on their bones."""
 
 from itertools import pairwise
 
@@ -10,37 +8,23 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from vton.data.derived import warp
+from vton.data.derived.geometric import fit_box
 from vton.data.derived.silhouette import read_bottom, read_top
-from vton.data.derived.warp import fit_box, register_warp, warp_source
+from vton.data.derived.warp import register_warp, warp_source
 from vton.data.sample import CATEGORIES, DataError
 
 SIZE = (256, 192)
-BODY, LEFT, RIGHT = (
-    (0, 160, 0),
-    (200, 0, 0),
-    (0, 0, 200),
-)  # trunk, picture-left limb, picture-right limb
+# Colours of trunk, picture-left limb and picture-right limb.
+BODY, LEFT, RIGHT = (0, 160, 0), (200, 0, 0), (0, 0, 200)
 # COCO-18 in pixels of SIZE; person's right is picture-left. Shoulders are 48 px apart.
 JOINTS = np.array(
     [
-        (96, 30),
-        (96, 52),
-        (72, 54),
-        (66, 100),
-        (62, 142),
-        (120, 54),
-        (126, 100),
-        (130, 142),
-        (81, 127),
-        (80, 186),
-        (79, 243),
-        (111, 127),
-        (112, 186),
-        (113, 243),
-        (92, 27),
-        (100, 27),
-        (88, 29),
-        (104, 29),
+        *((96, 30), (96, 52)),  # nose, neck
+        *((72, 54), (66, 100), (62, 142)),  # right arm
+        *((120, 54), (126, 100), (130, 142)),  # left arm
+        *((81, 127), (80, 186), (79, 243)),  # right leg
+        *((111, 127), (112, 186), (113, 243)),  # left leg
+        *((92, 27), (100, 27), (88, 29), (104, 29)),  # eyes, ears
     ]
 )
 EVERYWHERE = np.ones(SIZE, bool)
@@ -69,8 +53,9 @@ def mirror(points):
 
 
 def top(sleeve=0.5, hem=200.0, spread=40.0):
-    """Shoulder tips 90 px apart. sleeve: length in px over 100; spread: how far its end lies from
-    its beginning.
+    """A top with shoulder tips 90 px apart.
+
+    sleeve: length in px over 100; spread: how far its end lies from the torso, px.
     """
     trunk = [(78, 22), (114, 22), (142, 34), (141, 84), (138, hem), (54, hem), (51, 84), (50, 34)]
     length = 100 * sleeve
@@ -82,13 +67,8 @@ def top(sleeve=0.5, hem=200.0, spread=40.0):
 
 def trousers(length=200.0):
     leg = [(58, 90), (96, 96), (86, 30 + length), (56, 30 + length)]
-    return draw(
-        [
-            (LEFT, leg),
-            (RIGHT, mirror(leg)),
-            (BODY, [(62, 30), (130, 30), (134, 96), (96, 98), (58, 96)]),
-        ]
-    )
+    hips = [(62, 30), (130, 30), (134, 96), (96, 98), (58, 96)]
+    return draw([(LEFT, leg), (RIGHT, mirror(leg)), (BODY, hips)])
 
 
 def skirt():
@@ -99,9 +79,9 @@ GARMENTS = {"upper_body": top, "lower_body": trousers, "dresses": lambda: top(sl
 
 
 def put_on(garment, table=None, mask=EVERYWHERE, category="upper_body"):
-    return warp_source("geometric")(
-        *garment, joints() if table is None else table, PERSON, mask, category
-    )
+    """Warp (picture, silhouette) onto joints; the usual ones without a table."""
+    table = joints() if table is None else table
+    return warp_source("geometric")(*garment, table, PERSON, mask, category)
 
 
 def where(picture, mask, colour):
@@ -141,19 +121,13 @@ def test_each_sleeve_follows_its_own_arm():
     for colour, line in ((LEFT, table[[2, 3, 4], :2]), (RIGHT, table[[5, 6, 7], :2])):
         sleeve = where(picture, mask, colour)
         for share in (0.5, 0.8):
-            upper, fore = (
-                line[0] + share * (line[1] - line[0]),
-                line[1] + share * (line[2] - line[1]),
-            )
-            assert (
-                np.abs(sleeve - upper).sum(axis=1).min() < 6
-                and np.abs(sleeve - fore).sum(axis=1).min() < 6
-            )
+            for start, end in pairwise(line):
+                point = start + share * (end - start)
+                assert np.abs(sleeve - point).sum(axis=1).min() < 6
         off = min_distance(sleeve, line)
         assert np.percentile(off, 95) < 16  # a sleeve is about 20 px wide here
-    assert (
-        where(picture, mask, BODY)[:, 0].min() > 50
-    )  # nothing of the trunk is drawn along with the raised arm
+    # Nothing of the trunk is drawn along with the raised arm.
+    assert where(picture, mask, BODY)[:, 0].min() > 50
 
 
 def min_distance(points, line):
@@ -173,27 +147,26 @@ def test_a_bare_forearm_is_in_front_of_the_trunk():
     table = joints(j6=(132, 96), j7=(90, 104))
     _, mask = put_on(top(sleeve=0.3), table)
     assert not mask[102, 104] and mask[85, 96]
-    _, behind = put_on(
-        top(sleeve=0.3), joints(missing=(7,), j6=(132, 96))
-    )  # no wrist: behind the back
-    assert behind[102, 104]
+    no_wrist = joints(missing=(7,), j6=(132, 96))  # it is behind the back
+    _, mask = put_on(top(sleeve=0.3), no_wrist)
+    assert mask[102, 104]
 
 
 def reach(sleeve, **moved):
     """How much of the picture-left arm a sleeve of this length covers, 0 to 1 (or above)."""
     table = joints(**moved)
     picture, mask = put_on(top(sleeve=sleeve, spread=25), table)
-    points, bones = where(picture, mask, LEFT), table[[2, 3, 4], :2]
-    dense = np.concatenate(
-        [np.linspace(bones[0], bones[1], 50), np.linspace(bones[1], bones[2], 50)]
-    )
+    points = where(picture, mask, LEFT)
+    shoulder, elbow, wrist = table[[2, 3, 4], :2]
+    dense = np.concatenate([np.linspace(shoulder, elbow, 50), np.linspace(elbow, wrist, 50)])
     nearest = np.linalg.norm(points[:, None] - dense[None], axis=2).argmin(axis=1)
     return np.percentile(nearest, 98) / 99
 
 
 def test_sleeves_keep_their_proportion():
-    """The garment's scale is 1.06 * 48 / 90; 40 px below the shoulder tips then lie 22 px along an
-    arm of 90.
+    """The garment's scale is 1.06 * 48 / 90.
+
+    40 px below the shoulder tips then lie 22 px along an arm of 90.
     """
     short, half, long = (reach(length) for length in (0.4, 0.8, 1.6))
     assert short == pytest.approx(0.25, abs=0.08) and half == pytest.approx(0.5, abs=0.08)
@@ -201,8 +174,9 @@ def test_sleeves_keep_their_proportion():
 
 
 def test_a_shortened_arm_shortens_its_sleeve():
-    """Pointing at the camera the arm measures 35 px instead of 90: less than the 44 px of this
-    sleeve.
+    """Pointing at the camera the arm measures 35 px instead of 90.
+
+    That is less than the 44 px of this sleeve.
     """
     assert reach(0.8) < reach(0.8, j3=(62, 70), j4=(60, 86)) < 0.75
 
@@ -220,13 +194,10 @@ def test_a_cropped_top_stays_cropped():
 
 def test_a_person_turned_aside_is_narrower_but_not_shorter():
     without_arms = (3, 4, 6, 7)
-    front = put_on(top(sleeve=0), joints(without_arms))[1]
-    turned = put_on(top(sleeve=0), joints(without_arms, j2=(83, 54), j5=(109, 54)))[1]
-    widths, heights = zip(
-        *((mask[90].sum(), mask.any(axis=1).sum()) for mask in (front, turned)), strict=True
-    )
-    assert widths[1] / widths[0] == pytest.approx(26 / 48, abs=0.08)
-    assert heights[1] / heights[0] > 0.7
+    _, front = put_on(top(sleeve=0), joints(without_arms))
+    _, turned = put_on(top(sleeve=0), joints(without_arms, j2=(83, 54), j5=(109, 54)))
+    assert turned[90].sum() / front[90].sum() == pytest.approx(26 / 48, abs=0.08)
+    assert turned.any(axis=1).sum() / front.any(axis=1).sum() > 0.7
 
 
 def test_missing_hips_elbows_and_knees_are_completed_from_proportions():
@@ -235,9 +206,8 @@ def test_missing_hips_elbows_and_knees_are_completed_from_proportions():
         (top(sleeve=0.5), "upper_body", range(6, 18)),
         (skirt(), "lower_body", [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 13]),
     ):
-        known, guessed = (
-            put_on(garment, joints(lost), category=category)[1] for lost in ((4, 7), missing)
-        )
+        _, known = put_on(garment, joints((4, 7)), category=category)
+        _, guessed = put_on(garment, joints(missing), category=category)
         assert (known & guessed).sum() / (known | guessed).sum() > 0.75
 
 
@@ -254,9 +224,8 @@ def test_trouser_legs_follow_the_legs_and_skirts_do_not_part():
     table = joints(j9=(60, 180), j10=(40, 235), j12=(130, 182), j13=(150, 238))
     picture, mask = put_on(trousers(), table, category="lower_body")
     for colour, ids in ((LEFT, [8, 9, 10]), (RIGHT, [11, 12, 13])):
-        assert (
-            np.percentile(min_distance(where(picture, mask, colour), table[ids, :2]), 95) < 19
-        )  # a leg is 26 px wide
+        off = min_distance(where(picture, mask, colour), table[ids, :2])
+        assert np.percentile(off, 95) < 19  # a leg is 26 px wide
     assert not mask[200, 96]
     _, mask = put_on(skirt(), table, category="lower_body")
     assert mask[160, 70:122].all()
@@ -264,11 +233,9 @@ def test_trouser_legs_follow_the_legs_and_skirts_do_not_part():
 
 
 def test_the_garment_is_not_mirrored_even_for_a_person_seen_from_behind():
+    right, left = [2, 3, 4, 8, 9, 10], [5, 6, 7, 11, 12, 13]
     behind = joints()
-    behind[[2, 3, 4, 8, 9, 10]], behind[[5, 6, 7, 11, 12, 13]] = (
-        behind[[5, 6, 7, 11, 12, 13]],
-        behind[[2, 3, 4, 8, 9, 10]],
-    )
+    behind[right + left] = behind[left + right]
     for table in (joints(), behind):
         picture, mask = put_on(top(sleeve=1.0), table)
         assert where(picture, mask, LEFT)[:, 0].max() < 96 < where(picture, mask, RIGHT)[:, 0].min()
@@ -287,16 +254,14 @@ def test_a_print_on_the_chest_lands_on_the_chest():
 
 
 def test_no_background_shows_inside_the_garment():
-    """The picture is blurred, so that its edge mixes with white; its own colours have a channel at
-    0.
+    """The picture is blurred, so that its edge mixes with white.
+
+    The garment's own colours have a channel at 0.
     """
-    for category, (garment, silhouette) in (
-        ("upper_body", top(sleeve=1.0)),
-        ("lower_body", trousers()),
-    ):
-        picture, mask = put_on(
-            (ndimage.gaussian_filter(garment, (1.5, 1.5, 0)), silhouette), category=category
-        )
+    worn = (("upper_body", top(sleeve=1.0)), ("lower_body", trousers()))
+    for category, (garment, silhouette) in worn:
+        blurred = ndimage.gaussian_filter(garment, (1.5, 1.5, 0))
+        picture, mask = put_on((blurred, silhouette), category=category)
         assert (picture[mask].min(axis=1) < 50).mean() > 0.99
 
 
@@ -309,12 +274,13 @@ def test_torso_and_sleeves_leave_no_cracks():
 
 @pytest.mark.parametrize("angle", [-10, 7])
 def test_a_garment_photographed_askew_is_straightened(angle):
-    garment, silhouette = (
-        np.pad(a, [(20, 20), (20, 20)] + [(0, 0)] * (a.ndim - 2), mode="edge") for a in top()
-    )
+    garment, silhouette = top()
+    garment = np.pad(garment, [(20, 20), (20, 20), (0, 0)], mode="edge")
+    silhouette = np.pad(silhouette, 20, mode="edge")
     turned = ndimage.rotate(garment, angle, reshape=False, order=1, cval=255)
     turned_mask = ndimage.rotate(silhouette.astype(np.float32), angle, reshape=False, order=1) > 0.5
-    straight, askew = put_on((garment, silhouette))[1], put_on((turned, turned_mask))[1]
+    _, straight = put_on((garment, silhouette))
+    _, askew = put_on((turned, turned_mask))
     assert (straight & askew).sum() / (straight | askew).sum() > 0.9
 
 
@@ -352,16 +318,14 @@ def test_any_mask_and_any_joints_give_a_result():
 
 
 def test_landmarks_of_a_top():
-    found = read_top(top(sleeve=0.6)[1])
-    assert found.origin == pytest.approx((95.5, 34), abs=3)
-    assert found.width == pytest.approx(90, abs=5)
-    assert found.extent[1] == pytest.approx(200 - 34, abs=4)
-    for limb, tip, armpit in zip(
-        found.limbs, ((50, 34), (142, 34)), ((51, 84), (141, 84)), strict=True
-    ):
-        assert limb.root[0] == pytest.approx(tip, abs=5) and limb.root[1] == pytest.approx(
-            armpit, abs=7
-        )
+    garment = read_top(top(sleeve=0.6)[1])
+    assert garment.origin == pytest.approx((95.5, 34), abs=3)
+    assert garment.width == pytest.approx(90, abs=5)
+    assert garment.extent[1] == pytest.approx(200 - 34, abs=4)
+    roots = (((50, 34), (51, 84)), ((142, 34), (141, 84)))
+    for limb, (tip, armpit) in zip(garment.limbs, roots, strict=True):
+        assert limb.root[0] == pytest.approx(tip, abs=5)
+        assert limb.root[1] == pytest.approx(armpit, abs=7)
     assert read_top(top(sleeve=0)[1]).limbs == (None, None)
 
 
@@ -375,7 +339,7 @@ def closed_gap(silhouette, first, last, sides):
 
 
 def test_a_sleeve_hidden_on_one_side_is_read_from_the_other():
-    """The picture-right sleeve lies against the torso down to below the hem, so that no gap shows."""
+    """The picture-right sleeve lies against the torso down to below the hem: no gap shows."""
     _, silhouette = top(sleeve=1.7, spread=20)
     both, one = read_top(silhouette), read_top(closed_gap(silhouette, 60, 206, "right"))
     assert one.limbs[1] is not None
@@ -385,20 +349,19 @@ def test_a_sleeve_hidden_on_one_side_is_read_from_the_other():
 
 def test_an_armpit_hidden_by_a_hanging_sleeve_is_put_at_its_usual_height():
     _, silhouette = top(sleeve=1.4, spread=20)
-    found = read_top(closed_gap(silhouette, 60, 140, "both"))
-    assert found.width == pytest.approx(90, abs=7)
-    for limb in found.limbs:
+    garment = read_top(closed_gap(silhouette, 60, 140, "both"))
+    assert garment.width == pytest.approx(90, abs=7)
+    for limb in garment.limbs:
         assert limb.root[1][1] == pytest.approx(34 + 0.62 * 90, abs=6)
 
 
 def test_landmarks_of_trousers_and_skirts():
-    found = read_bottom(trousers()[1])
-    assert found.width == pytest.approx(68, abs=4) and found.extent[1] == pytest.approx(
-        97 - 30, abs=8
-    )
-    assert all(limb.root[1] == pytest.approx((95.5, 97), abs=8) for limb in found.limbs)
-    found = read_bottom(skirt()[1])
-    assert found.limbs == (None, None) and found.extent[1] == pytest.approx(140, abs=3)
+    garment = read_bottom(trousers()[1])
+    assert garment.width == pytest.approx(68, abs=4)
+    assert garment.extent[1] == pytest.approx(97 - 30, abs=8)
+    assert all(limb.root[1] == pytest.approx((95.5, 97), abs=8) for limb in garment.limbs)
+    garment = read_bottom(skirt()[1])
+    assert garment.limbs == (None, None) and garment.extent[1] == pytest.approx(140, abs=3)
 
 
 def test_none_is_white_and_asks_for_the_whole_mask():

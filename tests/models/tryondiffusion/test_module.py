@@ -218,13 +218,9 @@ def test_poses():
     assert torch.equal(found[0, 10], torch.zeros(3))  # the right wrist, invalid in the data
     assert torch.equal(found[0, 9], keypoints[0, 7])  # the left one
 
-    batch = replace(random_batch(1, SIZE), garment_keypoints=keypoints)
+    batch = random_batch(1, SIZE)
     assert tiny().garment_pose(batch).abs().max() == 0
     assert (tiny("model.garment_pose=constant").garment_pose(batch) == 0.5).all()
-    worn = tiny("model.garment_pose=keypoints", "model.visibility=true", "model.keypoints=18")
-    assert torch.equal(worn.garment_pose(batch)[0, 7], keypoints[0, 7])
-    with pytest.raises(DataError, match=r"model\.garment_pose=keypoints"):
-        worn.condition(random_batch(1, SIZE))
 
 
 SR = (

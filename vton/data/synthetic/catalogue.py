@@ -1,5 +1,4 @@
-"""Which persons and garments a rendered data set holds, who wears what, and who is paired with
-whom.
+"""What a rendered data set holds: persons and garments, who wears what, and the unpaired pairs.
 
 Everything follows from (seed, split, category, position): the test set does not depend on the
 number of training pairs, and no file depends on the order or the process in which it is written.
@@ -13,28 +12,36 @@ from typing import Literal
 
 import numpy as np
 
-from vton.data.synthetic import body, garment, shading
+from vton.data.sample import CATEGORIES
+from vton.data.synthetic import garment, people, shading
 from vton.data.synthetic.garment import Garment
 from vton.data.synthetic.render import Person
 
-CATEGORIES = ("upper_body", "lower_body", "dresses")
 SPLITS = ("train", "test")
 LAYOUTS = ("viton_hd", "dresscode")
 _PERSON, _GARMENT, _COMPANION, _PAIRS, _ANNOTATION, _LISTS = range(6)  # streams of random numbers
-_SCALE = {
-    "viton_hd": 0.385,
-    "dresscode": 0.295,
-}  # torso length over picture height, mean of body.camera
+
+# Torso length over picture height, the mean of people.sample_camera.
+_SCALE = {"viton_hd": 0.385, "dresscode": 0.295}
 _FINEST_PX, _AT_HEIGHT = 4.5, 128  # smallest stripe or dot, so that textures survive small pictures
+
+# How the garment to try on is drawn, and what else is worn.
+_GARMENT_SAMPLERS = {
+    "upper_body": garment.sample_top,
+    "lower_body": garment.sample_lower,
+    "dresses": garment.sample_dress,
+}
+_COMPANION_SAMPLERS = {"upper_body": garment.sample_lower, "lower_body": garment.sample_top}
 
 Layout = Literal["viton_hd", "dresscode"]
 
 
 @dataclass(frozen=True)
 class Defects:
-    """Deliberate imperfections, each one of the real data sets' or of files people bring. Off by
-    default, except for JPEG, which both data sets use. Counts take the first samples of the test
-    split (of each category).
+    """Deliberate imperfections, each one of the real data sets' or of files people bring.
+
+    Off by default, except for JPEG, which both data sets use. Counts take the first samples of the
+    test split (of each category).
     """
 
     jpeg_quality: int = 95
@@ -70,13 +77,15 @@ class Scene:
     companions: tuple[Garment, ...]  # what else is worn
 
     def outfit(self, other: Garment | None = None) -> tuple[Garment, ...]:
+        """All that is worn, the garment to try on first; with `other` in its place."""
         return (other or self.garment, *self.companions)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All entries of one rendered data set. `train` and `test` count pairs, for DressCode per
-    category.
+    """All entries of one rendered data set.
+
+    `train` and `test` count pairs, for DressCode per category.
     """
 
     layout: Layout
@@ -92,76 +101,67 @@ class Catalogue:
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Training before test, and within a split upper, lower, dresses, as DressCode numbers
-        them.
-        """
+        """Training before test, and within a split by category, as DressCode numbers them."""
         name = "{:05d}_00" if self.layout == "viton_hd" else "{:06d}"
-        found = []
-        for split, count in zip(SPLITS, (self.train, self.test), strict=True):
+        entries: list[Entry] = []
+        for split, count in (("train", self.train), ("test", self.test)):
             for category in self.categories:
-                found += [
-                    Entry(name.format(len(found) + i), split, category, i) for i in range(count)
-                ]
-        return tuple(found)
+                for position in range(count):
+                    entries.append(Entry(name.format(len(entries)), split, category, position))
+        return tuple(entries)
 
     def of(self, split: str, category: str | None = None) -> list[Entry]:
-        return [
-            entry
-            for entry in self.entries
-            if entry.split == split and category in (None, entry.category)
-        ]
-
-    def generator(
-        self, stream: int, split: str, category: str, position: int = 0
-    ) -> np.random.Generator:
-        key = (
-            self.seed,
-            LAYOUTS.index(self.layout),
-            SPLITS.index(split),
-            CATEGORIES.index(category),
-            position,
-            stream,
-        )
-        return np.random.default_rng(key)
-
-    def annotation_generator(self, entry: Entry) -> np.random.Generator:
-        return self.generator(_ANNOTATION, entry.split, entry.category, entry.position)
-
-    def list_generator(self, split: str, category: str) -> np.random.Generator:
-        return self.generator(_LISTS, split, category)
+        """The entries of a split, of one category or of all."""
+        entries = [entry for entry in self.entries if entry.split == split]
+        if category is None:
+            return entries
+        return [entry for entry in entries if entry.category == category]
 
     def scene(self, entry: Entry) -> Scene:
-        rng = self.generator(_PERSON, entry.split, entry.category, entry.position)
+        rng = self._generator(_PERSON, entry.split, entry.category, entry.position)
         person = Person(
-            body=body.sample(rng),
-            camera=body.camera(rng, self.layout),
+            body=people.sample_body(rng),
+            camera=people.sample_camera(rng, self.layout),
             lighting=shading.sample_lighting(rng),
             backdrop=shading.sample_backdrop(rng),
             # A top over the waistband would change its outline with the trousers or skirt to try
             # on.
             tucked=bool(rng.random() < 0.25) or entry.category == "lower_body",
         )
-        rng = self.generator(_COMPANION, entry.split, entry.category, entry.position)
-        companions = {
-            "upper_body": (garment.sample_lower,),
-            "lower_body": (garment.sample_top,),
-            "dresses": (),
-        }
-        options = self._garment_options(entry)
-        return Scene(
-            person,
-            self.garment(entry),
-            tuple(sample(rng, **options) for sample in companions[entry.category]),
-        )
+        companions = ()
+        if entry.category in _COMPANION_SAMPLERS:
+            rng = self._generator(_COMPANION, entry.split, entry.category, entry.position)
+            sample = _COMPANION_SAMPLERS[entry.category]
+            companions = (sample(rng, **self._garment_options(entry)),)
+        return Scene(person, self.garment(entry), companions)
 
     def garment(self, entry: Entry) -> Garment:
-        rng = self.generator(_GARMENT, entry.split, entry.category, entry.position)
-        sample = {
-            "upper_body": garment.sample_top,
-            "lower_body": garment.sample_lower,
-            "dresses": garment.sample_dress,
-        }[entry.category]
+        rng = self._generator(_GARMENT, entry.split, entry.category, entry.position)
+        sample = _GARMENT_SAMPLERS[entry.category]
         return sample(rng, **self._garment_options(entry))
+
+    def other(self, entry: Entry) -> Entry:
+        """Whose garment `entry` tries on in unpaired order.
+
+        Without defects never its own, given two entries.
+        """
+        return self._others[entry.id]
+
+    def annotation_generator(self, entry: Entry) -> np.random.Generator:
+        return self._generator(_ANNOTATION, entry.split, entry.category, entry.position)
+
+    def list_generator(self, split: str, category: str) -> np.random.Generator:
+        return self._generator(_LISTS, split, category)
+
+    def _generator(
+        self, stream: int, split: str, category: str, position: int = 0
+    ) -> np.random.Generator:
+        layout_number = LAYOUTS.index(self.layout)
+        split_number = SPLITS.index(split)
+        category_number = CATEGORIES.index(category)
+        return np.random.default_rng(
+            (self.seed, layout_number, split_number, category_number, position, stream)
+        )
 
     def _garment_options(self, entry: Entry) -> dict:
         return {
@@ -171,23 +171,18 @@ class Catalogue:
 
     @cached_property
     def _others(self) -> dict[str, Entry]:
-        """For every id the entry whose garment the unpaired order takes: one cycle through each
-        category.
+        """For every id the entry whose garment the unpaired order takes.
+
+        One cycle through each category.
         """
-        found = {}
+        others: dict[str, Entry] = {}
         for split in SPLITS:
             for category in self.categories:
                 group = self.of(split, category)
-                cycle = self.generator(_PAIRS, split, category).permutation(len(group))
-                found |= {
-                    group[a].id: group[b] for a, b in zip(cycle, np.roll(cycle, -1), strict=True)
-                }
+                cycle = self._generator(_PAIRS, split, category).permutation(len(group))
+                for place, following in zip(cycle, np.roll(cycle, -1), strict=True):
+                    others[group[place].id] = group[following]
                 if split == "test":
-                    found |= {entry.id: entry for entry in group[: self.defects.paired_in_unpaired]}
-        return found
-
-    def other(self, entry: Entry) -> Entry:
-        """Whose garment `entry` tries on in unpaired order. Without defects never its own, given
-        two entries.
-        """
-        return self._others[entry.id]
+                    for entry in group[: self.defects.paired_in_unpaired]:
+                        others[entry.id] = entry
+        return others

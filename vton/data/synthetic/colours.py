@@ -17,10 +17,8 @@ from vton.data.synthetic.maps import BodyMaps, pick
 from vton.data.synthetic.profile import Profile
 from vton.data.synthetic.shading import Lighting
 
-_BLEND = (
-    CROTCH,
-    CROTCH + 0.25,
-)  # trunk coordinates between which trouser cloth passes from trunk to leg coordinates
+# Trunk coordinates between which trouser cloth passes from trunk to leg coordinates.
+_BLEND = (CROTCH, CROTCH + 0.25)
 _WHOLE_ARM = 0.55  # torso lengths of cloth per unit of the arm coordinate
 _WHOLE_LEG = 0.81  # and of the leg coordinate
 
@@ -34,12 +32,11 @@ def colour_skin(
         index = np.flatnonzero(flat == layer)
         if not index.size:
             continue
-        albedo[index] = np.float32(body.looks.skin)
-        if layer == Layer.TORSO:
+        albedo[index] = np.float32(body.appearance.skin)
+        if layer == Layer.TORSO:  # darker below the chin
             v = maps.v.ravel()[index]
-            shade[index] = np.float32(1.0) - np.float32(0.22) * np.clip(
-                (-v - np.float32(0.02)) / np.float32(0.2), 0, 1
-            )
+            depth = np.clip((-v - np.float32(0.02)) / np.float32(0.2), 0, 1)
+            shade[index] = np.float32(1.0) - np.float32(0.22) * depth
             continue
         side, kind = layer.name.lower().split("_")
         limb = maps.limb(kind, side)
@@ -48,7 +45,7 @@ def colour_skin(
         shade[index] = lighting.solid(across / radius(along))
     for side, _ in SIDES:
         index = np.flatnonzero(flat == Layer[f"{side.upper()}_SHOE"])
-        albedo[index] = np.float32(body.looks.shoes)
+        albedo[index] = np.float32(body.appearance.shoes)
 
 
 def colour_head(
@@ -60,15 +57,14 @@ def colour_head(
     shade: np.ndarray,
 ) -> None:
     """Face, hair and sunglasses."""
-    body, width = maps.body, maps.grid.shape[1]
-    for layer in (Layer.BACK_HAIR, Layer.HAIR):
+    body = maps.body
+    width = maps.grid.shape[1]
+    for layer, brightness in ((Layer.BACK_HAIR, 0.82), (Layer.HAIR, 1.0)):
         index = np.flatnonzero(flat == layer)
         x, y = pick(head.window, index, width, head.x, head.y)
-        albedo[index] = np.float32(body.looks.hair)
+        albedo[index] = np.float32(body.appearance.hair)
         strands = np.sin(x * np.float32(95) + np.float32(3) * np.sin(y * np.float32(9)))
-        shade[index] = (
-            np.float32(0.82 if layer == Layer.BACK_HAIR else 1.0) + np.float32(0.10) * strands
-        )
+        shade[index] = np.float32(brightness) + np.float32(0.10) * strands
     albedo[flat == Layer.GLASSES] = np.float32((0.08, 0.08, 0.09))
     index = np.flatnonzero(flat == Layer.FACE)
     x, y = pick(head.window, index, width, head.x, head.y)
@@ -85,7 +81,8 @@ def colour_garment(
     lighting: Lighting | None,
 ) -> None:
     """Texture and, with a lighting, folds of every visible part of the garment."""
-    garment, flat = worn.garment, layers.ravel()
+    garment = worn.garment
+    flat = layers.ravel()
     for layer in UPPER_LAYERS if garment.upper else LOWER_LAYERS:
         index = np.flatnonzero(flat == layer)
         if not index.size:
@@ -109,11 +106,10 @@ def colour_garment(
 
 
 def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.ndarray) -> tuple:
-    """Position across the part (-1..1), cloth coordinates u and v, and whether the point lies on a
-    trimmed edge.
-    """
+    """Position across the part (-1..1), cloth coordinates u and v, whether on a trimmed edge."""
     garment = worn.garment
-    v, side = maps.v.ravel()[index], maps.side.ravel()[index]
+    v = maps.v.ravel()[index]
+    side = maps.side.ravel()[index]
     if layer in (Layer.UPPER, Layer.LOWER):
         across, u = worn.across(side, v)
         edge = v < garment.top_edge(np.abs(u)) + np.float32(0.04)
@@ -127,23 +123,16 @@ def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.nda
     if "sleeve" in name:
         across = across / worn.sleeve(along)
         u = np.float32(sign * 0.31) + across * worn.cloth_sleeve(along)
-        return (
-            across,
-            u,
-            along * np.float32(_WHOLE_ARM),
-            along > garment.sleeve_end - np.float32(0.09),
-        )
+        cuff = along > garment.sleeve_end - np.float32(0.09)
+        return across, u, along * np.float32(_WHOLE_ARM), cuff
     across = across / worn.leg(along)
     leg_u = np.float32(sign * 0.165) + across * worn.cloth_leg(along)
+    leg_v = np.float32(1) + along * np.float32(_WHOLE_LEG)
     trunk_u = worn.across(side, v)[1]
-    blend = np.clip((v - np.float32(_BLEND[0])) / np.float32(_BLEND[1] - _BLEND[0]), 0, 1)
-    u = trunk_u + blend * (leg_u - trunk_u)
-    return (
-        across,
-        u,
-        v + blend * (np.float32(1) + along * np.float32(_WHOLE_LEG) - v),
-        along > garment.leg_end - 0.05,
-    )
+    start, end = _BLEND
+    blend = np.clip((v - np.float32(start)) / np.float32(end - start), 0, 1)
+    cuff = along > garment.leg_end - 0.05
+    return across, trunk_u + blend * (leg_u - trunk_u), v + blend * (leg_v - v), cuff
 
 
 def shadow_of_arms(

@@ -14,12 +14,15 @@ from vton.data.synthetic.head import HeadMap
 from vton.data.synthetic.maps import BodyMaps, Grid
 from vton.data.synthetic.profile import Profile
 
+# v of the undressed shoulders over |u|.
 _SHOULDERS = Profile.through(
     [(0.0, -0.15), (0.11, -0.15), (0.12, -0.145), (0.31, -0.065), (0.7, 0.1)]
-)  # v over |u|
+)
 
 
 class Layer(IntEnum):
+    """What a sample point shows, back to front."""
+
     BACKGROUND = 0
     BACK_HAIR = 1
     RIGHT_LEG = 2
@@ -72,21 +75,27 @@ def label_table(outfit: Sequence[Fitted]) -> np.ndarray:
     table = np.zeros(len(Layer), np.uint8)
     for layer, label in _LABELS.items():
         table[layer] = label
-    for garment in (worn.garment for worn in outfit):
-        table[list(UPPER_LAYERS if garment.upper else LOWER_LAYERS)] = _GARMENT_LABEL[garment.kind]
+    for worn in outfit:
+        layers = UPPER_LAYERS if worn.garment.upper else LOWER_LAYERS
+        table[list(layers)] = _GARMENT_LABEL[worn.garment.kind]
     return table
 
 
 def person_layers(
     outfit: Sequence[Fitted], tucked: bool, face: HeadMap, maps: BodyMaps
 ) -> np.ndarray:
-    """Layer of every sample point (h, w) uint8, painted back to front. `tucked`: tops end at the
-    waistband.
+    """Layer of every sample point (h, w) uint8, painted back to front.
+
+    tucked: tops end at the waistband.
     """
     body = maps.body
     layers = np.zeros(maps.grid.shape, np.uint8)
-    upper = next((worn for worn in outfit if worn.garment.upper), None)
-    lower = next((worn for worn in outfit if not worn.garment.upper), None)
+    upper = lower = None
+    for worn in outfit:
+        if worn.garment.upper:
+            upper = worn
+        else:
+            lower = worn
     _paint(layers, face.window, face.back_hair, Layer.BACK_HAIR)
     for side, _ in SIDES:
         limb = maps.limb("leg", side)
@@ -105,7 +114,7 @@ def person_layers(
     _paint(layers, face.window, face.face, Layer.FACE)
     _paint(layers, face.window, face.hair, Layer.HAIR)
     _paint(layers, face.window, face.glasses, Layer.GLASSES)
-    for side in ("right", "left") if body.right_arm_first else ("left", "right"):
+    for side in body.arm_order:
         _paint_arm(layers, side, upper, maps)
     return layers
 
@@ -120,9 +129,8 @@ def product_layers(worn: Fitted, maps: BodyMaps) -> np.ndarray:
     if garment.neckline != "high":
         u = np.abs(worn.across(maps.side, maps.v)[1])
         start = garment.top_edge(np.float32([garment.neck_half + 0.01]))[0]
-        hole = (u < garment.neck_half) & (
-            maps.v > start + 0.02 - 0.02 * (u / garment.neck_half) ** 2
-        )
+        back_edge = start + 0.02 - 0.02 * (u / garment.neck_half) ** 2
+        hole = (u < garment.neck_half) & (maps.v > back_edge)
         layers[hole & (maps.v <= garment.top_edge(u))] = Layer.INSIDE
     layers[_trunk_cloth(worn, maps)] = Layer.UPPER
     for side, _ in SIDES:
@@ -142,7 +150,10 @@ def _paint(layers: np.ndarray, window: tuple[slice, slice], mask: np.ndarray, la
 
 
 def _trunk_cloth(worn: Fitted, maps: BodyMaps) -> np.ndarray:
-    garment, body, v = worn.garment, worn.body, maps.v
+    """Where the trunk part of a garment lies (h, w)."""
+    garment = worn.garment
+    body = worn.body
+    v = maps.v
     across, u = worn.across(maps.side, v)
     hem = v <= garment.hem + np.float32(0.025) * across * across
     cloth = (np.abs(across) <= 1) & (v >= garment.top_edge(np.abs(u))) & hem
@@ -165,7 +176,8 @@ def trunk_skin(body: Body, maps: BodyMaps) -> np.ndarray:
     u = np.abs(across) * MANNEQUIN.half(maps.v)
     skin = (np.abs(across) <= 1) & (maps.v >= _SHOULDERS(u)) & (maps.v <= CROTCH)
     neck = np.abs(maps.side - _neck_x(body, maps.grid)[:, None]) <= body.neck_radius
-    return skin | (neck & (maps.grid.y[:, None] > body.head[1]) & (maps.v < 0.05))
+    neck &= (maps.grid.y[:, None] > body.head[1]) & (maps.v < 0.05)
+    return skin | neck
 
 
 def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
@@ -176,12 +188,9 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
     low, high = garment.trunk_range
     for side, sign in SIDES:
         limb = maps.limb("leg", side)
+        cloth = (limb.distance <= worn.leg(limb.along)) & (limb.along <= garment.leg_end)
+        cloth &= maps.v[limb.window] > low
         own_half = maps.side[limb.window] * np.float32(sign) >= 0
-        cloth = (
-            (limb.distance <= worn.leg(limb.along))
-            & (limb.along <= garment.leg_end)
-            & (maps.v[limb.window] > low)
-        )
         _paint(layers, limb.window, cloth & own_half, Layer[f"LOWER_{side.upper()}"])
     across, _ = worn.across(maps.side, maps.v)
     # Beside the crotch the legs themselves are the outline.
@@ -192,29 +201,26 @@ def _paint_lower(layers: np.ndarray, worn: Fitted, maps: BodyMaps) -> None:
 def _paint_arm(
     layers: np.ndarray, side: str, upper: Fitted | None, maps: BodyMaps, skin: bool = True
 ) -> None:
-    """One arm, in front of the torso except above the armhole, where the trunk's cloth or skin goes
-    first.
+    """One arm, in front of the torso except above the armhole.
 
-    The armhole runs from the tip of the shoulder to where the inner edge of the arm leaves the
-    trunk.
+    There the trunk's cloth or skin goes first. The armhole runs from the tip of the shoulder to
+    where the inner edge of the arm leaves the trunk.
     """
-    body, limb = maps.body, maps.limb("arm", side)
+    body = maps.body
+    limb = maps.limb("arm", side)
+    v = maps.v[limb.window]
     sleeved = upper is not None and upper.garment.sleeve != "none"
     skin_radius = body.arm_radius(limb.along)
     radius = upper.sleeve(limb.along) if sleeved else skin_radius
-    v = maps.v[limb.window]
     opening = np.clip((v - np.float32(0.03)) * np.float32(1 / 0.29), 0, 1)
+    armhole = radius * opening * opening * (3 - 2 * opening)
     inner = limb.across if side == "right" else -limb.across
-    before = (limb.along < 0.02) | (inner > radius * opening * opening * (3 - 2 * opening))
+    before = (limb.along < 0.02) | (inner > armhole)
     trunk = among(layers[limb.window], (Layer.UPPER, Layer.TORSO, Layer.INSIDE))
     behind = trunk & before & (v < 0.32) & (limb.along < 0.9)
     if skin:
-        _paint(
-            layers,
-            limb.window,
-            (limb.distance <= skin_radius) & ~behind,
-            Layer[f"{side.upper()}_ARM"],
-        )
+        bare = (limb.distance <= skin_radius) & ~behind
+        _paint(layers, limb.window, bare, Layer[f"{side.upper()}_ARM"])
     if sleeved:
         cloth = (limb.distance <= radius) & (limb.along <= upper.garment.sleeve_end)
         _paint(layers, limb.window, cloth & ~behind, Layer[f"{side.upper()}_SLEEVE"])
@@ -227,9 +233,11 @@ def shoe_mask(
     toe = body.joints[R_TOE if side == "right" else L_TOE]
     ankle = body.limb("leg", side)[2]
     window = grid.window(ankle[0] - 0.3, ankle[0] + 0.3, ankle[1] - 0.1, ankle[1] + 0.4)
-    x, y = grid.x[None, window[1]] - ankle[0], grid.y[window[0], None] - ankle[1] - 0.07
+    x = grid.x[None, window[1]] - ankle[0]
+    y = grid.y[window[0], None] - ankle[1] - 0.07
     axis = toe - ankle
     length = float(np.hypot(*axis))
     dx, dy = axis / length
     along = np.clip(x * dx + y * dy, 0, length)
-    return window, np.hypot(x - along * dx, y - along * dy) <= 0.066, along / length
+    shoe = np.hypot(x - along * dx, y - along * dy) <= 0.066
+    return window, shoe, along / length

@@ -1,4 +1,4 @@
-"""Smooth functions of one variable, tabulated: silhouettes are read off millions of times."""
+"""Smooth functions of one variable, tabulated because silhouettes are read millions of times."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ _ENTRIES = 4096
 
 
 class Profile:
-    """f(x) on [low, high], constant beyond. Looked up at the nearest of 4096 entries: a step is
-    below 0.1 % of the range, a fraction of a pixel at 768x1024.
+    """f(x) on [low, high], constant beyond.
+
+    Looked up at the nearest of 4096 entries: a step is below 0.1 % of the range, a fraction of a
+    pixel at 768x1024.
     """
 
     def __init__(self, low: float, high: float, table: np.ndarray):
-        self.low, self.table = np.float32(low), np.ascontiguousarray(table, np.float32)
-        self.scale = np.float32((len(table) - 1) / (high - low))
+        self.low = np.float32(low)
         self.high = high
+        self.table = np.ascontiguousarray(table, np.float32)
+        self.scale = np.float32((len(table) - 1) / (high - low))
 
     @classmethod
     def through(cls, points: list[tuple[float, float]]) -> Profile:
@@ -31,7 +34,6 @@ class Profile:
         return cls(low, high, function(np.linspace(low, high, _ENTRIES)))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        # float32 positions: +0.5 then truncation is rounding, and `clip` repeats the end values
-        return self.table.take(
-            ((x - self.low) * self.scale + np.float32(0.5)).astype(np.int32), mode="clip"
-        )
+        # Adding 0.5 before truncation rounds, and `clip` repeats the end values.
+        place = (x - self.low) * self.scale + np.float32(0.5)
+        return self.table.take(place.astype(np.int32), mode="clip")

@@ -1,9 +1,8 @@
-"""Draws persons in outfits and product pictures, with exact labels: every pixel knows its layer and
-cloth coordinates.
+"""Draws persons in outfits and product pictures, with exact labels.
 
-Colours are averaged over `samples` x `samples` points per pixel; labels are those of the point at
-the pixel's centre. Large pictures are drawn in bands of rows, which keeps the working set inside
-the processor's cache.
+Every pixel knows its layer and cloth coordinates. Colours are averaged over `samples` x `samples`
+points per pixel; labels are those of the point at the pixel's centre. Large pictures are drawn in
+bands of rows, which keeps the working set inside the processor's cache.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ from vton.data.synthetic.shading import Backdrop, Lighting
 
 SAMPLES = 3  # points per pixel side; odd, so that one of them is the centre
 _BAND = 160_000  # sample points drawn at once
+# How far the mannequin's arms are spread, radians; less for long sleeves.
+_ARM_ANGLE = 0.46
+_ARM_ANGLES = {"long": 0.24, "elbow": 0.36}
 
 
 @dataclass(frozen=True)
@@ -51,35 +53,47 @@ class Drawing:
 
     picture: np.ndarray  # (H, W, 3) uint8
     parse: np.ndarray  # (H, W) uint8 in vton.data.labels
-    garment: (
-        np.ndarray
-    )  # (H, W, 3) uint8; visible part of the first garment in product light, on white
+    garment: np.ndarray  # (H, W, 3) uint8; the first garment's visible part, evenly lit, on white
     garment_mask: np.ndarray  # (H, W) bool; where the first garment is visible
 
 
-def draw(
+def draw_person(
     person: Person,
     outfits: Sequence[Sequence[Garment]],
     size: tuple[int, int],
     samples: int = SAMPLES,
 ) -> list[Drawing]:
-    """The same person in each outfit, at `size` (height, width). An outfit's first garment is the
-    one to try on.
+    """The same person in each outfit, at `size` (height, width).
+
+    An outfit's first garment is the one to try on.
     """
-    bands: list[list[tuple]] = [[] for _ in outfits]
     fitted = [_fit(outfit, person) for outfit in outfits]
+    bands: list[list[tuple]] = [[] for _ in outfits]
     for rows in _bands(size, samples):
         grid = Grid.of(person.camera, size, samples, rows)
         maps = BodyMaps(person.body, grid)
-        for outfit, parts in zip(fitted, bands, strict=True):
-            parts.append(_draw_band(person, outfit, maps, samples))
-    return [
-        Drawing(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in bands
-    ]
+        for outfit, of_outfit in zip(fitted, bands, strict=True):
+            of_outfit.append(_draw_band(person, outfit, maps, samples))
+    drawings = []
+    for of_outfit in bands:
+        picture, parse, garment, garment_mask = zip(*of_outfit, strict=True)
+        drawings.append(
+            Drawing(
+                picture=np.concatenate(picture),
+                parse=np.concatenate(parse),
+                garment=np.concatenate(garment),
+                garment_mask=np.concatenate(garment_mask),
+            )
+        )
+    return drawings
 
 
 def _fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
-    lower = next((Fitted(garment, person.body) for garment in outfit if not garment.upper), None)
+    """The garments on the person; a top that is not tucked in is worn over what is below it."""
+    lower = None
+    for garment in outfit:
+        if not garment.upper:
+            lower = Fitted(garment, person.body)
     over = None if person.tucked else lower
     return [Fitted(garment, person.body, over) if garment.upper else lower for garment in outfit]
 
@@ -88,10 +102,11 @@ def draw_product(
     garment: Garment, size: tuple[int, int], samples: int = SAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
     """The in-shop picture (H, W, 3) uint8 on white, evenly lit, and its silhouette (H, W) bool."""
-    body = mannequin({"long": 0.24, "elbow": 0.36}.get(garment.sleeve, 0.46))
+    body = mannequin(_ARM_ANGLES.get(garment.sleeve, _ARM_ANGLE))
     worn = Fitted(garment, body)
     camera = _product_camera(worn)
-    pictures, masks = [], []
+    pictures = []
+    masks = []
     for rows in _bands(size, samples):
         maps = BodyMaps(body, Grid.of(camera, size, samples, rows))
         layers = product_layers(worn, maps)
@@ -101,7 +116,7 @@ def draw_product(
         if garment.sleeve != "none":
             shadow_of_arms(maps, worn.sleeve, layers, shade, 0.14)
         pictures.append(_average(albedo * shade[:, None], maps.grid.shape, samples))
-        masks.append(layers[samples // 2 :: samples, samples // 2 :: samples] != Layer.BACKGROUND)
+        masks.append(_centres(layers, samples) != Layer.BACKGROUND)
     return np.concatenate(pictures), np.concatenate(masks)
 
 
@@ -118,43 +133,48 @@ def _average(colours: np.ndarray, shape: tuple[int, int], samples: int) -> np.nd
     return (np.clip(total / samples**2, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def _centres(points: np.ndarray, samples: int) -> np.ndarray:
+    """Of sample points (h, w) those at the centres of pixels."""
+    return points[samples // 2 :: samples, samples // 2 :: samples]
+
+
 def _draw_band(person: Person, outfit: Sequence[Fitted], maps: BodyMaps, samples: int) -> tuple:
-    body, grid = person.body, maps.grid
-    face = HeadMap.of(body, grid)
+    """A band of rows of every part of a Drawing, in its order."""
+    grid = maps.grid
+    face = HeadMap.of(person.body, grid)
     layers = person_layers(outfit, person.tucked, face, maps)
+    flat = layers.ravel()
     albedo = np.empty((layers.size, 3), np.float32)
     shade = np.ones(layers.size, np.float32)
-    flat = layers.ravel()
 
     index = np.flatnonzero(flat == Layer.BACKGROUND)
-    row, column = np.divmod(index, grid.shape[1])
-    camera = person.camera
-    across = (camera.scale * grid.x + np.float32(camera.x)) / np.float32(ASPECT)
-    down = camera.scale * grid.y + np.float32(camera.y)
-    albedo[index] = person.backdrop.colour(
-        across[column].astype(np.float32), down[row].astype(np.float32)
-    )
-
+    albedo[index] = _backdrop_colour(person, grid, index)
     colour_skin(person.lighting, maps, flat, albedo, shade)
     colour_head(person.lighting, maps, face, flat, albedo, shade)
     for worn in outfit:
         colour_garment(worn, maps, layers, albedo, shade, person.lighting)
     # Of the bare arms, whatever the sleeves: other clothes keep their shading when the garment
     # changes.
-    shadow_of_arms(maps, body.arm_radius, layers, shade, 0.30)
+    shadow_of_arms(maps, person.body.arm_radius, layers, shade, 0.30)
     np.clip(shade, shading.DARKEST, shading.BRIGHTEST, out=shade)
 
-    centre = layers[samples // 2 :: samples, samples // 2 :: samples]
-    target = among(flat, UPPER_LAYERS if outfit[0].garment.upper else LOWER_LAYERS)
-    flat_lit = np.where(target[:, None], albedo, np.float32(1))
+    target = among(layers, UPPER_LAYERS if outfit[0].garment.upper else LOWER_LAYERS)
+    evenly_lit = np.where(target.reshape(-1, 1), albedo, np.float32(1))
     return (
         _average(albedo * shade[:, None], grid.shape, samples),
-        label_table(outfit)[centre],
-        _average(flat_lit, grid.shape, samples),
-        np.ascontiguousarray(
-            target.reshape(grid.shape)[samples // 2 :: samples, samples // 2 :: samples]
-        ),
+        label_table(outfit)[_centres(layers, samples)],
+        _average(evenly_lit, grid.shape, samples),
+        np.ascontiguousarray(_centres(target, samples)),
     )
+
+
+def _backdrop_colour(person: Person, grid: Grid, index: np.ndarray) -> np.ndarray:
+    """Colour (N, 3) of the backdrop at flat indices of sample points."""
+    row, column = np.divmod(index, grid.shape[1])
+    camera = person.camera
+    across = (camera.scale * grid.x + np.float32(camera.x)) / np.float32(ASPECT)
+    down = camera.scale * grid.y + np.float32(camera.y)
+    return person.backdrop.colour(across[column].astype(np.float32), down[row].astype(np.float32))
 
 
 def _product_camera(worn: Fitted) -> Camera:

@@ -9,35 +9,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from vton.data.densepose import draw as draw_parts
-from vton.data.derived.agnostic import agnostic_image, agnostic_mask, agnostic_parse
+from vton.data.densepose import draw_parts
+from vton.data.derived.agnostic import agnostic_image, agnostic_mask
+from vton.data.derived.published_masks import agnostic_parse
 from vton.data.pose import FROM_BODY_25, VITON_HD_CANVAS
 from vton.data.synthetic import keypoints, words
 from vton.data.synthetic.catalogue import Entry
-from vton.data.synthetic.files import Writer, bounding_box, defective_parse
+from vton.data.synthetic.files import Writer, defective_parse, relative_box
+from vton.data.synthetic.garment import Garment
 from vton.data.synthetic.parts import body_parts
-from vton.data.synthetic.render import draw, draw_product
+from vton.data.synthetic.render import draw_person, draw_product
 
-OLD_NAMES = {
-    "image-parse-v3": "image-parse",
-    "openpose_img": "openpose-img",
-    "openpose_json": "openpose-json",
-}
+# Folders of parse maps, drawn skeletons and keypoints: now, and in the first generation.
+_NAMES = ("image-parse-v3", "openpose_img", "openpose_json")
+_OLD_NAMES = ("image-parse", "openpose-img", "openpose-json")
 
 
 def write_entry(writer: Writer, entry: Entry) -> dict:
-    """All files of one person and the garment worn. Returns the entry's record in the tag file."""
-    catalogue, defects = writer.catalogue, writer.defects
-    folder, name, rng = entry.split, entry.id, catalogue.annotation_generator(entry)
-    parse_folder, picture_folder, json_folder = (
-        new if not defects.old_names else old for new, old in OLD_NAMES.items()
-    )
+    """Write all files of one person and the garment worn; returns its record in the tag file."""
+    catalogue = writer.catalogue
+    defects = writer.defects
+    rng = catalogue.annotation_generator(entry)
+    folder = entry.split
+    name = entry.id
+    names = _OLD_NAMES if defects.old_names else _NAMES
+    parse_folder, picture_folder, json_folder = names
     scene = catalogue.scene(entry)
     other = catalogue.other(entry)
     outfits = [scene.outfit()]
     if entry.split == "test":
         outfits.append(scene.outfit(catalogue.garment(other)))
-    worn, *unpaired = draw(scene.person, outfits, catalogue.size)
+    worn, *unpaired = draw_person(scene.person, outfits, catalogue.size)
     product, silhouette = draw_product(scene.garment, catalogue.size)
 
     writer.photo(f"{folder}/image/{name}.jpg", worn.picture)
@@ -79,43 +81,45 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
         writer.picture(f"{folder}/gt-unpaired/{name}__{other.id}.png", truth.picture)
         writer.labels(f"{folder}/gt-unpaired-parse/{name}__{other.id}.png", truth.parse)
     writer.meta(f"{folder}/meta/{name}.json", entry, scene, VITON_HD_CANVAS)
-    return _tag_record(
-        entry, scene.garment, bounding_box(worn.garment_mask), bounding_box(silhouette)
-    )
+    boxes = {"image": relative_box(worn.garment_mask), "cloth": relative_box(silhouette)}
+    return _tag_record(entry, scene.garment, boxes)
 
 
 def write_lists(writer: Writer, records: list[dict]) -> None:
-    """Pair lists and tag files; `records` are what write_entry returned, in the order of the
-    entries.
+    """Pair lists and tag files.
+
+    records: what write_entry returned, in the order of the entries.
     """
     catalogue = writer.catalogue
-    records = dict(zip((entry.id for entry in catalogue.entries), records, strict=True))
+    ids = [entry.id for entry in catalogue.entries]
+    record_of = dict(zip(ids, records, strict=True))
     for split in ("train", "test"):
         entries = catalogue.of(split)
         # The second column is the unpaired garment in the training list too.
         lines = [f"{entry.id}.jpg {catalogue.other(entry).id}.jpg\n" for entry in entries]
         writer.text(f"{split}_pairs.txt", "".join(lines))
         untagged = catalogue.defects.untagged if split == "test" else 0
-        tagged = [records[entry.id] for entry in entries[untagged:]]
+        tagged = [record_of[entry.id] for entry in entries[untagged:]]
         writer.json(f"{split}/vitonhd_{split}_tagged.json", {"data": tagged})
 
 
-def _tag_record(entry: Entry, garment, person_box: list[float], garment_box: list[float]) -> dict:
+def _tag_record(entry: Entry, garment: Garment, boxes: dict[str, dict[str, float]]) -> dict:
+    """The entry's record in the tag file. boxes: of the garment, by folder of the picture."""
     width, height = VITON_HD_CANVAS
-    pictures = (("image", person_box), ("cloth", garment_box))
+    tag_info = []
+    for tag, value in words.tags(garment).items():
+        tag_info.append({"tag_name": tag, "tag_category": value})
+    pictures = {}
+    for folder, box in boxes.items():
+        pictures[folder] = {
+            "image_path": f"{folder}/{entry.id}.jpg",
+            "image_width": width,
+            "image_height": height,
+            "bbox": box,
+        }
     return {
         "file_name": f"{entry.id}.jpg",
         "category_name": "TOPS",
-        "tag_info": [
-            {"tag_name": tag, "tag_category": value} for tag, value in words.tags(garment).items()
-        ],
-        "image": {
-            kind: {
-                "image_path": f"{kind}/{entry.id}.jpg",
-                "image_width": width,
-                "image_height": height,
-                "bbox": dict(zip(("left", "top", "width", "height"), box, strict=True)),
-            }
-            for kind, box in pictures
-        },
+        "tag_info": tag_info,
+        "image": pictures,
     }

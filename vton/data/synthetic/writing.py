@@ -1,6 +1,4 @@
-"""Writes a rendered data set in parallel, and makes sure that a folder holds exactly the one asked
-for.
-"""
+"""Writes a rendered data set in parallel, and makes sure that a folder holds the right one."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +26,7 @@ RENDERER_VERSION = 2  # raise it whenever any file comes out different
 STAMP = "synthetic.json"  # written last: a folder without it is not complete
 _WRITERS: dict[str, ModuleType] = {"viton_hd": write_viton_hd, "dresscode": write_dresscode}
 _CHUNK = 16  # entries per task
+_SMALLEST = 16  # px, of height and width
 _LARGEST = {"viton_hd": 100_000, "dresscode": 1_000_000}  # ids have five or six digits
 
 
@@ -48,11 +47,12 @@ def write(
     nothing but these arguments; `workers` processes share the work. Raises DataError for arguments
     that make no data set.
     """
-    root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
+    root = Path(root)
+    catalogue = _catalogue(layout, size, train, test, seed, defects)
     writer = Writer(root, catalogue)
     root.mkdir(parents=True, exist_ok=True)
     entries = catalogue.entries
-    chunks = [entries[i : i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
+    chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     records = []
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"Rendering {root.name}", total=len(entries))
@@ -79,20 +79,23 @@ def ensure(
     Rendering happens in a temporary folder beside `root`, renamed when complete, so `root` is never
     half written. Raises DataError when `root` holds something else.
     """
-    root, catalogue = Path(root), _catalogue(layout, size, train, test, seed, defects)
+    root = Path(root)
+    catalogue = _catalogue(layout, size, train, test, seed, defects)
     if _holds(root, catalogue):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     partial_root = Path(tempfile.mkdtemp(prefix=f".{root.name}-partial-", dir=root.parent))
     try:
-        arguments = {
-            "train": train,
-            "test": test,
-            "seed": seed,
-            "workers": workers,
-            "defects": defects,
-        }
-        write(partial_root, layout=layout, size=size, **arguments)
+        write(
+            partial_root,
+            layout=layout,
+            size=size,
+            train=train,
+            test=test,
+            seed=seed,
+            workers=workers,
+            defects=defects,
+        )
         partial_root.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
         try:
             partial_root.rename(root)
@@ -105,21 +108,28 @@ def ensure(
 
 
 def _catalogue(
-    layout, size, train: int, test: int, seed: int, defects: Defects | None
+    layout: Layout,
+    size: tuple[int, int],
+    train: int,
+    test: int,
+    seed: int,
+    defects: Defects | None,
 ) -> Catalogue:
+    """The catalogue of these arguments. Raises DataError for those that make no data set."""
     if layout not in _WRITERS:
         raise DataError(f"synthetic: layout is {layout!r}, expected one of {', '.join(_WRITERS)}.")
-    if min(size) < 16:
+    height, width = (int(side) for side in size)
+    if min(height, width) < _SMALLEST:
         raise DataError(
-            f"synthetic: size {tuple(size)} is too small; height and width need 16 pixels at least."
+            f"synthetic: size {tuple(size)} is too small; height and width need {_SMALLEST} pixels "
+            "at least."
         )
     if train < 1 or test < 2:
         raise DataError(
-            f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to exchange."
+            f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to "
+            "exchange."
         )
-    catalogue = Catalogue(
-        layout, (int(size[0]), int(size[1])), train, test, seed, defects or Defects()
-    )
+    catalogue = Catalogue(layout, (height, width), train, test, seed, defects or Defects())
     if (train + test) * len(catalogue.categories) > _LARGEST[layout]:
         raise DataError(
             f"synthetic: {layout} numbers at most {_LARGEST[layout]} pairs; lower train or test."
@@ -127,11 +137,14 @@ def _catalogue(
     return catalogue
 
 
-def _write_chunk(writer: Writer, entries: tuple[Entry, ...]) -> list[dict]:
-    return [_WRITERS[writer.catalogue.layout].write_entry(writer, entry) for entry in entries]
+def _write_chunk(writer: Writer, entries: tuple[Entry, ...]) -> list:
+    layout = _WRITERS[writer.catalogue.layout]
+    return [layout.write_entry(writer, entry) for entry in entries]
 
 
-def _run(function, chunks: list, workers: int) -> Iterator[list[dict]]:
+def _run(
+    function: Callable[[tuple[Entry, ...]], list], chunks: list[tuple[Entry, ...]], workers: int
+) -> Iterator[list]:
     """Results of `function` over the chunks, in order."""
     if workers <= 1 or len(chunks) == 1:
         yield from map(function, chunks)
@@ -155,28 +168,30 @@ def _stamp(catalogue: Catalogue) -> dict:
 
 
 def _holds(root: Path, catalogue: Catalogue) -> bool:
-    """Whether `root` is this complete data set; False when there is nothing yet. Raises DataError
-    for anything else.
+    """Whether `root` is this complete data set; False when there is nothing yet.
+
+    Raises DataError for anything else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / STAMP).read_text(encoding="utf-8"))
+        stamp = json.loads((root / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DataError(
-            f"synthetic: {root} exists but has no readable {STAMP}: not a complete rendered data set. "
-            "Choose another data.root, or remove the folder if you no longer need it."
+            f"synthetic: {root} exists but has no readable {STAMP}: not a complete rendered data "
+            "set. Choose another data.root, or remove the folder if you no longer need it."
         ) from None
-    wanted = _stamp(catalogue)
-    differing = [
-        key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]
-    ]
-    if differing:
-        has = found if isinstance(found, dict) else {}
-        listing = ", ".join(f"{key} is {has.get(key)}, wanted {wanted[key]}" for key in differing)
+    if not isinstance(stamp, dict):
+        stamp = {}
+    differences = []
+    for key, wanted in _stamp(catalogue).items():
+        if stamp.get(key) != wanted:
+            differences.append(f"{key} is {stamp.get(key)}, wanted {wanted}")
+    if differences:
         raise DataError(
-            f"synthetic: {root} holds another rendered data set: {listing}. Choose another data.root, remove the "
-            "folder to render it anew, or ask for the settings it has."
+            f"synthetic: {root} holds another rendered data set: {', '.join(differences)}. Choose "
+            "another data.root, remove the folder to render it anew, or ask for the settings it "
+            "has."
         )
     return True
 

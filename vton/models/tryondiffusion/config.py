@@ -220,7 +220,7 @@ class TryOnDiffusionConfig(ModelConfig):
     # D: a third number per keypoint; without it missing joints are just zeros
     visibility: bool = False
     # D: null = zeros, as flat garments have no pose
-    garment_pose: Literal["constant", "keypoints"] | None = None
+    garment_pose: Literal["constant"] | None = None
     garment_pose_constant: float = 0.5  # garment_pose=constant: x and y of every joint
     # D: colour of what is blanked, in [-1, 1]; 0 is also what condition dropout leaves
     agnostic_fill: float = 0.0

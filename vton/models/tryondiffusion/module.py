@@ -291,17 +291,8 @@ class TryOnDiffusion(TryOnModule):
         return joints(batch.keypoints, self.config.model.keypoints, self.config.model.visibility)
 
     def garment_pose(self, batch: TryOnBatch) -> Tensor:
-        """(B, K, 2 or 3): zeros, one constant, or the joints of who wears the garment. Raises
-        DataError without any.
-        """
+        """(B, K, 2 or 3): zeros or one constant: flat garments have no pose."""
         model: TryOnDiffusionConfig = self.config.model
-        if model.garment_pose == "keypoints":
-            if batch.garment_keypoints is None:
-                raise DataError(
-                    f"{batch.dataset[0]}: model.garment_pose=keypoints needs pictures of worn garments with their "
-                    "joints (TryOnSample.garment_keypoints); for flat ones use model.garment_pose=null or constant."
-                )
-            return joints(batch.garment_keypoints, model.keypoints, model.visibility)
         pose = joints(torch.ones_like(batch.keypoints), model.keypoints, model.visibility)
         if model.garment_pose is None:
             return torch.zeros_like(pose)

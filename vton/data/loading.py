@@ -1,0 +1,30 @@
+"""Loader processes and signals: they work until the trainer ends them, and never outlive it.
+
+A cluster that stops a job signals the whole process group. The trainer then finishes its step and
+writes a checkpoint, for which it needs batches; so loader processes ignore the signal. But
+multiprocessing ends what is left at exit by the same SIGTERM, and would wait for ever for processes
+that ignore it. Importing this module therefore registers a handler that kills them at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """DataLoader's `worker_init_fn`: leave the signals that stop a run to the trainer."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def kill_loaders() -> None:
+    """Kill the loader processes that an error has left at work."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a killed loader an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -1,0 +1,100 @@
+"""Pairs of a person and a garment: reading their lists, choosing some, exchanging garments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vton.data.images import SUFFIXES
+from vton.data.sample import Category, DataError
+from vton.data.shards import ShardError
+from vton.data.source import Source
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a pair list. Paired order: person and garment have the same id."""
+
+    person: str
+    garment: str
+    category: Category
+
+
+def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
+    """The columns of a pair list, two or three per line.
+
+    Any run of blanks or tabs separates; blank lines do not count. Picture suffixes are dropped:
+    some lists name .png where the photograph is .jpg. Raises DataError on a missing or empty file,
+    a line of another width, or a name that would leave the data set's folder.
+    """
+    advice = "Restore the list from the archive."
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
+    except ShardError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{dataset}: pair list is not readable ({path}): {error}. {advice}"
+        ) from None
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        columns = line.split()
+        if not columns:
+            continue
+        where = f"{dataset}: line {number} of {path}"
+        if len(columns) not in (2, 3):
+            raise DataError(
+                f"{where} has {len(columns)} columns, expected person, garment and perhaps a "
+                f"category: {line.strip()[:80]!r}. {advice}"
+            )
+        person, garment, *category = columns
+        rows.append((_id(person, where), _id(garment, where), *category))
+    if not rows:
+        raise DataError(f"{dataset}: pair list is empty ({path}). {advice}")
+    return rows
+
+
+def _id(name: str, where: str) -> str:
+    """A name of a pair list without its picture suffix.
+
+    Raises DataError for what is no plain file name.
+    """
+    stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
+    if stem in ("", ".", "..") or any(character in stem for character in "/\\\0:"):
+        raise DataError(
+            f"{where} names {name!r}; ids are plain file names inside the data set's folders."
+        )
+    return stem
+
+
+def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    """`limit` pairs spread evenly over the list, all of them for 0.
+
+    Spread, so that every category stays.
+    """
+    if not limit or limit >= len(pairs):
+        return list(pairs)
+    return [pairs[place * len(pairs) // limit] for place in range(limit)]
+
+
+def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
+    """For every pair another of its category, in a cycle.
+
+    Raises DataError for a category with a single pair.
+    """
+    places: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        places.setdefault(pair.category, []).append(place)
+    others = list(pairs)
+    for category, group in places.items():
+        if len(group) == 1:
+            raise DataError(
+                f"{category} has a single pair, so garments cannot be exchanged; use "
+                "eval.shuffled=false."
+            )
+        following = group[1:] + group[:1]
+        for place, other in zip(group, following, strict=True):
+            others[place] = pairs[other]
+    return others
