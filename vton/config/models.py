@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from vton.config.schema import ConfigError, ModelKind, TrainedConfig, nearest
+from vton.config.errors import ConfigError, nearest
+from vton.config.schema import ModelKind, TrainedConfig
 
 MODELS = Path(__file__).parents[1] / "models"
 
