@@ -15,18 +15,11 @@ from safetensors.torch import load_file
 from tests.running import SMALL
 from vton import registry
 from vton.cli import main
-from vton.commands.compare import (
-    OWN,
-    ComparisonError,
-    ablate,
-    carry_out,
-    claimed,
-    compare,
-    described,
-    in_own_process,
-)
+from vton.commands.compare import in_own_process, run_comparison, run_lock
+from vton.commands.comparison import METHODS_OWN, plan_ablation, plan_as_json, plan_models
 from vton.config import ConfigError, ablation, choices, flatten, load
 from vton.cost import info
+from vton.errors import UserError
 from vton.metrics.results import read_results, write_results
 from vton.training.checkpoint import AtomicCheckpointIO
 
@@ -86,7 +79,7 @@ def killed_in_its_second_checkpoint(*settings):
         saved.append(save(self, checkpoint, path))
 
     AtomicCheckpointIO.save_checkpoint, info.cost = save_or_die, lambda config: COST
-    carry_out(compare(*settings), Executed())
+    run_comparison(plan_models(*settings), Executed())
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
@@ -103,7 +96,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
     capfd.readouterr()
 
     again = Executed()
-    assert carry_out(compare(*settings), again) == []
+    assert run_comparison(plan_models(*settings), again) == []
     assert [command for command, _ in again] == ["train", "eval", "train", "eval"]
     assert f"Resuming {first} at step 2 of 4." in capfd.readouterr().out
     assert json.loads((first / "training.json").read_text())["steps"] == 4
@@ -129,7 +122,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
     assert Image.open(folder / "grid.jpg").width > Image.open(folder / "grid.jpg").height / 2
 
     nothing = Executed()
-    assert carry_out(compare(*settings), nothing) == [] and nothing == []
+    assert run_comparison(plan_models(*settings), nothing) == [] and nothing == []
     weights = load_file(first / "checkpoints" / "weights.safetensors")
     for lost in (
         "checkpoints/weights.safetensors",
@@ -139,16 +132,16 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
     write_results(
         first / "results.json", [row for row in rows.values() if row.model == "gardiff"]
     )  # no baselines
-    assert carry_out(compare(*settings), again) == [] and len(again) == 6
+    assert run_comparison(plan_models(*settings), again) == [] and len(again) == 6
     restored = load_file(first / "checkpoints" / "weights.safetensors")
     assert all(torch.equal(tensor, restored[name]) for name, tensor in weights.items())
     assert {row.model for row in read_results(folder / "results.json")} == set(rows)
 
     changed = ("compare.steps=5", "train.lr=0.5", "sampler.guidance=2")
     with pytest.raises(
-        ComparisonError, match=r"gardiff-seed0 was run with other settings.*name="
+        UserError, match=r"gardiff-seed0 was run with other settings.*name="
     ) as error:
-        carry_out(compare(*settings, *changed), nothing)
+        run_comparison(plan_models(*settings, *changed), nothing)
     assert all(
         key in str(error.value) for key in ("train.steps: 4 -> 5", "train.lr", "sampler.guidance")
     )
@@ -156,14 +149,14 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
 
 
 def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
-    found = compare("preset=tiny", "compare.seeds=[0,3]", "train.accumulate=2")
+    found = plan_models("preset=tiny", "compare.seeds=[0,3]", "train.accumulate=2")
     assert found.name == "compare-synthetic-tiny"
-    methods = [member.method for member in found.members]
+    methods = [run.method for run in found.runs]
     assert methods == [*registry.names(), *registry.names()] and "warp" not in methods
-    configs = [member.config for member in found.members]
+    configs = [run.config for run in found.runs]
     for part in ("data", "eval", "sampler"):
         values = [flatten(asdict(getattr(config, part)), f"{part}.") for config in configs]
-        for key in values[0].keys() - {*OWN, "eval.baselines"}:
+        for key in values[0].keys() - {*METHODS_OWN, "eval.baselines"}:
             assert len({value[key] for value in values}) == 1, key
     assert {config.objective.timestep_power for config in configs} == {16.0}
     assert {
@@ -174,7 +167,7 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
     assert own["tryondiffusion"].objective.schedule == "continuous_cosine"
     assert [config.eval.baselines for config in configs] == [True, *[False] * 7]
-    assert compare("preset=small", "compare.models=[tryondiffusion]").members[
+    assert plan_models("preset=small", "compare.models=[tryondiffusion]").runs[
         -1
     ].config.data.size == (
         256,
@@ -184,16 +177,16 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
 
 def test_equal_flops_are_unequal_steps():
     models = "compare.models=[gardiff,idm_vton]"
-    found = compare(models, "compare.budget=flops", "compare.tflop=10000", "name=flops")
-    steps = {member.method: member.config.train.steps for member in found.members}
+    found = plan_models(models, "compare.budget=flops", "compare.tflop=10000", "name=flops")
+    steps = {run.method: run.config.train.steps for run in found.runs}
     for model, count in steps.items():
         cost = found.costs[model]["step_flops"]
         assert abs(count * cost - 1e16) <= cost / 2
     assert steps["gardiff"] != steps["idm_vton"]
     with pytest.raises(ConfigError, match="less than a step"):
-        compare(models, "compare.budget=flops", "compare.tflop=0.001")
+        plan_models(models, "compare.budget=flops", "compare.tflop=0.001")
     with pytest.raises(ConfigError, match=r"needs compare\.tflop"):
-        compare(models, "preset=small", "compare.budget=flops")
+        plan_models(models, "preset=small", "compare.budget=flops")
 
 
 @pytest.mark.parametrize(
@@ -202,24 +195,26 @@ def test_equal_flops_are_unequal_steps():
 )
 def test_what_a_comparison_decides_is_refused(setting):
     with pytest.raises(ConfigError, match="decides this itself"):
-        compare(setting)
+        plan_models(setting)
 
 
-def test_names_of_comparisons_and_members():
-    dresscode = compare("data.synthetic.layout=dresscode", "compare.models=[gardiff]")
+def test_names_of_comparisons_and_runs():
+    dresscode = plan_models("data.synthetic.layout=dresscode", "compare.models=[gardiff]")
     assert dresscode.name == "compare-synthetic_dresscode-tiny"
     plan = json.loads(
-        described(compare("compare.models=[gardiff]", "name=mine", "runs=R", "compare.results=S"))
+        plan_as_json(
+            plan_models("compare.models=[gardiff]", "name=mine", "runs=R", "compare.results=S")
+        )
     )
-    assert plan["results"] == "S/mine" and plan["members"][0]["steps"] == 600
-    assert plan["members"][0]["commands"][1] == "vton eval --run R/mine/gardiff-seed0"
+    assert plan["results"] == "S/mine" and plan["runs"][0]["steps"] == 600
+    assert plan["runs"][0]["commands"][1] == "vton eval --run R/mine/gardiff-seed0"
     with pytest.raises(ConfigError, match="Did you mean: 'gardiff'"):
-        compare("compare.models=[gardif]")
+        plan_models("compare.models=[gardif]")
 
 
 def test_an_ablation_is_a_comparison_of_rows():
-    found = ablate("model=idm_vton", "compare.seeds=[1]")
-    rows = {member.method: member for member in found.members}
+    found = plan_ablation("model=idm_vton", "compare.seeds=[1]")
+    rows = {run.method: run for run in found.runs}
     assert found.name == "ablate-idm_vton-synthetic-tiny" and list(rows) == list(
         ablation("idm_vton").rows
     )
@@ -227,7 +222,7 @@ def test_an_ablation_is_a_comparison_of_rows():
     assert generic.config.data.caption_source == "fallback" and generic.config.seed == 1
     assert 'data.caption_source="fallback"' in generic.changes and rows["full"].changes == ()
     assert not rows["without_garment_net"].config.model.garment_net
-    assert {member.config.train.batch_size for member in rows.values()} == {8}
+    assert {run.config.train.batch_size for run in rows.values()} == {8}
 
 
 @pytest.mark.parametrize("name", choices("ablation"))
@@ -272,16 +267,16 @@ def test_rows_may_choose_a_mode(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def unread(tmp_path_factory):
-    """Two members and where they would run, for executions that run nothing."""
+    """Two runs and where they would run, for executions that run nothing."""
     place = tmp_path_factory.mktemp("unread")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vton.cost.info.cost", lambda config: COST)
-        return compare(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
+        return plan_models(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
 
 
-def test_processes_share_the_members_out(unread, capfd):
+def test_processes_share_the_runs_out(unread, capfd):
     """One that another process works on is left for the end, and looked at again when it is free."""
-    first, elsewhere, asked = unread.members[0], claimed(unread.members[0]), []
+    first, elsewhere, asked = unread.runs[0], run_lock(unread.runs[0]), []
     assert in_own_process(["list"], elsewhere.__enter__()) == 0
     shown = capfd.readouterr()
     assert "gardiff" in shown.err and not shown.out
@@ -292,14 +287,14 @@ def test_processes_share_the_members_out(unread, capfd):
             elsewhere.__exit__(None, None, None)
         return 0
 
-    assert carry_out(unread, execute) == []
-    # the other member, then, after a line on waiting for the first, this one
+    assert run_comparison(unread, execute) == []
+    # the other run, then, after a line on waiting for the first, this one
     assert asked == [("train", False), ("eval", False), ("train", True), ("eval", False)]
 
 
-def test_a_member_that_fails_does_not_stop_the_others(unread):
+def test_a_run_that_fails_does_not_stop_the_others(unread):
     asked = []
-    failed = carry_out(
+    failed = run_comparison(
         unread, lambda arguments: asked.append(arguments) or int("model=gardiff" in arguments)
     )
     assert failed == ["gardiff, seed 0"] and len(asked) == 3

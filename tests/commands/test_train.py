@@ -1,7 +1,10 @@
 """Training through the real command: learns, resumes bit-equal, refuses bad input in one line."""
 
+import warnings
+
 import pytest
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file
 
 from tests.running import (
@@ -14,7 +17,10 @@ from tests.running import (
     vton,
 )
 from vton import registry
+from vton.config import load
+from vton.models.unet import build_unet
 from vton.runs.folder import RunFolder
+from vton.training.preemption import Preemption
 from vton.weights.pretrained import read_checkpoint
 
 
@@ -189,6 +195,24 @@ def test_a_diverged_run_names_step_and_samples(tmp_path, rendered):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("vton:"))
     assert "Loss is" in line and "at step" in line and "__" in line
+
+
+def test_pretrained_networks_are_trained_in_training_mode(tmp_path, rendered):
+    """from_pretrained leaves them in evaluation mode, of which Lightning warns."""
+    published = ("model.garment_unet.positions=0", "codec.channels=4")
+    shape = load("model=imagdressing", *published).model.garment_unet
+    build_unet(shape, 4, 4, "model.garment_unet").save_pretrained(tmp_path / "unet")
+    modes = []
+
+    def on_train_start(self, trainer, module):
+        modes.extend(part.training for part in module.modules())
+
+    settings = (*published, f"model.garment_unet.pretrained={tmp_path}", "train.steps=1")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error", PossibleUserWarning)
+        patch.setattr(Preemption, "on_train_start", on_train_start)
+        trained("imagdressing", tmp_path, rendered, "run", *settings)
+    assert len(modes) > 100 and all(modes)
 
 
 def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):

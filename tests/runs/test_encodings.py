@@ -20,7 +20,7 @@ from vton.data.encoded import EncodingError
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB, ShardError, ShardWriter
 from vton.models.codecs import LinearCodec
-from vton.runs.assemble import data_module, prepare
+from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode, frozen_readings, use_encodings
 from vton.weights.pretrained import read_checkpoint
 
@@ -239,7 +239,7 @@ def test_a_run_goes_on_from_shards_in_the_middle_of_an_epoch(tmp_path):
         "train.picture_every=0",
     )
     config = load(*common, "name=whole", "train.steps=4", f"data.encoded={where}")
-    _, data, module = prepare(config)
+    _, data, module = prepare_run(config)
     assert encode(module, data) == (6, 0)
     whole = train(config)
     train(load(*common, "name=parts", "train.steps=2", f"data.encoded={where}"))

@@ -71,17 +71,17 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
 
 
 def test_one_process_holds_a_folder(tmp_path):
-    with RunFolder(tmp_path / "run").held():
+    with RunFolder(tmp_path / "run").training_lock():
         refused = pytest.raises(
             RunError, match=f"Another process is training in {tmp_path / 'run'}. "
         )
-        with refused, RunFolder(tmp_path / "run").held():
+        with refused, RunFolder(tmp_path / "run").training_lock():
             pass
-        with RunFolder(tmp_path / "other").held():
+        with RunFolder(tmp_path / "other").training_lock():
             pass
-    with pytest.raises(KeyError), RunFolder(tmp_path / "run").held():
+    with pytest.raises(KeyError), RunFolder(tmp_path / "run").training_lock():
         raise KeyError
-    with RunFolder(tmp_path / "run").held():
+    with RunFolder(tmp_path / "run").training_lock():
         pass
 
 

@@ -12,6 +12,7 @@ import hashlib
 import re
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from vton.commands.baselines import (
     warps,
     with_baselines,
 )
+from vton.commands.choice import chosen_chain
 from vton.config import ExperimentConfig, to_yaml
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
@@ -56,6 +58,14 @@ from vton.weights.pretrained import read_checkpoint
 CONTROL = "[shuffled]"  # suffix of the row whose garments were exchanged between samples
 FROM_TRUTH = "[from_truth]"  # suffix of a cascade's upper stage that enlarged the reduced truth, not the stage before
 UPSAMPLED = "baseline/upsampled"  # the former stage's pictures by interpolation alone
+
+
+def run_eval(args: Namespace) -> None:
+    evaluate(chosen_chain(args), checkpoint=args.checkpoint, as_json=args.json)
+
+
+def run_predict(args: Namespace) -> None:
+    predict(chosen_chain(args), args.order, Path(args.out))
 
 
 def evaluate(
@@ -229,9 +239,8 @@ def prepare(
 def ready(stage: Stage, checkpoint: str) -> tuple[Trainer, TrainedModule]:
     """What draws a stage's pictures."""
     run, config = stage
-    trainer = make_trainer(
-        config.trainer.replicated(), config, callbacks=[PictureWriter()], logger=False
-    )
+    replicated = replace(config, trainer=config.trainer.replicated())
+    trainer = make_trainer(replicated, callbacks=[PictureWriter()])
     return trainer, load_module(run, config, checkpoint)
 
 
