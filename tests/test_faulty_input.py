@@ -48,9 +48,8 @@ from vton.runs.folder import RunFolder
 from vton.weights.pretrained import WeightsError
 
 Harm = Callable[[Path, pytest.MonkeyPatch], object]
-Works = Callable[
-    [TryOnSample, TryOnSample], object
-]  # of the sample that was read and of the sound one
+# A check of the sample that was read against the sound one.
+Works = Callable[[TryOnSample, TryOnSample], object]
 
 # ---- what can be wrong with a file ----
 
@@ -591,7 +590,7 @@ OVERRIDES = {
     "train.val_pairs=0": "train.val_pairs=0 must be at least 1",
     "data.size=64": "data.size: ",
     "data.size=[64]": "data.size: ",
-    "data.size=[a,b]": "data.size: Value '['a', 'b']' of type 'list' could not be converted to Integer",
+    "data.size=[a,b]": "data.size: Value '['a', 'b']' of type 'list' could not be converted",
     "data.size=[8,8]": "data.size=[8, 8] must be at least 16 each",
     "data.limit_train=-1": "data.limit_train=-1 must be at least 0",
     "data.workers=-1": "data.workers=-1 must be at least 0",

@@ -41,36 +41,32 @@ TWO = (
     "eval.shuffled=false",
     "name=two",
 )
-KILL = "import sys; from tests.commands.test_compare import killed_in_its_second_checkpoint as run; run(*sys.argv[1:])"
+KILL = (
+    "import sys; from tests.commands.test_compare import killed_in_its_second_checkpoint; "
+    "killed_in_its_second_checkpoint(*sys.argv[1:])"
+)
 
 
 @pytest.fixture(autouse=True)
 def _cost_is_tested_elsewhere(monkeypatch):
-    monkeypatch.setattr(
-        "vton.cost.info.cost",
-        lambda config: COST | {"step_flops": COST["step_flops"] * len(config.name)},
-    )
+    def cost(config):
+        return COST | {"step_flops": COST["step_flops"] * len(config.name)}
+
+    monkeypatch.setattr("vton.cost.info.cost", cost)
 
 
 class Executed(list):
-    """Runs `vton` in this process and keeps what was asked for."""
+    """Runs `vton` in this process and keeps the names of its commands."""
 
     def __call__(self, arguments):
-        self.append(
-            (
-                arguments[0],
-                next(word for word in arguments if "-seed" in word).rpartition("name=")[2][-14:],
-            )
-        )
+        self.append(arguments[0])
         with pytest.raises(SystemExit) as stopped:
             main(list(arguments))
         return stopped.value.code
 
 
 def killed_in_its_second_checkpoint(*settings):
-    """Carry a comparison out in a process that dies at once, as by kill -9, while it saves for the
-    second time.
-    """
+    """Run a comparison in a process that dies, as by kill -9, in its second checkpoint."""
     save, saved = AtomicCheckpointIO.save_checkpoint, []
 
     def save_or_die(self, checkpoint, path, storage_options=None):
@@ -97,55 +93,48 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
 
     again = Executed()
     assert run_comparison(plan_models(*settings), again) == []
-    assert [command for command, _ in again] == ["train", "eval", "train", "eval"]
+    assert again == ["train", "eval", "train", "eval"]
     assert f"Resuming {first} at step 2 of 4." in capfd.readouterr().out
     assert json.loads((first / "training.json").read_text())["steps"] == 4
 
-    rows = {
-        row.model: row for row in read_results(folder / "results.json") if row.region == "garment"
-    }
+    rows = {}
+    for row in read_results(folder / "results.json"):
+        if row.region == "garment":
+            rows[row.model] = row
     baselines = {f"baseline/{name}" for name in ("mean_colour", "pasted_garment", "geometric_warp")}
     assert set(rows) == {"gardiff", "tryondiffusion", *baselines}
     facts = rows["tryondiffusion"].provenance
-    assert (
-        facts["comparison"]["budget"] == {"kind": "steps", "amount": 4}
-        and facts["cost"]["parameters"] == 10
-    )
+    assert facts["comparison"]["budget"] == {"kind": "steps", "amount": 4}
+    assert facts["cost"]["parameters"] == 10
     assert facts["training"]["steps"] == 4 and facts["training"]["seconds"] > 0
     assert "training" not in rows["baseline/mean_colour"].provenance
-    assert (
-        facts["mask"]
-        == rows["gardiff"].provenance["mask"]
-        == rows["baseline/mean_colour"].provenance["mask"]
-    )
-    assert all((folder / f"table.{kind}").stat().st_size for kind in ("md", "csv", "tex"))
-    assert Image.open(folder / "grid.jpg").width > Image.open(folder / "grid.jpg").height / 2
+    for other in ("gardiff", "baseline/mean_colour"):
+        assert rows[other].provenance["mask"] == facts["mask"]
+    for kind in ("md", "csv", "tex"):
+        assert (folder / f"table.{kind}").stat().st_size
+    grid = Image.open(folder / "grid.jpg")
+    assert grid.width > grid.height / 2
 
     nothing = Executed()
     assert run_comparison(plan_models(*settings), nothing) == [] and nothing == []
     weights = load_file(first / "checkpoints" / "weights.safetensors")
-    for lost in (
-        "checkpoints/weights.safetensors",
-        "training.json",
-    ):  # died between its last checkpoint and these
-        (first / lost).unlink()
-    write_results(
-        first / "results.json", [row for row in rows.values() if row.model == "gardiff"]
-    )  # no baselines
+    # As if it had died between its last checkpoint and these, and been scored without baselines.
+    (first / "checkpoints" / "weights.safetensors").unlink()
+    (first / "training.json").unlink()
+    write_results(first / "results.json", [rows["gardiff"]])
     assert run_comparison(plan_models(*settings), again) == [] and len(again) == 6
     restored = load_file(first / "checkpoints" / "weights.safetensors")
     assert all(torch.equal(tensor, restored[name]) for name, tensor in weights.items())
     assert {row.model for row in read_results(folder / "results.json")} == set(rows)
 
     changed = ("compare.steps=5", "train.lr=0.5", "sampler.guidance=2")
-    with pytest.raises(
-        UserError, match=r"gardiff-seed0 was run with other settings.*name="
-    ) as error:
+    expected = r"gardiff-seed0 was run with other settings.*name="
+    with pytest.raises(UserError, match=expected) as error:
         run_comparison(plan_models(*settings, *changed), nothing)
-    assert all(
-        key in str(error.value) for key in ("train.steps: 4 -> 5", "train.lr", "sampler.guidance")
-    )
-    assert "\n" not in str(error.value) and nothing == []
+    message = str(error.value)
+    for key in ("train.steps: 4 -> 5", "train.lr", "sampler.guidance"):
+        assert key in message
+    assert "\n" not in message and nothing == []
 
 
 def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
@@ -158,21 +147,18 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
         values = [flatten(asdict(getattr(config, part)), f"{part}.") for config in configs]
         for key in values[0].keys() - {*METHODS_OWN, "eval.baselines"}:
             assert len({value[key] for value in values}) == 1, key
-    assert {config.objective.timestep_power for config in configs} == {16.0}
-    assert {
-        (c.train.batch_size, c.train.steps, c.train.accumulate, c.sampler.steps) for c in configs
-    } == {(8, 600, 2, 1)}
+    for config in configs:
+        assert config.objective.timestep_power == 16.0 and config.sampler.steps == 1
+        assert config.train.batch_size == 8 and config.train.accumulate == 2
+        assert config.train.steps == 600
     assert {config.seed for config in configs} == {0, 3}
     own = {config.model.name: config for config in configs}
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
     assert own["tryondiffusion"].objective.schedule == "continuous_cosine"
-    assert [config.eval.baselines for config in configs] == [True, *[False] * 7]
-    assert plan_models("preset=small", "compare.models=[tryondiffusion]").runs[
-        -1
-    ].config.data.size == (
-        256,
-        192,
-    )  # TryOnDiffusion's base stage, too
+    with_baselines = [config.eval.baselines for config in configs]
+    assert with_baselines[0] and not any(with_baselines[1:])
+    (cascade,) = plan_models("preset=small", "compare.models=[tryondiffusion]").runs
+    assert cascade.config.data.size == (256, 192)  # its first stage at everyone's resolution
 
 
 def test_equal_flops_are_unequal_steps():
@@ -275,8 +261,10 @@ def unread(tmp_path_factory):
 
 
 def test_processes_share_the_runs_out(unread, capfd):
-    """One that another process works on is left for the end, and looked at again when it is free."""
-    first, elsewhere, asked = unread.runs[0], run_lock(unread.runs[0]), []
+    """A run that another process works on is left for the end, and then waited for."""
+    first = unread.runs[0]
+    elsewhere = run_lock(first)
+    asked = []
     assert in_own_process(["list"], elsewhere.__enter__()) == 0
     shown = capfd.readouterr()
     assert "gardiff" in shown.err and not shown.out
@@ -294,7 +282,9 @@ def test_processes_share_the_runs_out(unread, capfd):
 
 def test_a_run_that_fails_does_not_stop_the_others(unread):
     asked = []
-    failed = run_comparison(
-        unread, lambda arguments: asked.append(arguments) or int("model=gardiff" in arguments)
-    )
-    assert failed == ["gardiff, seed 0"] and len(asked) == 3
+
+    def execute(arguments):
+        asked.append(arguments)
+        return int("model=gardiff" in arguments)
+
+    assert run_comparison(unread, execute) == ["gardiff, seed 0"] and len(asked) == 3

@@ -69,9 +69,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
         trained("gardiff", tmp_path, rendered, run.path.name, f"train.steps={steps}", *alone)
     expected, found = load_file(one.weights), load_file(two.weights)
     differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
-    assert (
-        differences.mean() < 1e-6 and differences.max() < 5e-3
-    )  # Adam magnifies rounding where a gradient is near 0
+    # Adam magnifies rounding where a gradient is near 0.
+    assert differences.mean() < 1e-6 and differences.max() < 5e-3
 
     code = command(
         "train",
@@ -145,17 +144,15 @@ def test_another_length_of_a_cosine_is_said_and_stays_on_record(tmp_path, render
         said = f"cosine of 1 steps and goes on along one of {steps}" in capsys.readouterr().out
         assert said == (len(planned) > 1)
     trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
-    run.training.unlink()
-    trained(
-        "gardiff", tmp_path, rendered, "run", *brief, "train.steps=2"
-    )  # a kill before training.json
+    run.training.unlink()  # as if killed right before it was written
+    trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
     assert run.trained()["planned_steps"] == [1, 2] and "cosine" not in capsys.readouterr().out
 
 
 def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
+    """Also of a run that ended a step after its last checkpoint and takes that step again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    """Also of a run that ended a step after its last checkpoint and takes that step again."""
     with stopping_after(3):
         trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
     run = trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
