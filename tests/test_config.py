@@ -50,7 +50,7 @@ LAYERS = {  # file and place in it -> what it says, in the order in which they w
 def test_the_last_layer_that_says_something_wins(count, tmp_path, monkeypatch):
     """Every layer up to the last of `count` gives the run its name."""
     shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
     monkeypatch.setattr(registry.config_class("gardiff"), "stage", "base", raising=False)
     for layer, (file, place) in list(LAYERS.items())[:count]:
         content = OmegaConf.load(tmp_path / file)

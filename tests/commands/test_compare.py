@@ -232,7 +232,7 @@ def test_every_row_of_every_ablation_loads_and_differs(name):
 def test_a_broken_ablation_file_is_one_line(text, message, tmp_path, monkeypatch):
     (tmp_path / "ablation").mkdir()
     (tmp_path / "ablation" / "broken.yaml").write_text(text)
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
         ablation("broken")
     assert "broken.yaml" in str(error.value) and "\n" not in str(error.value)
@@ -246,7 +246,7 @@ def test_rows_may_choose_a_mode(tmp_path, monkeypatch):
     shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
     rows = "source: here\nrows: {paper: {}, release: {model: {mode: release}}}"
     (tmp_path / "ablation" / "gardiff.yaml").write_text(rows)
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
     assert load("ablation=gardiff/release", "preset=paper").model.clip.width == 1024
     assert load("ablation=gardiff/paper", "preset=paper").model.clip.width == 1280
 

@@ -40,7 +40,7 @@ def mine(tmp_path, monkeypatch):
     known = model_configs.folders()
     monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(folder.parent)])
     monkeypatch.setattr(model_configs, "folders", lambda: [*known, "mine"])
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path / "configs")
     return "mine"
 
 

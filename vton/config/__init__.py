@@ -12,14 +12,9 @@ from vton.config.bounds import (
     PositiveInt,
 )
 from vton.config.errors import ConfigError, nearest
+from vton.config.files import CONFIGS, GROUPS, ablation, as_override, choices, flatten
 from vton.config.loading import (
-    CONFIGS,
-    GROUPS,
-    ablation,
-    as_override,
-    choices,
     data_root,
-    flatten,
     load,
     load_file,
     load_shared,

@@ -18,3 +18,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     if close:
         return f"Did you mean: '{close[0]}'?"
     return f"Known: {', '.join(known)}."
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says before it goes into detail."""
+    return str(error).strip().splitlines()[0]

@@ -14,11 +14,9 @@ A model's file can hold more than its settings:
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from vton.config.errors import ConfigError, nearest
+from vton.config.errors import ConfigError, first_line, nearest
+from vton.config.files import (
+    GROUPS,
+    ablation,
+    default_settings,
+    file_of,
+    flatten,
+    read_settings,
+    require_no_gaps,
+)
 from vton.config.models import config_class
 from vton.config.schema import DataConfig, ExperimentConfig, ModelConfig, TrainedConfig
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# Groups of files in CONFIGS, with the file that is read where none is chosen.
-GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}
-
-
-def choices(group: str) -> list[str]:
-    """Names of the YAML files of a group: model, preset, data, trainer or ablation."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def load(*overrides: str) -> ExperimentConfig:
@@ -64,7 +62,7 @@ def load(*overrides: str) -> ExperimentConfig:
     stage_presets = stage.pop("presets", {})
 
     layers = [  # later ones win
-        _read(CONFIGS / "default.yaml"),
+        default_settings(),
         model,
         mode,
         _read_chosen("preset", chosen),
@@ -112,7 +110,7 @@ def load_shared(*overrides: str) -> ExperimentConfig:
     """
     chosen, dotted = _split(overrides)
     layers = [  # later ones win
-        _read(CONFIGS / "default.yaml"),
+        default_settings(),
         _read_chosen("preset", chosen),
         _read_chosen("data", chosen),
         _read_chosen("trainer", chosen),
@@ -131,7 +129,7 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"No run configuration at {path}.")
-    stored = _read(path)
+    stored = read_settings(path)
     given: dict[str, Any] = {}
     for override in overrides:
         given |= _parse_for_run(override)
@@ -149,55 +147,6 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML; `load_file` reads it back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The rows of one published table, configs/ablation/<model>.yaml."""
-
-    source: str  # paper and table
-    # name of a row -> overrides in which it differs from the model's own settings, [] for none
-    rows: dict[str, list[str]]
-
-
-def ablation(name: str) -> Ablation:
-    """The table of that name. Raises ConfigError naming file and row."""
-    path = _file("ablation", name)
-    content = _read(path)
-    source, rows = content.get("source"), content.get("rows")
-    if set(content) != {"source", "rows"} or not isinstance(source, str) or not rows:
-        raise ConfigError(
-            f"{path}: expected `source`, a line on where the table stands, and `rows`, "
-            "name: settings."
-        )
-    overrides = {}
-    for row, settings in rows.items():
-        if not re.fullmatch(r"[\w+.-]+", str(row)):
-            raise ConfigError(
-                f"{path}: row '{row}' becomes a folder; use letters, digits and _ + . - only."
-            )
-        if not isinstance(settings, dict):
-            raise ConfigError(
-                f"{path}: row '{row}' must hold settings, {{}} for none, not {settings!r}."
-            )
-        overrides[str(row)] = [as_override(*item) for item in flatten(settings).items()]
-    return Ablation(source, overrides)
-
-
-def as_override(key: str, value: Any) -> str:
-    """`key=value` as the command line takes it; JSON is YAML."""
-    return f"{key}={json.dumps(value)}"
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}. Lists become tuples, so that they compare equal to tuples."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
-    return flat
 
 
 def _as_list(value: Any) -> Any:
@@ -243,9 +192,10 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}"
+            f"Cannot read the overrides {' '.join(overrides)[:200]}: {first_line(error)}"
         ) from None
-    return flatten(_without_gaps(content))
+    require_no_gaps(content)
+    return flatten(content)
 
 
 def _parse_for_run(override: str) -> dict[str, Any]:
@@ -255,7 +205,7 @@ def _parse_for_run(override: str) -> dict[str, Any]:
         raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
     if group not in ("data", "trainer"):
         return _parse([override])
-    settings = flatten(_read(_file(group, name)))
+    settings = flatten(read_settings(file_of(group, name)))
     if group == "trainer":
         return settings | {"trainer.name": name}
     return {"data.root": "", **settings}  # the run's own folder holds another data set
@@ -278,34 +228,8 @@ def _name(settings: dict[str, Any], key: str) -> str:
     return value or ""
 
 
-def _file(group: str, name: str) -> Path:
-    known = choices(group)
-    if name not in known:
-        raise ConfigError(f"{group}={name}: no such {group}. {nearest(name, known)}")
-    return CONFIGS / group / f"{name}.yaml"
-
-
 def _read_chosen(group: str, chosen: dict[str, str]) -> dict:
-    return _read(_file(group, chosen[group]))
-
-
-def _read(path: Path) -> dict:
-    """The settings in a YAML file. Raises ConfigError naming it."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    return _without_gaps(content, f"{path}: ")
-
-
-def _without_gaps(content: dict, where: str = "") -> dict:
-    """The same. Raises ConfigError for ???, which OmegaConf takes for a value still to come."""
-    for key, value in flatten(content).items():
-        if value == "???":
-            raise ConfigError(f"{where}{key}=???: give it a value, or leave the key out.")
-    return content
+    return read_settings(file_of(group, chosen[group]))
 
 
 @functools.cache
@@ -329,7 +253,7 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[dict]) -> Experi
     try:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # of references, which are resolved here
-        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
+        raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
     except RecursionError:
         raise ConfigError("The settings refer to each other without end.") from None
 
@@ -348,8 +272,4 @@ def _assign(config: DictConfig, key: str, value: Any) -> None:
             f"{error.full_key}: no key '{name}'{where}. {nearest(name, known)}"
         ) from None
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{key}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        raise ConfigError(f"{key}: {first_line(error)}") from None
