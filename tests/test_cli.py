@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_help_and_list_import_nothing_heavy():
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'lightning', 'diffusers', 'numpy'} & set(sys.modules)))"
     )
-    for arguments in (["--help"], ["list"]):
+    for arguments in (["--help"], ["list"], ["train", "--dry-run"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )
@@ -38,9 +39,27 @@ def test_list_names_every_architecture(capsys):
         main(["list", "--json"])
     assert stop.value.code == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["models"] == registry.names() and listed["warps"] == registry.names("warp") == [
-        "warp"
-    ]
+    assert listed["models"] == registry.names()
+    assert listed["warps"] == registry.names("warp") == ["warp"]
+
+
+ARGUMENTS = {  # what a command cannot do without
+    "predict": ["--out", "x"],
+    "metrics": ["--pred", "x", "--target", "x"],
+    "verify": ["x"],
+    "import": ["gardiff", "x"],
+    "export": ["--out", "x"],
+    "data": ["check"],
+}
+
+
+def test_every_command_names_the_function_that_runs_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^ {4}([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) > 10 and commands[0] == "train" and commands[-1] == "list"
+    for command in commands:
+        assert callable(pkgutil.resolve_name(parse([command, *ARGUMENTS.get(command, [])]).run))
 
 
 @pytest.mark.parametrize("action", ["check", "make"])
@@ -50,10 +69,8 @@ def test_data_takes_its_action_before_the_overrides(action):
 
 
 def test_a_run_is_chosen_in_one_way(capsys):
-    assert (
-        parse(["eval", "--model", "idm_vton"]).model == "idm_vton"
-        and parse(["predict", "--out", "x"]).model is None
-    )
+    assert parse(["eval", "--model", "idm_vton"]).model == "idm_vton"
+    assert parse(["predict", "--out", "x"]).model is None
     with pytest.raises(SystemExit):
         parse(["eval", "--model", "idm_vton", "--run", "x"])
     assert "not allowed with" in capsys.readouterr().err
@@ -63,12 +80,13 @@ def test_a_run_is_chosen_in_one_way(capsys):
 
 
 def test_make_eval_asks_for_a_model_that_is_named_only():
-    alone = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }
+    alone = dict(os.environ)  # as in a shell, also where `make test` runs this
+    for name in os.environ:
+        if name.startswith(("MAKE", "MFLAGS")):
+            del alone[name]
 
     def spelt(*words: str) -> str:
-        """As in a shell, also where `make test` runs this."""
+        """The `vton` command behind `make` and these words."""
         done = subprocess.run(
             ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True, env=alone
         )
@@ -134,9 +152,8 @@ def test_info_counts_all_stages_of_a_cascade(capsys):
     assert base["parameters"] == sum(row["parameters"] for row in base["networks"]) == 1_136_019_971
     assert sr256["parameters"] == 1_065_994_755
     assert [rows["stage"] for rows in (base, sr256, sr1024)] == ["base", "sr256", "sr1024"]
-    assert not upper_stages("model=tryondiffusion", "model.stage=base") and not upper_stages(
-        "model=gardiff"
-    )
+    assert not upper_stages("model=tryondiffusion", "model.stage=base")
+    assert not upper_stages("model=gardiff")
 
 
 def test_eval_without_a_run_is_one_line(capsys, tmp_path):

@@ -1,34 +1,115 @@
 """Configuration: layers, errors that name the key and its neighbour, round trip."""
 
+import shutil
+from dataclasses import dataclass, field
+
 import pytest
+from omegaconf import OmegaConf
 
 from vton import config as configuration
 from vton import registry
-from vton.config import ConfigError, ablation, choices, load, load_file, to_yaml
+from vton.config import (
+    CONFIGS,
+    ConfigError,
+    Fraction,
+    ModelConfig,
+    PositiveInt,
+    ablation,
+    choices,
+    load,
+    load_file,
+    to_yaml,
+)
+from vton.config.bounds import check_bounds
 from vton.cost.meta import on_meta
 
 
 def test_layers_are_joined_in_order():
     paper, tiny = load("preset=paper"), load("preset=tiny", "train.lr=0.5")
     assert paper.train.lr == 5e-5 and paper.sampler.guidance == 7.5  # the model's file
-    assert (
-        paper.model.unet.pretrained and not tiny.model.unet.pretrained
-    )  # the model's section for a preset
+    assert paper.model.unet.pretrained and not tiny.model.unet.pretrained  # its part for a preset
     assert tiny.codec.name == "linear"  # the preset
     assert tiny.train.lr == 0.5  # the command line comes last
 
 
+LAYERS = {  # file and place in it -> what it says, in the order in which they win
+    "default": ("default.yaml", ""),
+    "model": ("model/gardiff.yaml", ""),
+    "mode": ("model/gardiff.yaml", "modes.release"),
+    "preset": ("preset/tiny.yaml", ""),
+    "stage": ("model/gardiff.yaml", "stages.base"),
+    "model's preset": ("model/gardiff.yaml", "presets.tiny"),
+    "mode's preset": ("model/gardiff.yaml", "modes.release.presets.tiny"),
+    "stage's preset": ("model/gardiff.yaml", "stages.base.presets.tiny"),
+    "data": ("data/synthetic.yaml", ""),
+    "trainer": ("trainer/cpu.yaml", ""),
+}
+
+
+@pytest.mark.parametrize("count", range(1, len(LAYERS) + 1))
+def test_the_last_layer_that_says_something_wins(count, tmp_path, monkeypatch):
+    """Every layer up to the last of `count` gives the run its name."""
+    shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
+    monkeypatch.setattr(registry.config_class("gardiff"), "stage", "base", raising=False)
+    for layer, (file, place) in list(LAYERS.items())[:count]:
+        content = OmegaConf.load(tmp_path / file)
+        OmegaConf.update(content, f"{place}.name".strip("."), layer, force_add=True)
+        OmegaConf.save(content, tmp_path / file)
+    assert load("model.mode=release").name == list(LAYERS)[count - 1]
+    assert load("model.mode=release", "name=mine").name == "mine"
+
+
+def test_bounds_are_those_of_the_types():
+    """In sections of a model as well, and where a subclass gives another default."""
+
+    @dataclass
+    class Part:
+        layers: PositiveInt = 1
+        free: int = 0
+
+    @dataclass
+    class Mine(ModelConfig):
+        condition_dropout: float = 0.5
+        share: Fraction = 0.0
+        part: Part = field(default_factory=Part)
+
+    check_bounds(Mine(), "model.")
+    for config, expected in (
+        (Mine(condition_dropout=2), r"model\.condition_dropout=2 must be in \[0, 1\]\."),
+        (Mine(share=float("nan")), r"model\.share=nan must be in \[0, 1\]\."),
+        (Mine(part=Part(layers=0)), r"model\.part\.layers=0 must be at least 1\."),
+        (Mine(part=Part(layers=10**400)), r"model\.part\.layers=1000.* must be at least 1\."),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            check_bounds(config, "model.")
+
+
+def test_a_run_takes_data_and_trainer_from_their_files(tmp_path):
+    """And the rest from overrides, in their order; its model stays."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load("data.root=mine", "train.lr=0.5")))
+    config = load_file(path, "data=dresscode", "trainer=ddp", "data.root=theirs", "eval.seed=3")
+    assert config.data.name == "dresscode" and config.data.root == "theirs"
+    assert config.trainer.name == config.trainer.strategy == "ddp"
+    assert config.train.lr == 0.5 and config.eval.seed == 3
+    assert load_file(path, "data.root=theirs", "data=dresscode").data.root == ""
+    for override, expected in (
+        ("model=idm_vton", "a trained run has its model already"),
+        ("data=dresscod", "data=dresscod: no such data. Did you mean: 'dresscode'"),
+        ("data", "not of the form key=value"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            load_file(path, override)
+
+
 def test_epsilon_cannot_start_from_pure_noise():
     """Leading spacing never visits the last timestep: IDM-VTON samples so."""
-    load("preset=paper", "objective.zero_terminal_snr=true")
-    load(
-        "preset=paper",
-        "objective.zero_terminal_snr=true",
-        "sampler.zero_terminal_snr=false",
-        "sampler.spacing=trailing",
-    )
+    rescaled = ("preset=paper", "objective.zero_terminal_snr=true")
+    load(*rescaled)
+    load(*rescaled, "sampler.zero_terminal_snr=false", "sampler.spacing=trailing")
     with pytest.raises(ConfigError, match=r"objective\.prediction=epsilon"):
-        load("preset=paper", "objective.zero_terminal_snr=true", "sampler.spacing=trailing")
+        load(*rescaled, "sampler.spacing=trailing")
 
 
 @pytest.mark.parametrize("model", registry.folders())
@@ -65,23 +146,24 @@ def test_every_row_of_an_ablation_round_trips(model, preset, tmp_path):
         found.append(config)
 
 
-BUILT = [
-    (model, preset, stage)
-    for model in registry.folders()
-    for preset in choices("preset")
-    for number, stage in enumerate(registry.config_class(model)().CASCADE or [""])
-    if preset == "small" or number  # `vton info` builds the others, in the tests of models
-]
+def built() -> list[list[str]]:
+    """Overrides of what is built here; `vton info` builds the rest, in the tests of models."""
+    settings = []
+    for model in registry.folders():
+        stages = list(registry.config_class(model).CASCADE)
+        for preset in choices("preset"):
+            chosen = [f"model={model}", f"preset={preset}"]
+            if preset == "small":
+                settings.append(chosen)
+            settings += [[*chosen, f"model.stage={stage}"] for stage in stages[1:]]
+    return settings
 
 
-@pytest.mark.parametrize(("model", "preset", "stage"), BUILT)
-def test_every_preset_of_every_stage_can_be_built(model, preset, stage):
-    module = on_meta(
-        load(f"model={model}", f"preset={preset}", *([f"model.stage={stage}"] if stage else []))
-    )
-    assert any(p.requires_grad for p in module.parameters()) and all(
-        p.is_meta for p in module.parameters()
-    )
+@pytest.mark.parametrize("overrides", built(), ids=" ".join)
+def test_every_preset_of_every_stage_can_be_built(overrides):
+    parameters = list(on_meta(load(*overrides)).parameters())
+    assert any(parameter.requires_grad for parameter in parameters)
+    assert all(parameter.is_meta for parameter in parameters)
 
 
 def test_names_of_models_and_their_yaml_agree():

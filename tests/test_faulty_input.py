@@ -34,7 +34,7 @@ from tests.data.folders import (
     write_viton_hd,
 )
 from vton.cli import main
-from vton.commands.train import steps_so_far
+from vton.commands.train import read_progress
 from vton.config import CodecConfig, ConfigError, load
 from vton.config import load_file as load_settings
 from vton.data import images, labels
@@ -48,9 +48,8 @@ from vton.runs.folder import RunFolder
 from vton.weights.pretrained import WeightsError
 
 Harm = Callable[[Path, pytest.MonkeyPatch], object]
-Works = Callable[
-    [TryOnSample, TryOnSample], object
-]  # of the sample that was read and of the sound one
+# A check of the sample that was read against the sound one.
+Works = Callable[[TryOnSample, TryOnSample], object]
 
 # ---- what can be wrong with a file ----
 
@@ -576,27 +575,27 @@ OVERRIDES = {
     "train.lr=???": "train.lr=???: give it a value",
     "train.lr=${train.lr}": "train.lr: Recursive interpolation",
     "train.lr=${nothing}": "train.lr: Interpolation key 'nothing' not found",
-    "train.lr=-1": "train.lr=-1.0 must be positive",
-    "train.lr=nan": "train.lr=nan must be positive",
-    "train.lr=inf": "train.lr=inf must be positive",
-    "train.lr.x=1": "train.lr: ",
+    "train.lr=-1": "train.lr=-1.0 must be above 0",
+    "train.lr=nan": "train.lr=nan must be above 0",
+    "train.lr=inf": "train.lr=inf must be above 0",
+    "train.lr.x=1": "train.lr.x: ",
     "codec.widths.x=1": "codec.widths.x: ",
     "train=3": "train: ",
     "train.steps=1.5": "train.steps: ",
     "train.steps=true": "train.steps: Value 'True' of type 'bool'",
     "train.batch_size=0": "train.batch_size=0 must be at least 1",
     "train.betas=[0.9]": "train.betas: ",
-    "train.betas=[0.9,2]": "train.betas=[0.9, 2.0] must be",
+    "train.betas=[0.9,2]": "train.betas=[0.9, 2.0] must be in [0, 1) each",
     "train.warmup_steps=-1": "train.warmup_steps=-1 must be at least 0",
     "train.val_pairs=0": "train.val_pairs=0 must be at least 1",
     "data.size=64": "data.size: ",
     "data.size=[64]": "data.size: ",
-    "data.size=[a,b]": "data.size: Value '('a', 'b')' of type 'tuple' could not be converted to Integer",
-    "data.size=[8,8]": "data.size=[8, 8]",
+    "data.size=[a,b]": "data.size: Value '['a', 'b']' of type 'list' could not be converted",
+    "data.size=[8,8]": "data.size=[8, 8] must be at least 16 each",
     "data.limit_train=-1": "data.limit_train=-1 must be at least 0",
     "data.workers=-1": "data.workers=-1 must be at least 0",
-    "data.augment.flip=1.5": "data.augment.flip=1.5 must be in 0..1",
-    "data.augment.scale=[0,1]": "data.augment.scale=[0.0, 1.0] must be",
+    "data.augment.flip=1.5": "data.augment.flip=1.5 must be in [0, 1]",
+    "data.augment.scale=[0,1]": "data.augment.scale=[0.0, 1.0] must be in [0.01, 100] each",
     "data.synthetic.test=0": "data.synthetic.test=0 must be at least 1",
     "data.person_caption=a shirt": "data.person_caption='a shirt' lacks {}",
     "sampler.solver=euler": "sampler.solver: Invalid value 'euler'",
@@ -608,14 +607,14 @@ OVERRIDES = {
     "codec.widths=[]": "codec.widths=[]",
     "model.name=idm_vton": "model.name=idm_vton: a file of configs/ is chosen by model=",
     "model.mode=[1]": "model.mode=[1] is not a name",
-    "model.mode=${nothing}": "model.mode: Interpolation key 'nothing' not found",
+    "model.mode=${nothing}": "model.mode=${nothing} is not a name",
     "model.unet=3": "model.unet: ",
-    "model.condition_dropout=7": "model.condition_dropout=7.0 must be in 0..1",
-    "trainer.devices=0": "trainer.devices=0 must be at least 1",
+    "model.condition_dropout=7": "model.condition_dropout=7.0 must be in [0, 1]",
+    "trainer.devices=0": "trainer.devices=0 must be at least 1, or -1",
     "eval.orders=[]": "eval.orders=[]",
-    "eval.size=[8,8]": "eval.size=[8, 8]",
+    "eval.size=[8,8]": "eval.size=[8, 8] must be at least 16 each",
     "compare.seeds=[a]": "compare.seeds: ",
-    "seed=-1": "seed=-1 must be in 0..4294967295",
+    "seed=-1": "seed=-1 must be in [0, 4294967295]",
 }
 
 
@@ -638,7 +637,10 @@ RUN_CONFIGS = {
     "an object": (b"!!python/object/apply:os.system ['true']", "not readable as YAML"),
     "no such model": (b"model: {name: gardif}", "Did you mean: 'gardiff'"),
     "a number for a name": (b"model: {name: 3}", "model.name=3 is not a name"),
-    "no such reference": (b"model: ${nothing}", "Interpolation key 'nothing' not found"),
+    "no such reference": (
+        b"model: {name: gardiff}\ndata: ${nothing}",
+        "data: Interpolation key 'nothing' not found",
+    ),
     "of another version": (
         b"model: {name: gardiff}\ntrain: {momentum: 1}",
         "no key 'momentum' in 'train'",
@@ -738,7 +740,7 @@ def test_checkpoints(case, trained, tmp_path):
     harm(run.path / file, None)
     which = "last" if file == LAST else "weights"
     if expected is None:
-        assert load_module(run, run.load_config(), which) and steps_so_far(run, 1) == {"steps": 5}
+        assert load_module(run, run.load_config(), which) and read_progress(run, 1) == {"steps": 5}
         return
     with pytest.raises(UserError, match=expected) as error:
         load_module(run, run.load_config(), which)
@@ -752,7 +754,7 @@ def test_resuming_from_what_is_no_checkpoint(tmp_path):
     with pytest.raises(
         WeightsError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"
     ):
-        steps_so_far(run, 1)
+        read_progress(run, 1)
 
 
 def test_a_broken_training_json_is_named(trained, tmp_path):

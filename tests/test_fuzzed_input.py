@@ -85,25 +85,16 @@ def nearly(draw, content):
 
 @st.composite
 def nearly_text(draw, text: str) -> bytes:
-    """Text in which a few characters were changed or which breaks off, perhaps in another encoding."""
+    """Text with a few characters changed, or that breaks off, perhaps in another encoding."""
+    characters = st.sampled_from("{}[]\":,.#&*!|>%@`'- \t\r\n\0\x0b\u2028\ufeffé0e")
+    encodings = st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(text)))
         end = start + draw(st.integers(0, 3))
-        text = (
-            text[:start]
-            + draw(
-                st.text(
-                    st.sampled_from("{}[]\":,.#&*!|>%@`'- \t\r\n\0\x0b\u2028\ufeffé0e"), max_size=3
-                )
-            )
-            + text[end:]
-        )
+        text = text[:start] + draw(st.text(characters, max_size=3)) + text[end:]
     if not draw(st.integers(0, 5)):
         text = text[: draw(st.integers(0, len(text)))]
-    return text.encode(
-        draw(st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))),
-        "replace",
-    )
+    return text.encode(draw(encodings), "replace")
 
 
 names = st.sampled_from(

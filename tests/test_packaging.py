@@ -4,6 +4,7 @@ import configparser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -14,18 +15,19 @@ def required(extra: str = "") -> list[Requirement]:
     """Of the package itself, or of one of its extras and those that it names."""
     config = configparser.ConfigParser(inline_comment_prefixes=("#",))
     config.read(ROOT / "setup.cfg")
-    lines = (
-        config["options.extras_require"][extra] if extra else config["options"]["install_requires"]
-    )
-    found = []
-    for requirement in map(Requirement, lines.split("\n")[1:]):
-        own = requirement.name == config["metadata"]["name"]
-        found += (
-            [inner for name in requirement.extras for inner in required(name)]
-            if own
-            else [requirement]
-        )
-    return found
+    if extra:
+        lines = config["options.extras_require"][extra]
+    else:
+        lines = config["options"]["install_requires"]
+    requirements = []
+    for line in lines.split("\n")[1:]:
+        requirement = Requirement(line)
+        if requirement.name == config["metadata"]["name"]:
+            for name in requirement.extras:
+                requirements += required(name)
+        else:
+            requirements.append(requirement)
+    return requirements
 
 
 @pytest.mark.parametrize("extra", ["", "dev"])
@@ -46,3 +48,14 @@ def test_constraints_pin_all_that_setup_installs_within_its_ranges(extra):
             f"constraints.txt does not pin {requirement.name}"
         )
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_pre_commit_runs_what_setup_installs():
+    """So that constraints.txt pins its versions, too."""
+    installed = {requirement.name for requirement in required("dev")}
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local" and len(local["hooks"]) == 3
+    for hook in local["hooks"]:
+        program, *_ = hook["entry"].split()
+        assert hook["language"] == "system" and program.startswith(".venv/bin/"), hook
+        assert program.removeprefix(".venv/bin/") in installed

@@ -1,6 +1,4 @@
-"""Errors that are the user's to solve: the command line prints their one line and exits with code
-2.
-"""
+"""Errors that the user can solve: the command line prints their one line and exits with code 2."""
 
 
 class UserError(ValueError):
@@ -8,7 +6,5 @@ class UserError(ValueError):
 
 
 def one_line(error: Exception) -> str:
-    """What a library's error says, on one line of at most 200 characters; its kind where it says
-    nothing.
-    """
+    """What a library's error says, in 200 characters at most; its kind if it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__

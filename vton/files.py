@@ -22,11 +22,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the block writes there is synced and takes its place
-    when the block ends.
+    """A temporary path beside `path`; what the block writes there takes its place at the end.
 
-    Whenever the process dies, `path` is what it was before or the new file, whole. Raises
-    UserError, naming the path and the room on its disk, where writing fails.
+    Whenever the process dies, `path` is what it was before or the new file, whole and synced.
+    Raises UserError, naming the path and the free space on its disk, if writing fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -34,16 +33,12 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)  # the rename itself
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors have their own for a full disk
-        if isinstance(error, UserError):
-            raise
+    # For a full disk torch has RuntimeErrors and safetensors its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
         free = shutil.disk_usage(path.parent).free / 2**20
         raise UserError(
-            f"{path} could not be written ({str(error).strip().splitlines()[0][:160]}; {free:,.0f} MiB free there). "
+            f"{path} could not be written ({reason}; {free:,.0f} MiB free there). "
             "What it held before is intact. Make room, then run the same command again."
         ) from None
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vton.config import load
 from vton.models.codecs import KLCodec, small_autoencoder
-from vton.runs.assemble import data_module, prepare
+from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode, use_encodings
 
 PLAIN = (
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.frozen:
             config.codec.pretrained = scratch
             KLCodec(small_autoencoder(config.codec)).save(Path(scratch) / config.codec.subfolder)
-        _, live, module = prepare(config)
+        _, live, module = prepare_run(config)
         stored = data_module(config)
         start = time.perf_counter()
         encode(module, live)

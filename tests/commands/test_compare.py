@@ -15,18 +15,11 @@ from safetensors.torch import load_file
 from tests.running import SMALL
 from vton import registry
 from vton.cli import main
-from vton.commands.compare import (
-    OWN,
-    ComparisonError,
-    ablate,
-    carry_out,
-    claimed,
-    compare,
-    described,
-    in_own_process,
-)
+from vton.commands.compare import in_own_process, run_comparison, run_lock
+from vton.commands.comparison import METHODS_OWN, plan_ablation, plan_as_json, plan_models
 from vton.config import ConfigError, ablation, choices, flatten, load
-from vton.cost import counting as info
+from vton.cost import counting
+from vton.errors import UserError
 from vton.metrics.results import read_results, write_results
 from vton.training.checkpoint import AtomicCheckpointIO
 
@@ -48,36 +41,32 @@ TWO = (
     "eval.shuffled=false",
     "name=two",
 )
-KILL = "import sys; from tests.commands.test_compare import killed_in_its_second_checkpoint as run; run(*sys.argv[1:])"
+KILL = (
+    "import sys; from tests.commands.test_compare import killed_in_its_second_checkpoint; "
+    "killed_in_its_second_checkpoint(*sys.argv[1:])"
+)
 
 
 @pytest.fixture(autouse=True)
 def _cost_is_tested_elsewhere(monkeypatch):
-    monkeypatch.setattr(
-        "vton.cost.counting.cost",
-        lambda config: COST | {"step_flops": COST["step_flops"] * len(config.name)},
-    )
+    def cost(config):
+        return COST | {"step_flops": COST["step_flops"] * len(config.name)}
+
+    monkeypatch.setattr("vton.cost.counting.cost", cost)
 
 
 class Executed(list):
-    """Runs `vton` in this process and keeps what was asked for."""
+    """Runs `vton` in this process and keeps the names of its commands."""
 
     def __call__(self, arguments):
-        self.append(
-            (
-                arguments[0],
-                next(word for word in arguments if "-seed" in word).rpartition("name=")[2][-14:],
-            )
-        )
+        self.append(arguments[0])
         with pytest.raises(SystemExit) as stopped:
             main(list(arguments))
         return stopped.value.code
 
 
 def killed_in_its_second_checkpoint(*settings):
-    """Carry a comparison out in a process that dies at once, as by kill -9, while it saves for the
-    second time.
-    """
+    """Run a comparison in a process that dies, as by kill -9, in its second checkpoint."""
     save, saved = AtomicCheckpointIO.save_checkpoint, []
 
     def save_or_die(self, checkpoint, path, storage_options=None):
@@ -85,8 +74,8 @@ def killed_in_its_second_checkpoint(*settings):
             os.kill(os.getpid(), signal.SIGKILL)
         saved.append(save(self, checkpoint, path))
 
-    AtomicCheckpointIO.save_checkpoint, info.cost = save_or_die, lambda config: COST
-    carry_out(compare(*settings), Executed())
+    AtomicCheckpointIO.save_checkpoint, counting.cost = save_or_die, lambda config: COST
+    run_comparison(plan_models(*settings), Executed())
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
@@ -103,97 +92,87 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
     capfd.readouterr()
 
     again = Executed()
-    assert carry_out(compare(*settings), again) == []
-    assert [command for command, _ in again] == ["train", "eval", "train", "eval"]
+    assert run_comparison(plan_models(*settings), again) == []
+    assert again == ["train", "eval", "train", "eval"]
     assert f"Resuming {first} at step 2 of 4." in capfd.readouterr().out
     assert json.loads((first / "training.json").read_text())["steps"] == 4
 
-    rows = {
-        row.model: row for row in read_results(folder / "results.json") if row.region == "garment"
-    }
+    rows = {}
+    for row in read_results(folder / "results.json"):
+        if row.region == "garment":
+            rows[row.model] = row
     baselines = {f"baseline/{name}" for name in ("mean_colour", "pasted_garment", "geometric_warp")}
     assert set(rows) == {"gardiff", "tryondiffusion", *baselines}
     facts = rows["tryondiffusion"].provenance
-    assert (
-        facts["comparison"]["budget"] == {"kind": "steps", "amount": 4}
-        and facts["cost"]["parameters"] == 10
-    )
+    assert facts["comparison"]["budget"] == {"kind": "steps", "amount": 4}
+    assert facts["cost"]["parameters"] == 10
     assert facts["training"]["steps"] == 4 and facts["training"]["seconds"] > 0
     assert "training" not in rows["baseline/mean_colour"].provenance
-    assert (
-        facts["mask"]
-        == rows["gardiff"].provenance["mask"]
-        == rows["baseline/mean_colour"].provenance["mask"]
-    )
-    assert all((folder / f"table.{kind}").stat().st_size for kind in ("md", "csv", "tex"))
-    assert Image.open(folder / "grid.jpg").width > Image.open(folder / "grid.jpg").height / 2
+    for other in ("gardiff", "baseline/mean_colour"):
+        assert rows[other].provenance["mask"] == facts["mask"]
+    for kind in ("md", "csv", "tex"):
+        assert (folder / f"table.{kind}").stat().st_size
+    grid = Image.open(folder / "grid.jpg")
+    assert grid.width > grid.height / 2
 
     nothing = Executed()
-    assert carry_out(compare(*settings), nothing) == [] and nothing == []
+    assert run_comparison(plan_models(*settings), nothing) == [] and nothing == []
     weights = load_file(first / "checkpoints" / "weights.safetensors")
-    for lost in (
-        "checkpoints/weights.safetensors",
-        "training.json",
-    ):  # died between its last checkpoint and these
-        (first / lost).unlink()
-    write_results(
-        first / "results.json", [row for row in rows.values() if row.model == "gardiff"]
-    )  # no baselines
-    assert carry_out(compare(*settings), again) == [] and len(again) == 6
+    # As if it had died between its last checkpoint and these, and been scored without baselines.
+    (first / "checkpoints" / "weights.safetensors").unlink()
+    (first / "training.json").unlink()
+    write_results(first / "results.json", [rows["gardiff"]])
+    assert run_comparison(plan_models(*settings), again) == [] and len(again) == 6
     restored = load_file(first / "checkpoints" / "weights.safetensors")
     assert all(torch.equal(tensor, restored[name]) for name, tensor in weights.items())
     assert {row.model for row in read_results(folder / "results.json")} == set(rows)
 
     changed = ("compare.steps=5", "train.lr=0.5", "sampler.guidance=2")
-    with pytest.raises(
-        ComparisonError, match=r"gardiff-seed0 was run with other settings.*name="
-    ) as error:
-        carry_out(compare(*settings, *changed), nothing)
-    assert all(
-        key in str(error.value) for key in ("train.steps: 4 -> 5", "train.lr", "sampler.guidance")
-    )
-    assert "\n" not in str(error.value) and nothing == []
+    expected = r"gardiff-seed0 was run with other settings.*name="
+    with pytest.raises(UserError, match=expected) as error:
+        run_comparison(plan_models(*settings, *changed), nothing)
+    message = str(error.value)
+    for key in ("train.steps: 4 -> 5", "train.lr", "sampler.guidance"):
+        assert key in message
+    assert "\n" not in message and nothing == []
 
 
 def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
-    found = compare("preset=tiny", "compare.seeds=[0,3]", "train.accumulate=2")
+    found = plan_models("preset=tiny", "compare.seeds=[0,3]", "train.accumulate=2")
     assert found.name == "compare-synthetic-tiny"
-    methods = [member.method for member in found.members]
+    methods = [run.method for run in found.runs]
     assert methods == [*registry.names(), *registry.names()] and "warp" not in methods
-    configs = [member.config for member in found.members]
+    configs = [run.config for run in found.runs]
     for part in ("data", "eval", "sampler"):
         values = [flatten(asdict(getattr(config, part)), f"{part}.") for config in configs]
-        for key in values[0].keys() - {*OWN, "eval.baselines"}:
+        for key in values[0].keys() - {*METHODS_OWN, "eval.baselines"}:
             assert len({value[key] for value in values}) == 1, key
-    assert {config.objective.timestep_power for config in configs} == {16.0}
-    assert {
-        (c.train.batch_size, c.train.steps, c.train.accumulate, c.sampler.steps) for c in configs
-    } == {(8, 600, 2, 1)}
+    for config in configs:
+        assert config.objective.timestep_power == 16.0 and config.sampler.steps == 1
+        assert config.train.batch_size == 8 and config.train.accumulate == 2
+        assert config.train.steps == 600
     assert {config.seed for config in configs} == {0, 3}
     own = {config.model.name: config for config in configs}
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
     assert own["tryondiffusion"].objective.schedule == "continuous_cosine"
-    assert [config.eval.baselines for config in configs] == [True, *[False] * 7]
-    assert compare("preset=small", "compare.models=[tryondiffusion]").members[
-        -1
-    ].config.data.size == (
-        256,
-        192,
-    )  # TryOnDiffusion's base stage, too
+    with_baselines = [config.eval.baselines for config in configs]
+    assert with_baselines[0] and not any(with_baselines[1:])
+    (cascade,) = plan_models("preset=small", "compare.models=[tryondiffusion]").runs
+    assert cascade.config.data.size == (256, 192)  # its first stage at everyone's resolution
 
 
 def test_equal_flops_are_unequal_steps():
     models = "compare.models=[gardiff,idm_vton]"
-    found = compare(models, "compare.budget=flops", "compare.tflop=10000", "name=flops")
-    steps = {member.method: member.config.train.steps for member in found.members}
+    found = plan_models(models, "compare.budget=flops", "compare.tflop=10000", "name=flops")
+    steps = {run.method: run.config.train.steps for run in found.runs}
     for model, count in steps.items():
         cost = found.costs[model]["step_flops"]
         assert abs(count * cost - 1e16) <= cost / 2
     assert steps["gardiff"] != steps["idm_vton"]
     with pytest.raises(ConfigError, match="less than a step"):
-        compare(models, "compare.budget=flops", "compare.tflop=0.001")
+        plan_models(models, "compare.budget=flops", "compare.tflop=0.001")
     with pytest.raises(ConfigError, match=r"needs compare\.tflop"):
-        compare(models, "preset=small", "compare.budget=flops")
+        plan_models(models, "preset=small", "compare.budget=flops")
 
 
 @pytest.mark.parametrize(
@@ -202,24 +181,26 @@ def test_equal_flops_are_unequal_steps():
 )
 def test_what_a_comparison_decides_is_refused(setting):
     with pytest.raises(ConfigError, match="decides this itself"):
-        compare(setting)
+        plan_models(setting)
 
 
-def test_names_of_comparisons_and_members():
-    dresscode = compare("data.synthetic.layout=dresscode", "compare.models=[gardiff]")
+def test_names_of_comparisons_and_runs():
+    dresscode = plan_models("data.synthetic.layout=dresscode", "compare.models=[gardiff]")
     assert dresscode.name == "compare-synthetic_dresscode-tiny"
     plan = json.loads(
-        described(compare("compare.models=[gardiff]", "name=mine", "runs=R", "compare.results=S"))
+        plan_as_json(
+            plan_models("compare.models=[gardiff]", "name=mine", "runs=R", "compare.results=S")
+        )
     )
-    assert plan["results"] == "S/mine" and plan["members"][0]["steps"] == 600
-    assert plan["members"][0]["commands"][1] == "vton eval --run R/mine/gardiff-seed0"
+    assert plan["results"] == "S/mine" and plan["runs"][0]["steps"] == 600
+    assert plan["runs"][0]["commands"][1] == "vton eval --run R/mine/gardiff-seed0"
     with pytest.raises(ConfigError, match="Did you mean: 'gardiff'"):
-        compare("compare.models=[gardif]")
+        plan_models("compare.models=[gardif]")
 
 
 def test_an_ablation_is_a_comparison_of_rows():
-    found = ablate("model=idm_vton", "compare.seeds=[1]")
-    rows = {member.method: member for member in found.members}
+    found = plan_ablation("model=idm_vton", "compare.seeds=[1]")
+    rows = {run.method: run for run in found.runs}
     assert found.name == "ablate-idm_vton-synthetic-tiny" and list(rows) == list(
         ablation("idm_vton").rows
     )
@@ -227,7 +208,7 @@ def test_an_ablation_is_a_comparison_of_rows():
     assert generic.config.data.caption_source == "fallback" and generic.config.seed == 1
     assert 'data.caption_source="fallback"' in generic.changes and rows["full"].changes == ()
     assert not rows["without_garment_net"].config.model.garment_net
-    assert {member.config.train.batch_size for member in rows.values()} == {8}
+    assert {run.config.train.batch_size for run in rows.values()} == {8}
 
 
 @pytest.mark.parametrize("name", choices("ablation"))
@@ -251,7 +232,7 @@ def test_every_row_of_every_ablation_loads_and_differs(name):
 def test_a_broken_ablation_file_is_one_line(text, message, tmp_path, monkeypatch):
     (tmp_path / "ablation").mkdir()
     (tmp_path / "ablation" / "broken.yaml").write_text(text)
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
         ablation("broken")
     assert "broken.yaml" in str(error.value) and "\n" not in str(error.value)
@@ -265,23 +246,25 @@ def test_rows_may_choose_a_mode(tmp_path, monkeypatch):
     shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
     rows = "source: here\nrows: {paper: {}, release: {model: {mode: release}}}"
     (tmp_path / "ablation" / "gardiff.yaml").write_text(rows)
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path)
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path)
     assert load("ablation=gardiff/release", "preset=paper").model.clip.width == 1024
     assert load("ablation=gardiff/paper", "preset=paper").model.clip.width == 1280
 
 
 @pytest.fixture(scope="module")
 def unread(tmp_path_factory):
-    """Two members and where they would run, for executions that run nothing."""
+    """Two runs and where they would run, for executions that run nothing."""
     place = tmp_path_factory.mktemp("unread")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vton.cost.counting.cost", lambda config: COST)
-        return compare(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
+        return plan_models(*TWO, f"runs={place}/runs", f"compare.results={place}/out")
 
 
-def test_processes_share_the_members_out(unread, capfd):
-    """One that another process works on is left for the end, and looked at again when it is free."""
-    first, elsewhere, asked = unread.members[0], claimed(unread.members[0]), []
+def test_processes_share_the_runs_out(unread, capfd):
+    """A run that another process works on is left for the end, and then waited for."""
+    first = unread.runs[0]
+    elsewhere = run_lock(first)
+    asked = []
     assert in_own_process(["list"], elsewhere.__enter__()) == 0
     shown = capfd.readouterr()
     assert "gardiff" in shown.err and not shown.out
@@ -292,14 +275,16 @@ def test_processes_share_the_members_out(unread, capfd):
             elsewhere.__exit__(None, None, None)
         return 0
 
-    assert carry_out(unread, execute) == []
-    # the other member, then, after a line on waiting for the first, this one
+    assert run_comparison(unread, execute) == []
+    # the other run, then, after a line on waiting for the first, this one
     assert asked == [("train", False), ("eval", False), ("train", True), ("eval", False)]
 
 
-def test_a_member_that_fails_does_not_stop_the_others(unread):
+def test_a_run_that_fails_does_not_stop_the_others(unread):
     asked = []
-    failed = carry_out(
-        unread, lambda arguments: asked.append(arguments) or int("model=gardiff" in arguments)
-    )
-    assert failed == ["gardiff, seed 0"] and len(asked) == 3
+
+    def execute(arguments):
+        asked.append(arguments)
+        return int("model=gardiff" in arguments)
+
+    assert run_comparison(unread, execute) == ["gardiff, seed 0"] and len(asked) == 3

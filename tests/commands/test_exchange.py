@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.cli import main
-from vton.commands.exchange import ExchangeError, checkpoint_code
+from vton.commands.exchange import checkpoint_code
 from vton.config import load
+from vton.errors import UserError
 from vton.runs.folder import RunFolder
 
 
@@ -80,6 +81,20 @@ def test_a_position_code_cannot_be_exported(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_newest_run_is_exported_from_where_runs_says(tmp_path, capsys):
+    config = load("model=idm_vton", "preset=tiny", f"runs={tmp_path}/mine", "name=scratch")
+    run = RunFolder.of(config)
+    run.start(config)
+    save_file({"x": torch.zeros(1)}, run.weights)
+    out = ("--out", tmp_path / "out")
+    code, error = vton("export", *out, f"runs={tmp_path}/mine", capsys=capsys)
+    assert code == 2 and str(run.path) in error and "position code" in error
+    code, error = vton("export", *out, f"runs={tmp_path}/theirs", capsys=capsys)
+    assert code == 2 and f"No trained run under {tmp_path}/theirs/" in error
+    code, error = vton("export", *out, "data=viton_hd", capsys=capsys)
+    assert code == 2 and "data=viton_hd: export takes runs=DIR only" in error
+
+
 def test_an_architecture_without_a_published_format_says_so():
-    with pytest.raises(ExchangeError, match="gardiff has no published format"):
+    with pytest.raises(UserError, match="gardiff has no published format"):
         checkpoint_code("gardiff", "a_function_that_it_lacks")

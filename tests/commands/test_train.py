@@ -1,7 +1,10 @@
 """Training through the real command: learns, resumes bit-equal, refuses bad input in one line."""
 
+import warnings
+
 import pytest
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file
 
 from tests.running import (
@@ -14,7 +17,10 @@ from tests.running import (
     vton,
 )
 from vton import registry
+from vton.config import load
+from vton.models.unet import build_unet
 from vton.runs.folder import RunFolder
+from vton.training.preemption import Preemption
 from vton.weights.pretrained import read_checkpoint
 
 
@@ -63,9 +69,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, rendered):
         trained("gardiff", tmp_path, rendered, run.path.name, f"train.steps={steps}", *alone)
     expected, found = load_file(one.weights), load_file(two.weights)
     differences = torch.cat([(expected[name] - found[name]).abs().flatten() for name in expected])
-    assert (
-        differences.mean() < 1e-6 and differences.max() < 5e-3
-    )  # Adam magnifies rounding where a gradient is near 0
+    # Adam magnifies rounding where a gradient is near 0.
+    assert differences.mean() < 1e-6 and differences.max() < 5e-3
 
     code = command(
         "train",
@@ -139,17 +144,15 @@ def test_another_length_of_a_cosine_is_said_and_stays_on_record(tmp_path, render
         said = f"cosine of 1 steps and goes on along one of {steps}" in capsys.readouterr().out
         assert said == (len(planned) > 1)
     trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
-    run.training.unlink()
-    trained(
-        "gardiff", tmp_path, rendered, "run", *brief, "train.steps=2"
-    )  # a kill before training.json
+    run.training.unlink()  # as if killed right before it was written
+    trained("gardiff", tmp_path, rendered, "run", *brief, "train.steps=2")
     assert run.trained()["planned_steps"] == [1, 2] and "cosine" not in capsys.readouterr().out
 
 
 def test_scalars_and_pictures_reach_tensorboard(tmp_path, rendered):
+    """Also of a run that ended a step after its last checkpoint and takes that step again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    """Also of a run that ended a step after its last checkpoint and takes that step again."""
     with stopping_after(3):
         trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
     run = trained("gardiff", tmp_path, rendered, "parts", "train.steps=4")
@@ -189,6 +192,24 @@ def test_a_diverged_run_names_step_and_samples(tmp_path, rendered):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("vton:"))
     assert "Loss is" in line and "at step" in line and "__" in line
+
+
+def test_pretrained_networks_are_trained_in_training_mode(tmp_path, rendered):
+    """from_pretrained leaves them in evaluation mode, of which Lightning warns."""
+    published = ("model.garment_unet.positions=0", "codec.channels=4")
+    shape = load("model=imagdressing", *published).model.garment_unet
+    build_unet(shape, 4, 4, "model.garment_unet").save_pretrained(tmp_path / "unet")
+    modes = []
+
+    def on_train_start(self, trainer, module):
+        modes.extend(part.training for part in module.modules())
+
+    settings = (*published, f"model.garment_unet.pretrained={tmp_path}", "train.steps=1")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error", PossibleUserWarning)
+        patch.setattr(Preemption, "on_train_start", on_train_start)
+        trained("imagdressing", tmp_path, rendered, "run", *settings)
+    assert len(modes) > 100 and all(modes)
 
 
 def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):

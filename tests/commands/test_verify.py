@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.cli import main
-from vton.commands.verify import VerifyError, compare, verify
+from vton.commands.verify import check_tensor, verify
+from vton.errors import UserError
 from vton.models.reference import Kind
 from vton.weights.pretrained import WeightsError
 
@@ -34,13 +35,13 @@ BIG = torch.tensor([40.0, -3.0])
     ],
 )
 def test_verdicts(kind, error, dtype, passed):
-    check = compare("x", BIG, BIG + torch.tensor([0.0, error]), kind, dtype)
+    check = check_tensor("x", BIG, BIG + torch.tensor([0.0, error]), kind, dtype)
     assert check.passed == passed
 
 
 def test_absent_and_misshapen_tensors_fail():
-    assert not compare("x", BIG, None, Kind.CALL).passed
-    assert "shape (1, 2), expected (2,)" in compare("x", BIG, BIG[None], Kind.CALL).bound
+    assert not check_tensor("x", BIG, None, Kind.CALL).passed
+    assert "shape (1, 2), expected (2,)" in check_tensor("x", BIG, BIG[None], Kind.CALL).bound
 
 
 def folder(tmp_path, config):
@@ -55,9 +56,9 @@ def test_folders_that_cannot_be_verified_say_why(tmp_path):
         verify(tmp_path)
     with pytest.raises(WeightsError, match="names no architecture"):
         verify(folder(tmp_path, "[]"))
-    with pytest.raises(WeightsError, match="lack"):
+    with pytest.raises(UserError, match="lack"):
         verify(folder(tmp_path, json.dumps({"model": "idm_vton"})))
-    with pytest.raises(VerifyError, match="--device nowhere"):
+    with pytest.raises(UserError, match="--device nowhere"):
         verify(folder(tmp_path, json.dumps({"model": "idm_vton"})), device="nowhere")
 
 

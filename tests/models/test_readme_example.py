@@ -37,7 +37,7 @@ def mine(tmp_path, monkeypatch):
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs" / "model" / "mine.yaml").write_text(textwrap.dedent(settings))
     monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(folder.parent)])
-    monkeypatch.setattr("vton.config.loading.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("vton.config.files.CONFIGS", tmp_path / "configs")
     return "mine"
 
 

@@ -20,7 +20,7 @@ from vton.data.packing import write_folder
 from vton.data.sample import DataError
 from vton.data.shards import SHARD_MB, ShardError, ShardWriter
 from vton.models.codecs import LinearCodec
-from vton.runs.assemble import data_module, prepare
+from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode, frozen_readings, use_encodings
 from vton.weights.pretrained import read_checkpoint
 
@@ -69,10 +69,10 @@ def batches(data, count: int = 2) -> list:
 
 
 def losses(module, data, half: bool) -> list[float]:
+    """Of one batch in half precision, of two in full."""
+    count = 1 if half else 2
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return [
-            module.training_step(batch, 0).item() for batch in batches(data, count=1 if half else 2)
-        ]
+        return [module.training_step(batch, 0).item() for batch in batches(data, count)]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,8 @@ def test_stored_and_live_loss_are_equal(model, more, root, tmp_path):
     module.codec.encode = None  # whoever still asked it would fail
     stored, stored_half = (losses(module, data, half) for half in (False, True))
     assert live == pytest.approx(stored, abs=1e-6) and len(set(live)) == 2
-    assert (
-        live_half == pytest.approx(stored_half, abs=2e-3) and live_half != live[:1]
-    )  # a live encoder rounds to bf16
+    # A live encoder rounds to bf16.
+    assert live_half == pytest.approx(stored_half, abs=2e-3) and live_half != live[:1]
 
 
 def encode_with_others(root, where, together, found) -> None:
@@ -104,7 +103,7 @@ def encode_with_others(root, where, together, found) -> None:
 
 
 def in_processes(count: int, root, where) -> tuple[list, dict[str, bytes]]:
-    """What as many processes, started at once, say of a folder, and the files that it then holds."""
+    """What `count` processes, started at once, say of a folder, and what files it then holds."""
     fork = multiprocessing.get_context("fork")
     together, found = fork.Barrier(count), fork.SimpleQueue()
     processes = [
@@ -239,7 +238,7 @@ def test_a_run_goes_on_from_shards_in_the_middle_of_an_epoch(tmp_path):
         "train.picture_every=0",
     )
     config = load(*common, "name=whole", "train.steps=4", f"data.encoded={where}")
-    _, data, module = prepare(config)
+    _, data, module = prepare_run(config)
     assert encode(module, data) == (6, 0)
     whole = train(config)
     train(load(*common, "name=parts", "train.steps=2", f"data.encoded={where}"))

@@ -30,12 +30,10 @@ def test_same_experiment_continues_and_another_is_refused(tmp_path):
     with pytest.raises(RunError) as error:
         RunFolder.of(other).start(other)
     message = str(error.value)
-    assert (
-        "train.lr" in message and "model.unet.context: 128 -> 64" in message and "\n" not in message
-    )
-    assert (
-        load_file(RunFolder.of(config).config).train.lr == config.train.lr
-    )  # the refused one left no trace
+    assert "train.lr" in message and "model.unet.context: 128 -> 64" in message
+    assert "\n" not in message
+    # The refused one left no trace.
+    assert load_file(RunFolder.of(config).config).train.lr == config.train.lr
 
 
 def test_differences_name_dotted_keys():
@@ -61,27 +59,22 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
         RunFolder.newest(tmp_path, "idm_vton")
     RunFolder.of(other).weights.write_bytes(b"x")
     os.utime(RunFolder.of(other).weights, (1, 1))
-    assert (
-        RunFolder.newest(tmp_path, "idm_vton").path.name
-        == "idm"
-        != RunFolder.newest(tmp_path).path.name
-    )
+    assert RunFolder.newest(tmp_path, "idm_vton").path.name == "idm"
+    assert RunFolder.newest(tmp_path).path.name == "new"
     with pytest.raises(ConfigError, match="Did you mean: 'idm_vton'"):
         RunFolder.newest(tmp_path, "idm_vtn")
 
 
-def test_one_process_holds_a_folder(tmp_path):
-    with RunFolder(tmp_path / "run").held():
-        refused = pytest.raises(
-            RunError, match=f"Another process is training in {tmp_path / 'run'}. "
-        )
-        with refused, RunFolder(tmp_path / "run").held():
+def test_one_process_trains_in_a_folder(tmp_path):
+    with RunFolder(tmp_path / "run").training_lock():
+        expected = f"Another process is training in {tmp_path / 'run'}. "
+        with pytest.raises(RunError, match=expected), RunFolder(tmp_path / "run").training_lock():
             pass
-        with RunFolder(tmp_path / "other").held():
+        with RunFolder(tmp_path / "other").training_lock():
             pass
-    with pytest.raises(KeyError), RunFolder(tmp_path / "run").held():
+    with pytest.raises(KeyError), RunFolder(tmp_path / "run").training_lock():
         raise KeyError
-    with RunFolder(tmp_path / "run").held():
+    with RunFolder(tmp_path / "run").training_lock():
         pass
 
 

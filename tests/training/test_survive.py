@@ -252,7 +252,7 @@ def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(
     assert started.process.is_alive() and started.run.config.stat().st_mtime_ns == before
     os.kill(started.process.pid, signal.SIGKILL)
     assert started.exit_code() == -signal.SIGKILL
-    with started.run.held():
+    with started.run.training_lock():
         pass
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.served import Answer, serving
 from vton.config import ConfigError
 from vton.weights import metric_networks
-from vton.weights.fetch import SOURCES, Source, fetch
+from vton.weights.fetch import SOURCES, PublishedFile, fetch
 from vton.weights.pretrained import WeightsError
 
 CONTENT = b"what its authors published"
@@ -23,7 +23,7 @@ def published(tmp_path):
 
 
 def sources(path, **known):
-    return {"net": (Source(path.as_uri(), "sub/net.pth", **known),)}
+    return {"net": (PublishedFile(path.as_uri(), "sub/net.pth", **known),)}
 
 
 def test_a_file_is_fetched_once_and_checked_again(published, tmp_path):
@@ -68,7 +68,9 @@ def test_without_a_published_digest_the_first_fetch_is_trusted_from_then_on(publ
 def test_a_cut_download_is_never_trusted(answer, problem, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving(lambda path: answer) as address, pytest.raises(WeightsError, match=problem):
-        list(fetch(["net"], tmp_path, {"net": (Source(f"{address}/net.pth", "sub/net.pth"),)}))
+        list(
+            fetch(["net"], tmp_path, {"net": (PublishedFile(f"{address}/net.pth", "sub/net.pth"),)})
+        )
     assert not list((tmp_path / "sub").iterdir())  # no part of it, and no digest
 
 
@@ -76,14 +78,14 @@ def test_a_server_that_says_no_length_is_believed_where_the_digest_is_known(tmp_
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving(lambda path: Answer(CONTENT)) as address:
         ((path, done),) = fetch(
-            ["net"], tmp_path, {"net": (Source(f"{address}/net.pth", "net.pth", DIGEST),)}
+            ["net"], tmp_path, {"net": (PublishedFile(f"{address}/net.pth", "net.pth", DIGEST),)}
         )
     assert path.read_bytes() == CONTENT and done == "fetched, checked"
 
 
 def test_the_digits_in_a_files_name_are_checked(published, tmp_path):
     right, wrong = (
-        {"net": (Source(published.as_uri(), f"net-{d}.pth"),)} for d in (DIGEST[:8], "0" * 8)
+        {"net": (PublishedFile(published.as_uri(), f"net-{d}.pth"),)} for d in (DIGEST[:8], "0" * 8)
     )
     assert [done for _, done in fetch(["net"], tmp_path / "here", right)] == ["fetched, checked"]
     with pytest.raises(WeightsError, match=f"SHA-256 {DIGEST}, expected 00000000"):

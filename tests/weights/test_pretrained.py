@@ -5,16 +5,28 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from vton.weights.pretrained import WeightsError, check_state, read_weights, read_weights_folder
+from vton.weights.pretrained import (
+    PUBLISHED_METADATA,
+    WeightsError,
+    check_state,
+    read_ip_adapter,
+    read_safetensors,
+    read_weights,
+    read_weights_folder,
+    write_tensors,
+)
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
 
-def same(found) -> bool:
-    return found.keys() == STATE.keys() and all(
-        torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in STATE.items()
+def same(state) -> bool:
+    if state.keys() != STATE.keys():
+        return False
+    return all(
+        torch.equal(state[name], x) and state[name].dtype == x.dtype for name, x in STATE.items()
     )
 
 
@@ -39,6 +51,35 @@ def test_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="outside its own folder"):
         read_weights_folder(tmp_path)
+
+
+def test_files_for_others_say_what_published_files_say(tmp_path):
+    """And hold the same tensors, which may share memory here."""
+    for metadata in (None, PUBLISHED_METADATA):
+        write_tensors(tmp_path / "x.safetensors", STATE, metadata)
+        assert same(read_safetensors(tmp_path / "x.safetensors"))
+        with safe_open(tmp_path / "x.safetensors", "pt") as file:
+            assert file.metadata() == metadata
+    shared = torch.ones(4)
+    write_tensors(tmp_path / "shared.safetensors", {"whole": shared, "half": shared[:2]})
+    assert len(read_safetensors(tmp_path / "shared.safetensors")) == 2
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+def test_ip_adapter_files_have_two_sections(form, tmp_path):
+    if form == "nested":
+        torch.save({"image_proj": STATE, "ip_adapter": STATE, "more": STATE}, tmp_path / "x.bin")
+    else:
+        flat = {f"image_proj.{name}": x for name, x in STATE.items()}
+        flat |= {f"ip_adapter.{name}": x for name, x in STATE.items()}
+        torch.save(flat | {"more.a": STATE["a"]}, tmp_path / "x.bin")
+    sections = read_ip_adapter(tmp_path / "x.bin")
+    assert sections.keys() == {"image_proj", "ip_adapter"}
+    assert all(same(state) for state in sections.values())
+    for content in ({"image_proj": STATE}, STATE["a"]):
+        torch.save(content, tmp_path / "x.bin")
+        with pytest.raises(WeightsError, match="not an IP-Adapter file"):
+            read_ip_adapter(tmp_path / "x.bin")
 
 
 class Payload:

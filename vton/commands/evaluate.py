@@ -7,6 +7,7 @@ a cascade follow one another through these files too (vton/runs/cascade.py).
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from vton.commands.baselines import learned_warp, warp_methods
+from vton.commands.choice import chosen_stage
 from vton.commands.sampling import (
     SampledStage,
     Sampler,
@@ -34,6 +36,14 @@ from vton.runs.assemble import checkpoint_path, data_module
 from vton.runs.cascade import Stage, require_same_pairs
 from vton.training.dashboard import show_results
 from vton.training.trainer import quiet_libraries
+
+
+def run_eval(args: Namespace) -> None:
+    evaluate(chosen_stage(args), checkpoint=args.checkpoint, as_json=args.json)
+
+
+def run_predict(args: Namespace) -> None:
+    predict(chosen_stage(args), args.order, Path(args.out))
 
 
 def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -> list[Row]:

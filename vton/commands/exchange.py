@@ -2,46 +2,63 @@
 
 What a published format looks like stands in each architecture's checkpoint.py; here is what happens
 around it. Weights keep the precision they are stored in, and tensors that we have no use for are
-kept aside, so that an export holds the same bytes as what was imported.
+kept aside, so that an export holds the same tensors, byte for byte, as what was imported.
 """
 
 from __future__ import annotations
 
 import importlib
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from vton import registry
-from vton.config import load
+from vton.commands.choice import chosen_run
+from vton.config import ConfigError, ExperimentConfig, load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.settings import UNetConfig
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 from vton.weights.pretrained import check_state, read_safetensors, write_tensors
 
-EXTRA = "published_extra.safetensors"
+EXTRA = "published_extra.safetensors"  # in a run's folder of checkpoints
 
 
-class ExchangeError(UserError):
-    """An architecture without a published format, or a place that cannot be written to."""
+def run_import(args: Namespace) -> None:
+    run = import_run(args.model, Path(args.path), *args.overrides)
+    print(f"{run.path} is ready. Evaluate it: make eval RUN={run.path} DATA=viton_hd")
+
+
+def run_export(args: Namespace) -> None:
+    for override in args.overrides:
+        if not override.startswith("runs="):
+            raise ConfigError(f"{override}: export takes runs=DIR only; a run has its settings.")
+    run = chosen_run(args)
+    export_run(run, Path(args.out))
+    print(f"{run.path} exported to {args.out}")
 
 
 def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     """A run folder that `vton eval` accepts, from published weights of `model`.
 
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
-    otherwise. Raises WeightsError for files that are absent, broken or of another model, RunError
-    if the run folder holds weights.
+    otherwise. Raises UserError for files that are absent, broken or of another model, and if the
+    run folder holds weights.
     """
     registry.config_class(model)
-    if not Path(path).exists():
-        raise ExchangeError(f"Nothing to import at {path}.")
-    published = checkpoint_code(model, "read_published")(Path(path))
-    name = f"name={model}-{Path(path).resolve().stem}"
+    if not path.exists():
+        raise UserError(f"Nothing to import at {path}.")
+    read_published = checkpoint_code(model, "read_published")
+    published = read_published(path)
+    name = f"name={model}-{path.resolve().stem}"
     config = load(f"model={model}", "preset=paper", name, *published.settings, *overrides)
-    check_state(on_meta(config).state_dict(), published.state, path)
+    require_whole_state(published.state, config, path)
+
     run = RunFolder.of(config)
     if run.weights.exists() or run.last.exists():
-        raise RunError(
+        raise UserError(
             f"{run.path} holds weights already; give the import another name (name=...)."
         )
     run.start(config)
@@ -51,37 +68,57 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     return run
 
 
+def require_whole_state(state: dict[str, Tensor], config: ExperimentConfig, source: Path) -> None:
+    """The rule for weights that make a run: every tensor of the configured module, and no others.
+
+    Raises UserError listing the keys that are missing, unexpected or of another shape.
+    """
+    own = on_meta(config).state_dict()
+    check_state(own, state, source)
+
+
 def export_run(run: RunFolder, target: Path) -> None:
-    """The run's weights in the architecture's published format. Raises RunError without weights,
-    ExchangeError.
+    """The run's weights in the architecture's published format.
+
+    Raises UserError for a run without weights, for one that no published format can express, and if
+    the target exists.
     """
     config = run.load_config()
-    for name, part in vars(config.model).items():
-        if isinstance(part, UNetConfig) and part.positions:
-            raise ExchangeError(
-                f"{run.path} was trained with model.{name}.positions={part.positions:g}, and no published format has a "
-                f"place for a position code; use {run.weights.name} in the run folder, or train with positions=0."
-            )
+    require_exportable(run, config)
     if not run.weights.exists():
-        raise RunError(f"{run.weights} does not exist: {run.path} has not finished training.")
-    target = Path(target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ExchangeError(f"{target} exists; export to a new place.")
+        raise UserError(f"{run.weights} does not exist: {run.path} has not finished training.")
+    if target.exists() and not is_empty_folder(target):
+        raise UserError(f"{target} exists; export to a new place.")
     extra = run.checkpoints / EXTRA
     kept = read_safetensors(extra) if extra.exists() else {}
-    write = checkpoint_code(config.model.name, "write_published")
+    write_published = checkpoint_code(config.model.name, "write_published")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write(target, read_safetensors(run.weights), config, kept)
+    write_published(target, read_safetensors(run.weights), config, kept)
 
 
-def checkpoint_code(model: str, function: str):
-    """A function of the architecture's checkpoint.py."""
+def require_exportable(run: RunFolder, config: ExperimentConfig) -> None:
+    """Raise UserError for a position code, which no published format has a place for."""
+    for name, part in vars(config.model).items():
+        if isinstance(part, UNetConfig) and part.positions:
+            raise UserError(
+                f"{run.path} was trained with model.{name}.positions={part.positions:g}, and no "
+                "published format has a place for a position code; use "
+                f"{run.weights.name} in the run folder, or train with positions=0."
+            )
+
+
+def is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def checkpoint_code(model: str, function: str) -> Callable:
+    """A function of the architecture's checkpoint.py. Raises UserError where there is none."""
+    name = f"vton.models.{model}.checkpoint"
     try:
-        return getattr(importlib.import_module(f"vton.models.{model}.checkpoint"), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if (
-            isinstance(error, ModuleNotFoundError)
-            and error.name != f"vton.models.{model}.checkpoint"
-        ):
+        return getattr(importlib.import_module(name), function)
+    except ModuleNotFoundError as error:
+        if error.name != name:
             raise
-        raise ExchangeError(f"{model} has no published format that vton reads or writes.") from None
+    except AttributeError:
+        pass
+    raise UserError(f"{model} has no published format that vton reads or writes.")

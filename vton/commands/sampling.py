@@ -84,9 +84,8 @@ class Sampler:
         config = stage.config
         self.stage = stage
         self.writer = PictureWriter(config.data.picture_size)
-        self.trainer = make_trainer(
-            config.trainer.replicated(), config, callbacks=[self.writer], logger=False
-        )
+        replicated = replace(config, trainer=config.trainer.replicated())
+        self.trainer = make_trainer(replicated, callbacks=[self.writer])
         self.module = load_module(stage.run, config, checkpoint)
 
     def draw_all(self, data: TryOnDataModule, order: Order) -> dict[str, float]:

@@ -1,17 +1,20 @@
-"""The configuration: dataclasses are the schema, YAML files pick values, dotted overrides come
-last.
+"""The configuration: dataclasses are the schema, YAML files pick values, overrides come last.
 
 Nothing here imports torch or lightning: `vton list` and `vton --help` stay fast.
 """
 
+from vton.config.bounds import (
+    Bounds,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from vton.config.errors import ConfigError, nearest
+from vton.config.files import CONFIGS, GROUPS, ablation, as_override, choices, flatten
 from vton.config.loading import (
-    CONFIGS,
-    GROUPS,
-    ablation,
-    as_override,
-    choices,
     data_root,
-    flatten,
     load,
     load_file,
     load_shared,
@@ -21,7 +24,6 @@ from vton.config.loading import (
 from vton.config.schema import (
     AugmentConfig,
     CodecConfig,
-    ConfigError,
     DataConfig,
     EvalConfig,
     ExperimentConfig,
@@ -34,36 +36,4 @@ from vton.config.schema import (
     SyntheticConfig,
     TrainedConfig,
     TrainerConfig,
-    nearest,
 )
-
-__all__ = [
-    "CONFIGS",
-    "GROUPS",
-    "AugmentConfig",
-    "CodecConfig",
-    "ConfigError",
-    "DataConfig",
-    "EvalConfig",
-    "ExperimentConfig",
-    "MaskRule",
-    "Metric",
-    "ModelConfig",
-    "ModelKind",
-    "ObjectiveConfig",
-    "SamplerConfig",
-    "SyntheticConfig",
-    "TrainedConfig",
-    "TrainerConfig",
-    "ablation",
-    "as_override",
-    "choices",
-    "data_root",
-    "flatten",
-    "load",
-    "load_file",
-    "load_shared",
-    "nearest",
-    "to_yaml",
-    "upper_stages",
-]

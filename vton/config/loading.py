@@ -1,55 +1,41 @@
 """From names and overrides to a checked configuration.
 
-`load("model=gardiff", "preset=tiny", "train.lr=1e-4")` joins, in this order,
+`load("model=gardiff", "preset=tiny", "train.lr=1e-4")` joins the files that the names choose, in
+the order that stands in `load`, and checks the result against `ExperimentConfig`.
 
-    configs/default.yaml <- model/<name>.yaml <- preset/<name>.yaml <- the model file's own
-    `presets.<preset>` <- data/<name>.yaml <- trainer/<name>.yaml <- row of ablation/<name>.yaml <-
-    overrides
+A model's file can hold more than its settings:
 
-and checks the result against `ExperimentConfig`. Two kinds of model files say more: one with
-`modes`, chosen by `model.mode=<mode>`, whose `modes.<mode>` comes after the file and the mode's own
-`presets.<preset>` after the file's; and a cascade's with `stages.<model.stage>`, which acts just
-before `presets.<preset>`: what all presets of a stage share, such as its size; the stage's own
-`presets.<preset>` comes after the file's.
+    presets.<preset>   what the model changes in a preset
+    modes.<mode>       settings of `model.mode=<mode>`, with `presets` of their own
+    stages.<stage>     settings of `model.stage=<stage>` of a cascade, which all presets share, such
+                       as its size, with `presets` of their own
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from vton.config.models import config_class
-from vton.config.schema import (
-    ConfigError,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    TrainedConfig,
-    nearest,
+from vton.config.errors import ConfigError, first_line, nearest
+from vton.config.files import (
+    GROUPS,
+    ablation,
+    default_settings,
+    file_of,
+    flatten,
+    read_settings,
+    require_no_gaps,
 )
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = {
-    "model": "gardiff",
-    "preset": "tiny",
-    "data": "synthetic",
-    "trainer": "cpu",
-}  # group -> default choice
-
-
-def choices(group: str) -> list[str]:
-    """Names of the YAML files of a group: model, preset, data, trainer or ablation."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+from vton.config.models import config_class
+from vton.config.schema import DataConfig, ExperimentConfig, ModelConfig, TrainedConfig
 
 
 def load(*overrides: str) -> ExperimentConfig:
@@ -59,141 +45,101 @@ def load(*overrides: str) -> ExperimentConfig:
     dotted key. Raises ConfigError with one line that names the key and its nearest neighbour.
     """
     chosen, dotted = _split(overrides)
-    if chosen["ablation"]:
-        dotted = [*_ablation_row(chosen["ablation"]), *dotted]
-    layers = [_read(CONFIGS / "default.yaml")]
-    model = _read(_file("model", chosen["model"]))
-    presets, modes, stages = (model.pop(part, {}) for part in ("presets", "modes", "stages"))
-    given = _dotted(dotted)
+    preset = chosen["preset"]
+    model_class = config_class(chosen["model"])
+    row = _ablation_row(chosen["ablation"]) if chosen["ablation"] else []
+    given = _parse([*row, *dotted])
+
+    model = _read_chosen("model", chosen)
+    presets = model.pop("presets", {})
+    modes = model.pop("modes", {})
+    stages = model.pop("stages", {})
     mode = modes.get(_name(given, "model.mode"), {})
     mode_presets = mode.pop("presets", {})
-    layers += [model, mode, _read(_file("preset", chosen["preset"]))]
-    own_presets = len(layers)
-    layers += [of.get(chosen["preset"], {}) for of in (presets, mode_presets)]
-    past_presets = len(layers)
-    layers += [_read(_file(group, chosen[group])) for group in ("data", "trainer")]
-    layers.append(given)
-    layers.append({"preset": chosen["preset"], "ablation": chosen["ablation"]})
-    layers.append({"model": {"name": chosen["model"]}, "trainer": {"name": chosen["trainer"]}})
-    model_class = config_class(chosen["model"])
+    stage = {}
     if stages:
-        asked = [_name(OmegaConf.create(layer), "model.stage") for layer in layers]
-        stage = next((stage for stage in reversed(asked) if stage), model_class().stage)
-        settings = stages.get(stage, {})
-        stage_presets = settings.pop("presets", {})
-        layers.insert(past_presets, stage_presets.get(chosen["preset"], {}))
-        layers.insert(own_presets, settings)
+        stage = stages.get(_name(given, "model.stage") or model_class().stage, {})
+    stage_presets = stage.pop("presets", {})
+
+    layers = [  # later ones win
+        default_settings(),
+        model,
+        mode,
+        _read_chosen("preset", chosen),
+        stage,
+        presets.get(preset, {}),
+        mode_presets.get(preset, {}),
+        stage_presets.get(preset, {}),
+        _read_chosen("data", chosen),
+        _read_chosen("trainer", chosen),
+        given,
+        {
+            "model.name": chosen["model"],
+            "preset": preset,
+            "trainer.name": chosen["trainer"],
+            "ablation": chosen["ablation"],
+        },
+    ]
     config = _checked(model_class, layers)
     if not config.name:
-        row = f"-{chosen['ablation'].replace('/', '-')}" if chosen["ablation"] else ""
-        config.name = f"{config.model.name}-{config.data.name}-{config.preset}{row}"
+        config.name = f"{config.model.name}-{config.data.name}-{config.preset}"
+        if config.ablation:
+            config.name += f"-{config.ablation.replace('/', '-')}"
     return config
 
 
 def upper_stages(*overrides: str) -> list[ExperimentConfig]:
-    """The other stages of the cascade that the overrides load the first of; none where dotted keys
-    or an ablation do.
+    """The other stages of the cascade whose first stage the overrides load.
 
-    A size, a width or a row of an ablation is one stage's own, which `model.stage` chooses.
+    None where dotted keys or an ablation are given: a size, a width or a row of an ablation belongs
+    to one stage, which `model.stage` chooses.
     """
     chosen, dotted = _split(overrides)
     if dotted or chosen["ablation"]:
         return []
     first = load(*overrides).model
-    return [
-        load(*overrides, f"model.stage={stage}") for stage in first.CASCADE if stage != first.stage
-    ]
+    upper = [stage for stage in first.CASCADE if stage != first.stage]
+    return [load(*overrides, f"model.stage={stage}") for stage in upper]
 
 
 def load_shared(*overrides: str) -> ExperimentConfig:
-    """What experiments of all architectures start from: `load` without anything that is the model's
-    own.
+    """What experiments of all architectures start from: `load` without the model's own settings.
 
     Its `model` and `name` are empty; overrides below `model.` are left out. Raises ConfigError as
     `load` does.
     """
     chosen, dotted = _split(overrides)
-    layers = [_read(CONFIGS / "default.yaml")]
-    layers += [_read(_file(group, chosen[group])) for group in ("preset", "data", "trainer")]
-    layers.append(_dotted([override for override in dotted if not override.startswith("model.")]))
-    layers.append({"preset": chosen["preset"], "trainer": {"name": chosen["trainer"]}})
+    layers = [  # later ones win
+        default_settings(),
+        _read_chosen("preset", chosen),
+        _read_chosen("data", chosen),
+        _read_chosen("trainer", chosen),
+        _parse([override for override in dotted if not override.startswith("model.")]),
+        {"preset": chosen["preset"], "trainer.name": chosen["trainer"]},
+    ]
     return _checked(ModelConfig, layers)
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """The rows of one published table, configs/ablation/<model>.yaml:
-
-    source: paper and table
-    rows: name of the row -> settings in which it differs from the model's own, {} for none
-    """
-
-    source: str
-    rows: dict[str, list[str]]  # name -> overrides
-
-
-def ablation(name: str) -> Ablation:
-    """The table of that name. Raises ConfigError naming file and row."""
-    path = _file("ablation", name)
-    content = OmegaConf.to_container(_read(path))
-    if (
-        set(content) != {"source", "rows"}
-        or not isinstance(content["source"], str)
-        or not content["rows"]
-    ):
-        raise ConfigError(
-            f"{path}: expected `source`, a line on where the table stands, and `rows`, name: settings."
-        )
-    for row, settings in content["rows"].items():
-        if not re.fullmatch(r"[\w+.-]+", str(row)):
-            raise ConfigError(
-                f"{path}: row '{row}' becomes a folder; use letters, digits and _ + . - only."
-            )
-        if not isinstance(settings, dict):
-            raise ConfigError(
-                f"{path}: row '{row}' must hold settings, {{}} for none, not {settings!r}."
-            )
-    rows = {
-        str(row): [as_override(*item) for item in flatten(settings).items()]
-        for row, settings in content["rows"].items()
-    }
-    return Ablation(content["source"], rows)
-
-
-def as_override(key: str, value: Any) -> str:
-    """`key=value` as the command line takes it; JSON is YAML."""
-    return f"{key}={json.dumps(value)}"
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{'a': {'b': 1}} -> {'a.b': 1}; sequences become tuples so that YAML's lists compare equal to
-    tuples.
-    """
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat
-
-
 def load_file(path: Path, *overrides: str) -> ExperimentConfig:
-    """A resolved config.yaml of a run folder, with dotted overrides on top. Raises ConfigError."""
-    if not Path(path).is_file():
+    """A resolved config.yaml of a run folder, with overrides on top.
+
+    `data=NAME` and `trainer=NAME` replace the run's own settings by those of that file. Raises
+    ConfigError, also for other groups: a trained run has its model.
+    """
+    path = Path(path)
+    if not path.is_file():
         raise ConfigError(f"No run configuration at {path}.")
-    stored = _read(Path(path))
+    stored = read_settings(path)
+    given: dict[str, Any] = {}
     for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"'{override}' is not of the form key=value.")
-    given = _dotted(overrides)
+        given |= _parse_for_run(override)
     try:
-        name = _name(stored, "model.name")
+        name = _name(flatten(stored), "model.name")
         if not name:
             raise ConfigError("no model.name: not a run's config.yaml.")
         return _checked(config_class(name), [stored, given])
     except ConfigError as error:
-        if any(str(error).startswith(override.partition("=")[0]) for override in overrides):
+        if any(str(error).startswith(key) for key in given):
             raise
         raise ConfigError(f"{path}: {error}") from None
 
@@ -201,6 +147,11 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML; `load_file` reads it back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _as_list(value: Any) -> Any:
+    """A value from `flatten` as it was written."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def data_root(data: DataConfig) -> str:
@@ -211,11 +162,11 @@ def data_root(data: DataConfig) -> str:
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    chosen, dotted = {**GROUPS, "ablation": ""}, []
+    """The chosen file of each group, "" for no ablation, and the overrides with dotted keys."""
+    chosen = {**GROUPS, "ablation": ""}
+    dotted = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"'{override}' is not of the form key=value.")
+        key, value = _key_and_value(override)
         if key in chosen:
             chosen[key] = value
         else:
@@ -223,53 +174,45 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return chosen, dotted
 
 
-def _file(group: str, name: str) -> Path:
-    known = choices(group)
-    if name not in known:
-        raise ConfigError(f"{group}={name}: no such {group}. {nearest(name, known)}")
-    return CONFIGS / group / f"{name}.yaml"
+def _key_and_value(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is not of the form key=value.")
+    return key, value
 
 
-def _dotted(overrides: Sequence[str]) -> DictConfig:
+def _parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides with dotted keys as settings. Raises ConfigError."""
     for override in overrides:
-        key = override.partition("=")[0]
+        key, _ = _key_and_value(override)
         if key in ("model.name", "trainer.name"):
-            raise ConfigError(
-                f"{override}: a file of configs/ is chosen by {key.partition('.')[0]}=."
-            )
+            group = key.removesuffix(".name")
+            raise ConfigError(f"{override}: a file of configs/ is chosen by {group}=.")
     try:
-        content = OmegaConf.from_dotlist(list(overrides))
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"Cannot read the overrides {' '.join(overrides)[:200]}: {_first_line(error)}"
+            f"Cannot read the overrides {' '.join(overrides)[:200]}: {first_line(error)}"
         ) from None
-    return _without_gaps(content)
+    require_no_gaps(content)
+    return flatten(content)
 
 
-def _without_gaps(content: DictConfig, where: str = "") -> DictConfig:
-    """The same. Raises ConfigError for OmegaConf's ???, which it would pass over as if the key were
-    not there.
-    """
-    for key, value in flatten(OmegaConf.to_container(content)).items():
-        if value == "???":
-            raise ConfigError(f"{where}{key}=???: give it a value, or leave the key out.")
-    return content
-
-
-def _name(content: DictConfig, key: str) -> str:
-    """The value of a key that decides which settings are read; "" where it is not given. Raises
-    ConfigError.
-    """
-    try:
-        value = OmegaConf.select(content, key)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {_first_line(error)}") from None
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{key}={value} is not a name.")
-    return value or ""
+def _parse_for_run(override: str) -> dict[str, Any]:
+    """One override of a trained run as settings. Raises ConfigError."""
+    group, name = _key_and_value(override)
+    if group in ("model", "preset", "ablation"):
+        raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
+    if group not in ("data", "trainer"):
+        return _parse([override])
+    settings = flatten(read_settings(file_of(group, name)))
+    if group == "trainer":
+        return settings | {"trainer.name": name}
+    return {"data.root": "", **settings}  # the run's own folder holds another data set
 
 
 def _ablation_row(choice: str) -> list[str]:
+    """The overrides of `<table>/<row>`."""
     name, _, row = choice.partition("/")
     rows = ablation(name).rows
     if row not in rows:
@@ -277,71 +220,56 @@ def _ablation_row(choice: str) -> list[str]:
     return rows[row]
 
 
-def _read(path: Path) -> DictConfig:
-    try:
-        content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from None
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    return _without_gaps(content, f"{path}: ")
+def _name(settings: dict[str, Any], key: str) -> str:
+    """The value of a key that decides which settings are read, "" where it is not given."""
+    value = settings.get(key)
+    if value is not None and (not isinstance(value, str) or "${" in value):
+        raise ConfigError(f"{key}={_as_list(value)} is not a name.")
+    return value or ""
 
 
-@functools.cache  # half of the time of a load; merging copies it
+def _read_chosen(group: str, chosen: dict[str, str]) -> dict:
+    return read_settings(file_of(group, chosen[group]))
+
+
+@functools.cache
 def _schema(model_class: type[TrainedConfig]) -> DictConfig:
     schema = OmegaConf.structured(ExperimentConfig)
     schema.model = OmegaConf.structured(model_class)
     return schema
 
 
-def _checked(model_class: type[TrainedConfig], layers: Sequence[Any]) -> ExperimentConfig:
+def _checked(model_class: type[TrainedConfig], layers: Sequence[dict]) -> ExperimentConfig:
+    """The layers joined, later ones on top, as an ExperimentConfig. Raises ConfigError.
+
+    Settings are assigned one by one, since OmegaConf does not name the key in every error.
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        settings |= flatten(layer)
+    config = _schema(model_class).copy()
+    for key, value in settings.items():
+        _assign(config, key, _as_list(value))
     try:
-        return OmegaConf.to_object(OmegaConf.merge(_schema(model_class), *layers))
-    except ConfigKeyError as error:
-        known = (
-            [field.name for field in fields(error.object_type)]
-            if is_dataclass(error.object_type)
-            else []
-        )
-        *_, group, key = ["", *str(error.full_key).split(".")]
-        where = f" in '{group}'" if group else ""
-        raise ConfigError(
-            f"{error.full_key}: no key '{key}'{where}. {nearest(key, known)}"
-        ) from None
-    # TypeError: its word for keys below a list; OverflowError: an integer that no float can be.
-    except (OmegaConfBaseException, TypeError, OverflowError) as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(
-            f"{key}: {_first_line(error)}" if key else _refused(model_class, layers, error)
-        ) from None
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # of references, which are resolved here
+        raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
     except RecursionError:
         raise ConfigError("The settings refer to each other without end.") from None
 
 
-def _refused(model_class: type[TrainedConfig], layers: Sequence[Any], error: Exception) -> str:
-    """What to say for an error that OmegaConf raises without a key: the first setting that does not
-    fit by itself.
-    """
-
-    def misfit(content: Any) -> Exception | None:
-        try:
-            OmegaConf.merge(_schema(model_class), content)
-        except (OmegaConfBaseException, TypeError, OverflowError) as error:
-            return error
-
-    for layer in filter(misfit, layers):
-        for key, value in flatten(OmegaConf.to_container(OmegaConf.create(layer))).items():
-            alone = OmegaConf.create()
-            OmegaConf.update(alone, key, value)
-            if found := misfit(alone):
-                reason = (
-                    _first_line(found)
-                    .replace("$VALUE_TYPE", type(value).__name__)
-                    .replace("$VALUE", str(value))
-                )
-                return f"{key}: {reason}"
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _assign(config: DictConfig, key: str, value: Any) -> None:
+    """Set one dotted key. Raises ConfigError if the schema lacks it or refuses the value."""
+    try:
+        OmegaConf.update(config, key, value)
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        known = []
+        if is_dataclass(error.object_type):
+            known = [field.name for field in fields(error.object_type)]
+        section, _, name = str(error.full_key).rpartition(".")
+        where = f" in '{section}'" if section else ""
+        raise ConfigError(
+            f"{error.full_key}: no key '{name}'{where}. {nearest(name, known)}"
+        ) from None
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{key}: {first_line(error)}") from None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from vton.config.schema import ConfigError, ModelKind, TrainedConfig, nearest
+from vton.config.errors import ConfigError, nearest
+from vton.config.schema import ModelKind, TrainedConfig
 
 
 def names(kind: ModelKind = "architecture") -> list[str]:

@@ -1,6 +1,4 @@
-"""What a run is made of, from its configuration: folder, data, codec, module; and the module with
-trained weights.
-"""
+"""What a run is made of, from its configuration: folder, data, codec and module."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from vton.runs.warp import RunWarp
 from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors
 
 
-def prepare(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
+def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
     """The run folder, started, its data, and its module as training finds it."""
     run = RunFolder.of(config)
     run.start(config)
@@ -33,33 +31,37 @@ def prepare(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, Train
     data.prepare_data()
     data.setup("fit")
     codec = prepare_codec(run, config, data)
-    seed_everything(
-        config.seed, verbose=False
-    )  # fitting a codec draws numbers, loading it does not
-    return run, data, registry.module_class(config.model.name)(config, codec)
+    # Again, because fitting a codec draws numbers and loading it does not.
+    seed_everything(config.seed, verbose=False)
+    module_class = registry.module_class(config.model.name)
+    return run, data, module_class(config, codec)
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:
-    """The configured data, with the trained warp that data.warp_source=learned asks for. Raises
-    RunError.
+    """The configured data, with the trained warp that data.warp_source=learned asks for.
+
+    Raises RunError where that is not a finished run of a warp.
     """
-    learned = config.data.warp_source == "learned"
+    warp = None
+    if config.data.warp_source == "learned":
+        warp = RunWarp(config.data.warp_run, config.data.picture_size)
     return TryOnDataModule(
         config.data,
         seed=config.seed,
         batch_size=config.train.batch_size,
         eval_batch_size=config.eval.batch_size,
-        warp=RunWarp(config.data.warp_run, config.data.picture_size) if learned else None,
+        warp=warp,
     )
 
 
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
     """The run's model with its trained weights, averaged where training keeps an average.
 
-    Raises UserError subclasses naming what is absent or broken.
+    checkpoint: "weights", "last" or "best". Raises UserError naming what is absent or broken.
     """
     path = checkpoint_path(run, checkpoint)
-    module = registry.module_class(config.model.name)(config, run_codec(config.codec, run.codec))
+    codec = run_codec(config.codec, run.codec)
+    module = registry.module_class(config.model.name)(config, codec)
     if checkpoint == "weights":
         state = read_safetensors(path)
     else:
@@ -74,6 +76,7 @@ def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
     in_pieces = checkpoint != "weights" and path.is_dir()
     if path.exists() and not in_pieces:
         return path
+
     if in_pieces:
         reason = "is a folder of DeepSpeed's, which evaluation does not read"
     elif not run.has_checkpoint:
@@ -83,7 +86,11 @@ def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
     elif not run.last.exists():
         reason = f"does not exist: {run.path} holds weights alone, as an import does"
     else:
-        reason = f"does not exist: {run.path} has scored no held-out pictures (train.picture_every; 0 is never)"
+        reason = (
+            f"does not exist: {run.path} has scored no held-out pictures "
+            "(train.picture_every; 0 is never)"
+        )
+
     if run.weights.exists():
         advice = f"Evaluate its weights: make eval RUN={run.path}."
     elif run.last.is_file():

@@ -11,14 +11,14 @@ from vton.weights.pretrained import read_checkpoint, write_tensors
 
 
 def finish_from_checkpoint(run: RunFolder) -> None:
-    """What follows the last checkpoint of a run that was killed in between: its weights and
-    training.json.
+    """Write weights and training.json of a run that was killed right after its last checkpoint.
 
     Raises RunError for DeepSpeed's folders, whose weights are in pieces.
     """
     if run.last.is_dir():
         raise RunError(
-            f"{run.last} is complete, but its weights were not written out. Raise train.steps to go on."
+            f"{run.last} is complete, but its weights were not written out. "
+            "Raise train.steps to go on."
         )
     checkpoint = read_checkpoint(run.last, "callbacks", "state_dict", "global_step")
     export_weights(run, averaged(checkpoint))
@@ -27,12 +27,14 @@ def finish_from_checkpoint(run: RunFolder) -> None:
 
 def averaged(checkpoint: dict) -> dict[str, Tensor]:
     """The weights that a training would end with here: their average where it keeps one."""
-    return checkpoint["state_dict"] | checkpoint["callbacks"].get("EMA", {}).get("average", {})
+    average = checkpoint["callbacks"].get("EMA", {}).get("average", {})
+    return checkpoint["state_dict"] | average
 
 
 def training_so_far(checkpoint: dict) -> dict:
     """What training.json would say here: steps, and Telemetry's state."""
-    return {"steps": int(checkpoint["global_step"]), **checkpoint["callbacks"].get("Telemetry", {})}
+    telemetry = checkpoint["callbacks"].get("Telemetry", {})
+    return {"steps": int(checkpoint["global_step"]), **telemetry}
 
 
 def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
@@ -41,11 +43,11 @@ def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
 
 
 def states_file(path: Path) -> Path:
-    """The file that says how far a checkpoint's run was: itself, or of DeepSpeed's folders the one
-    with the weights.
+    """The file that says how far a checkpoint's run was.
+
+    That is the checkpoint itself, or in a folder of DeepSpeed's the file with the weights.
     """
-    return (
-        path / (path / "latest").read_text().strip() / "mp_rank_00_model_states.pt"
-        if path.is_dir()
-        else path
-    )
+    if not path.is_dir():
+        return path
+    latest = (path / "latest").read_text().strip()
+    return path / latest / "mp_rank_00_model_states.pt"

@@ -1,5 +1,6 @@
-"""`vton data cache`: what a run's frozen encoders say of its training pairs, computed once and read
-while it trains.
+"""`vton data cache`: what a run's frozen encoders say of its training pairs.
+
+It is computed once and read while the run trains.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from vton.config import ConfigError, ExperimentConfig
 from vton.data import augmentation
@@ -28,67 +30,89 @@ def frozen_readings(module: TryOnModule) -> dict[str, EncodingSpec]:
     """The readings that can be computed ahead: of frozen encoders, of what augmentation leaves
     alone.
 
-    Says in one line which ones augmentation excludes. Raises ConfigError where nothing is left.
+    Warns of those that augmentation excludes. Raises ConfigError where nothing is left.
     """
     config: ExperimentConfig = module.config
-    asked, live, settings = {}, [], {}
-    for name, reading in module.readings().items() if isinstance(module, TryOnModule) else ():
+    readings = module.readings() if isinstance(module, TryOnModule) else {}
+    ahead: dict[str, EncodingSpec] = {}
+    excluded: list[str] = []  # readings of what augmentation changes
+    settings: dict[str, None] = {}  # the settings of augmentation that do, each once
+    for name, reading in readings.items():
         networks = [module.frozen.get(encoder) for encoder in reading.encoders]
-        if any(network is None or not network.state_dict() for network in networks):
-            continue  # trained, or nothing to save: the identity codec
-        if changing := augmentation.changed_by(config.data.augment, reading.of):
-            live.append(name)
-            settings |= dict.fromkeys(changing)
+        if not all(is_frozen_with_weights(network) for network in networks):
             continue
-        classes = [type(part).__name__ for part in (module, *networks)]
-        asking = repr((classes, name, reading.settings))
-        digest = hashlib.sha256("".join([asking, *map(metric_networks.digest, networks)]).encode())
-        asked[name] = EncodingSpec(digest.hexdigest(), reading.of)
-    changed = f"{', '.join(live)} cannot, as data.augment.{' and data.augment.'.join(settings)} change what they read"
-    if not asked:
-        reason = (
-            changed
-            if live
-            else f"model={config.model.name} has no frozen encoder with weights here"
-        )
+        changing = augmentation.changed_by(config.data.augment, reading.of)
+        if changing:
+            excluded.append(name)
+            settings |= dict.fromkeys(changing)
+        else:
+            digest = reading_digest(module, networks, name, reading.settings)
+            ahead[name] = EncodingSpec(digest, reading.of)
+
+    reason = f"model={config.model.name} has no frozen encoder with weights here"
+    if excluded:
+        keys = " and ".join(f"data.augment.{name}" for name in settings)
+        reason = f"{', '.join(excluded)} cannot, as {keys} change what they read"
+    if not ahead:
         raise ConfigError(
             f"data.encoded: nothing can be computed ahead; {reason}. Leave data.encoded empty."
         )
-    if live:
-        log.warning("data.encoded: %s can be computed ahead; %s.", ", ".join(asked), changed)
-    return asked
+    if excluded:
+        log.warning("data.encoded: %s can be computed ahead; %s.", ", ".join(ahead), reason)
+    return ahead
+
+
+def is_frozen_with_weights(network: nn.Module | None) -> bool:
+    """Whether it pays to keep what the network says. None: it is trained; the identity codec has
+    nothing to save.
+    """
+    return network is not None and bool(network.state_dict())
+
+
+def reading_digest(
+    module: TryOnModule, networks: list[nn.Module], name: str, settings: object
+) -> str:
+    """SHA-256 of a reading's encoders, of their weights and of how they are asked."""
+    classes = [type(part).__name__ for part in (module, *networks)]
+    digest = hashlib.sha256(repr((classes, name, settings)).encode())
+    for network in networks:
+        digest.update(metric_networks.digest(network).encode())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
 def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
-    """Bring data.encoded up to date; returns how many pairs were computed, and how many were there
-    and fresh.
+    """Bring data.encoded up to date; returns how many pairs were computed, and how many were kept.
 
-    A pair whose files, settings or encoders changed is computed again, the others are taken over.
-    Of two processes that write the same folder the second waits and takes everything over. Raises
-    ConfigError where there is nothing to do, ShardError where the folder holds anything but
-    encodings.
+    A pair whose files, settings or encoders changed is computed again. Of two processes that write
+    the same folder the second waits and keeps everything. Raises ConfigError where there is nothing
+    to do, ShardError where the folder holds anything but encodings.
     """
     config: ExperimentConfig = module.config
     if not config.data.encoded:
         raise ConfigError(
             "vton data cache needs data.encoded=FOLDER, which training then names too."
         )
-    asked, out = frozen_readings(module), Path(config.data.encoded).expanduser()
-    fields = {name for reading in asked.values() for name in reading.of}
+    ahead = frozen_readings(module)
+    fields = {field for reading in ahead.values() for field in reading.of}
+    out = Path(config.data.encoded).expanduser()
     module.to(own_device(config.trainer.accelerator))
-    computed, kept = 0, 0
+    computed = kept = 0
     with ShardWriter(out, SHARD_MB, replaceable=STORED) as writer:
-        former = Encodings(str(out), asked)
+        former = Encodings(str(out), ahead)
         for batch in data.listed_dataloader():
-            keys = [former.keys(row) for row in rows(batch, fields)]
-            found = [former.fresh(index, key) for index, key in zip(batch.index, keys, strict=True)]
-            stale = [row for row, tensors in enumerate(found) if tensors.keys() != asked.keys()]
-            computed, kept = computed + len(stale), kept + len(batch) - len(stale)
-            for row, tensors in zip(stale, _compute(module, batch, stale, asked), strict=True):
-                found[row] = tensors
-            for index, tensors, key in zip(batch.index, found, keys, strict=True):
-                write_encodings(writer, index, tensors, key)
+            keys, encodings, stale = [], [], []
+            for row, sample in enumerate(rows(batch, fields)):
+                keys.append(former.keys(sample))
+                encodings.append(former.fresh(batch.index[row], keys[row]))
+                if encodings[row].keys() != ahead.keys():
+                    stale.append(row)
+            for row, tensors in zip(stale, _compute(module, batch, stale, ahead), strict=True):
+                encodings[row] = tensors
+            for row, index in enumerate(batch.index):
+                write_encodings(writer, index, encodings[row], keys[row])
+            computed += len(stale)
+            kept += len(batch) - len(stale)
     return computed, kept
 
 
@@ -98,37 +122,37 @@ def use_encodings(module: TryOnModule, data: TryOnDataModule) -> None:
     The first pair's are compared with what the encoders say now, so that changed code is noticed as
     well. Raises DataError where they are absent or stale.
     """
-    encodings = Encodings(
-        str(Path(module.config.data.encoded).expanduser()), frozen_readings(module)
-    )
+    folder = Path(module.config.data.encoded).expanduser()
+    encodings = Encodings(str(folder), frozen_readings(module))
     if not encodings.exist:
         raise DataError(
-            f"data.encoded={encodings.where} does not exist. Write it: vton data cache, same settings."
+            f"data.encoded={encodings.where} does not exist. "
+            "Write it: vton data cache, same settings."
         )
     sample = data.train_dataset().pairs[0]
     stored = encodings.of(sample)
     with torch.no_grad():
-        for name, now in _compute(module, TryOnBatch.collate([sample]), [0], encodings.specs)[
-            0
-        ].items():
-            if (now - stored[name]).abs().max() > TOLERANCE * now.abs().max():
-                raise DataError(
-                    f"{encodings.where}: {name} of {sample.pair_id} differs from what its encoder says now. Remove the "
-                    "folder and run `vton data cache` again."
-                )
+        (current,) = _compute(module, TryOnBatch.collate([sample]), [0], encodings.specs)
+    for name, now in current.items():
+        if (now - stored[name]).abs().max() > TOLERANCE * now.abs().max():
+            raise DataError(
+                f"{encodings.where}: {name} of {sample.pair_id} differs from what its encoder says "
+                "now. Remove the folder and run `vton data cache` again."
+            )
     data.encodings = encodings
 
 
 def _compute(
     module: TryOnModule, batch: TryOnBatch, picked: list[int], asked: dict[str, EncodingSpec]
-) -> list[dict]:
+) -> list[dict[str, Tensor]]:
+    """The readings of the picked rows of a batch, each by name, on the CPU."""
     if not picked:
         return []
     batch = batch[picked].to(module.device)
     # cuDNN's default, TF32, differs by about 1e-3 from what a CPU will compare with.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        columns = {name: module.reading(name, batch).float().cpu() for name in asked}
-    return [
-        {name: column[row].clone() for name, column in columns.items()}
-        for row in range(len(picked))
-    ]
+        readings = {name: module.reading(name, batch).float().cpu() for name in asked}
+    computed = []
+    for row in range(len(picked)):
+        computed.append({name: values[row].clone() for name, values in readings.items()})
+    return computed

@@ -1,12 +1,18 @@
 """The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
 
-config.yaml  environment.json  codec/  checkpoints/{last.ckpt, best.ckpt, weights.safetensors}
-training.json  tensorboard/  predictions/<order>/<pair>.png  results.json
+config.yaml, environment.json           settings, commit and package versions
+codec/                                  the codec, if it was fitted for this run
+checkpoints/                            last.ckpt, best.ckpt, weights.safetensors; with
+                                        train.keep_last or train.keep_best above 1 also
+                                        last_<step>.ckpt and best_<step>.ckpt
+training.json                           written when training is done: steps, wall time over all
+                                        restarts, peak memory, every train.steps that a cosine was
+                                        drawn for
+tensorboard/                            scalars and pictures of the training
+predictions/<order>/<pair>.png          sampled pictures
+results.json, pictures_<order>.png      the rows of an evaluation and its picture grids
 
-training.json is written when training is done: its steps, its wall time over all restarts, its peak
-memory, and every train.steps that a cosine was drawn for. With train.keep_last or train.keep_best
-above 1 there are also checkpoints/{last,best}_<step>.ckpt. The upper stages of a cascade are run
-folders in that of its first: `runs/<name>/<stage>/`.
+The upper stages of a cascade are run folders in that of its first: `runs/<name>/<stage>/`.
 """
 
 from __future__ import annotations
@@ -27,8 +33,8 @@ from vton.errors import UserError
 from vton.files import write_atomically
 from vton.metrics.results import versions
 
-# What changes no number at all.
-UNSEEN = (
+# Settings that change no number at all.
+NO_EFFECT = (
     "runs",
     "name",
     "compare",
@@ -51,13 +57,13 @@ UNSEEN = (
     "eval.batch_size",
     "eval.pictures",
 )
-# What may differ between a run's start and its continuation, because it doesn't change what a step
-# learns. Batches and processes may be cut otherwise as long as the global batch stays, which
-# train() compares with the checkpoint's. More steps are more of the same under a constant learning
-# rate; under a cosine they draw another curve from there on, which is worth having and said: on
-# screen, in training.json and in every row (planned_steps).
-FREE = (
-    *UNSEEN,
+# Settings that may differ between a run's start and its continuation, because they don't change
+# what a step learns. Batches and processes may be cut otherwise as long as the global batch stays,
+# which train() compares with the checkpoint's. More steps are more of the same under a constant
+# learning rate. Under a cosine they follow another curve from there on, which is allowed but said:
+# on screen, in training.json and in every row (planned_steps).
+RESUMABLE = (
+    *NO_EFFECT,
     "trainer",
     "eval",
     "sampler",
@@ -108,23 +114,30 @@ class RunFolder:
 
     @classmethod
     def newest(cls, runs: str | Path, model: str | None = None) -> RunFolder:
-        """The run whose checkpoint is newest, of a model where one is named. Raises RunError when
-        there is none, ConfigError for an unknown model.
+        """The run below `runs` whose checkpoint is newest, of a model if one is named.
+
+        Raises RunError if there is none, ConfigError for an unknown model.
         """
         if model:
             registry.config_class(model)
-        found = [RunFolder(path.parent) for path in Path(runs).glob("**/config.yaml")]
-        trained = [run for run in found if run.has_checkpoint]
-        trained.sort(
-            key=lambda run: max(p.stat().st_mtime for p in (run.last, run.weights) if p.exists())
-        )
-        for run in reversed(trained):
+        trained = []
+        for path in Path(runs).glob("**/config.yaml"):
+            run = RunFolder(path.parent)
+            if run.has_checkpoint:
+                trained.append(run)
+        for run in sorted(trained, key=RunFolder.trained_at, reverse=True):
             if not model or run.load_config().model.name == model:
                 return run
         wanted = f" of {model}" if model else ""
         raise RunError(
-            f"No trained run{wanted} under {runs}/. Start one: make train MODEL={model or 'gardiff'}."
+            f"No trained run{wanted} under {runs}/. "
+            f"Start one: make train MODEL={model or 'gardiff'}."
         )
+
+    def trained_at(self) -> float:
+        """When the newest checkpoint was written, in seconds; there must be one."""
+        checkpoints = [path for path in (self.last, self.weights) if path.exists()]
+        return max(path.stat().st_mtime for path in checkpoints)
 
     def start(self, config: ExperimentConfig) -> None:
         """Write configuration and environment, or check that the folder's run is the same
@@ -144,7 +157,7 @@ class RunFolder:
         write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def training_lock(self) -> Iterator[None]:
         """Keep other trainings out of the folder. Raises RunError where one is under way.
 
         The lock is the operating system's, on .train.lock, and ends with this process, however that
@@ -155,7 +168,8 @@ class RunFolder:
             lock = FileLock(self.path / ".train.lock").acquire(timeout=0)
         except Timeout:
             raise RunError(
-                f"Another process is training in {self.path}. Let it finish or end it, or name another run (name=...)."
+                f"Another process is training in {self.path}. "
+                "Let it finish or end it, or name another run (name=...)."
             ) from None
         with lock:
             yield
@@ -165,10 +179,9 @@ class RunFolder:
         write_atomically(self.training, json.dumps(training, indent=1))
 
     def trained(self) -> dict:
-        """training.json: steps, seconds, peak_memory_gib, planned_steps; {} before training is
-        done, and for imports.
+        """training.json: steps, seconds, peak_memory_gib, planned_steps.
 
-        Raises RunError for a broken file.
+        {} before training is done, and for imports. Raises RunError for a broken file.
         """
         if not (self.weights.exists() and self.training.exists()):
             return {}
@@ -176,30 +189,38 @@ class RunFolder:
             return dict(json.loads(self.training.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunError(
-                f"{self.training} is not readable ({error}). Remove it; the same `make train` writes it again."
+                f"{self.training} is not readable ({error}). "
+                "Remove it; the same `make train` writes it again."
             ) from None
 
     def load_config(self, *overrides: str) -> ExperimentConfig:
+        """The run's settings with overrides on top, as `load_file` takes them."""
         if not self.config.exists():
             raise RunError(
-                f"{self.path} is not a run folder (no config.yaml). Known runs: {known_runs(self.path)}."
+                f"{self.path} is not a run folder (no config.yaml). "
+                f"Known runs: {neighbours(self.path)}."
             )
         return load_file(self.config, *overrides)
 
 
+def neighbours(path: Path) -> str:
+    """The run folders beside `path`."""
+    names = sorted(str(config.parent) for config in path.parent.glob("*/config.yaml"))
+    return ", ".join(names) or "none"
+
+
 def differences(
-    old: ExperimentConfig, new: ExperimentConfig, free: Sequence[str] = FREE
+    old: ExperimentConfig, new: ExperimentConfig, allowed: Sequence[str] = RESUMABLE
 ) -> list[str]:
-    """`key: old -> new` of every setting that is not free; by default those that decide what is
-    learned.
-    """
+    """`key: old -> new` of every setting that differs, unless it or its section is allowed to."""
     before, after = flatten(asdict(old)), flatten(asdict(new))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and not any(key == f or key.startswith(f + ".") for f in free)
-    ]
+    differing = []
+    for key in sorted(before.keys() | after.keys()):
+        if any(key == part or key.startswith(f"{part}.") for part in allowed):
+            continue
+        if before.get(key) != after.get(key):
+            differing.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return differing
 
 
 def environment() -> dict:
@@ -212,24 +233,15 @@ def environment() -> dict:
 
 
 def git_commit() -> str:
-    """HEAD of the checkout this code runs from, with '-dirty' when files differ; 'unknown' outside
-    a checkout.
-    """
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    """HEAD of this code's checkout, with '-dirty' when files differ; 'unknown' without one."""
     try:
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if changes else commit
 
 
-def known_runs(near: Path) -> str:
-    names = sorted(str(path.parent) for path in near.parent.glob("*/config.yaml"))
-    return ", ".join(names) or "none"
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", Path(__file__).resolve().parent, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""A trained warp from its run folder: as the data's source of warped garments, and as a baseline."""
+"""A trained warp from its run folder, as the data's source of warped garments and as a baseline."""
 
 from __future__ import annotations
 
@@ -32,28 +32,34 @@ class RunWarp:
         config = run.load_config()
         if config.model.kind != "warp":
             raise RunError(
-                f"{path} is a run of {config.model.name}, not of a warp. Train one: make train MODEL=warp."
+                f"{path} is a run of {config.model.name}, not of a warp. "
+                "Train one: make train MODEL=warp."
             )
         if not run.weights.exists():
             raise RunError(f"{run.weights} does not exist: {path} has not finished training.")
-        if tuple(config.data.size) != tuple(size):
-            trained, asked = ("x".join(map(str, pair)) for pair in (config.data.size, size))
+        trained_at = "{}x{}".format(*config.data.size)
+        wanted = "{}x{}".format(*size)
+        if trained_at != wanted:
             raise RunError(
-                f"{path} was trained at {trained}, the data is {asked}; train a warp with this data.size."
+                f"{path} was trained at {trained_at}, the data is {wanted}; "
+                "train a warp with this data.size."
             )
         config.model.perceptual.weight = 0.0  # its network is of use in training only
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
         load_state(module, read_safetensors(run.weights), run.weights)
         self.module = module.eval().requires_grad_(False)
-        self.before = warp_source("geometric") if config.model.start == "geometric" else None
+        # What the learned warp starts from, where that is not the garment itself.
+        self.start = warp_source("geometric") if config.model.start == "geometric" else None
         self.name = f"learned:{path}, sha256 {file_digest(run.weights)[:16]}"
 
     def __str__(self) -> str:
         return self.name
 
     def put_on(self, batch: TryOnBatch) -> TryOnBatch:
-        """The batch with this warp in the place of its own."""
-        return self.module.put_on(rewarped(batch, self.before) if self.before else batch)
+        """The batch with this warp's garment in place of its own warped garment."""
+        if self.start:
+            batch = rewarped(batch, self.start)
+        return self.module.put_on(batch)
 
     def __call__(
         self,
@@ -65,15 +71,17 @@ class RunWarp:
         category: Category,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As WarpSource describes; garment and person are of one size."""
-        if self.before:
-            garment, garment_mask = self.before(
+        if self.start:
+            garment, garment_mask = self.start(
                 garment, garment_mask, joints, agnostic, agnostic_mask, category
             )
         height, width = agnostic_mask.shape
-        silhouette, hole = mask(garment_mask).float(), mask(agnostic_mask).float()
+        silhouette = mask(garment_mask).float()
+        painted = mask(agnostic_mask).float()
+        person = normalise(picture(agnostic)) * (1 - painted)
         keypoints = torch.from_numpy(joints / np.float32([width, height, 1]))
-        person = normalise(picture(agnostic)) * (1 - hole)
-        parts = (normalise(picture(garment)), silhouette, person, hole, keypoints)
+        parts = (normalise(picture(garment)), silhouette, person, painted, keypoints)
         with torch.inference_mode():
             warped, covered = self.module.network(*(part[None] for part in parts))
-        return to_uint8(warped[0]).permute(1, 2, 0).numpy(), covered[0, 0].numpy() > 0
+        warped_picture = to_uint8(warped[0]).permute(1, 2, 0).numpy()
+        return warped_picture, covered[0, 0].numpy() > 0

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vton.config import ExperimentConfig, TrainerConfig
+from vton.config import ExperimentConfig
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.training.strategies import precision_plugin, strategy
 
 
-def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, logger) -> Trainer:
-    """lightning.Trainer as this repository uses it: steps not epochs, our own sampler, checkpoints
-    and validation.
+def make_trainer(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """A Trainer that counts steps, not epochs; sampler, checkpoints and validation are ours.
+
+    It has no logger. `vton train` adds one, and callbacks, once it knows the run.
     """
+    trainer = config.trainer
     progress = [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else []
     return Trainer(
         accelerator=trainer.accelerator,
@@ -37,12 +40,12 @@ def make_trainer(trainer: TrainerConfig, config: ExperimentConfig, callbacks, lo
         limit_val_batches=0,
         plugins=[AtomicCheckpointIO(), precision_plugin(trainer, config.train.precision)],
         callbacks=[*progress, *callbacks],
-        logger=logger,
+        logger=False,
     )
 
 
 def quiet_libraries() -> None:
-    """Silence what users can neither act on nor learn from: banners of Trainer's constructor too."""
+    """Silence what users can neither act on nor learn from, such as banners of Trainer."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)`.*")

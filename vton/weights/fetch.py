@@ -1,10 +1,9 @@
-"""`vton weights`: the pretrained metric networks, fetched once by whoever is online, checked by
-size and SHA-256.
+"""`vton weights`: the pretrained metric networks, fetched once by whoever is online.
 
-Files land where evaluation looks for them (weights.py). A file is written under a temporary name in
-its folder and gets its own only when it is whole and what its authors published, by their digest or
-the eight digits of it in its name. Where neither is known, the first fetch is trusted: its digest
-is kept beside the file, as `<file>.sha256`, and checked from then on.
+Files land where evaluation looks for them (metric_networks.py). A file is written under a temporary
+name in its folder and gets its own only when it is whole and what its authors published, by its
+size and SHA-256 or by the eight digits of that in its name. Where neither is known, the first fetch
+is trusted: its digest is kept beside the file, as `<file>.sha256`, and checked from then on.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from rich.progress import wrap_file
 
 from vton.config import ConfigError, nearest
 from vton.files import file_digest, replacing, write_atomically
-from vton.weights.metric_networks import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits
+from vton.weights.metric_networks import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits_in_name
 from vton.weights.pretrained import WeightsError
 
 TIMEOUT = 60  # seconds without a byte
-HUB = "https://huggingface.co/{}/resolve/{}/"
+PYTORCH = "https://download.pytorch.org/models/"
+PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedFile:
     """One published file and what is known of it."""
 
     url: str
@@ -40,69 +40,64 @@ class Source:
     @property
     def known(self) -> str:
         """The digest, the eight digits of it in the file's name, or ""."""
-        return self.sha256 or digits(Path(self.path))
+        return self.sha256 or digits_in_name(Path(self.path))
+
+
+def _named_by_digest(
+    network: str, site: str, sha256: str = "", size: int | None = None
+) -> tuple[PublishedFile, ...]:
+    """The file of a network whose name ends in eight digits of its SHA-256."""
+    name = FILES[network][0]
+    return (PublishedFile(site + name, name, sha256, size),)
 
 
 def _of_hub(
     repository: str, commit: str, folder: str, files: Mapping[str, str]
-) -> tuple[Source, ...]:
-    """Files of a repository as of one commit, name -> SHA-256."""
-    at = HUB.format(repository, commit)
-    return tuple(Source(at + name, f"{folder}/{name}", sha256) for name, sha256 in files.items())
+) -> tuple[PublishedFile, ...]:
+    """Files of a Hugging Face repository as of one commit, name -> SHA-256."""
+    site = f"https://huggingface.co/{repository}/resolve/{commit}/"
+    published = []
+    for name, sha256 in files.items():
+        published.append(PublishedFile(site + name, f"{folder}/{name}", sha256))
+    return tuple(published)
 
 
 # The digests continue the eight digits in the files' names; several projects pin the same ones.
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "inception": (
-        Source(
-            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-            + FILES["inception"][0],
-            FILES["inception"][0],
-            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-            95_628_359,
-        ),
+SOURCES: dict[str, tuple[PublishedFile, ...]] = {
+    "inception": _named_by_digest(
+        "inception",
+        PYTORCH_FID,
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        95_628_359,
     ),
-    "alex": (
-        Source(
-            "https://download.pytorch.org/models/" + FILES["alex"][0],
-            FILES["alex"][0],
-            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-            244_408_911,
-        ),
+    "alex": _named_by_digest(
+        "alex",
+        PYTORCH,
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        244_408_911,
     ),
-    "vgg": (
-        Source(
-            "https://download.pytorch.org/models/" + FILES["vgg"][0],
-            FILES["vgg"][0],
-            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-            553_433_881,
-        ),
+    "vgg": _named_by_digest(
+        "vgg",
+        PYTORCH,
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        553_433_881,
     ),
-    "squeeze": (
-        Source(
-            "https://download.pytorch.org/models/" + FILES["squeeze"][0],
-            FILES["squeeze"][0],
-            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
-        ),
+    "squeeze": _named_by_digest(
+        "squeeze", PYTORCH, "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b"
     ),
-    "vgg19": (
-        Source("https://download.pytorch.org/models/" + FILES["vgg19"][0], FILES["vgg19"][0]),
-    ),
+    "vgg19": _named_by_digest("vgg19", PYTORCH),
     "clip": _of_hub(
         "openai/clip-vit-base-patch32",
         "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
         CLIP,
-        {"pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"}
-        | dict.fromkeys(
-            (
-                "config.json",
-                "preprocessor_config.json",
-                "tokenizer_config.json",
-                "vocab.json",
-                "merges.txt",
-            ),
-            "",
-        ),
+        {
+            "pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+            "config.json": "",
+            "preprocessor_config.json": "",
+            "tokenizer_config.json": "",
+            "vocab.json": "",
+            "merges.txt": "",
+        },
     ),
     "image_reward": (
         *_of_hub(
@@ -123,77 +118,85 @@ USUAL = ("inception", "alex", "vgg", "squeeze")  # those of every evaluation
 
 
 def fetch(
-    names: Sequence[str], folder: Path, sources: Mapping[str, Sequence[Source]] = SOURCES
+    names: Sequence[str], folder: Path, sources: Mapping[str, Sequence[PublishedFile]] = SOURCES
 ) -> Iterator[tuple[Path, str]]:
-    """Bring the named networks into the folder; yields each file with what was done. Present files
-    are checked again.
+    """Bring the named networks into the folder; yields each file with what was done.
 
-    Raises ConfigError for an unknown name, WeightsError naming the file that cannot be fetched or
-    is not the published one.
+    Files that are there are checked again. Raises ConfigError for an unknown name, WeightsError
+    naming the file that cannot be fetched or is not the published one.
     """
     for name in names:
         if name not in sources:
             raise ConfigError(f"{name}: no such metric network. {nearest(name, list(sources))}")
-    for source in (source for name in names for source in sources[name]):
-        path = folder / source.path
-        if path.is_file():
-            _check(path, path, source)
-            yield path, "present, checked"
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            _download(source, path, partial)
-            _check(partial, path, source)
-        pinned = f"fetched, trusted: digest kept in {_pin(path).name}"
-        yield path, "fetched, checked" if source.known else pinned
+    for name in names:
+        for source in sources[name]:
+            path = folder / source.path
+            yield path, _bring(source, path)
 
 
-def _download(source: Source, path: Path, partial: Path) -> None:
+def _bring(source: PublishedFile, path: Path) -> str:
+    """Fetch and check one file, or check it if it is there; returns what was done."""
+    if path.is_file():
+        _check(path, path, source)
+        return "present, checked"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        _download(source, path, partial)
+        _check(partial, path, source)
+    if source.known:
+        return "fetched, checked"
+    return f"fetched, trusted: digest kept in {_pin(path).name}"
+
+
+def _download(source: PublishedFile, path: Path, partial: Path) -> None:
+    """Fetch the file that is meant for `path` to `partial`; raise WeightsError unless it is whole.
+
+    Python's urllib does not notice a cut connection when a file is read in pieces, so what arrived
+    is compared with what the server announced. If it announces nothing, a digest must be known.
+    """
     try:
         with (
             urllib.request.urlopen(source.url, timeout=TIMEOUT) as response,
             open(partial, "wb") as file,
         ):
-            announced = response.headers.get("Content-Length")
-            if announced is None and not (source.known or getattr(response, "chunked", False)):
+            length = response.headers.get("Content-Length")
+            announced = None if length is None else int(length)
+            chunked = getattr(response, "chunked", False)  # then a cut is noticed
+            if announced is None and not source.known and not chunked:
                 raise http.client.HTTPException(
                     "the server does not say how long it is, so a cut would go unnoticed"
                 )
-            with wrap_file(
-                response, source.size or int(announced or 0), description=path.name
-            ) as stream:
+            total = source.size or announced or 0
+            with wrap_file(response, total, description=path.name) as stream:
                 shutil.copyfileobj(stream, file, 1 << 20)
-            if announced is not None and file.tell() != int(
-                announced
-            ):  # unnoticed by reading in pieces
+            if announced is not None and file.tell() != announced:
                 raise http.client.HTTPException(
-                    f"the connection ended after {file.tell():,} of {int(announced):,} bytes"
+                    f"the connection ended after {file.tell():,} of {announced:,} bytes"
                 )
-    except (
-        OSError,
-        http.client.HTTPException,
-    ) as error:  # URLError, timeouts, cut connections, and a full disk
+    except (OSError, http.client.HTTPException) as error:  # no network, a timeout, a full disk, ...
+        reason = getattr(error, "reason", error)
         raise WeightsError(
-            f"cannot fetch {source.url}: {getattr(error, 'reason', error)}. Offline, copy the file to {path} yourself, "
+            f"cannot fetch {source.url}: {reason}. Offline, copy the file to {path} yourself, "
             f"or set {VARIABLE} to a folder that holds it."
         ) from None
 
 
-def _check(found: Path, path: Path, source: Source) -> None:
-    """Raise WeightsError unless `found`, meant for `path`, is the published file; keep a digest not
-    known yet.
+def _check(file: Path, path: Path, source: PublishedFile) -> None:
+    """Raise WeightsError unless `file`, meant for `path`, is the published one.
+
+    A digest that is not known yet is kept for the next time.
     """
-    advice = (
-        "Remove it and run `make weights` again."
-        if found == path
-        else "Nothing was kept; run `make weights` again."
-    )
-    size = found.stat().st_size
+    if file == path:
+        advice = "Remove it and run `make weights` again."
+    else:
+        advice = "Nothing was kept; run `make weights` again."
+    size = file.stat().st_size
     if source.size is not None and size != source.size:
         raise WeightsError(
             f"{path}: {size:,} bytes, expected {source.size:,} ({source.url}). {advice}"
         )
-    digest, pin = file_digest(found), _pin(path)
+    digest = file_digest(file)
+    pin = _pin(path)
     if not source.known and not pin.is_file():
         write_atomically(pin, digest + "\n")
     expected = source.known or pin.read_text().strip()

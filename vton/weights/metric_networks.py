@@ -1,19 +1,19 @@
-"""Weights of the metric networks: verified files from a folder, or fixed random ones. Nothing is
-downloaded here.
+"""Weights of the metric networks: verified files from a folder, or fixed random ones.
 
-The folder is eval.weights, else $VTON_METRIC_WEIGHTS (set but empty: none), else where `vton
-weights` put them. It holds the files under the names their authors publish them with; each name
-ends in the first eight digits of the file's SHA-256, which is checked:
+Nothing is downloaded here. The folder is eval.weights, else $VTON_METRIC_WEIGHTS (set but empty:
+none), else where `vton weights` put them. It holds the files under the names their authors publish
+them with; each name ends in the first eight digits of the file's SHA-256, which is checked:
 
-    pt_inception-2015-12-05-6726825d.pth       FID, KID (pytorch-fid; torch-fidelity calls it weights-inception-...)
-    alexnet-owt-7be5be79.pth                   LPIPS with AlexNet      (torchvision)
-    vgg16-397923af.pth                         DISTS, LPIPS with VGG   (torchvision)
-    squeezenet1_1-b8a52dc0.pth                 LPIPS with SqueezeNet   (torchvision)
-    vgg19-dcbb9e9d.pth                         no metric: the learned warp's perceptual loss (torchvision)
+    pt_inception-2015-12-05-6726825d.pth    FID and KID
+    alexnet-owt-7be5be79.pth                LPIPS with AlexNet
+    vgg16-397923af.pth                      LPIPS with VGG, DISTS, GarDiff's appearance loss
+    squeezenet1_1-b8a52dc0.pth              LPIPS with SqueezeNet
+    vgg19-dcbb9e9d.pth                      the learned warp's perceptual loss
 
-GarDiff's appearance loss takes its VGG16 from here too. A metric whose file is absent runs with
-random weights and is named `<metric>_random`. The garment-driven metrics have no such form: they
-are absent themselves where one of their networks is (garment_scores.py).
+The first is pytorch-fid's (weights-inception-... in torch-fidelity), the others are torchvision's.
+A metric whose file is absent runs with random weights and is named `<metric>_random`. The
+garment-driven metrics have no such form: they are skipped if one of their networks is missing
+(garment_scores.py).
 """
 
 from __future__ import annotations
@@ -56,20 +56,30 @@ def folder(given: str, key: str = "eval.weights") -> Path | None:
 
     given: the setting `key`. Raises ConfigError when a given folder does not exist.
     """
-    key, name = (key, given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE))
-    if name is None:
+    if given:
+        asked_by, name = key, given
+    elif VARIABLE in os.environ:
+        asked_by, name = f"${VARIABLE}", os.environ[VARIABLE]
+        if not name:
+            return None
+    else:
         return fetched_folder() if fetched_folder().is_dir() else None
-    if name and not Path(name).expanduser().is_dir():
-        names = ", ".join(names[0] for names in FILES.values())
-        raise ConfigError(f"{key}={name}: no such folder; it should hold some of {names}.")
-    return Path(name).expanduser() if name else None
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        expected = ", ".join(names[0] for names in FILES.values())
+        raise ConfigError(f"{asked_by}={name}: no such folder; it should hold some of {expected}.")
+    return path
 
 
 def find(network: str, given: str, key: str = "eval.weights") -> Path | None:
-    """The file with the network's pretrained weights, or None. Raises ConfigError as `folder` does."""
+    """The file with a network's pretrained weights, or None. Raises ConfigError like `folder`."""
     place = folder(given, key)
-    paths = [place / name for name in FILES[network]] if place else []
-    return next((path for path in paths if path.is_file()), None)
+    if place is None:
+        return None
+    for name in FILES[network]:
+        if (place / name).is_file():
+            return place / name
+    return None
 
 
 def for_loss(network: str, given: str, key: str) -> dict[str, Tensor] | None:
@@ -80,17 +90,18 @@ def for_loss(network: str, given: str, key: str) -> dict[str, Tensor] | None:
     is not the published one.
     """
     path = find(network, given, key)
-    if path is None and given:
+    if path:
+        return read_verified(path)
+    if given:
         raise ConfigError(f"{key}={given}: no {FILES[network][0]} in this folder.")
-    return read_verified(path) if path else None
+    return None
 
 
 def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.Module:
-    """The network in evaluation mode, with the weights of `path`, or fixed random ones when that is
-    None.
+    """The network in evaluation mode, with the weights of `path`, or fixed random ones without.
 
-    It is made on the meta device: constructors would draw from the global random state.
-    Raises ConfigError when the file is not what its name says.
+    It is made on the meta device: constructors would draw from the global random state. Raises
+    ConfigError when the file is not what its name says.
     """
     with torch.device("meta"):
         module = network()
@@ -98,15 +109,17 @@ def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.
     if path is None:
         randomise(module, seed)
     else:
-        load(module, path)
+        load_verified(module, path)
     return module.eval().requires_grad_(False)
 
 
-def load(module: nn.Module, path: Path) -> None:
+def load_verified(module: nn.Module, path: Path) -> None:
     """Fill the module from a verified file; its classifier, which no metric uses, is left out."""
-    state = read_verified(path)
-    known = tuple(name for name, _ in module.named_children())
-    state = {name: value for name, value in state.items() if name.split(".")[0] in known}
+    children = [name for name, _ in module.named_children()]
+    state = {}
+    for name, value in read_verified(path).items():
+        if name.split(".")[0] in children:
+            state[name] = value
     for name, buffer in module.named_buffers():
         if name.endswith("num_batches_tracked"):  # absent from files of 2015; used in training only
             state.setdefault(name, torch.zeros_like(buffer))
@@ -117,22 +130,23 @@ def read_verified(path: Path) -> dict[str, Tensor]:
     """The tensors of a file. Raises ConfigError unless its SHA-256 begins with the digits that end
     its name.
     """
-    found = file_digest(path)
-    expected = digits(path)
-    if not expected or not found.startswith(expected):
+    digest = file_digest(path)
+    expected = digits_in_name(path)
+    if not expected or not digest.startswith(expected):
         expected = expected or "eight digits of it at the end of the name"
         raise ConfigError(
-            f"{path}: SHA-256 begins with {found[:8]}, expected {expected}; fetch the file again."
+            f"{path}: SHA-256 begins with {digest[:8]}, expected {expected}; fetch the file again."
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def digits(path: Path) -> str:
-    """The eight digits of its SHA-256 that end a published file's name: 6726825d of
-    ...-6726825d.pth; else "".
+def digits_in_name(path: Path) -> str:
+    """The eight digits of its SHA-256 that end a published file's name, else "".
+
+    6726825d of pt_inception-2015-12-05-6726825d.pth.
     """
-    found = re.search(r"-([0-9a-f]{8})$", path.stem)
-    return found[1] if found else ""
+    match = re.search(r"-([0-9a-f]{8})$", path.stem)
+    return match[1] if match else ""
 
 
 def randomise(module: nn.Module, seed: int) -> None:
@@ -158,9 +172,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over the names and bytes of everything in a network's state: of rows' provenance, of
-    encodings' keys.
-    """
+    """SHA-256 over the names and bytes of a network's state, for provenance and encodings' keys."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(name.encode())

@@ -1,4 +1,4 @@
-"""Weights from disk: hub-format folders, safetensors files and `.pth` files, never with pickle's
+"""Weights from disk: hub-format folders, safetensors files and torch files, never with pickle's
 power to run code.
 """
 
@@ -22,11 +22,19 @@ from transformers import AutoTokenizer
 from vton.errors import UserError, one_line
 from vton.files import replacing
 
+# What published safetensors files say of themselves; accelerate warns of files that don't.
+PUBLISHED_METADATA = {"format": "pt"}
+# File names in a folder of the hub's layout, without suffix.
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
 
 class WeightsError(UserError):
     """Weights that are absent, broken or of another model; the message names the file and what to
     do.
     """
+
+
+# ---- the hub's layout ----
 
 
 def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
@@ -37,30 +45,26 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     libraries would draw them at random and only warn.
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
-    if issubclass(cls, nn.Module):
+    is_network = issubclass(cls, nn.Module)
+    if is_network:
         kwargs["output_loading_info"] = True
     elif cls is AutoTokenizer:
-        # else a folder that brings code has the terminal ask whether to run it
+        # Otherwise a folder that brings code has the terminal ask whether to run it.
         kwargs["trust_remote_code"] = False
     try:
-        found = cls.from_pretrained(
-            source, local_files_only=os.environ.get("VTON_DOWNLOAD") != "1", **kwargs
-        )
-    except (
-        Exception
-    ) as error:  # a broken folder can raise almost anything from inside the libraries
+        loaded = cls.from_pretrained(source, local_files_only=not may_download(), **kwargs)
+    except Exception as error:  # a broken folder can raise almost anything inside the libraries
         raise WeightsError(
             f"{key}={source}: cannot load {what}: {one_line(error)} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
-    if not issubclass(cls, nn.Module):
-        return found
-    module, loaded = found
-    if loaded["missing_keys"]:
-        raise WeightsError(
-            f"{key}={source}: the weights of {what} lack {_listed(sorted(loaded['missing_keys']))}."
-        )
-    return module
+    if not is_network:
+        return loaded
+    network, info = loaded
+    if info["missing_keys"]:
+        missing = _first_ten(sorted(info["missing_keys"]))
+        raise WeightsError(f"{key}={source}: the weights of {what} lack {missing}.")
+    return network
 
 
 def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
@@ -70,116 +74,42 @@ def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
+        pattern = str(Path(subfolder, only))
         try:
-            download = os.environ.get("VTON_DOWNLOAD") == "1"
-            pattern = str(Path(subfolder, only))
-            folder = Path(
-                snapshot_download(source, allow_patterns=pattern, local_files_only=not download)
+            cached = snapshot_download(
+                source, allow_patterns=pattern, local_files_only=not may_download()
             )
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"{key}={source}: neither a folder nor in the local hub cache ({one_line(error)}). "
                 "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
             ) from None
+        folder = Path(cached)
     if not (folder / subfolder).is_dir():
         raise WeightsError(f"{key}={source} has no folder {subfolder}.")
     return folder / subfolder
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises WeightsError for an absent or broken file and for anything
-    else in it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object.")
-    return content
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors. Raises WeightsError for an absent or broken file."""
-    if not Path(path).is_file():
-        raise WeightsError(f"No weights at {path}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}). Copy or export it again."
-        ) from None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, whole or not at all; tensors may share memory. Raises UserError where it
-    can't be written.
-    """
-    with replacing(path) as temporary:
-        save_file(
-            {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary
-        )
-
-
-def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
-    """A torch file of plain tensors, numbers and strings. Raises WeightsError for all else, and
-    runs none of it.
-
-    entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk
-    when they are used, so the file may be removed or replaced meanwhile, but not written over in
-    its place.
-    """
-    if not Path(path).is_file():
-        raise WeightsError(f"No checkpoint at {path}.")
-    try:
-        # A private map: changes of tensors stay in memory. Files from before torch 1.6 are no
-        # archives, nor mappable.
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (
-        Exception
-    ) as error:  # a broken or hostile file can raise almost anything from inside the unpickler
-        raise WeightsError(
-            f"{path}: not a safe, complete torch file ({one_line(error)})."
-        ) from None
-    lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
-    if lacking:
-        raise WeightsError(
-            f"{path}: not the checkpoint of a training; it has no {' and no '.join(lacking)}."
-        )
-    return content
-
-
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A flat mapping of tensors from a .safetensors, .bin, .pt or .pth file. Raises WeightsError."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    state = read_checkpoint(path)
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise WeightsError(f"{path}: expected a mapping from names to tensors.")
-    return state
+def may_download() -> bool:
+    return os.environ.get("VTON_DOWNLOAD") == "1"
 
 
 def read_weights_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights in one folder of the hub's layout, whole or in shards, safetensors before
-    pickles, in stored dtypes.
+    """The weights in one folder of the hub's layout, whole or in shards, in their stored dtypes.
 
-    Raises WeightsError naming the folder if there are none, or the file that is broken.
+    Safetensors are preferred to pickles. Raises WeightsError naming the folder if there are none,
+    or the file that is broken.
     """
     folder = Path(folder)
     for suffix in (".safetensors", ".bin"):
-        for name in (f"{stem}{variant}" for stem in WEIGHT_NAMES for variant in ("", ".fp16")):
-            whole, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
-            if whole.is_file():
-                return read_weights(whole)
-            if index.is_file():
-                return _read_shards(index)
+        for stem in WEIGHT_NAMES:
+            for variant in ("", ".fp16"):
+                whole = folder / f"{stem}{variant}{suffix}"
+                index = folder / f"{whole.name}.index.json"
+                if whole.is_file():
+                    return read_weights(whole)
+                if index.is_file():
+                    return _read_shards(index)
     expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
     raise WeightsError(f"{folder} holds no weights; expected one of {expected}.")
 
@@ -200,24 +130,108 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
-    """An IP-Adapter or FaceID file, .bin nested by section or flat, as {"image_proj": state,
-    "ip_adapter": state}.
+# ---- single files ----
 
-    Numbers in `ip_adapter` count all attention layers in module order (down, up, mid), not in order
-    of execution. Raises WeightsError.
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises WeightsError if it is absent, broken or not an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object.")
+    return content
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises WeightsError."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    state = read_checkpoint(path)
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise WeightsError(f"{path}: expected a mapping from names to tensors.")
+    return state
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors. Raises WeightsError for an absent or broken file."""
+    if not Path(path).is_file():
+        raise WeightsError(f"No weights at {path}.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}). Copy or export it again."
+        ) from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file, whole or not at all; tensors may share memory.
+
+    metadata: PUBLISHED_METADATA for a file that others read. Raises UserError if it can't be
+    written.
     """
-    sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    separate = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(separate, temporary, metadata)
+
+
+def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
+    """A torch file of plain tensors, numbers and strings.
+
+    entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk
+    when they are used, so the file may be removed or replaced meanwhile, but not written over in
+    its place. Raises WeightsError for all else, and runs none of it.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"No checkpoint at {path}.")
+    # Only archives can be mapped, which files from before torch 1.6 are not. The map is private:
+    # changes of tensors stay in memory.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a broken or hostile file can raise almost anything
+        raise WeightsError(
+            f"{path}: not a safe, complete torch file ({one_line(error)})."
+        ) from None
+    lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
+    if lacking:
+        raise WeightsError(
+            f"{path}: not the checkpoint of a training; it has no {' and no '.join(lacking)}."
+        )
+    return content
+
+
+def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
+    """An IP-Adapter or FaceID file as {"image_proj": state, "ip_adapter": state}.
+
+    Files are nested by section or flat, with the section before a dot. Numbers in `ip_adapter`
+    count all attention layers in module order (down, up, mid), not in order of execution. Raises
+    WeightsError.
+    """
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    for name, value in content.items() if isinstance(content, dict) else ():
+    if not isinstance(content, dict):
+        content = {}
+    sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, value in content.items():
         section, _, rest = str(name).partition(".")
-        if section in sections and (rest or isinstance(value, dict)):
-            sections[section] |= {rest: value} if rest else value
+        if section not in sections:
+            continue
+        if rest:
+            sections[section][rest] = value
+        elif isinstance(value, dict):
+            sections[section] |= value
     if not all(sections.values()):
         raise WeightsError(
             f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter."
         )
     return sections
+
+
+# ---- weights and modules ----
 
 
 @dataclass
@@ -226,9 +240,8 @@ class Published:
 
     state: dict[str, Tensor]  # trained networks, under our module's names, in the stored dtype
     settings: list[str]  # dotted overrides that follow from the files
-    extra: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # unused by us, kept so that an export is complete
+    # unused by us, kept so that an export is complete
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def setting(key: str, value) -> str:
@@ -238,41 +251,41 @@ def setting(key: str, value) -> str:
     return f"{key}={json.dumps(value)}"
 
 
-def check_state(
-    own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model"
-) -> None:
-    """Raise WeightsError, listing the first ten missing, unexpected and mismatched keys, unless
-    `state` fits `own`.
-    """
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    shapes = {
-        key: tuple(value.shape) if isinstance(value, Tensor) else "no tensor"
-        for key, value in state.items()
-    }
-    mismatched = [
-        f"{key} {shapes[key]} for {tuple(own[key].shape)}"
-        for key in own
-        if key in state and shapes[key] != tuple(own[key].shape)
-    ]
-    problems = [
-        f"{len(keys)} {kind} ({_listed(keys)})"
-        for kind, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("mismatched", mismatched),
-        )
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
-
-
 def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """Load every tensor, or raise WeightsError as `check_state` does."""
     check_state(module.state_dict(), state, source, owner=type(module).__name__)
     module.load_state_dict(state)
+
+
+def check_state(
+    own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model"
+) -> None:
+    """Raise WeightsError unless `state` has the names and shapes of `own`.
+
+    It lists the first ten missing, unexpected and mismatched keys.
+    """
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    mismatched = []
+    for key, value in state.items():
+        if key not in own:
+            continue
+        shape = tuple(value.shape) if isinstance(value, Tensor) else "no tensor"
+        wanted = tuple(own[key].shape)
+        if shape != wanted:
+            mismatched.append(f"{key} {shape} for {wanted}")
+
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({_first_ten(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected ({_first_ten(unexpected)})")
+    if mismatched:
+        problems.append(f"{len(mismatched)} mismatched ({_first_ten(mismatched)})")
+    if problems:
+        raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
+
+
+def _first_ten(keys: Sequence[str]) -> str:
+    more = ", ..." if len(keys) > 10 else ""
+    return ", ".join(keys[:10]) + more

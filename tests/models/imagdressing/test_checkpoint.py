@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.models.imagdressing.small import unet
@@ -48,6 +49,9 @@ def test_import_and_export_are_byte_equal(form, module, tmp_path):
     assert run.load_config().model.unet.widths == (16, 32)
     for target in (tmp_path / "again.pt", tmp_path / "again.safetensors"):
         export_run(run, target)
+        if target.suffix == ".safetensors":
+            with safe_open(target, "pt") as file:
+                assert file.metadata() == {"format": "pt"}
         again = (
             load_file(target)
             if target.suffix == ".safetensors"

@@ -26,6 +26,7 @@ from vton.files import replacing
 from vton.models.gardiff.released import DecoupledUNet
 from vton.models.unet import attention_names, unet_shape
 from vton.weights.pretrained import (
+    PUBLISHED_METADATA,
     Published,
     WeightsError,
     load_state,
@@ -174,7 +175,7 @@ def write_published(
             )
         unet[plain] = tensor
     if target.suffix == ".safetensors":
-        write_tensors(target, unet)
+        write_tensors(target, unet, PUBLISHED_METADATA)
         return
     with replacing(target) as temporary:
         torch.save(unet, temporary)

@@ -25,6 +25,7 @@ from vton.models.imagdressing.network import Dresser, GarmentAdapter
 from vton.models.resampler import Resampler
 from vton.models.unet import unet_shape
 from vton.weights.pretrained import (
+    PUBLISHED_METADATA,
     Published,
     WeightsError,
     load_state,
@@ -86,7 +87,7 @@ def write_published(
         )
     module |= extra
     if target.suffix == ".safetensors":
-        write_tensors(target, module)
+        write_tensors(target, module, PUBLISHED_METADATA)
         return
     with replacing(target) as temporary:
         torch.save({"module": module}, temporary)

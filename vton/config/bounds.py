@@ -1,0 +1,75 @@
+"""Bounds of numbers, written in the type of a setting: `lr: PositiveFloat = 1e-4`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+from vton.config.errors import ConfigError
+
+# Infinity is beyond it, and so are whole numbers that no float can be.
+LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a number must lie, or each of several. Both ends are included unless open."""
+
+    low: float
+    high: float = LARGEST
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        """What follows "must be" in a message."""
+        if self.high == LARGEST:
+            return f"above {self.low}" if self.open_low else f"at least {self.low}"
+        left = "(" if self.open_low else "["
+        right = ")" if self.open_high else "]"
+        return f"in {left}{self.low}, {self.high}{right}"
+
+
+NonNegativeInt = Annotated[int, Bounds(0)]
+PositiveInt = Annotated[int, Bounds(1)]
+NonNegativeFloat = Annotated[float, Bounds(0)]
+PositiveFloat = Annotated[float, Bounds(0, open_low=True)]
+Fraction = Annotated[float, Bounds(0, 1)]
+
+
+def check_bounds(config: Any, section: str = "") -> None:
+    """Raise ConfigError for the first number outside its bounds, in `config` or a part of it.
+
+    section: the dotted key of `config` with a dot behind it, "" for the whole configuration.
+    """
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            check_bounds(value, f"{section}{name}.")
+            continue
+        bounds = _bounds(type(config)).get(name)
+        if bounds is None or value is None:
+            continue
+        several = isinstance(value, tuple | list)
+        for number in value if several else [value]:
+            if number not in bounds:
+                shown = list(value) if several else value
+                each = " each" if several else ""
+                raise ConfigError(f"{section}{name}={shown} must be {bounds}{each}.")
+
+
+@functools.cache
+def _bounds(config_class: type) -> dict[str, Bounds]:
+    """The bounds of a dataclass's fields by name; those of its bases, unless it replaces them."""
+    bounds = {}
+    for owner in reversed(config_class.__mro__):
+        for name, hint in get_type_hints(owner, include_extras=True).items():
+            for note in getattr(hint, "__metadata__", ()):
+                if isinstance(note, Bounds):
+                    bounds[name] = note
+    return bounds
