@@ -1,4 +1,4 @@
-"""The shared reading of garment UNets: taps, what they depend on, who wears the same garment."""
+"""The shared reading of garment UNets: taps, what they depend on, and position codes."""
 
 from dataclasses import replace
 
@@ -15,7 +15,6 @@ from vton.models.unet import (
     execution_order,
     garment_taps,
     read_by_taps,
-    same_garment,
 )
 
 SMALL = UNetConfig(
@@ -94,13 +93,6 @@ def test_gradient_checkpointing_gives_the_same_taps_and_gradients(unet):
     taps, found = gradients()
     assert all(torch.equal(taps[name], plain_taps[name]) for name in taps)
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
-
-
-def test_same_garment_needs_the_picture_and_the_caption():
-    garments = torch.rand(5, 3, 8, 6)
-    garments[2], garments[3], garments[4] = garments[0], garments[0], garments[1]
-    assert same_garment(garments).tolist() == [0, 1, 0, 0, 1]
-    assert same_garment(garments, ["a", "b", "a", "c", "b"]).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_position_code_tells_places_apart_whatever_the_grid():

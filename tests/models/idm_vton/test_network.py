@@ -11,7 +11,6 @@ from vton.diffusion.sampling import double, sample
 from vton.models.idm_vton.network import (
     IdmVton,
     attention_with_zeros,
-    distinct,
     null_logits,
     tap_shapes,
 )
@@ -105,11 +104,6 @@ def test_features_belong_to_their_timestep(networks):
     alone = networks.model.garment_features(conditions_of(networks, [0]), torch.tensor([900]))
     torch.testing.assert_close(features["11"][1], alone["11"][0], atol=2e-4, rtol=0)
     assert (features["11"][0] - features["11"][1]).abs().max() > 1e-2
-
-
-def test_grouping_skips_rows_without_a_garment():
-    first, row = distinct(torch.tensor([-1, 4, -1, 4, 0]), torch.tensor([7, 7, 7, 8, 7]))
-    assert first == [1, 3, 4] and row.tolist() == [-1, 0, -1, 1, 2]
 
 
 @torch.no_grad()
