@@ -267,8 +267,6 @@ def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
     return load_faceid(Path(config.weights), unet, **scales)
 
 
-
-
 def control_picture(name: str, batch: TryOnBatch) -> Tensor:
     """(B, 3, H, W) in [0, 1], and -1 where the inpainting ControlNet is to paint."""
     if name == "pose":
