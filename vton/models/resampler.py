@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from vton.models.attention import merge_heads, split_heads
 from vton.models.settings import ResamplerConfig
 
+# Width of a head in IP-Adapter's files, which no tensor tells.
+IP_ADAPTER_HEAD = 64
+
 
 class PerceiverAttention(nn.Module):
     """Queries read image tokens and themselves. heads * head_width need not equal width."""

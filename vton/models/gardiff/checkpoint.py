@@ -40,7 +40,7 @@ CONFIG_FILE = "unet_config.json"
 INVERSION_FILE = "inversion_adapter.pth"
 STOCK_GROUPS = 32  # of Stable Diffusion's norms
 HEAD = "image_proj."
-KEYS = ".processor.to_k_adapter."  # in the names of the decoupled mode's added keys
+ADDED_KEYS = ".processor.to_k_adapter."  # in the names of the decoupled mode's added keys
 
 
 # ---- the released UNet, in ----
@@ -68,7 +68,7 @@ def published_mode(state: dict[str, Tensor], file: Path) -> str:
     """Which of the modes a flat UNet belongs to. Raises WeightsError if to none."""
     check_is_unet(state, file)
     inputs, channels = state["conv_in.weight"].shape[1], len(state["conv_out.weight"])
-    adapted = any(KEYS in name for name in state)
+    adapted = any(ADDED_KEYS in name for name in state)
     if adapted and f"{HEAD}proj.weight" not in state:
         raise WeightsError(
             f"{file} has an adapter's keys and values but no {HEAD}proj.weight, "
@@ -110,7 +110,7 @@ def published_shape(state: dict[str, Tensor], file: Path) -> dict:
         ) from None
     beside = file.parent / CONFIG_FILE
     if beside.is_file():
-        return shape | configured_shape(beside, levels=len(shape["widths"]))
+        return shape | shape_in_config(beside, levels=len(shape["widths"]))
     if any(width % STOCK_GROUPS for width in shape["widths"]):
         raise WeightsError(
             f"{file}: {STOCK_GROUPS} norm groups, which Stable Diffusion has, do not divide widths "
@@ -119,7 +119,7 @@ def published_shape(state: dict[str, Tensor], file: Path) -> dict:
     return shape
 
 
-def configured_shape(file: Path, levels: int) -> dict:
+def shape_in_config(file: Path, levels: int) -> dict:
     """Heads per level and norm groups, where a diffusers configuration states them."""
     config = read_json(file)
     shape = {}

@@ -103,7 +103,7 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
     """A published TryonNet, or a stock UNet whose lack of image-prompt weights is no error."""
     state = dict(state)
     if "conv_in.weight" in state:
-        state["conv_in.weight"] = widen(state["conv_in.weight"], channels, source)
+        state["conv_in.weight"] = widen_to_tryon(state["conv_in.weight"], channels, source)
     if not any(name.startswith("encoder_hid_proj.") for name in state):
         for name, tensor in tryon.unet.state_dict().items():
             if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
@@ -111,7 +111,7 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
     load_state(tryon.unet, state, source)
 
 
-def widen(weight: Tensor, channels: int, source: Path | str) -> Tensor:
+def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:
     """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person and pose.
 
     c = `channels`. The inpainting UNet has the first three in this order already; what is absent

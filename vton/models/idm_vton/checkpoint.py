@@ -34,7 +34,7 @@ from vton.models.hub_settings import (
     unet_settings,
 )
 from vton.models.idm_vton.config import IdmVtonConfig
-from vton.models.resampler import resampler_shape
+from vton.models.resampler import IP_ADAPTER_HEAD, resampler_shape
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 from vton.models.unet import published_arguments, unet_arguments
 from vton.weights.pretrained import (
@@ -109,7 +109,7 @@ def tryon_settings(folder: Path, weights: dict[str, Tensor]) -> list[str]:
 def resampler_settings(weights: dict[str, Tensor], config: dict, folder: Path) -> list[str]:
     """Sizes that the Resampler's tensors show.
 
-    The number of heads is not among them. Published heads are 64 wide; ours are noted in
+    The number of heads is not among them. Published heads are IP-Adapter's; ours are noted in
     config.json. For any other width the run's settings must say it (model.resampler.heads and
     head_width), else its shapes don't fit.
     """
@@ -121,8 +121,8 @@ def resampler_settings(weights: dict[str, Tensor], config: dict, folder: Path) -
         ) from None
     sizes = {name: shape[name] for name in ("width", "depth", "queries", "feed_forward")}
     heads = config.get(HEADS)
-    if not heads and shape["inner"] % 64 == 0:
-        heads = shape["inner"] // 64
+    if not heads and shape["inner"] % IP_ADAPTER_HEAD == 0:
+        heads = shape["inner"] // IP_ADAPTER_HEAD
     if heads:
         sizes |= {"heads": heads, "head_width": shape["inner"] // heads}
     return settings_of("model.resampler", sizes)

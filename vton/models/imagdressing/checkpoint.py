@@ -21,7 +21,7 @@ from torch import Tensor
 from vton.config import ExperimentConfig
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, GarmentAdapter
-from vton.models.resampler import Resampler, resampler_shape
+from vton.models.resampler import IP_ADAPTER_HEAD, Resampler, resampler_shape
 from vton.models.unet import unet_shape
 from vton.weights.pretrained import (
     WeightsError,
@@ -34,7 +34,6 @@ from vton.weights.published import PublishedWeights, settings_of, write_mapping
 
 OUR_NAMES = {"ref_unet": "garment_unet", "proj": "projector", "adapter_modules": "adapter"}
 THEIR_NAMES = {ours: theirs for theirs, ours in OUR_NAMES.items()}
-HEAD_WIDTH = 64  # of IP-Adapter's projector, which no tensor tells
 
 
 # ---- the garment checkpoint, in ----
@@ -44,7 +43,7 @@ def read_published(path: Path) -> PublishedWeights:
     """The released .pt, its `module` alone, or the same as safetensors. Raises WeightsError."""
     networks, extra = split_published(read_module(path), path)
     try:
-        settings = unet_settings(networks["garment_unet"])
+        settings = both_unets_settings(networks["garment_unet"])
         settings += projector_settings(networks["projector"])
     except (KeyError, IndexError, ValueError) as error:
         raise WeightsError(
@@ -100,7 +99,7 @@ def split_published(
     return networks, extra
 
 
-def unet_settings(state: Mapping[str, Tensor]) -> list[str]:
+def both_unets_settings(state: Mapping[str, Tensor]) -> list[str]:
     """The shape of the garment UNet as settings of both UNets. Raises KeyError."""
     shape = unet_shape(state)
     return [
@@ -122,7 +121,7 @@ def projector_settings(state: Mapping[str, Tensor]) -> list[str]:
 
 def split_in_heads(inner: int) -> dict[str, int]:
     """Number and width of the heads that share the inner width."""
-    return {"heads": max(1, inner // HEAD_WIDTH), "head_width": min(HEAD_WIDTH, inner)}
+    return {"heads": max(1, inner // IP_ADAPTER_HEAD), "head_width": min(IP_ADAPTER_HEAD, inner)}
 
 
 # ---- the garment checkpoint, out ----

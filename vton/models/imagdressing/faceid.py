@@ -18,10 +18,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from vton.models.resampler import Perceiver
+from vton.models.resampler import IP_ADAPTER_HEAD, Perceiver
 from vton.models.unet import attention_names
-
-HEAD_WIDTH = 64  # of the Perceiver; the files do not state it
 
 
 class LowRank(nn.Module):
@@ -123,8 +121,8 @@ class FaceID(nn.Module):
             perceiver=Perceiver(
                 width=width,
                 depth=len(numbers),
-                heads=max(1, size(f"{layers}0.0.to_q.weight") // HEAD_WIDTH),
-                head_width=HEAD_WIDTH,
+                heads=max(1, size(f"{layers}0.0.to_q.weight") // IP_ADAPTER_HEAD),
+                head_width=IP_ADAPTER_HEAD,
                 input_width=size(f"{perceiver}.proj_in.weight", 1),
                 output_width=size(f"{perceiver}.proj_out.weight"),
                 factor=size(f"{layers}0.1.1.weight") // width,

@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         outputs: dict[int, list[Tensor]] = {}
         for level in self.order:
             if outputs:
-                x = self.up[str(level + 1)](enlarged(x))
+                x = self.up[str(level + 1)](upsample(x))
             outputs[level] = []
             for number, unit in enumerate(self.levels[str(level)]):
                 skip = skips[level][-1 - number]
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         return outputs
 
 
-def enlarged(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
@@ -320,7 +320,7 @@ class EfficientUNet(nn.Module):
             x = x + self.skip_scale * skips[level]
             for unit in self.up_units[level]:
                 x = run(unit, self.checkpointing, x, e)
-            x = self.up[level](enlarged(x))
+            x = self.up[level](upsample(x))
         return self.tail(F.silu(self.norm(x)))
 
 

@@ -36,7 +36,7 @@ REFINEMENT_NAMES = {
     "up4.conv.double_conv.": "network.refinement.up.3.",
     "outc.conv.": "network.refinement.last.",
 }
-NAMES = {"tps": TPS_NAMES, "refinement": REFINEMENT_NAMES}
+SECTIONS = {"tps": TPS_NAMES, "refinement": REFINEMENT_NAMES}
 SPLINE = "gridGen."  # constants of the lattice and the size, which follow from the configuration
 
 
@@ -50,7 +50,7 @@ def read_published(path: Path) -> PublishedWeights:
     """
     content = read_checkpoint(path)
     state, extra = {"network.refined": torch.tensor(True)}, {}
-    for section in NAMES:
+    for section in SECTIONS:
         tensors = content.get(section) if isinstance(content, dict) else None
         if not isinstance(tensors, dict) or not tensors:
             raise WeightsError(
@@ -72,7 +72,7 @@ def name_in_ours(section: str, name: str, path: Path) -> str:
 
     Raises WeightsError for a name that the released classes do not have.
     """
-    for theirs, ours in NAMES[section].items():
+    for theirs, ours in SECTIONS[section].items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     raise WeightsError(
@@ -129,11 +129,11 @@ def write_published(
             "run has other model.tps or model.refinement settings; use the run folder's "
             "weights.safetensors."
         )
-    content: dict[str, dict[str, Tensor]] = {section: {} for section in NAMES}
+    content: dict[str, dict[str, Tensor]] = {section: {} for section in SECTIONS}
     for name, tensor in (spline_constants(model.tps) | extra).items():
         section, _, rest = name.partition(".")
         content[section][rest] = tensor.contiguous()
-    for section, names in NAMES.items():
+    for section, names in SECTIONS.items():
         for name, tensor in state.items():
             for theirs, ours in names.items():
                 if name.startswith(ours):
