@@ -246,10 +246,8 @@ def write_text(
     state: dict[str, Tensor], settings: TextConfig, key: str, folder: Path, suffix: str
 ) -> None:
     """text_encoder<suffix>/ and tokenizer<suffix>/."""
-    encoder_folder, tokenizer_folder = (
-        folder / f"text_encoder{suffix}",
-        folder / f"tokenizer{suffix}",
-    )
+    encoder_folder = folder / f"text_encoder{suffix}"
+    tokenizer_folder = folder / f"tokenizer{suffix}"
     if state:
         encoder = loaded(text_encoder(settings), state)
         encoder.model.save_pretrained(encoder_folder)

@@ -64,15 +64,12 @@ def read_module(path: Path) -> dict[str, Tensor]:
         )
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     module = content.get("module", content) if isinstance(content, dict) else None
-    if not isinstance(module, dict) or not module or not all_tensors(module):
+    values = module.values() if isinstance(module, dict) else []
+    if not values or not all(isinstance(value, Tensor) for value in values):
         raise WeightsError(
             f"{path}: expected a mapping from names to tensors, bare or under 'module'."
         )
     return module
-
-
-def all_tensors(mapping: dict) -> bool:
-    return all(isinstance(value, Tensor) for value in mapping.values())
 
 
 def split_published(
