@@ -25,17 +25,17 @@ from torchvision.models.vgg import cfgs, make_layers
 from vton.data.ranges import from_unit, to_unit
 from vton.weights import metric_networks
 
-# Constructors of torchvision, and the index of each ReLU or Fire module whose output is compared.
-BACKBONES = {
-    "alex": (models.alexnet, (1, 4, 7, 9, 11)),
-    "vgg": (models.vgg16, (3, 8, 15, 22, 29)),
-    "squeeze": (models.squeezenet1_1, (1, 4, 7, 9, 10, 11, 12)),
-}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_CHANNELS = (64, 128, 256, 512, 512)  # of the five stages of VGG16 and VGG19
 VGG16_TAPS = (3, 8, 15, 22, 29)  # the last ReLU of each stage
 VGG19_TAPS = (1, 6, 11, 20, 29)  # the first ReLU of each stage
+# Constructors of torchvision, and the index of each ReLU or Fire module whose output is compared.
+BACKBONES = {
+    "alex": (models.alexnet, (1, 4, 7, 9, 11)),
+    "vgg": (models.vgg16, VGG16_TAPS),
+    "squeeze": (models.squeezenet1_1, (1, 4, 7, 9, 10, 11, 12)),
+}
 # torchmetrics' wheel holds the layer weights that the authors of LPIPS and DISTS learned.
 CALIBRATION = Path(torchmetrics_image.__file__).parent
 
@@ -65,7 +65,8 @@ def classifier(name: str) -> Backbone:
 
 def vgg(plan: str, channels: tuple[int, ...], taps: tuple[int, ...]) -> Backbone:
     """torchvision's VGG16 (plan "D") or VGG19 ("E") with these channels in its five stages."""
-    layers, stage = [], 0
+    layers: list[int | str] = []
+    stage = 0
     for entry in cfgs[plan]:
         if entry == "M":  # max pooling ends a stage
             layers.append("M")
