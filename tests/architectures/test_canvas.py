@@ -17,7 +17,7 @@ from tests.batches import random_batch, randomised, tiny_module
 from tests.models import test_every_model as shared
 from tests.running import SMALL, command, trained
 from vton import registry
-from vton.commands.compare import compare
+from vton.commands.comparison import plan_models
 from vton.config import CONFIGS, load
 from vton.cost.counting import cost, describe
 
@@ -30,7 +30,7 @@ def canvas(tmp_path, monkeypatch):
     configs = shutil.copytree(CONFIGS, tmp_path / "configs")
     shutil.copy(HERE / "configs" / "model" / "canvas.yaml", configs / "model")
     monkeypatch.setattr(vton.models, "__path__", [*vton.models.__path__, str(HERE / "models")])
-    monkeypatch.setattr("vton.config.loading.CONFIGS", configs)
+    monkeypatch.setattr("vton.config.files.CONFIGS", configs)
 
 
 def test_it_is_listed_with_the_others(capsys):
@@ -120,5 +120,5 @@ def test_train_eval_export_import_and_compare(tmp_path, rendered, capsys):
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
 
     budget = ["compare.models=[canvas,gardiff]", "compare.budget=flops", "compare.tflop=0.5"]
-    plan = compare(*SMALL, *budget, f"runs={runs}", f"data.root={rendered}")
+    plan = plan_models(*SMALL, *budget, f"runs={runs}", f"data.root={rendered}")
     assert plan.costs["canvas"]["step_flops"] > 0

@@ -8,6 +8,7 @@ from PIL import Image
 from tests.data.folders import one_record, same_record
 from vton.data import augmentation, transforms
 from vton.data.augmentation import ColourChange
+from vton.data.ranges import normalise, to_bytes
 from vton.data.transforms import to_sample
 
 
@@ -64,7 +65,7 @@ def test_padding_keeps_pixels_joints_and_polarity(record):
 
 def test_bytes_survive_normalisation():
     pixels = torch.arange(256, dtype=torch.uint8)
-    normalised = transforms.normalise(pixels)
+    normalised = normalise(pixels)
     assert normalised.min() == -1 and normalised.max() == 1
-    assert torch.equal(transforms.to_bytes(normalised), pixels)
-    torch.testing.assert_close(transforms.normalise(pixels / 255), normalised, atol=1e-6, rtol=0)
+    assert torch.equal(to_bytes(normalised), pixels)
+    torch.testing.assert_close(normalise(pixels / 255), normalised, atol=1e-6, rtol=0)

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from vton.config import CodecConfig, ConfigError
-from vton.models.codecs import IdentityCodec, LinearCodec, build_codec, fit_codec, load_codec
+from vton.models.codecs import (
+    IdentityCodec,
+    LinearCodec,
+    build_codec,
+    fit_codec,
+    latent_mask,
+    load_codec,
+)
 from vton.runs.codec import reconstruction_psnr as psnr
 from vton.weights.pretrained import WeightsError
 
@@ -23,13 +30,8 @@ def linear() -> LinearCodec:
 def test_linear_codec_is_the_best_of_its_size(linear):
     """Its error equals the variance of the dropped principal components, by numpy's SVD."""
     images = smooth_images(32)
-    patches = (
-        torch.nn.functional.pixel_unshuffle(images, 4)
-        .flatten(2)
-        .transpose(1, 2)
-        .reshape(-1, 48)
-        .double()
-    )
+    patches = torch.nn.functional.pixel_unshuffle(images, 4)
+    patches = patches.flatten(2).transpose(1, 2).reshape(-1, 48).double()
     singular = torch.linalg.svdvals(patches - patches.mean(0))
     expected = (singular[12:] ** 2).sum() / patches.numel()
     error = ((linear.decode(linear.encode(images)) - images) ** 2).mean()
@@ -47,9 +49,8 @@ def test_linear_latents_have_unit_variance_and_keep_distances(linear):
 
 
 def test_full_rank_linear_codec_is_lossless():
-    codec = LinearCodec(4, 48).fit(
-        [torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
-    )
+    noise = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    codec = LinearCodec(4, 48).fit([noise])
     images = smooth_images(4, seed=9)
     torch.testing.assert_close(codec.decode(codec.encode(images)), images, atol=1e-4, rtol=0)
 
@@ -82,10 +83,8 @@ def test_kl_codec_trains_saves_and_loads(device, tmp_path):
 
 def test_linear_codec_saves_and_loads_bit_equal(linear, tmp_path):
     linear.save(tmp_path)
-    config = CodecConfig(name="linear", patch=4, channels=12)
-    assert torch.equal(
-        load_codec(config, tmp_path).encode(smooth_images(2)), linear.encode(smooth_images(2))
-    )
+    config, images = CodecConfig(name="linear", patch=4, channels=12), smooth_images(2)
+    assert torch.equal(load_codec(config, tmp_path).encode(images), linear.encode(images))
     with pytest.raises(WeightsError, match="mismatched"):
         load_codec(CodecConfig(name="linear", patch=4, channels=8), tmp_path)
     (tmp_path / "codec.safetensors").write_bytes(b"\x10\x00")
@@ -121,13 +120,16 @@ def test_the_linear_codec_computes_in_float32_under_autocast(linear):
     images = smooth_images(2)
     z = linear.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(linear.encode(images), z) and torch.equal(
-            linear.decode(z), linear.decode(z.float())
-        )
-        assert (
-            linear.encode(images.bfloat16()).dtype
-            == linear.decode(z.bfloat16()).dtype
-            == torch.float32
-        )
+        assert torch.equal(linear.encode(images), z)
+        assert torch.equal(linear.decode(z), linear.decode(z.float()))
+        assert linear.encode(images.bfloat16()).dtype == torch.float32
+        assert linear.decode(z.bfloat16()).dtype == torch.float32
         decoded = linear.decode(z)
     assert torch.equal(decoded, linear.decode(z))
+
+
+def test_masks_are_reduced_to_their_nearest_pixel_and_stay_binary():
+    mask = torch.zeros(1, 1, 4, 6)
+    mask[..., 0, :4] = torch.tensor([1.0, 0.0, 0.6, 0.0])
+    mask[..., 2, 4] = 0.4
+    assert latent_mask(mask, (2, 3))[0, 0].tolist() == [[1, 1, 0], [0, 0, 0]]

@@ -1,6 +1,4 @@
-"""Encoders of garments and captions: what they see, and which of their parameters a result depends
-on.
-"""
+"""Encoders of garments and captions: what they see, and which parameters a result depends on."""
 
 import numpy as np
 import pytest
@@ -47,10 +45,7 @@ def test_image_encoder_names_the_parameters_behind_each_output(output):
     encoder = clip_image_encoder(ClipConfig(**TOWER))
     results = {"pooled": encoder.pooled, "last": encoder, "penultimate": encoder.penultimate}
     result = results[output](torch.rand(2, 3, 64, 48))
-    assert (
-        result.shape
-        == {"pooled": (2, 1, 8), "last": (2, 17, 16), "penultimate": (2, 17, 16)}[output]
-    )
+    assert result.shape == ((2, 1, 8) if output == "pooled" else (2, 17, 16))
     result.square().sum().backward()
     read = {id(p) for p in encoder.read_by(output)}
     assert {id(p) for p in encoder.parameters() if p.grad is not None} == read

@@ -1,4 +1,4 @@
-"""LPIPS and DISTS against independent implementations that are given the same weights."""
+"""LPIPS, DISTS and VGG19's distance beside independent implementations with the same weights."""
 
 import hashlib
 
@@ -7,21 +7,32 @@ import piq
 import pytest
 import torch
 from torchvision import models
+from torchvision.transforms.functional import normalize
 
-from vton.models.gardiff.losses import published_dists
-from vton.models.perceptual import BACKBONES, CALIBRATION, DISTS, LPIPS
+from vton.models.perceptual import (
+    BACKBONES,
+    CALIBRATION,
+    DISTS,
+    LPIPS,
+    PerceptualLoss,
+    random_dists,
+)
 
 
-def backbone_file(folder, name):
-    """A whole classifier's weights as torchvision would publish them, and its state; small filters,
-    as if trained.
-    """
+def weights_file(folder, constructor):
+    """A classifier's weights under the name that torchvision would give them, and its features'."""
     torch.manual_seed(0)
-    state = BACKBONES[name][0](weights=None).state_dict()
-    state = {key: value for key, value in state.items() if key.startswith("features.")}
-    torch.save(state, folder / "w.pth")
-    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
-    return (folder / "w.pth").rename(folder / f"{name}-{digest[:8]}.pth"), state
+    state = constructor(weights=None).state_dict()
+    file = folder / "weights.pth"
+    torch.save(state, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file = file.rename(folder / f"{constructor.__name__}-{digest[:8]}.pth")
+    features = {
+        name.removeprefix("features."): value
+        for name, value in state.items()
+        if name.startswith("features.")
+    }
+    return file, features
 
 
 def two_pictures(height=80, width=64):
@@ -42,14 +53,10 @@ def measure(metric, x, y, mask=None):
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_lpips_agrees_with_its_authors_package(name, tmp_path):
-    path, state = backbone_file(tmp_path, name)
+    path, state = weights_file(tmp_path, BACKBONES[name][0])
     theirs = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
-    renamed = {
-        f"{slice_name}.{key}": None
-        for slice_name, part in theirs.net.named_children()
-        for key in part.state_dict()
-    }
-    theirs.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in renamed})
+    for part in theirs.net.children():  # slices, whose layers keep their numbers
+        part.load_state_dict({key: state[key] for key in part.state_dict()})
     ours = LPIPS(name, path, seed=0)
     x, y = two_pictures()
     with torch.inference_mode():
@@ -59,15 +66,13 @@ def test_lpips_agrees_with_its_authors_package(name, tmp_path):
 
 
 def test_dists_agrees_with_piq(tmp_path, monkeypatch):
-    path, state = backbone_file(tmp_path, "vgg")
+    path, state = weights_file(tmp_path, models.vgg16)
     calibration = torch.load(CALIBRATION / "dists_models" / "weights.pt", weights_only=True)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: calibration)
 
     def vgg(**_):
         network = models.vgg16(weights=None)
-        network.features.load_state_dict(
-            {key.removeprefix("features."): value for key, value in state.items()}
-        )
+        network.features.load_state_dict(state)
         return network
 
     monkeypatch.setattr(piq.perceptual, "vgg16", vgg)
@@ -76,13 +81,47 @@ def test_dists_agrees_with_piq(tmp_path, monkeypatch):
     with torch.inference_mode():
         expected = theirs(x, y)
     assert expected.min() > 1e-2
-    # their covariance is a difference of means, ours a mean of products of deviations
-    torch.testing.assert_close(
-        measure(DISTS(path, seed=0, side=256), x, y), expected, rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        published_dists(state)(x, y), expected, rtol=1e-4, atol=1e-5
-    )  # GarDiff's loss
+    # Their covariance is a difference of means, the metric's a mean of products of deviations.
+    metric, loss = DISTS(path, seed=0, side=256), DISTS(path, seed=0)
+    torch.testing.assert_close(measure(metric, x, y), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss(x, y), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_random_dists_is_fixed_and_orders_distortions():
+    channels = (8, 16, 16, 16, 16)
+    first, second = random_dists(channels), random_dists(channels)
+    x, y = two_pictures()
+    assert torch.equal(first(x, y), second(x, y))
+    assert first(x, x).abs().max() < 1e-5
+    assert (first(y + 2 * (x - y), y) > first(y + 0.5 * (x - y), y)).all()
+
+
+def test_gradients_pass_through_the_losses_and_stop_at_their_weights():
+    channels = (4, 4, 4, 4, 4)
+    for loss in (random_dists(channels), PerceptualLoss(None, channels=channels)):
+        x, y = two_pictures()
+        loss(x.requires_grad_(), y).sum().backward()
+        assert x.grad.abs().sum() > 0
+        assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_perceptual_features_are_vgg19s(tmp_path):
+    path, state = weights_file(tmp_path, models.vgg19)
+    theirs = models.vgg19(weights=None).features
+    theirs.load_state_dict(state)
+    picture = torch.rand(1, 3, 320, 256)
+    normalised = normalize(picture, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    layers = PerceptualLoss(path).features(picture * 2 - 1)
+    assert len(layers) == 5
+    for tap, layer in zip((1, 6, 11, 20, 29), layers, strict=True):  # first ReLU of each stage
+        expected = theirs[: tap + 1](normalised)
+        torch.testing.assert_close(layer, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_perceptual_loss_is_zero_for_the_truth_alone():
+    loss = PerceptualLoss(None, channels=(4, 4, 4, 4, 4))
+    pictures = torch.rand(2, 3, 32, 24) * 2 - 1
+    assert loss(pictures, pictures) == 0 < loss(pictures, pictures.flip(-1))
 
 
 @pytest.fixture(scope="module", params=["lpips", "dists"])

@@ -1,4 +1,4 @@
-"""The shared reading of garment UNets: taps, what they depend on, who wears the same garment."""
+"""The shared reading of garment UNets: taps, what they depend on, and position codes."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from vton.models.unet import (
     execution_order,
     garment_taps,
     read_by_taps,
-    same_garment,
+    widen_input,
 )
 
 SMALL = UNetConfig(
@@ -60,16 +60,16 @@ def test_taps_are_what_enters_self_attention_in_execution_order(unet):
     taps = garment_taps(unet, *inputs(), whole=True)
     assert list(taps) == [name for name, _ in entered] == execution_order(unet)
     assert all(torch.equal(taps[name], value) for name, value in entered)
-    assert [name.split(".")[0] for name in taps] == ["down_blocks"] * 3 + ["mid_block"] * 2 + [
-        "up_blocks"
-    ] * 6
+    order = [name.split(".")[0] for name in taps]
+    assert order == ["down_blocks"] * 3 + ["mid_block"] * 2 + ["up_blocks"] * 6
     assert attention_names(unet)[-1].startswith("mid_block")  # modules are listed down, up, mid
 
 
 def test_stopping_at_the_last_tap_changes_nothing_and_saves_the_rest(unet):
     calls = []
     unet.conv_out.register_forward_hook(lambda *_: calls.append(1))
-    stopped, whole = garment_taps(unet, *inputs()), garment_taps(unet, *inputs(), whole=True)
+    stopped = garment_taps(unet, *inputs())
+    whole = garment_taps(unet, *inputs(), whole=True)
     assert len(calls) == 1
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
@@ -96,20 +96,20 @@ def test_gradient_checkpointing_gives_the_same_taps_and_gradients(unet):
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
-def test_same_garment_needs_the_picture_and_the_caption():
-    garments = torch.rand(5, 3, 8, 6)
-    garments[2], garments[3], garments[4] = garments[0], garments[0], garments[1]
-    assert same_garment(garments).tolist() == [0, 1, 0, 0, 1]
-    assert same_garment(garments, ["a", "b", "a", "c", "b"]).tolist() == [0, 1, 0, 3, 1]
+def test_a_wider_first_layer_computes_what_the_narrow_one_did():
+    weight = torch.randn(8, 3, 3, 3)
+    wide = widen_input(weight, 6, {0: 0, 1: 1, 2: 4})
+    x = torch.randn(1, 6, 5, 5)
+    expected = torch.nn.functional.conv2d(x[:, [0, 1, 4]], weight)
+    torch.testing.assert_close(torch.nn.functional.conv2d(x, wide), expected)
 
 
 def test_position_code_tells_places_apart_whatever_the_grid():
     code = PositionCode(width=64, amplitude=3.0, aspect=16 / 12)
     fine, coarse = code.code(16 * 12, torch.device("cpu")), code.code(8 * 6, torch.device("cpu"))
     torch.testing.assert_close(fine.square().mean(1), torch.full((16 * 12,), 3.0**2 / 2))
-    nearest = (
-        torch.cdist(fine, coarse).argmin(1).view(16, 12)
-    )  # the coarse token whose area a fine one lies in
+    # Nearest is the coarse token whose area a fine one lies in.
+    nearest = torch.cdist(fine, coarse).argmin(1).view(16, 12)
     expected = torch.arange(8 * 6).view(8, 6).repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert torch.equal(nearest, expected)
     tokens = torch.randn(2, 8 * 6, 64)
@@ -127,15 +127,13 @@ def test_attention_of_a_fresh_unet_with_position_code_starts_at_its_own_place():
             torch.testing.assert_close(
                 layer.weight @ layer.weight.T, torch.eye(len(layer.weight)), atol=1e-5, rtol=0
             )
-    assert (
-        unet.state_dict().keys() == built(positions=0.0).state_dict().keys()
-    )  # nothing to load or save
+    without = built(positions=0.0)
+    assert unet.state_dict().keys() == without.state_dict().keys()  # nothing to load or save
 
 
 def test_position_code_is_for_networks_from_scratch_with_room_for_it():
     with pytest.raises(ConfigError, match="has no position code: set positions=0"):
         replace(SMALL, pretrained="runwayml/anything", positions=1.0)
     with pytest.raises(ConfigError, match="divisible by 4, not 18"):
-        build_unet(
-            replace(SMALL, widths=(8, 18, 16), groups=2, positions=1.0), 4, 4, key="model.unet"
-        )
+        odd = replace(SMALL, widths=(8, 18, 16), groups=2, positions=1.0)
+        build_unet(odd, 4, 4, key="model.unet")

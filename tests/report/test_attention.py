@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
-from vton.models.attention import read_garment, token_grid, watched
+from vton.models.attention import read_garment, record_attention, token_grid
 from vton.report.attention import (
     ACROSS,
     attention_grid,
@@ -22,7 +22,7 @@ def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
     q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 9, 8), torch.eye(9).expand(2, 4, 9, 9)
     mask = torch.zeros(1, 1, 1, 9).index_fill(3, torch.tensor([7]), -torch.inf)
     silent = read_garment(q, k, v, tokens=6, attn_mask=mask)
-    with watched() as looks:
+    with record_attention() as maps:
         out = read_garment(q, k, v, tokens=6, attn_mask=mask)
         read_garment(
             q, k, v, tokens=6, attn_mask=mask
@@ -30,7 +30,7 @@ def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
     assert torch.equal(out, silent) and torch.equal(
         out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     )
-    (weights,) = looks.means().values()
+    (weights,) = maps.means().values()
     torch.testing.assert_close(
         weights, out.mean(1)[..., -6:]
     )  # with the identity as values the output is the weights
@@ -55,9 +55,10 @@ def test_grids_of_tokens(tokens, size, grid):
 def test_every_architecture_shows_where_it_looks(model):
     module, batch = randomised(tiny_module(model)).eval(), random_batch(2)
     pictures = module.generate(batch)
-    weights = garment_attention(module, looks := attention_maps(module, batch, pictures))
+    maps = attention_maps(module, batch, pictures)
+    weights = garment_attention(module, maps)
     torch.testing.assert_close(weights.sum((3, 4)), torch.ones(weights.shape[:3]))
-    shown = attention_grid(module, batch, pictures, looks)
+    shown = attention_grid(module, batch, pictures, maps)
     other = random_batch(2, first=7)
     batch.garment = other.garment
     assert (

@@ -9,7 +9,7 @@ from torch import nn
 
 from vton.config import ConfigError
 from vton.metrics.inception import Inception
-from vton.models.perceptual import Backbone
+from vton.models.perceptual import classifier
 from vton.weights import metric_networks
 
 
@@ -27,9 +27,9 @@ def small():
 def test_random_weights_are_the_same_bits_everywhere_and_leave_the_random_states_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     first, second = (
-        metric_networks.build(lambda: Backbone("alex"), None, seed=0) for _ in range(2)
+        metric_networks.build(lambda: classifier("alex"), None, seed=0) for _ in range(2)
     )
-    other = metric_networks.build(lambda: Backbone("alex"), None, seed=1)
+    other = metric_networks.build(lambda: classifier("alex"), None, seed=1)
     after = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -47,7 +47,7 @@ def test_random_weights_are_the_same_bits_everywhere_and_leave_the_random_states
 
 
 def test_random_layers_keep_the_scale_of_their_input():
-    backbone = metric_networks.build(lambda: Backbone("vgg"), None, seed=0)
+    backbone = metric_networks.build(lambda: classifier("vgg"), None, seed=0)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         scales = [layer.square().mean().sqrt().item() for layer in backbone(x)]

@@ -29,7 +29,7 @@ from vton.commands.comparison import (
 from vton.commands.evaluate import prediction_folder
 from vton.commands.table import draw_table
 from vton.config import load_file
-from vton.data.transforms import normalise
+from vton.data.ranges import normalise
 from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, read_results, write_results

@@ -25,8 +25,8 @@ from vton.commands.sampling import (
 )
 from vton.commands.scoring import from_files, score_stage, upsampled
 from vton.data.module import TryOnDataModule
+from vton.data.ranges import normalise
 from vton.data.sample import Order
-from vton.data.transforms import normalise
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, write_results
 from vton.metrics.target import Method

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from vton.data import densepose, labels, pose
 from vton.data.captions import DEFAULT_TEMPLATES, Templates
+from vton.data.ranges import normalise
 from vton.data.record import Record, picture
 from vton.data.sample import TryOnSample
 
@@ -52,16 +53,6 @@ def _area(mask: np.ndarray, size: Size) -> np.ndarray:
     # A float picture: in 8 bits a single pixel of a large area would round to nothing.
     image = Image.fromarray(mask.astype(np.float32) * 255)
     return np.asarray(image.resize(size[::-1], Image.Resampling.BOX))
-
-
-def normalise(image: Tensor) -> Tensor:
-    """uint8 in [0, 255] or float in [0, 1] to float32 in [-1, 1]."""
-    return image / 127.5 - 1 if image.dtype == torch.uint8 else image * 2 - 1
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[-1, 1] to uint8: the inverse of `normalise`, for pictures that were bytes before."""
-    return ((image + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_sample(

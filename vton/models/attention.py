@@ -1,8 +1,5 @@
 """Attention that architectures share: where the person reads the garment, and image prompts.
 
-Image-prompt cross-attention (IP-Adapter, arXiv 2308.06721, Eq. 5): text and picture tokens read by
-one query.
-
 Legend: B batch, N heads, d head width, Q queries, D = N d, L text tokens, n image tokens, C context
 width, M garment tokens.
 """
@@ -29,62 +26,73 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class Looks:
-    """Mean weights of garment tokens over heads and layers of one size: {(Q, M): (B, Q, M)}."""
+# ---- reading the garment ----
 
-    LARGEST = (
-        2**21
-    )  # queries times keys; the weights of larger layers would take more memory than sampling does
+
+def read_garment(
+    q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), by which a person's tokens read a garment's.
+
+    tokens: how many of the keys, the last ones, are the garment's; None: all.
+    """
+    for maps in _recording:
+        maps.add(q, k, tokens or k.shape[-2], attn_mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+
+class AttentionMaps:
+    """How much each query reads each garment token, averaged over heads and layers of one size."""
+
+    # Queries times keys. The weights of larger layers would take more memory than sampling does.
+    LARGEST = 2**21
 
     def __init__(self):
         self.sums: dict[tuple[int, int], Tensor] = {}
         self.layers: dict[tuple[int, int], int] = {}
 
     def add(self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None) -> None:
-        size = q.shape[-2], tokens
-        if q.shape[-2] * k.shape[-2] > self.LARGEST:
+        """Count one layer in; its last `tokens` keys are the garment's."""
+        queries, keys = q.shape[-2], k.shape[-2]
+        if queries * keys > self.LARGEST:
             return
         with torch.autocast(q.device.type, enabled=False):
             logits = q.float() @ k.float().mT / q.shape[-1] ** 0.5
-            weights = (logits if mask is None else logits + mask).softmax(-1)[..., -tokens:].mean(1)
+            if mask is not None:
+                logits = logits + mask
+            weights = logits.softmax(-1)[..., -tokens:].mean(1)
+        size = (queries, tokens)
         self.sums[size] = self.sums.get(size, 0) + weights
         self.layers[size] = self.layers.get(size, 0) + 1
 
     def means(self) -> dict[tuple[int, int], Tensor]:
+        """{(Q, M): weights (B, Q, M)}."""
         return {size: total / self.layers[size] for size, total in self.sums.items()}
 
 
-_watching: list[Looks] = []
+_recording: list[AttentionMaps] = []
 
 
 @contextmanager
-def watched() -> Iterator[Looks]:
-    """What persons look at in garments while the context is open, by every `read_garment` in it."""
-    looks = Looks()
-    _watching.append(looks)
+def record_attention() -> Iterator[AttentionMaps]:
+    """Collect the attention maps of every `read_garment` while the context is open."""
+    maps = AttentionMaps()
+    _recording.append(maps)
     try:
-        yield looks
+        yield maps
     finally:
-        _watching.remove(looks)
-
-
-def read_garment(
-    q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None
-) -> Tensor:
-    """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), where the last `tokens` keys (None: all) are
-    the garment's.
-    """
-    for looks in _watching:
-        looks.add(q, k, tokens or k.shape[-2], attn_mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        _recording.remove(maps)
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the grid that so many tokens of pictures of this size fill; None where
-    they fill none.
+    """Height and width of the grid that so many tokens of a picture of this size fill.
+
+    None where they fill none.
     """
     height = round(math.sqrt(tokens * size[0] / size[1]))
-    return (height, tokens // height) if height and tokens % height == 0 and tokens > 1 else None
+    if tokens > 1 and height and tokens % height == 0:
+        return height, tokens // height
+    return None
 
 
 def as_slice(rows: list[int]) -> list[int] | slice:
@@ -93,31 +101,34 @@ def as_slice(rows: list[int]) -> list[int] | slice:
     return slice(start, stop) if rows == list(range(start, stop)) else rows
 
 
+# ---- image prompts ----
+
+
 def image_prompt_attention(
     q: Tensor, k_text: Tensor, v_text: Tensor, k_image: Tensor, v_image: Tensor, scale: float = 1.0
 ) -> Tensor:
-    """softmax(q k_text^T / sqrt d) v_text + scale softmax(q k_image^T / sqrt d) v_image, both sums
-    in one output.
+    """IP-Adapter's sum of two attentions (arXiv 2308.06721, Eq. 5), before the output projection.
 
-    q: (B, N, Q, d); keys and values: (B, N, L or n, d). Two separate softmaxes: the picture takes
-    nothing from the text's weights, and scale 0 leaves plain text attention.
+        softmax(q k_text^T / sqrt d) v_text + scale softmax(q k_image^T / sqrt d) v_image
+
+    q: (B, N, Q, d); keys and values: (B, N, L or n, d). The two softmaxes are separate: the picture
+    takes nothing from the text's weights, and scale 0 leaves plain text attention.
     """
     text = F.scaled_dot_product_attention(q, k_text, v_text)
     return text + scale * F.scaled_dot_product_attention(q, k_image, v_image)
 
 
 class ImagePromptProcessor(nn.Module):
-    """A cross-attention layer whose context ends with `tokens` image tokens, read through their own
-    keys and values.
+    """A cross-attention layer whose context ends with image tokens, read by keys of their own.
 
-    Text and image attention share the layer's queries; their sum goes through its output projection
-    once. The new keys and values start as copies of the text's.
+    The new keys and values start as copies of the text's.
     """
 
     def __init__(self, attention: Attention, tokens: int, scale: float = 1.0):
         super().__init__()
         width, context = attention.to_k.weight.shape
-        self.tokens, self.scale = tokens, scale
+        self.tokens = tokens
+        self.scale = scale
         self.to_k_ip = nn.Linear(context, width, bias=False)
         self.to_v_ip = nn.Linear(context, width, bias=False)
         self.to_k_ip.weight.data.copy_(attention.to_k.weight.data)
@@ -135,11 +146,11 @@ class ImagePromptProcessor(nn.Module):
 
         garment is for self-attention layers: diffusers hands every layer the same arguments.
         """
-        text, image = (
-            encoder_hidden_states[:, : -self.tokens],
-            encoder_hidden_states[:, -self.tokens :],
-        )
-        q, k, v = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        projected = (q, k, v, self.to_k_ip(image), self.to_v_ip(image))
-        out = image_prompt_attention(*(split_heads(x, attn.heads) for x in projected), self.scale)
+        text = encoder_hidden_states[:, : -self.tokens]
+        image = encoder_hidden_states[:, -self.tokens :]
+        q = split_heads(attn.to_q(hidden_states), attn.heads)
+        k, v = split_heads(attn.to_k(text), attn.heads), split_heads(attn.to_v(text), attn.heads)
+        k_image = split_heads(self.to_k_ip(image), attn.heads)
+        v_image = split_heads(self.to_v_ip(image), attn.heads)
+        out = image_prompt_attention(q, k, v, k_image, v_image, self.scale)
         return attn.to_out[1](attn.to_out[0](merge_heads(out)))

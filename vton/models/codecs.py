@@ -1,9 +1,10 @@
 """Codecs: pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) and back.
 
-`identity` keeps pixels, `kl` is diffusers' AutoencoderKL (pretrained, or small and trained first),
-`linear` is a closed-form codec that needs neither download nor training: the principal components
-of picture patches. All are frozen while the diffusion model trains, and gradients pass through
-`decode`.
+    identity    keeps pixels
+    linear      the principal components of picture patches; closed form, no download, no training
+    kl          diffusers' AutoencoderKL, pretrained, or small and trained by the run first
+
+All are frozen while the diffusion model trains, and gradients pass through `decode`.
 """
 
 from __future__ import annotations
@@ -22,22 +23,19 @@ from torch.nn import functional as F
 from vton.config import CodecConfig, ConfigError
 from vton.weights.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
 
-# How a small AutoencoderKL is fitted.
-FIT_RATE = 2e-3  # AdamW's peak: high, for steps are few (150 of the tests' reach 15.2 dB, with 1e-3 13.9); not tuned
-FIT_KL = 1e-6  # weight of the KL term, as latent diffusion has it (arXiv 2112.10752, Appendix G)
-# share of the steps, the last, that measure the latents' spread: the rate is then near 0
-FIT_TAIL = 0.1
+# How a small AutoencoderKL is fitted. AdamW's peak rate is high because steps are few: 150 of them,
+# as in the tests, reach 15.2 dB, and 13.9 dB at 1e-3. It is not tuned.
+FIT_RATE = 2e-3
+FIT_KL = 1e-6  # weight of the KL term, as in latent diffusion (arXiv 2112.10752, Appendix G)
+FIT_TAIL = 0.1  # share of the steps, the last, that measure the latents' spread: the rate is near 0
 
 
 class Codec(nn.Module):
-    """The contract. `channels` and `factor` (pixels per latent cell along one side) tell a network
-    its shapes.
-    """
+    """The contract. `channels` and `factor` tell a network the shapes of its latents."""
 
     channels: int
-    factor: int
-    # that `encode` multiplies its latents by; for models that want them without
-    scaling: float = 1.0
+    factor: int  # pixels per latent cell along one side
+    scaling: float = 1.0  # what `encode` multiplies by, for models that want latents without it
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -48,25 +46,36 @@ class Codec(nn.Module):
         """Latents -> (B, 3, H, W), about [-1, 1], not clamped. Differentiable."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write what `load_codec` reads."""
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of a picture of this size. Raises ConfigError if it does
-        not divide.
+        """Height and width of the latents of a picture of this size.
+
+        Raises ConfigError if `factor` does not divide it.
         """
-        if size[0] % self.factor or size[1] % self.factor:
+        height, width = size
+        if height % self.factor or width % self.factor:
             raise ConfigError(
                 f"data.size={list(size)} must be divisible by {self.factor}, the codec's factor."
             )
-        return size[0] // self.factor, size[1] // self.factor
+        return height // self.factor, width // self.factor
+
+
+def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) in [0, 1] at latent size (B, 1, h, w), 0 or 1: nearest pixel, above 0.5."""
+    return (F.interpolate(mask, size, mode="nearest") > 0.5).to(mask.dtype)
 
 
 def full_precision(like: Tensor):
-    """Autocast off, where the device has it: Stable Diffusion's VAE overflows in half precision,
-    and what a codec makes is the truth that networks learn and the picture that is scored.
+    """A context without autocast, on the devices that have it.
+
+    Stable Diffusion's VAE overflows in half precision, and what a codec makes is the truth that
+    networks learn and the picture that is scored.
     """
-    known = torch.amp.is_autocast_available(like.device.type)
-    return torch.autocast(like.device.type, enabled=False) if known else nullcontext()
+    if torch.amp.is_autocast_available(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return nullcontext()
 
 
 class IdentityCodec(Codec):
@@ -83,55 +92,46 @@ class IdentityCodec(Codec):
 
 
 class LinearCodec(Codec):
-    """Orthonormal basis of p x p picture patches: the best linear code of its size, found in
-    seconds, used in float32.
+    """Principal components of p x p picture patches: the best linear code of its size. In float32.
 
-    The sum of squared errors of latents is scale^2 times that of the decoded pictures, so that a
-    clean-sample loss is a picture loss but for a factor and the part the code drops. Latents are
-    not whitened: networks learn them faster.
+    Latents have unit variance over all channels together. They are not whitened: networks learn
+    them faster, and the squared error of latents is scale^2 times that of the decoded pictures, so
+    that a clean-sample loss is a picture loss but for a factor and for what the code drops.
     """
 
     def __init__(self, patch: int, channels: int):
         super().__init__()
-        if not 1 <= channels <= 3 * patch * patch:
+        width = 3 * patch * patch
+        if not 1 <= channels <= width:
             raise ConfigError(
-                f"codec.channels={channels} must be in 1..{3 * patch * patch} for codec.patch={patch}."
+                f"codec.channels={channels} must be in 1..{width} for codec.patch={patch}."
             )
-        self.channels, self.factor = channels, patch
-        self.register_buffer(
-            "basis", torch.zeros(channels, 3 * patch * patch)
-        )  # rows are orthonormal
-        self.register_buffer("mean", torch.zeros(3 * patch * patch))
-        self.register_buffer(
-            "scale", torch.ones(())
-        )  # latents have unit variance over all channels together
+        self.channels = channels
+        self.factor = patch
+        self.register_buffer("basis", torch.zeros(channels, width))  # rows are orthonormal
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> LinearCodec:
         """Fit to batches of pictures (B, 3, H, W) in [-1, 1], summed in float64."""
         width = self.mean.numel()
-        count, total, outer = (
-            0,
-            torch.zeros(width, dtype=torch.float64),
-            torch.zeros(width, width, dtype=torch.float64),
-        )
+        count = 0
+        total = torch.zeros(width, dtype=torch.float64)
+        outer = torch.zeros(width, width, dtype=torch.float64)
         for image in images:
-            patches = (
-                F.pixel_unshuffle(image.double(), self.factor)
-                .flatten(2)
-                .transpose(1, 2)
-                .reshape(-1, width)
-            )
+            patches = F.pixel_unshuffle(image.double(), self.factor)
+            patches = patches.flatten(2).transpose(1, 2).reshape(-1, width)
             count += len(patches)
             total += patches.sum(0)
             outer += patches.T @ patches
         mean = total / count
-        variances, vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))  # ascending
-        kept = vectors[:, -self.channels :].flip(1).T
-        signs = kept.gather(
-            1, kept.abs().argmax(1, keepdim=True)
-        ).sign()  # eigenvectors are free up to sign: fix it
-        self.basis.copy_(kept * signs)
+        covariance = outer / count - torch.outer(mean, mean)
+        variances, vectors = torch.linalg.eigh(covariance)  # ascending
+        basis = vectors[:, -self.channels :].flip(1).T
+        # Eigenvectors are free up to sign: the largest entry is made positive.
+        largest = basis.abs().argmax(1, keepdim=True)
+        self.basis.copy_(basis * basis.gather(1, largest).sign())
         self.mean.copy_(mean)
         self.scale.copy_(variances[-self.channels :].mean().rsqrt())
         return self
@@ -152,9 +152,7 @@ class LinearCodec(Codec):
 
 
 class KLCodec(Codec):
-    """AutoencoderKL behind the contract: posterior modes times the folder's scaling_factor, always
-    in float32.
-    """
+    """AutoencoderKL: posterior modes times the folder's scaling_factor, always in float32."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -182,10 +180,11 @@ class KLCodec(Codec):
         self.vae.save_pretrained(folder)
 
 
+# ---- building and loading ----
+
+
 def build_codec(config: CodecConfig) -> Codec:
-    """The codec with pretrained weights where the configuration names them, else freshly
-    initialised.
-    """
+    """The codec, with pretrained weights where the configuration names them, else fresh."""
     if config.name == "identity":
         return IdentityCodec()
     if config.name == "linear":
@@ -212,8 +211,9 @@ def small_autoencoder(config: CodecConfig) -> AutoencoderKL:
 
 
 def load_codec(config: CodecConfig, folder: Path) -> Codec:
-    """The codec that `save` wrote. Raises WeightsError naming the file if it is absent, broken or
-    of another shape.
+    """The codec that `save` wrote.
+
+    Raises WeightsError naming the file if it is absent, broken or of another shape.
     """
     if config.name == "identity":
         return IdentityCodec()
@@ -225,26 +225,40 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
     return codec
 
 
+def run_codec(config: CodecConfig, folder: Path) -> Codec:
+    """A run's codec, ready to use: built, or read from `folder` where the run made it itself.
+
+    Raises UserError subclasses naming what is absent or of another shape.
+    """
+    return load_codec(config, folder) if is_fitted(config) else build_codec(config)
+
+
+def is_fitted(config: CodecConfig) -> bool:
+    """Whether a run makes its codec itself: neither pixels nor pretrained weights."""
+    return config.name != "identity" and not config.pretrained
+
+
+# ---- fitting ----
+
+
 def fit_codec(
     codec: Codec, config: CodecConfig, batches: Iterable[Tensor], device: str | torch.device = "cpu"
 ) -> Codec:
-    """Make a codec without pretrained weights usable: closed form for `linear`, reconstruction
-    training for `kl`.
+    """Make a codec without pretrained weights usable; it comes back on the CPU.
 
-    batches: pictures (B, 3, H, W) in [-1, 1] on the CPU; `kl` draws `fit_steps` of them and is
-    trained on the device, `linear` uses all and needs none. The codec comes back on the CPU.
+    batches: pictures (B, 3, H, W) in [-1, 1] on the CPU. `linear` is fitted in closed form to all
+    of them. `kl` is trained to reconstruct `config.fit_steps` of them, on the device.
     """
     if isinstance(codec, LinearCodec):
         return codec.fit(batches)
     if isinstance(codec, KLCodec):
-        _train_autoencoder(codec.vae.to(device), config, (image.to(device) for image in batches))
+        on_device = (image.to(device) for image in batches)
+        train_autoencoder(codec.vae.to(device), config, on_device)
     return codec.cpu()
 
 
-def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor]) -> None:
-    """L1 and squared error plus a faint KL term, as latent diffusion uses; no adversary at this
-    size.
-    """
+def train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor]) -> None:
+    """L1 and squared error plus a faint KL term, as in latent diffusion, but no adversary."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=FIT_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, FIT_RATE, total_steps=config.fit_steps
@@ -262,20 +276,5 @@ def _train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterabl
         if step >= (1 - FIT_TAIL) * config.fit_steps:
             spreads.append(posterior.mean.detach().std().item())
     vae.eval()
-    vae.register_to_config(
-        scaling_factor=len(spreads) / sum(spreads)
-    )  # unit variance, as Stable Diffusion's
-
-
-def is_fitted(config: CodecConfig) -> bool:
-    """Whether a run makes its codec itself: neither pixels nor pretrained weights."""
-    return config.name != "identity" and not config.pretrained
-
-
-def run_codec(config: CodecConfig, folder: Path) -> Codec:
-    """A run's codec, ready to use; the folder is the run's, which is read where the run made it
-    itself.
-
-    Raises UserError subclasses naming what is absent or of another shape.
-    """
-    return load_codec(config, folder) if is_fitted(config) else build_codec(config)
+    # Latents of unit variance, as Stable Diffusion's.
+    vae.register_to_config(scaling_factor=len(spreads) / sum(spreads))

@@ -1,4 +1,4 @@
-"""Image and text encoders that several architectures read garments and captions with."""
+"""CLIP image and text encoders, by which architectures read garments and captions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from vton.config import ConfigError
+from vton.data.ranges import to_unit
 from vton.models.settings import ClipConfig, TextConfig
 from vton.weights.pretrained import from_pretrained
 
@@ -29,7 +30,7 @@ class ClipImageEncoder(nn.Module):
     """A CLIP vision tower that takes pictures in [-1, 1] of any size.
 
     The picture is fitted to the tower's square, antialiased, and normalised with CLIP's statistics.
-    fit="squash" gives up the aspect ratio and keeps the whole picture; "crop" is CLIP's own way
+    fit="squash" gives up the aspect ratio and keeps the whole picture. fit="crop" is CLIP's own way
     (shorter side resized, centre cut out), which loses a quarter of a 3:4 picture's height.
     """
 
@@ -44,16 +45,15 @@ class ClipImageEncoder(nn.Module):
 
     def pixels(self, image_B3HW: Tensor) -> Tensor:
         """What the tower sees: (B, 3, size, size)."""
-        image = (image_B3HW + 1) / 2
+        image = to_unit(image_B3HW)
         if self.fit == "squash":
             square = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True)
         else:
             height, width = image.shape[-2:]
             scale = self.size / min(height, width)
             size = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
-            square = center_crop(
-                F.interpolate(image, size, mode="bicubic", antialias=True), self.size
-            )
+            image = F.interpolate(image, size, mode="bicubic", antialias=True)
+            square = center_crop(image, self.size)
         return (square.clamp(0, 1) - self.mean) / self.std
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class ClipImageEncoder(nn.Module):
         return self.read(self.pixels(image_B3HW))
 
     def read(self, pixels: Tensor) -> Tensor:
-        """`penultimate` of what `pixels` returns; zeros stand for a picture of CLIP's mean colour."""
+        """`penultimate` of what `pixels` returns; zeros are a picture of CLIP's mean colour."""
         return self.tower(pixels, output_hidden_states=True).hidden_states[-2]
 
     def pooled(self, image_B3HW: Tensor) -> Tensor:
@@ -73,27 +73,25 @@ class ClipImageEncoder(nn.Module):
         return self.tower(self.pixels(image_B3HW)).image_embeds[:, None]
 
     def read_by(self, output: str) -> list[nn.Parameter]:
-        """Parameters that "pooled", "last" (forward) or "penultimate" depends on: what can be
-        trained through it.
-        """
+        """Parameters that an output depends on: "pooled", "last" (of forward) or "penultimate"."""
         vision = self.tower.vision_model
-        unread: list[nn.Module] = (
-            [] if output == "pooled" else [vision.post_layernorm, self.tower.visual_projection]
-        )
-        unread += [vision.encoder.layers[-1]] if output == "penultimate" else []
-        return _without(self, unread)
+        unread: list[nn.Module] = []
+        if output != "pooled":
+            unread += [vision.post_layernorm, self.tower.visual_projection]
+        if output == "penultimate":
+            unread.append(vision.encoder.layers[-1])
+        return parameters_without(self, unread)
 
 
 def center_crop(image: Tensor, size: int) -> Tensor:
-    """The middle size x size pixels of (B, C, H, W)."""
-    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    """The middle size x size pixels of (B, C, H, W); torchvision's may round a margin up."""
+    top = (image.shape[-2] - size) // 2
+    left = (image.shape[-1] - size) // 2
     return image[..., top : top + size, left : left + size]
 
 
 def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImageEncoder:
-    """From a transformers folder or hub id where `config.pretrained` names one, else freshly
-    initialised.
-    """
+    """From the folder or hub id in `config.pretrained`, else freshly initialised."""
     if config.pretrained:
         source = {"subfolder": config.subfolder} if config.subfolder else {}
         tower = from_pretrained(
@@ -114,9 +112,7 @@ def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImage
 
 
 class TextEncoder(nn.Module):
-    """Captions to tokens for cross-attention, and to one pooled vector where the encoder projects
-    one.
-    """
+    """Captions to tokens for cross-attention, and to one pooled vector by encoders that project."""
 
     def __init__(
         self, tokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, penultimate: bool
@@ -129,52 +125,53 @@ class TextEncoder(nn.Module):
         self.length = model.config.max_position_embeddings
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """(B, length, width), and (B, projection) or None. Captions are padded and cut to `length`
-        tokens.
-        """
-        found = self.tokenizer(
+        """Tokens (B, length, width), and pooled vectors (B, projection) or None."""
+        output = self.model(self.ids(captions), output_hidden_states=self.penultimate)
+        tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        return tokens, getattr(output, "text_embeds", None)
+
+    def ids(self, captions: Sequence[str]) -> Tensor:
+        """(B, length) numbers of tokens: captions are padded and cut to `length`."""
+        encoded = self.tokenizer(
             list(captions),
             padding="max_length",
             truncation=True,
             max_length=self.length,
             return_tensors="pt",
         )
-        output = self.model(
-            found.input_ids.to(self.model.device), output_hidden_states=self.penultimate
-        )
-        tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
-        return tokens, getattr(output, "text_embeds", None)
+        return encoded.input_ids.to(self.model.device)
 
     def begin(self) -> Tensor:
         """(1, 1, width): the token at place 0. The encoder is causal, so no caption changes it."""
-        ids = self.tokenizer(
-            [""], padding="max_length", max_length=self.length, return_tensors="pt"
-        ).input_ids[:, :1]
-        return self.model(ids.to(self.model.device)).last_hidden_state
+        return self.model(self.ids([""])[:, :1]).last_hidden_state
 
     def read_parameters(self) -> list[nn.Parameter]:
         """Parameters that the result depends on."""
         if isinstance(self.model, CLIPTextModelWithProjection) or not self.penultimate:
             return list(self.parameters())
-        return _without(self, [self.model.encoder.layers[-1], self.model.final_layer_norm])
+        return parameters_without(
+            self, [self.model.encoder.layers[-1], self.model.final_layer_norm]
+        )
 
 
 def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
-    """From a hub-format folder where `config.pretrained` names one, else fresh, reading bytes.
-    Raises ConfigError.
+    """From the hub-format folder in `config.pretrained`, else fresh, reading bytes.
+
+    Raises ConfigError for a vocabulary that cannot hold the bytes.
     """
     kind = CLIPTextModelWithProjection if config.projection else CLIPTextModel
     if config.pretrained:
-        source, key = config.pretrained, f"{key}.pretrained"
+        key = f"{key}.pretrained"
         tokenizer = from_pretrained(
-            AutoTokenizer, source, key=key, subfolder=config.tokenizer_subfolder
+            AutoTokenizer, config.pretrained, key=key, subfolder=config.tokenizer_subfolder
         )
-        model = from_pretrained(kind, source, key=key, subfolder=config.subfolder)
+        model = from_pretrained(kind, config.pretrained, key=key, subfolder=config.subfolder)
         return TextEncoder(tokenizer, model, config.penultimate)
     tokenizer = ByT5Tokenizer()
     if config.vocabulary < len(tokenizer):
         raise ConfigError(
-            f"{key}.vocabulary={config.vocabulary} must be at least {len(tokenizer)}, bytes and marks."
+            f"{key}.vocabulary={config.vocabulary} must be at least {len(tokenizer)}, "
+            "bytes and marks."
         )
     shape = CLIPTextConfig(
         vocab_size=config.vocabulary,
@@ -192,6 +189,9 @@ def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
     return TextEncoder(tokenizer, kind(shape), config.penultimate)
 
 
-def _without(module: nn.Module, unread: Sequence[nn.Module]) -> list[nn.Parameter]:
-    skipped = {id(p) for part in unread for p in part.parameters()}
-    return [p for p in module.parameters() if id(p) not in skipped]
+def parameters_without(module: nn.Module, parts: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The module's parameters without those of some of its parts."""
+    left_out: set[int] = set()
+    for part in parts:
+        left_out |= {id(parameter) for parameter in part.parameters()}
+    return [parameter for parameter in module.parameters() if id(parameter) not in left_out]

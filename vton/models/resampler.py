@@ -1,20 +1,27 @@
 """The Perceiver resampler that IP-Adapter-Plus, IDM-VTON and IMAGDressing read garments with.
 
-For each layer, with X the projected image tokens and L the queries (arXiv 2103.03206;
-IP-Adapter-Plus):
+In each layer, with X the projected image tokens and L the queries (arXiv 2103.03206):
 
     L <- L + Wo softmax(q k^T / sqrt d) v      q = Wq LN2(L),  [k, v] = Wkv [LN1(X); LN2(L)]
     L <- L + W2 GELU(W1 LN(L))
 
-X is never updated. Parameter names are those of the published files.
+X stays as it is. Parameter names are those of the published files.
 """
-# Shapes: B batch, S image tokens, Q queries, D width, N heads, d head width
+# Shapes: B batch, S image tokens, Q queries, D width
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vton.models.attention import merge_heads, split_heads
+from vton.models.settings import ResamplerConfig
+
+# Width of a head in IP-Adapter's files, which no tensor tells.
+IP_ADAPTER_HEAD = 64
 
 
 class PerceiverAttention(nn.Module):
@@ -32,11 +39,11 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor, queries_BQD: Tensor) -> Tensor:
         queries = self.norm2(queries_BQD)
-        k, v = self.to_kv(torch.cat([self.norm1(x_BSD), queries], dim=1)).chunk(2, dim=-1)
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(queries), k, v)
-        )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        read = torch.cat([self.norm1(x_BSD), queries], dim=1)
+        k, v = self.to_kv(read).chunk(2, dim=-1)
+        q = split_heads(self.to_q(queries), self.heads)
+        k, v = split_heads(k, self.heads), split_heads(v, self.heads)
+        return self.to_out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
 def feed_forward(width: int, factor: int) -> nn.Sequential:
@@ -50,9 +57,7 @@ def feed_forward(width: int, factor: int) -> nn.Sequential:
 
 
 class Perceiver(nn.Module):
-    """Queries that are given from outside refined by image tokens: (B, S, input), (B, Q, D) -> (B,
-    Q, output).
-    """
+    """Refines queries that come from outside: (B, S, input), (B, Q, D) -> (B, Q, output)."""
 
     def __init__(
         self,
@@ -68,26 +73,21 @@ class Perceiver(nn.Module):
         self.proj_in = nn.Linear(input_width, width)
         self.proj_out = nn.Linear(width, output_width)
         self.norm_out = nn.LayerNorm(output_width)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [PerceiverAttention(width, heads, head_width), feed_forward(width, factor)]
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = PerceiverAttention(width, heads, head_width)
+            self.layers.append(nn.ModuleList([attention, feed_forward(width, factor)]))
 
-    def refine(self, image_tokens: Tensor, queries: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor, queries: Tensor) -> Tensor:
         x = self.proj_in(image_tokens)
         for attention, mlp in self.layers:
             queries = queries + attention(x, queries)
             queries = queries + mlp(queries)
         return self.norm_out(self.proj_out(queries))
 
-    def forward(self, image_tokens: Tensor, queries: Tensor) -> Tensor:
-        return self.refine(image_tokens, queries)
-
 
 class Resampler(Perceiver):
-    """The same with learned queries: CLIP's hidden states (B, S, input) -> (B, queries, output)."""
+    """A Perceiver with learned queries: CLIP states (B, S, input) -> (B, queries, output)."""
 
     def __init__(
         self,
@@ -104,4 +104,36 @@ class Resampler(Perceiver):
         self.latents = nn.Parameter(torch.randn(1, queries, width) / width**0.5)
 
     def forward(self, image_tokens: Tensor) -> Tensor:
-        return self.refine(image_tokens, self.latents.expand(len(image_tokens), -1, -1))
+        queries = self.latents.expand(len(image_tokens), -1, -1)
+        return super().forward(image_tokens, queries)
+
+
+def build_resampler(config: ResamplerConfig, input_width: int, output_width: int) -> Resampler:
+    """A fresh Resampler of the configured shape."""
+    return Resampler(
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        head_width=config.head_width,
+        queries=config.queries,
+        input_width=input_width,
+        output_width=output_width,
+        factor=config.feed_forward,
+    )
+
+
+def resampler_shape(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes that a Resampler's tensors show: all but how many heads share the inner width.
+
+    Raises KeyError, ValueError or IndexError for other tensors.
+    """
+    _, queries, width = state["latents"].shape
+    return {
+        "width": width,
+        "depth": len({name.split(".")[1] for name in state if name.startswith("layers.")}),
+        "inner": state["layers.0.0.to_q.weight"].shape[0],
+        "queries": queries,
+        "input_width": state["proj_in.weight"].shape[1],
+        "output_width": state["proj_out.weight"].shape[0],
+        "feed_forward": state["layers.0.1.1.weight"].shape[0] // width,
+    }

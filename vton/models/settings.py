@@ -1,9 +1,8 @@
-"""Settings of networks that several architectures are built from. No torch here: configurations
-load fast.
+"""Settings of the networks that architectures share. No torch here: configurations load fast.
 
 `pretrained` is a folder in the hub's layout or a hub id; "" builds the network freshly in the shape
-of the other fields. `trained` decides whether it is part of what a run learns: what a paper freezes
-has to be trained where nothing pretrained exists.
+of the other fields. `trained` decides whether a run learns the network: what a paper freezes has to
+be trained where nothing pretrained exists.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class UNetConfig:
     layers: int = 2  # ResNet blocks per level
     context: int = 768  # width of the tokens that cross-attention reads
     groups: int = 32  # GroupNorm
-    # around attention, instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
+    # linear layers around attention instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
     linear_projection: bool = False
     pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
     size_id_width: int = 256  # with pooled: channels per embedded size id
@@ -43,14 +42,7 @@ class UNetConfig:
             raise ConfigError(
                 f"A pretrained UNet has no position code: set positions=0, not {self.positions:g}."
             )
-        counts = {
-            name: len(getattr(self, name)) for name in ("widths", "attention", "heads", "depth")
-        }
-        if len(set(counts.values())) > 1:
-            found = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ConfigError(
-                f"A UNet's settings describe different numbers of levels ({found}); give one value each."
-            )
+        check_levels(self, "widths", "attention", "heads", "depth")
 
 
 @dataclass
@@ -67,7 +59,8 @@ class ClipConfig:
     image_size: int = 224  # px, side of what it reads
     projection: int = 1024  # width of the pooled vector
     activation: str = "gelu"
-    fit: str = "squash"  # squash: both sides resized to image_size; crop: shorter side resized, centre cut out
+    # squash: both sides resized to image_size; crop: shorter side resized, centre cut out
+    fit: str = "squash"
     trained: bool = False
 
     def __post_init__(self):
@@ -79,8 +72,7 @@ class ClipConfig:
 
 @dataclass
 class TextConfig:
-    """A CLIP text encoder and its tokenizer; the defaults are CLIP ViT-L/14's, as Stable Diffusion
-    1.5 ships it.
+    """A CLIP text encoder and its tokenizer; the defaults are those of Stable Diffusion 1.5.
 
     From scratch the tokenizer is bytes (ByT5's), which needs no vocabulary file.
     """
@@ -112,3 +104,14 @@ class ResamplerConfig:
     queries: int = 16  # tokens that come out
     feed_forward: int = 4  # hidden width as a multiple of width
     trained: bool = True
+
+
+def check_levels(config, *names: str) -> None:
+    """Raise ConfigError unless these fields hold one value for each level of a UNet."""
+    counts = {name: len(getattr(config, name)) for name in names}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ConfigError(
+            f"A UNet's settings describe different numbers of levels ({listed}); "
+            "give one value each."
+        )

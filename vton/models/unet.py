@@ -1,15 +1,15 @@
-"""diffusers' UNet2DConditionModel as two-UNet architectures use it: built from our settings, and
-read from inside.
+"""diffusers' UNet2DConditionModel, built from our settings and read from inside.
 
-A garment UNet is run for one thing only: what enters each self-attention, that is the output of
-each transformer block's first LayerNorm (IDM-VTON and IMAGDressing-v1 alike). `garment_taps` runs a
-stock UNet and returns exactly this.
+Two-UNet architectures run a garment UNet for one thing only: what enters each self-attention, that
+is the output of each transformer block's first LayerNorm. `garment_taps` runs a stock UNet and
+returns exactly this.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,24 +21,64 @@ from vton.config import ConfigError
 from vton.models.settings import UNetConfig
 from vton.weights.pretrained import WeightsError, from_pretrained
 
+# ---- building ----
+
+
+def build_unet(
+    config: UNetConfig, in_channels: int, out_channels: int, key: str, aspect: float = 1.0
+) -> UNet2DConditionModel:
+    """The UNet that `config.pretrained` names, else a fresh one of the configured shape.
+
+    key: the configuration key, for messages; aspect: height / width of the pictures, for
+    `config.positions`. Raises WeightsError if the pretrained one has other channels or context.
+    """
+    if config.pretrained:
+        unet = pretrained_unet(config, in_channels, out_channels, key)
+    else:
+        unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
+        if config.positions:
+            add_position_codes(unet, config.positions, aspect)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def pretrained_unet(
+    config: UNetConfig, in_channels: int, out_channels: int, key: str
+) -> UNet2DConditionModel:
+    unet = from_pretrained(
+        UNet2DConditionModel,
+        config.pretrained,
+        key=f"{key}.pretrained",
+        subfolder=config.subfolder,
+    )
+    inputs, outputs = unet.config.in_channels, unet.config.out_channels
+    context = unet.config.cross_attention_dim
+    if (inputs, outputs, context) != (in_channels, out_channels, config.context):
+        raise WeightsError(
+            f"{key}.pretrained={config.pretrained} has {inputs} input and {outputs} output "
+            f"channels and context width {context}; expected {in_channels}, {out_channels} and "
+            f"{config.context}."
+        )
+    return unet
+
 
 def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> dict:
     """Constructor arguments of UNet2DConditionModel for the configured shape."""
+    down, up = [], []
+    for attention in config.attention:
+        down.append("CrossAttnDownBlock2D" if attention else "DownBlock2D")
+        up.insert(0, "CrossAttnUpBlock2D" if attention else "UpBlock2D")
     arguments = dict(
         in_channels=in_channels,
         out_channels=out_channels,
         block_out_channels=tuple(config.widths),
-        down_block_types=tuple(
-            "CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention
-        ),
-        up_block_types=tuple(
-            "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)
-        ),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
         mid_block_type="UNetMidBlock2DCrossAttn",
         layers_per_block=config.layers,
-        attention_head_dim=tuple(
-            config.heads
-        ),  # diffusers' name means the number of heads in this class
+        # In this class diffusers' name means the number of heads.
+        attention_head_dim=tuple(config.heads),
         transformer_layers_per_block=tuple(config.depth),
         cross_attention_dim=config.context,
         norm_num_groups=config.groups,
@@ -53,129 +93,127 @@ def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> d
     return arguments
 
 
-def unet_shape(state: Mapping[str, Tensor]) -> dict:
-    """The fields of UNetConfig that a UNet2DConditionModel's tensors show, and Stable Diffusion's 8
-    heads per level.
+def published_arguments(config: dict) -> dict:
+    """UNet2DConditionModel's arguments in a published config.json.
 
-    Neither the number of heads nor that of norm groups is in the tensors. Raises KeyError if the
-    state is incomplete.
+    Left out: what the constructor does not know, such as the averaging fields that an inpainting
+    UNet's file inherited (decay, power, ...), and the image projection, which a stock UNet refuses.
+    """
+    known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    arguments = {name: value for name, value in config.items() if name in known}
+    return arguments | {"encoder_hid_dim": None, "encoder_hid_dim_type": None}
+
+
+def unet_shape(state: Mapping[str, Tensor]) -> dict:
+    """The fields of UNetConfig that a UNet2DConditionModel's tensors show.
+
+    The numbers of heads and of norm groups are in no tensor. Heads are Stable Diffusion's 8 per
+    level; groups are left out. Raises KeyError if the state is incomplete.
     """
 
     def count(prefix: str) -> int:
         """How many different numbers follow the prefix."""
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+        numbers = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+        return len(numbers)
 
-    levels = range(count("down_blocks."))
-    attention = [f"down_blocks.{i}.attentions.0." for i in levels]
-    block = "mid_block.attentions.0."
+    widths, attention, depth = [], [], []
+    for level in range(count("down_blocks.")):
+        widths.append(len(state[f"down_blocks.{level}.resnets.0.conv1.bias"]))
+        blocks = count(f"down_blocks.{level}.attentions.0.transformer_blocks.")
+        attention.append(count(f"down_blocks.{level}.attentions.0.") > 0)
+        depth.append(blocks or 1)
+    middle = "mid_block.attentions.0."
     return {
-        "widths": [len(state[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels],
-        "attention": [any(name.startswith(prefix) for name in state) for prefix in attention],
-        "heads": [8 for _ in levels],
-        "depth": [count(f"{prefix}transformer_blocks.") or 1 for prefix in attention],
+        "widths": widths,
+        "attention": attention,
+        "heads": [8] * len(widths),
+        "depth": depth,
         "layers": count("down_blocks.0.resnets."),
-        "context": state[f"{block}transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "linear_projection": state[f"{block}proj_in.weight"].ndim == 2,
+        "context": state[f"{middle}transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "linear_projection": state[f"{middle}proj_in.weight"].ndim == 2,
     }
 
 
-class PositionCode(nn.Module):
-    """Adds each token's place to it: sines and cosines of its row and column, (B, M, D) -> (B, M,
-    D), no parameters.
+def widen_input(weight: Tensor, inputs: int, places: Mapping[int, int]) -> Tensor:
+    """A first convolution (C, n, 3, 3) for `inputs` channels: channel places[k] reads what k did.
 
-    Places run from 0 to 1 along each side of the picture, so that tokens of two sizes are
-    comparable; the waves are from two pictures to an eighth of one long. Row-major tokens of a grid
-    with height / width nearest to `aspect`.
+    All other weights are zero, so that the wider network computes what the narrow one did.
+    """
+    wide = weight.new_zeros(len(weight), inputs, *weight.shape[2:])
+    for old, new in places.items():
+        wide[:, new] = weight[:, old]
+    return wide
+
+
+# ---- position code ----
+
+
+class PositionCode(nn.Module):
+    """Adds each token's place to it: sines and cosines of its row and column. No parameters.
+
+    Tokens (B, M, D) are those of a grid, row by row, whose height / width is nearest to `aspect`.
+    Places run from 0 to 1 along each side of the picture, so that grids of two sizes compare. The
+    longest waves are two pictures long, the shortest an eighth of one.
     """
 
     def __init__(self, width: int, amplitude: float, aspect: float):
         super().__init__()
         if width % 4:
             raise ConfigError(f"A position code needs widths divisible by 4, not {width}.")
-        self.amplitude, self.aspect = amplitude, aspect
-        self.frequencies = [math.pi * 16 ** (k / max(width // 4 - 1, 1)) for k in range(width // 4)]
+        self.amplitude = amplitude
+        self.aspect = aspect
+        waves = width // 4
+        self.frequencies = [math.pi * 16 ** (k / max(waves - 1, 1)) for k in range(waves)]
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.code(tokens.shape[1], tokens.device).to(tokens.dtype)
 
     def code(self, count: int, device: torch.device) -> Tensor:
         """(M, D): of M = `count` tokens."""
-        rows = min(
-            (h for h in range(1, count + 1) if count % h == 0),
-            key=lambda h: abs(h * h / count - self.aspect),
-        )
+        heights = [height for height in range(1, count + 1) if count % height == 0]
+        rows = min(heights, key=lambda height: abs(height * height / count - self.aspect))
+        y, x = self.waves(rows, device), self.waves(count // rows, device)
+        y = y[:, None].expand(-1, len(x), -1)
+        x = x[None].expand(len(y), -1, -1)
+        return self.amplitude * torch.cat([y, x], 2).flatten(0, 1)
+
+    def waves(self, count: int, device: torch.device) -> Tensor:
+        """(count, D / 2): of places along one side."""
         frequencies = torch.tensor(self.frequencies, device=device)
-        y, x = (
-            ((torch.arange(n, device=device) + 0.5) / n)[:, None] * frequencies
-            for n in (rows, count // rows)
-        )
-        y, x = (torch.cat([place.sin(), place.cos()], 1) for place in (y, x))
-        code = torch.cat([y[:, None].expand(-1, len(x), -1), x[None].expand(len(y), -1, -1)], 2)
-        return self.amplitude * code.flatten(0, 1)
+        places = (torch.arange(count, device=device) + 0.5) / count
+        phases = places[:, None] * frequencies
+        return torch.cat([phases.sin(), phases.cos()], 1)
 
 
-def know_places(unet: UNet2DConditionModel, amplitude: float, aspect: float) -> None:
-    """Let the attention layers of a fresh UNet know where their tokens are, and start by reading
-    what is there.
+def add_position_codes(unet: UNet2DConditionModel, amplitude: float, aspect: float) -> None:
+    """Let a fresh UNet's attention layers know their tokens' places, and start by reading there.
 
     Keys start equal to queries, so that a token first reads its own place, in a garment's features
     too; values and outputs start orthogonal, so that what is read arrives undiminished.
     """
     for name in execution_order(unet):
         block = unet.get_submodule(name)
-        block.pos_embed = PositionCode(
-            block.norm1.normalized_shape[0], amplitude, aspect
-        )  # diffusers' own seam
+        # diffusers adds `pos_embed` to what the block's attention layers read.
+        block.pos_embed = PositionCode(block.norm1.normalized_shape[0], amplitude, aspect)
         with torch.no_grad():
             block.attn1.to_k.weight.copy_(block.attn1.to_q.weight)
             nn.init.orthogonal_(block.attn1.to_v.weight)
             nn.init.orthogonal_(block.attn1.to_out[0].weight)
 
 
-def build_unet(
-    config: UNetConfig, in_channels: int, out_channels: int, key: str, aspect: float = 1.0
-) -> UNet2DConditionModel:
-    """The pretrained UNet where `config.pretrained` names one, else a fresh one of the configured
-    shape.
-
-    key: the configuration key, for messages; aspect: height / width of the pictures, for
-    `config.positions`. Raises WeightsError if the pretrained one has other channels or context.
-    """
-    if not config.pretrained:
-        unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
-        if config.positions:
-            know_places(unet, config.positions, aspect)
-    else:
-        unet = from_pretrained(
-            UNet2DConditionModel,
-            config.pretrained,
-            key=f"{key}.pretrained",
-            subfolder=config.subfolder,
-        )
-        found = (unet.config.in_channels, unet.config.out_channels, unet.config.cross_attention_dim)
-        if found != (in_channels, out_channels, config.context):
-            raise WeightsError(
-                f"{key}.pretrained={config.pretrained} has {found[0]} input and {found[1]} output channels and context "
-                f"width {found[2]}; expected {in_channels}, {out_channels} and {config.context}."
-            )
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet
+# ---- names of layers ----
 
 
 def execution_order(unet: UNet2DConditionModel) -> list[str]:
     """Names of all transformer blocks as a forward pass meets them: down, mid, up.
 
-    The modules' own order is down, up, mid: use `attention_processor_names` for published files
-    that count in it.
+    The modules' own order is down, up, mid, which published files count in: see `attention_names`.
     """
-    names = [
-        name for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)
-    ]
-    place = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return sorted(
-        names, key=lambda name: place[name.split(".")[0]]
-    )  # stable: keeps the order within
+    sections = {"down_blocks": [], "mid_block": [], "up_blocks": []}
+    for name, module in unet.named_modules():
+        if isinstance(module, BasicTransformerBlock):
+            sections[name.split(".")[0]].append(name)
+    return sections["down_blocks"] + sections["mid_block"] + sections["up_blocks"]
 
 
 def attention_names(unet: nn.Module) -> list[str]:
@@ -186,7 +224,22 @@ def attention_names(unet: nn.Module) -> list[str]:
     return [name for name, module in unet.named_modules() if isinstance(module, Attention)]
 
 
-class _Enough(Exception):
+def numbered_processors(unet: nn.Module) -> nn.ModuleList:
+    """The processors of all attention layers, each under its number in `attention_names`.
+
+    Processors without weights have an Identity in their place.
+    """
+    processors = nn.ModuleList()
+    for name in attention_names(unet):
+        processor = unet.get_submodule(name).processor
+        processors.append(processor if isinstance(processor, nn.Module) else nn.Identity())
+    return processors
+
+
+# ---- a garment UNet's features ----
+
+
+class _LastTap(Exception):
     """Everything that was asked for has been computed."""
 
 
@@ -198,68 +251,48 @@ def garment_taps(
     whole: bool = False,
     **kwargs,
 ) -> dict[str, Tensor]:
-    """Run a garment UNet; {transformer block: normalised input of its self-attention (B, M, C)} in
-    execution order.
+    """Run a garment UNet; {transformer block: normalised input of its self-attention, (B, M, C)}.
 
-    sample: (B, C, h, w); context: (B, L, D). The pass ends with the last tap, as nothing behind it
-    is read; `whole` runs it to the end, with the same result. Values are collected from the layers'
-    outputs while the hooks are set, so that recomputation under gradient checkpointing cannot
-    overwrite them.
+    sample: (B, C, h, w); context: (B, L, D); blocks in execution order. The pass ends with the last
+    tap, as nothing behind it is read; `whole` runs it to the end, with the same result. Values are
+    collected from the layers' outputs while the hooks are set, so that recomputation under gradient
+    checkpointing cannot overwrite them.
     """
     names = execution_order(unet)
-    found: dict[str, Tensor] = {}
+    taps: dict[str, Tensor] = {}
 
     def collect(name: str):
-        place = unet.get_submodule(name).pos_embed
+        position = unet.get_submodule(name).pos_embed
 
         def hook(module, arguments, output):
-            found[name] = place(output) if place else output
-            if not whole and len(found) == len(names):
-                raise _Enough
+            taps[name] = position(output) if position else output
+            if not whole and len(taps) == len(names):
+                raise _LastTap
 
         return hook
 
-    handles = [
-        unet.get_submodule(f"{name}.norm1").register_forward_hook(collect(name)) for name in names
-    ]
+    handles = []
+    for name in names:
+        norm = unet.get_submodule(f"{name}.norm1")
+        handles.append(norm.register_forward_hook(collect(name)))
     try:
         unet(sample, t, context, **kwargs)
-    except _Enough:
+    except _LastTap:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return taps
 
 
 def read_by_taps(unet: UNet2DConditionModel) -> list[nn.Parameter]:
     """The parameters that `garment_taps` depends on: all but those behind the last tap."""
     last = execution_order(unet)[-1]  # e.g. up_blocks.3.attentions.2.transformer_blocks.0
     _, block, _, attention, _, _ = last.split(".")
-    behind = [f"up_blocks.{later}." for later in range(int(block) + 1, len(unet.up_blocks))]
-    behind += [
-        f"up_blocks.{block}.upsamplers.",
-        f"up_blocks.{block}.attentions.{attention}.proj_out.",
-    ]
-    behind += [f"{last}.{part}." for part in ("attn1", "norm2", "attn2", "norm3", "ff")]
+    behind = [f"{last}.{part}." for part in ("attn1", "norm2", "attn2", "norm3", "ff")]
+    behind.append(f"up_blocks.{block}.attentions.{attention}.proj_out.")
+    behind.append(f"up_blocks.{block}.upsamplers.")
+    for later in range(int(block) + 1, len(unet.up_blocks)):
+        behind.append(f"up_blocks.{later}.")
     behind += ["conv_norm_out.", "conv_out."]
     return [p for name, p in unet.named_parameters() if not name.startswith(tuple(behind))]
-
-
-def same_garment(garments: Tensor, captions: Sequence[str] | None = None) -> Tensor:
-    """(B,) int64: for each row the first row with the same garment picture (B, 3, H, W) and
-    caption.
-
-    What depends on the garment alone has to be computed only where row == same_garment[row].
-    """
-    first = []
-    for row in range(len(garments)):
-        same = (
-            other
-            for other in range(row)
-            if first[other] == other
-            and (captions is None or captions[other] == captions[row])
-            and (garments.is_meta or torch.equal(garments[other], garments[row]))
-        )
-        first.append(next(same, row))
-    return torch.tensor(first, device=garments.device)

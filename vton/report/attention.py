@@ -22,7 +22,7 @@ from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.solvers import sampling_times
 from vton.metrics.pictures import to_uint8
-from vton.models.attention import Looks, token_grid, watched
+from vton.models.attention import AttentionMaps, record_attention, token_grid
 from vton.models.base import TryOnModule
 from vton.report.grid import picture_grid
 
@@ -36,8 +36,8 @@ TINT = 0.6  # weight of colours over the picture
 
 
 @torch.no_grad()
-def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> Looks:
-    """Where persons look in garments.
+def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> AttentionMaps:
+    """How much persons' tokens read garments' tokens.
 
     pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and
     denoised once.
@@ -49,44 +49,44 @@ def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> 
     z_t = module.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
     conditions = module.condition(batch)
     features = module.denoiser.garment_features(conditions, t)
-    with watched() as looks:
+    with record_attention() as maps:
         module.denoiser.denoise(z_t, t, conditions, features)
-    return looks
+    return maps
 
 
-def garment_attention(module: TryOnModule, looks: Looks) -> Tensor | None:
+def garment_attention(module: TryOnModule, maps: AttentionMaps) -> Tensor | None:
     """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for
     each person place.
 
     The mean of heads and layers, coarser grids interpolated. None where no layer reads garment
     tokens with places.
     """
-    maps = []
-    for (queries, tokens), weights in looks.means().items():
+    placed = []
+    for (queries, tokens), weights in maps.means().items():
         person, garment = (
             token_grid(queries, module.config.data.size),
             module.garment_places(tokens),
         )
         if person and garment:
             weights = weights[..., -math.prod(garment) :]  # a class token comes first
-            maps.append(weights.unflatten(2, garment).unflatten(1, person))
-    if not maps:
+            placed.append(weights.unflatten(2, garment).unflatten(1, person))
+    if not placed:
         return None
     person, garment = (
-        tuple(max(m.shape[i] for m in maps) for i in sides) for sides in ((1, 2), (3, 4))
+        tuple(max(m.shape[i] for m in placed) for i in sides) for sides in ((1, 2), (3, 4))
     )
-    resized = [_resized(weights, person, garment) for weights in maps]
+    resized = [_resized(weights, person, garment) for weights in placed]
     return sum(weights / weights.sum((3, 4), keepdim=True) for weights in resized) / len(resized)
 
 
 def attention_grid(
-    module: TryOnModule, batch: TryOnBatch, pictures: Tensor, looks: Looks
+    module: TryOnModule, batch: TryOnBatch, pictures: Tensor, maps: AttentionMaps
 ) -> np.ndarray | None:
     """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is.
 
-    looks: what `attention_maps` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
+    maps: what `attention_maps` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
     """
-    weights = garment_attention(module, looks)
+    weights = garment_attention(module, maps)
     if weights is None:
         return None
     region = batch.agnostic_mask if batch.truth_garment_mask is None else batch.truth_garment_mask

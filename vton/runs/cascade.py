@@ -26,6 +26,7 @@ from vton.config import DataConfig, ExperimentConfig, flatten
 from vton.data import transforms
 from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
+from vton.data.ranges import normalise
 from vton.data.sample import DataError, Order, TryOnSample
 from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder, to_uint8
@@ -190,7 +191,7 @@ class WithLowres(Dataset):
     def __getitem__(self, index: int) -> TryOnSample:
         sample = self.pairs[index]
         (picture,) = self.pictures.read([sample.pair_id])
-        lowres = transforms.normalise(transforms.pad_picture(picture, self.size))
+        lowres = normalise(transforms.pad_picture(picture, self.size))
         return replace(sample, lowres=lowres).check()
 
 
@@ -200,6 +201,6 @@ def interpolated(pictures: Tensor, data: DataConfig) -> Tensor:
     pictures: uint8 (B, 3, H / n, W / n); returns uint8 (B, 3, H, W)
     """
     enlarged = F.interpolate(
-        transforms.normalise(pictures), data.picture_size, mode="bicubic", align_corners=False
+        normalise(pictures), data.picture_size, mode="bicubic", align_corners=False
     )
     return to_uint8(enlarged)

@@ -9,9 +9,9 @@ import torch
 
 from vton import registry
 from vton.data.derived.warp import rewarped, warp_source
+from vton.data.ranges import normalise
 from vton.data.record import mask, picture
 from vton.data.sample import Category, TryOnBatch
-from vton.data.transforms import normalise
 from vton.files import file_digest
 from vton.metrics.pictures import to_uint8
 from vton.models.codecs import build_codec

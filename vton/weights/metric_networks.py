@@ -82,44 +82,41 @@ def find(network: str, given: str, key: str = "eval.weights") -> Path | None:
     return None
 
 
-def for_loss(network: str, given: str, key: str) -> dict[str, Tensor] | None:
-    """The network's pretrained weights for a training loss; None where nothing is given and no
-    folder has them.
+def for_loss(network: str, given: str, key: str) -> Path | None:
+    """The file with a network's pretrained weights for a training loss, or None.
 
-    given: the setting `key`, a folder. Raises ConfigError if it lacks the file, or for a file that
-    is not the published one.
+    given: the setting `key`, a folder. Raises ConfigError if it lacks the file.
     """
     path = find(network, given, key)
-    if path:
-        return read_verified(path)
-    if given:
+    if path is None and given:
         raise ConfigError(f"{key}={given}: no {FILES[network][0]} in this folder.")
-    return None
+    return path
 
 
 def build(network: Callable[[], nn.Module], path: Path | None, seed: int) -> nn.Module:
-    """The network in evaluation mode, with the weights of `path`, or fixed random ones without.
+    """The network in evaluation mode, with the weights of `path`, or fixed random ones for None.
 
-    It is made on the meta device: constructors would draw from the global random state. Raises
-    ConfigError when the file is not what its name says.
+    It is made on the meta device: constructors would draw from the global random state. It stays
+    there, without weights, where that is torch's default device. Raises ConfigError when the file
+    is not what its name says.
     """
     with torch.device("meta"):
         module = network()
-    module = module.to_empty(device="cpu")
-    if path is None:
-        randomise(module, seed)
-    else:
-        load_verified(module, path)
+    device = torch.get_default_device()
+    module = module.to_empty(device=device)
+    if device.type != "meta":
+        if path is None:
+            randomise(module, seed)
+        else:
+            load_verified(module, path)
     return module.eval().requires_grad_(False)
 
 
 def load_verified(module: nn.Module, path: Path) -> None:
-    """Fill the module from a verified file; its classifier, which no metric uses, is left out."""
-    children = [name for name, _ in module.named_children()]
-    state = {}
-    for name, value in read_verified(path).items():
-        if name.split(".")[0] in children:
-            state[name] = value
+    """Fill the module from a verified file, which may hold layers that the module does not have."""
+    state = read_verified(path)
+    own = module.state_dict()
+    state = {name: value for name, value in state.items() if name in own}
     for name, buffer in module.named_buffers():
         if name.endswith("num_batches_tracked"):  # absent from files of 2015; used in training only
             state.setdefault(name, torch.zeros_like(buffer))

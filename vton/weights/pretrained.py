@@ -8,7 +8,6 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +211,7 @@ def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
     count all attention layers in module order (down, up, mid), not in order of execution. Raises
     WeightsError.
     """
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    if not isinstance(content, dict):
-        content = {}
-    sections: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for name, value in content.items():
-        section, _, rest = str(name).partition(".")
-        if section not in sections:
-            continue
-        if rest:
-            sections[section][rest] = value
-        elif isinstance(value, dict):
-            sections[section] |= value
+    sections = read_sections(path, ("image_proj", "ip_adapter"))
     if not all(sections.values()):
         raise WeightsError(
             f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter."
@@ -231,24 +219,38 @@ def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
     return sections
 
 
+def read_sections(path: Path, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """The named sections of an adapter file, as `sections_of` finds them. Raises WeightsError."""
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    return sections_of(content, names)
+
+
+def sections_of(content: object, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """The named sections of a mapping, nested by section or flat; empty where they are absent."""
+    sections: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    if not isinstance(content, Mapping):
+        return sections
+    for name, value in content.items():
+        section, _, rest = str(name).partition(".")
+        if section not in sections:
+            continue
+        if rest:
+            sections[section][rest] = value
+        elif isinstance(value, Mapping):
+            sections[section] |= value
+    return sections
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under their names without it."""
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = tensor
+    return found
+
+
 # ---- weights and modules ----
-
-
-@dataclass
-class Published:
-    """What `vton import` takes from published files."""
-
-    state: dict[str, Tensor]  # trained networks, under our module's names, in the stored dtype
-    settings: list[str]  # dotted overrides that follow from the files
-    # unused by us, kept so that an export is complete
-    extra: dict[str, Tensor] = field(default_factory=dict)
-
-
-def setting(key: str, value) -> str:
-    """An override key=value for `Published`, quoted as YAML (JSON is a part of it) so that any path
-    survives.
-    """
-    return f"{key}={json.dumps(value)}"
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:

@@ -147,7 +147,7 @@ def test_a_file_alone_tells_its_mode_by_its_channels(released, tmp_path):
     for inputs, mode in ((8, "release"), (12, "legacy12")):
         torch.save(unet(inputs).state_dict(), tmp_path / "unet.pth")
         settings = read_published(tmp_path / "unet.pth").settings
-        assert f"model.mode={mode}" in settings
+        assert f'model.mode="{mode}"' in settings
         assert (
             "model.unet.heads=[8, 8]" in settings
         )  # Stable Diffusion's, as nothing says otherwise

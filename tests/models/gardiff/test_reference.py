@@ -13,14 +13,13 @@ from vton.commands.verify import verify
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
 from vton.models.gardiff.losses import (
-    DISTS,
     appearance_loss,
     high_frequency_loss,
     sobel,
     sobel_magnitude,
 )
 from vton.models.gardiff.network import GarmentFocusedProcessor
-from vton.models.gardiff.reference import kind, recompute
+from vton.models.gardiff.reference import kind, recompute, reference_dists
 from vton.models.reference import Kind, Reference
 from vton.weights.pretrained import WeightsError, load_state
 
@@ -106,11 +105,8 @@ def test_sobel_edges(vectors):
 def test_dists_and_appearance_loss(vectors):
     inputs, outputs = vectors["inputs"], vectors["outputs"]
     prediction, truth, mask = inputs["d_pred_img"], inputs["d_gt_img"], inputs["d_warp_mask"]
-    dists = DISTS(tuple(vectors["config"]["dists_channels"][1:]))
-    state = {
-        k.removeprefix("dists."): v for k, v in vectors["weights"].items() if k.startswith("dists.")
-    }
-    load_state(dists, state, "reference")
+    channels = tuple(vectors["config"]["dists_channels"][1:])
+    dists = reference_dists(channels, vectors["weights"])
     close(dists((prediction + 1) / 2, (truth + 1) / 2), outputs["dists"])
     close(dists((prediction + 1) / 2 * mask, (truth + 1) / 2 * mask), outputs["dists_masked"])
     close(high_frequency_loss(prediction, truth, mask), outputs["loss_highfreq"])

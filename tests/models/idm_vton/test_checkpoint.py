@@ -17,7 +17,12 @@ from vton.commands.exchange import export_run, import_run
 from vton.config import CodecConfig, load
 from vton.cost.meta import on_meta
 from vton.models.codecs import build_codec
-from vton.models.idm_vton.building import build_garment_net, build_tryon, load_image_prompt, widen
+from vton.models.idm_vton.building import (
+    build_garment_net,
+    build_tryon,
+    load_image_prompt,
+    widen_to_tryon,
+)
 from vton.models.idm_vton.checkpoint import read_published, write_published
 from vton.models.unet import attention_names, build_unet
 from vton.weights.pretrained import WeightsError, check_state
@@ -203,7 +208,7 @@ def settings():
 @pytest.mark.parametrize(("inputs", "kept"), [(4, 4), (9, 9), (13, 13)])
 def test_the_first_layer_is_widened_with_zeros(inputs, kept):
     weight = torch.randn(8, inputs, 3, 3)
-    wide = widen(weight, 4, "file")
+    wide = widen_to_tryon(weight, 4, "file")
     assert wide.shape == (8, 13, 3, 3)
     assert torch.equal(wide[:, :kept], weight) and not wide[:, kept:].any()
 
@@ -212,7 +217,7 @@ def test_a_first_layer_of_other_width_is_refused():
     with pytest.raises(
         WeightsError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"
     ):
-        widen(torch.zeros(8, 12, 3, 3), 4, "file")
+        widen_to_tryon(torch.zeros(8, 12, 3, 3), 4, "file")
 
 
 def test_training_starts_from_an_inpainting_unet(settings, tmp_path):

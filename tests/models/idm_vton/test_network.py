@@ -8,13 +8,7 @@ import torch
 from tests.models.idm_vton.test_reference import FOLDER
 from vton.config import SamplerConfig
 from vton.diffusion.sampling import double, sample
-from vton.models.idm_vton.network import (
-    IdmVton,
-    attention_with_zeros,
-    distinct,
-    null_logits,
-    tap_shapes,
-)
+from vton.models.idm_vton.network import IdmVton, attention_with_zeros, null_logits, tap_shapes
 from vton.models.idm_vton.reference import Networks
 from vton.models.reference import Reference
 from vton.models.unet import garment_taps
@@ -45,9 +39,8 @@ def predict(networks: Networks, conditions, t=None, closed_form=True):
     t = torch.tensor([761] * rows) if t is None else t
     networks.tryon.closed_form = closed_form
     try:
-        return networks.model.denoise(
-            z, t, conditions, networks.model.garment_features(conditions, t)
-        )
+        features = networks.model.garment_features(conditions, t)
+        return networks.model.denoise(z, t, conditions, features)
     finally:
         networks.tryon.closed_form = True
 
@@ -57,27 +50,24 @@ def predict(networks: Networks, conditions, t=None, closed_form=True):
 @pytest.mark.parametrize("garment", BRANCHES)
 def test_closed_form_equals_zero_features(networks, garment, size):
     conditions = conditions_of(networks, garment, size)
-    fast, slow = (predict(networks, conditions, closed_form=closed) for closed in (True, False))
+    fast = predict(networks, conditions, closed_form=True)
+    slow = predict(networks, conditions, closed_form=False)
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_leaving_the_zeros_out_is_not_the_same(networks):
-    """The zero tokens take part in the softmax: M of them must be counted, whatever the size of the
-    picture.
-    """
-    small, large = (
-        predict(networks, conditions_of(networks, [-1, -1], size)) for size in ((4, 4), (16, 12))
-    )
+    """The zero tokens take part in the softmax: M of them must be counted, for any picture size."""
+    small = predict(networks, conditions_of(networks, [-1, -1], (4, 4)))
+    large = predict(networks, conditions_of(networks, [-1, -1], (16, 12)))
     assert (small - large).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 12, 768, 3072])
 def test_the_zero_tokens_weigh_as_much_in_every_precision(dtype, count):
-    logits = torch.tensor(
-        null_logits(count, dtype), dtype=dtype
-    ).double()  # as the precision holds them
+    logits = torch.tensor(null_logits(count, dtype), dtype=dtype)  # as the precision holds them
+    logits = logits.double()
     assert abs(logits.exp().sum().item() / count - 1) < 2e-5
     q, k, v = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     exact = (q @ k.transpose(2, 3) / 8**0.5).exp()
@@ -87,14 +77,14 @@ def test_the_zero_tokens_weigh_as_much_in_every_precision(dtype, count):
 
 @torch.no_grad()
 def test_rows_with_one_garment_share_its_features(networks):
-    shared, apart = conditions_of(networks, [1, 0, 1, -1]), conditions_of(networks, [1, 0, 1, -1])
+    shared = conditions_of(networks, [1, 0, 1, -1])
+    apart = conditions_of(networks, [1, 0, 1, -1])
     apart["garment"] = torch.tensor([0, 1, 2, -1])
     t = torch.tensor([500, 500, 500, 500])
     features = networks.model.garment_features(shared, t)
     assert features["row"].tolist() == [0, 1, 0, -1] and len(features["0"]) == 2
-    torch.testing.assert_close(
-        predict(networks, shared, t), predict(networks, apart, t), atol=1e-5, rtol=0
-    )
+    together, alone = predict(networks, shared, t), predict(networks, apart, t)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -105,11 +95,6 @@ def test_features_belong_to_their_timestep(networks):
     alone = networks.model.garment_features(conditions_of(networks, [0]), torch.tensor([900]))
     torch.testing.assert_close(features["11"][1], alone["11"][0], atol=2e-4, rtol=0)
     assert (features["11"][0] - features["11"][1]).abs().max() > 1e-2
-
-
-def test_grouping_skips_rows_without_a_garment():
-    first, row = distinct(torch.tensor([-1, 4, -1, 4, 0]), torch.tensor([7, 7, 7, 8, 7]))
-    assert first == [1, 3, 4] and row.tolist() == [-1, 0, -1, 1, 2]
 
 
 @torch.no_grad()
@@ -134,8 +119,10 @@ class Passes:
 def run(networks: Networks, model: IdmVton, conditions, steps=30, guidance=2.0):
     generator = torch.Generator().manual_seed(0)
     config = SamplerConfig(solver="ddpm", steps=steps, guidance=guidance)
-    rows = len(conditions["garment"])
-    draw = lambda: torch.randn(rows, 4, 16, 12, generator=generator)
+
+    def draw():
+        return torch.randn(len(conditions["garment"]), 4, 16, 12, generator=generator)
+
     return sample(model, conditions, draw, config, networks.objective)
 
 
@@ -146,12 +133,12 @@ def test_network_passes_of_a_guided_run(networks, monkeypatch, garment, garment_
     conditions = conditions_of(networks, garment)
     null = networks.null_prompt()
     rows = [0] * len(garment)
-    monkeypatch.setattr(
-        networks.model, "null", lambda: type(null)(*(tensor[rows] for tensor in null))
-    )
+    null = type(null)(*(tensor[rows] for tensor in null))
+    monkeypatch.setattr(networks.model, "null", lambda: null)
     tryon, garments = Passes(networks.tryon.unet), Passes(networks.garment_net)
     run(networks, networks.model, conditions)
-    tryon.handle.remove(), garments.handle.remove()
+    tryon.handle.remove()
+    garments.handle.remove()
     assert garments.samples == garment_passes
     assert tryon.samples == 60 * len(garment)
 
@@ -162,26 +149,13 @@ def test_a_fixed_garment_timestep_is_computed_once(networks):
     )
     garments = Passes(networks.garment_net)
     exact = conditions_of(networks, [0, 1])
-    names = (
-        "mask",
-        "masked",
-        "pose",
-        "text",
-        "pooled",
-        "size_ids",
-        "image_tokens",
-        "garment",
-        "garment_latents",
-        "garment_text",
-    )
     with torch.no_grad():
-        conditions = model.condition(**{name: exact[name] for name in names})
+        conditions = model.condition(**exact)
         run(networks, model, conditions, steps=3)
         garments.handle.remove()
         assert garments.samples == 2
-        fixed = model.garment_features(
-            double(model.unconditional(conditions), conditions), torch.tensor([9] * 4)
-        )
+        both = double(model.unconditional(conditions), conditions)
+        fixed = model.garment_features(both, torch.tensor([9] * 4))
         wanted = networks.model.garment_features(exact, torch.tensor([100, 100]))
     assert fixed["row"].tolist() == [-1, -1, 0, 1]
     for index in range(model.blocks):
@@ -199,11 +173,10 @@ def test_gradient_checkpointing_changes_nothing(networks):
         predict(networks, conditions_of(networks, [0, -1, 0])).square().mean().backward()
         named = [*networks.tryon.named_parameters(), *networks.garment_net.named_parameters()]
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
-    networks.tryon.unet.disable_gradient_checkpointing(), networks.tryon.eval()
-    (
-        networks.garment_net.disable_gradient_checkpointing(),
-        networks.garment_net.eval().requires_grad_(False),
-    )
+    networks.tryon.unet.disable_gradient_checkpointing()
+    networks.tryon.eval()
+    networks.garment_net.disable_gradient_checkpointing()
+    networks.garment_net.eval().requires_grad_(False)
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5)

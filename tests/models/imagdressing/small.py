@@ -14,7 +14,8 @@ from vton.diffusion import noise
 from vton.diffusion.denoiser import Known
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import drawing, sample
-from vton.models.imagdressing.control import Control, inpaint_picture, latent_mask
+from vton.models.codecs import latent_mask
+from vton.models.imagdressing.control import Control, inpaint_picture
 from vton.models.imagdressing.faceid import FaceID, FaceLayer, FaceProjector
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
 from vton.models.resampler import Perceiver, Resampler

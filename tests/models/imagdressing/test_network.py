@@ -16,7 +16,8 @@ from tests.models.imagdressing.small import (
 )
 from vton.diffusion.denoiser import Step
 from vton.diffusion.sampling import double
-from vton.models.imagdressing.control import Control, inpaint_picture, latent_mask
+from vton.models.codecs import latent_mask
+from vton.models.imagdressing.control import Control, inpaint_picture
 from vton.models.imagdressing.network import Dresser
 
 EVERYTHING = ("pose", "inpaint", "face")

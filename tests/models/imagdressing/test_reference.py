@@ -1,4 +1,4 @@
-"""IMAGDressing-v1 against reference tensors (float32, random weights; tests/vectors/imagdressing)."""
+"""IMAGDressing-v1 against the reference tensors in tests/vectors (float32, random weights)."""
 
 import json
 import shutil

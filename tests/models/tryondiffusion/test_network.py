@@ -1,5 +1,4 @@
-"""The three networks: size as published, who sees what, and every choice that the paper leaves
-open.
+"""The three networks: size as published, who sees what, and the choices that the paper leaves open.
 
 Proofs by perturbation work on randomised weights: at initialisation zeros would hide mistakes.
 """
@@ -31,24 +30,19 @@ SMALL_1024 = EfficientUNetConfig(widths=(8, 16), blocks=(1, 2), embedding=16, si
 
 def inputs(images=BASE, size=(16, 12), rows=2):
     g = torch.Generator().manual_seed(1)
-    picture = {name: torch.randn(rows, 3, *size, generator=g) for name in ("z", *images)}
-    rest = {
-        "t": torch.rand(rows, generator=g),
-        "levels": torch.rand(rows, len(images), generator=g),
-    }
-    return (
-        picture
-        | rest
-        | {name: torch.rand(rows, 17, 2, generator=g) for name in ("person_pose", "garment_pose")}
-    )
+    x = {name: torch.randn(rows, 3, *size, generator=g) for name in ("z", *images)}
+    x["t"] = torch.rand(rows, generator=g)
+    x["levels"] = torch.rand(rows, len(images), generator=g)
+    x["person_pose"] = torch.rand(rows, 17, 2, generator=g)
+    x["garment_pose"] = torch.rand(rows, 17, 2, generator=g)
+    return x
 
 
 def forward(network, x):
     e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
     features = network.encode_garment(x["garment"], e)
-    return features, network.denoise(
-        x["z"], [x[name] for name in network.aligned], e, poses, features
-    )
+    aligned = [x[name] for name in network.aligned]
+    return features, network.denoise(x["z"], aligned, e, poses, features)
 
 
 def flops(call):
@@ -73,15 +67,13 @@ def test_parallel_unets_have_the_published_size(config, size, images, expected, 
     with torch.device("meta"):
         network = ParallelUNet(config, images).requires_grad_(False)
         assert parameters(network) == expected
-        e, poses = network.embed(
-            torch.zeros(1), torch.zeros(1, len(images)), *torch.zeros(2, 1, 17, 2)
-        )
+        levels, pose = torch.zeros(1, len(images)), torch.zeros(1, 17, 2)
+        e, poses = network.embed(torch.zeros(1), levels, pose, pose)
         picture = torch.zeros(1, 3, size, size)
+        aligned = [picture] * (len(images) - 1)
         features = network.encode_garment(picture, e)
         garment = flops(lambda: network.encode_garment(picture, e))
-        person = flops(
-            lambda: network.denoise(picture, [picture] * (len(images) - 1), e, poses, features)
-        )
+        person = flops(lambda: network.denoise(picture, aligned, e, poses, features))
     assert garment / 1e12 == pytest.approx(garment_tera, rel=0.02)
     assert (garment + person) / 1e12 == pytest.approx(tera, rel=0.02)
     assert "decoder.0" not in features and {f.shape[-1] for f in features.values()} <= {32, 16}
@@ -99,11 +91,8 @@ def test_concatenation_leaves_out_the_garment_unet_and_cross_attention_only(
         joined = ParallelUNet(dataclasses.replace(config, correspondence="concatenation"), images)
     cross = [module for module in full.modules() if isinstance(module, CrossAttention)]
     head = 3 * 128 * 9  # three more input channels
-    assert (
-        parameters(joined)
-        == expected
-        == parameters(full) - parameters(full.garment_unet, *cross) + head
-    )
+    left_out = parameters(full.garment_unet, *cross)
+    assert parameters(joined) == expected == parameters(full) - left_out + head
     same = dict(full.named_parameters())
     differing = [name for name, p in joined.named_parameters() if same[name].shape != p.shape]
     assert differing == ["person_unet.encoder.head.weight"]
@@ -114,17 +103,17 @@ def test_efficient_unet_has_the_expected_size():
     with torch.device("meta"):
         network = EfficientUNet(EfficientUNetConfig()).requires_grad_(False)
         picture, e = torch.zeros(1, 3, 256, 256), torch.zeros(1, 512)
-        assert flops(lambda: network.denoise(picture, picture, e)) / 1e12 == pytest.approx(
-            0.51, rel=0.02
-        )
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(451, rel=0.005)
+        tera = flops(lambda: network.denoise(picture, picture, e)) / 1e12
+    assert tera == pytest.approx(0.51, rel=0.02)
+    assert parameters(network) / 1e6 == pytest.approx(451, rel=0.005)
     assert not any(isinstance(module, Attention) for module in network.modules())
 
 
 @torch.no_grad()
 def test_who_sees_what():
-    """Garment features: all but z_t and the agnostic picture. Prediction: the garment by
-    cross-attention only.
+    """Garment features see all but z_t and the agnostic picture.
+
+    The prediction sees the garment by cross-attention only.
     """
     network, x = randomised(ParallelUNet(SMALL), 0.1), inputs()
     features, prediction = forward(network, x)
@@ -150,15 +139,12 @@ def test_concatenation_shows_the_garment_to_the_head_only():
     features, prediction = forward(network, x)
     assert features == {}
     for name in x:
-        assert (forward(network, x | {name: x[name].flip(0)})[1] - prediction).abs().max() > 1e-4, (
-            name
-        )
+        _, other = forward(network, x | {name: x[name].flip(0)})
+        assert (other - prediction).abs().max() > 1e-4, name
     place = 3 * (1 + network.aligned.index("garment"))
     network.person_unet.encoder.head.weight[:, place : place + 3] = 0
-    (_, without), (_, other) = (
-        forward(network, x),
-        forward(network, x | {"garment": x["garment"].flip(0)}),
-    )
+    _, without = forward(network, x)
+    _, other = forward(network, x | {"garment": x["garment"].flip(0)})
     assert torch.equal(without, other) and not torch.equal(without, prediction)
 
 
@@ -176,24 +162,21 @@ CHOICES = (
 @pytest.mark.parametrize("changes", CHOICES)
 def test_every_parameter_learns_whatever_is_chosen(changes):
     torch.manual_seed(0)
-    config, images = dataclasses.replace(SMALL, **changes), SUPER if changes else BASE
+    config = dataclasses.replace(SMALL, **changes)
+    images = SUPER if changes else BASE
     network = randomised(ParallelUNet(config, images, aspect=4 / 3), 0.1)
     features, prediction = forward(network, inputs(images))
     assert prediction.shape == (2, 3, 16, 12)
     read = {"block": 2 * (1 + 2), "stage": 2 * 2}[config.garment_map]
     assert len(features) == (read if config.correspondence == "attention" else 0)
     prediction.square().mean().backward()
-    idle = [
-        name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0
-    ]
-    assert idle == []
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
 @torch.no_grad()
 def test_an_awake_start_keeps_what_pictures_say():
-    """Ten units deep the garment moves the features by its own size; torch's start leaves about a
-    third of it.
-    """
+    """Ten units deep the garment moves features by its own size; with torch's start by a third."""
     moved, x = {}, inputs(size=(32, 24), rows=4)
     deep = dataclasses.replace(SMALL, blocks=(2, 3, 5), garment_blocks=(2, 3, 5))
     for awake in (False, True):
@@ -215,9 +198,8 @@ def test_rows_may_share_features():
     e, poses = network.embed(x["t"], x["levels"], x["person_pose"], x["garment_pose"])
     twice = [torch.cat([x[name]] * 2) for name in ("z", "agnostic")]
     shared = features | {"row": torch.zeros(2, dtype=torch.int64)}
-    together = network.denoise(
-        twice[0], twice[1:], e.expand(2, -1), poses.expand(2, -1, -1), shared
-    )
+    e, poses = e.expand(2, -1), poses.expand(2, -1, -1)
+    together = network.denoise(twice[0], twice[1:], e, poses, shared)
     torch.testing.assert_close(together, alone.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
 
 

@@ -16,9 +16,8 @@ from vton.models.warp.tps import ThinPlateSpline, lattice
 
 def small(correction: bool = False) -> WarpNetwork:
     tps = TpsConfig(size=(64, 48), widths=(8, 8, 16), regression=(16, 8))
-    return WarpNetwork(
-        WarpConfig(tps=tps, refinement=RefinementConfig((4, 8, 8), correction))
-    ).eval()
+    refinement = RefinementConfig((4, 8, 8), correction)
+    return WarpNetwork(WarpConfig(tps=tps, refinement=refinement)).eval()
 
 
 def wear(network, batch):
@@ -28,17 +27,14 @@ def wear(network, batch):
 
 
 def test_the_spline_interpolates_its_control_points():
-    """Unmoved points give the identity; a lattice point that lies on a pixel goes where it was
-    moved.
-    """
+    """Unmoved points give the identity; a point that lies on a pixel goes where it was moved."""
     spline = ThinPlateSpline(41, 21)
     identity = spline(lattice(5)[None])[0]
     y, x = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 21), indexing="ij")
     torch.testing.assert_close(identity, torch.stack([x, y], -1), atol=1e-5, rtol=0)
-    moved = lattice(5)[None] + torch.tensor([0.1, 0.0]) * (torch.arange(25) == 12)[None, :, None]
-    assert spline(moved)[0, 20, 10].tolist() == pytest.approx(
-        [0.1, 0.0], abs=1e-5
-    )  # 12 is the middle point
+    moved = lattice(5)[None].clone()
+    moved[0, 12, 0] += 0.1  # the middle point, to the right
+    assert spline(moved)[0, 20, 10].tolist() == pytest.approx([0.1, 0.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (96, 72)])
@@ -48,10 +44,8 @@ def test_a_fresh_spline_leaves_the_garment_where_it_is(size):
     torch.testing.assert_close(points, lattice(5).expand(2, -1, -1), atol=1e-6, rtol=0)
     grid = network.tps.grid(points, size)
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in size), indexing="ij")
-    # An enlarged grid ends half a low pixel inside.
-    torch.testing.assert_close(
-        grid[0], torch.stack([x, y], -1), atol=1e-5 if size == (64, 48) else 0.02, rtol=0
-    )
+    tolerance = 1e-5 if size == (64, 48) else 0.02  # enlarged grids end half a low pixel inside
+    torch.testing.assert_close(grid[0], torch.stack([x, y], -1), atol=tolerance, rtol=0)
     worn = network.coarse(batch.garment, batch.garment_mask, points)
     assert (worn.garment - batch.garment).abs().mean() < 0.03
 
@@ -75,25 +69,15 @@ def test_full_size_shapes_are_the_published_ones():
         assert refinement(torch.zeros(1, 24, 512, 384)).shape == (1, 3, 512, 384)
     assert features.shape == (1, 512, 16, 12)
     assert tps.person_features[0].weight.shape == (64, 21, 4, 4)
-    assert tps.regression.conv[0].weight.shape == (
-        512,
-        192,
-        4,
-        4,
-    ) and tps.regression.linear.weight.shape == (50, 768)
+    assert tps.regression.conv[0].weight.shape == (512, 192, 4, 4)
+    assert tps.regression.linear.weight.shape == (50, 768)
     assert tuple(tps.spline.evaluation.shape) == (49152, 28)
-    assert [tuple(up[0].weight.shape[:2]) for up in refinement.up] == [
-        (512, 1024),
-        (256, 512),
-        (128, 256),
-        (64, 128),
-    ]
+    joined = [tuple(up[0].weight.shape[:2]) for up in refinement.up]
+    assert joined == [(512, 1024), (256, 512), (128, 256), (64, 128)]
 
 
 def test_it_is_built_without_memory_after_a_pretrained_network(tmp_path):
-    """transformers exchanges linspace while it loads, and torch keeps what it then finds to be a
-    maker of tensors.
-    """
+    """transformers exchanges linspace while it loads, and torch remembers the exchanged one."""
     torch.utils._device._device_constructors.cache_clear()
     clip_image_encoder(ClipConfig(**TOWER)).tower.save_pretrained(tmp_path)
     clip_image_encoder(ClipConfig(pretrained=str(tmp_path)))
@@ -132,7 +116,7 @@ def test_the_answer_is_on_white_inside_the_agnostic_mask(correction):
 
 
 def test_a_fresh_correction_changes_cloth_at_its_rim_alone():
-    """There the white behind the garment has mixed in, and its own colours are continued instead."""
+    """There the white behind the garment has mixed in; its own colours are continued instead."""
     network, batch = small(correction=True), random_batch(2)
     batch.garment_mask = batch.warped_mask
     batch.garment = torch.where(batch.garment_mask > 0, -0.5, WHITE).expand_as(batch.garment)
@@ -167,6 +151,5 @@ def test_the_constraint_equals_its_definition_and_counts_every_sample():
     assert order_loss(lattice(5)[None]) == pytest.approx(4 * UNEVEN + 2 * BENT)
     points.requires_grad_()
     order_loss(points).backward()
-    assert (
-        points.grad.flatten(1).abs().sum(1) > 0
-    ).all()  # the released code forgets all but the first
+    moved = points.grad.flatten(1).abs().sum(1)
+    assert (moved > 0).all()  # the released code forgets all but the first

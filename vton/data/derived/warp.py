@@ -16,8 +16,8 @@ import torch
 
 from vton.data.derived.geometric import GeometricWarp
 from vton.data.derived.tps import WHITE
+from vton.data.ranges import normalise, to_bytes
 from vton.data.sample import Category, DataError, TryOnBatch
-from vton.data.transforms import normalise, to_bytes
 
 
 class WarpSource(Protocol):

@@ -13,53 +13,52 @@ from vton.models.gardiff.config import GarDiffConfig
 from vton.models.gardiff.network import GarDiffUNet
 from vton.models.gardiff.released import DecoupledUNet, LegacyUNet, ReleasedUNet, check_token_width
 from vton.models.settings import UNetConfig
-from vton.models.unet import build_unet
+from vton.models.unet import build_unet, widen_input
 from vton.weights.pretrained import WeightsError, from_pretrained, load_state
 
-# What a UNet reads, in units of the latents' channels, and which of it an inpainting base knows as
-# its masked image.
+# How many groups of latent channels a mode's UNet reads, x_t first, and which of them an inpainting
+# base knows as its masked image.
 INPUTS = {"paper": (3, 2), "release": (2, 1), "decoupled": (2, 1), "legacy12": (3, 1)}
 
 
 def build_network(
     model: GarDiffConfig, latent_shape: tuple[int, int, int], clip_width: int, clip_projection: int
 ) -> Denoiser:
-    """The mode's network over latents (c, h, w), reading CLIP states and summaries of the given
-    widths.
+    """The mode's network over latents (c, h, w), reading CLIP states and summaries of these widths.
 
     Raises WeightsError, and ConfigError where the picture's size does not fit the mode.
     """
-    channels, *size = latent_shape
+    channels, height, width = latent_shape
     if model.mode in ("release", "legacy12"):
-        check_token_width(tuple(size), model.unet.context)
-    groups, person = INPUTS[model.mode]
-    if model.unet.pretrained:
-        unet = load_base_unet(model.unet, channels, groups, person)
-    else:
-        unet = build_unet(
-            model.unet, groups * channels, channels, key="model.unet", aspect=size[0] / size[1]
-        )
+        check_token_width((height, width), model.unet.context)
+    unet = build_base_unet(model, channels, aspect=height / width)
     if model.mode == "release":
         return ReleasedUNet(unet, learned_begin=model.text.trained)
     if model.mode == "legacy12":
         return LegacyUNet(unet, learned_begin=model.text.trained, blend_steps=model.blend_steps)
     if model.mode == "decoupled":
-        network = DecoupledUNet(
-            unet, clip_projection, model.decoupled.tokens, model.decoupled.scale
-        )
-        if model.decoupled.pretrained:
-            load_adapter(network, Path(model.decoupled.pretrained))
+        settings = model.decoupled
+        network = DecoupledUNet(unet, clip_projection, settings.tokens, settings.scale)
+        if settings.pretrained:
+            load_adapter(network, Path(settings.pretrained))
         return network
-    h, w = size
+    by_channel = model.vae_tokens == "channels"
     return GarDiffUNet(
         unet,
         clip_width=clip_width if model.clip_tokens == "all" else clip_projection,
-        vae_width=(h // 2) * (w // 2) if model.vae_tokens == "channels" else 4 * channels,
+        vae_width=(height // 2) * (width // 2) if by_channel else 4 * channels,
         adapter=model.adapter,
         mask_branches=model.mask_branches,
         branches=model.branches,
         vae_tokens=model.vae_tokens,
     )
+
+
+def build_base_unet(model: GarDiffConfig, channels: int, aspect: float) -> UNet2DConditionModel:
+    groups, person = INPUTS[model.mode]
+    if model.unet.pretrained:
+        return load_base_unet(model.unet, channels, groups, person)
+    return build_unet(model.unet, groups * channels, channels, key="model.unet", aspect=aspect)
 
 
 def load_base_unet(
@@ -75,14 +74,14 @@ def load_base_unet(
         key="model.unet.pretrained",
         subfolder=config.subfolder,
     )
-    if base.config.cross_attention_dim != config.context:
+    context = base.config.cross_attention_dim
+    if context != config.context:
         raise WeightsError(
-            f"model.unet.pretrained={config.pretrained} has context width {base.config.cross_attention_dim}, "
+            f"model.unet.pretrained={config.pretrained} has context width {context}, "
             f"model.unet.context is {config.context}."
         )
-    unet = UNet2DConditionModel.from_config(
-        dict(base.config) | {"in_channels": groups * latent_channels}
-    )
+    arguments = dict(base.config) | {"in_channels": groups * latent_channels}
+    unet = UNet2DConditionModel.from_config(arguments)
     state = base.state_dict()
     state["conv_in.weight"] = widen(state["conv_in.weight"], latent_channels, groups, person)
     load_state(unet, state, config.pretrained)
@@ -95,15 +94,17 @@ def widen(weight: Tensor, channels: int, groups: int = 3, person: int = 2) -> Te
     """conv_in (C, 4 or 9, 3, 3) to (C, 4 groups, 3, 3); the paper's groups are x_t, x_w, x_a.
 
     x_t keeps the base's weights. An inpainting UNet's masked-image channels (5-8) go to group
-    number `person`; its mask channel (4) is dropped. Everything else starts at zero, so that the
+    number `person`, its mask channel (4) is dropped. Everything else starts at zero, so that the
     widened network computes what the base did.
     """
-    if weight.shape[1] not in (channels, 2 * channels + 1):
+    inputs = weight.shape[1]
+    if inputs not in (channels, 2 * channels + 1):
         raise WeightsError(
-            f"conv_in.weight has {weight.shape[1]} input channels, expected {channels} or its inpainting form."
+            f"conv_in.weight has {inputs} input channels, expected {channels} or its inpainting "
+            "form."
         )
-    wide = weight.new_zeros(weight.shape[0], groups * channels, *weight.shape[2:])
-    wide[:, :channels] = weight[:, :channels]
-    if weight.shape[1] == 2 * channels + 1:
-        wide[:, person * channels : (person + 1) * channels] = weight[:, channels + 1 :]
-    return wide
+    places = {channel: channel for channel in range(channels)}
+    if inputs > channels:
+        for channel in range(channels):
+            places[channels + 1 + channel] = person * channels + channel
+    return widen_input(weight, groups * channels, places)

@@ -22,20 +22,13 @@ class AppearanceConfig:
     samples: int = 0  # of each batch; 0 = all. Decoding with gradients is the costly part
     # folder with VGG16's; "" = $VTON_METRIC_WEIGHTS, `make weights`' folder, else random
     dists_weights: str = ""
-    dists_channels: tuple[int, ...] = (
-        64,
-        128,
-        256,
-        512,
-        512,
-    )  # VGG16's; others have fixed random weights
+    # of DISTS' five stages; others than VGG16's have fixed random weights
+    dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)
 
 
 @dataclass
 class DecoupledConfig:
-    """mode=decoupled: text attention plus `scale` times attention to tokens projected from CLIP's
-    summary.
-    """
+    """mode=decoupled: text attention plus `scale` times attention to tokens of CLIP's summary."""
 
     tokens: int = 4
     scale: float = 1.0
@@ -63,25 +56,23 @@ class GarDiffConfig(ModelConfig):
     clip: ClipConfig = field(default_factory=ClipConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
 
-    # mode=paper
-    adapter: bool = True  # False: plain cross-attention to the CLIP tokens, no VAE branch, no mask (Table 3, "Base")
-    branches: tuple[Branch, ...] = (
-        "clip",
-        "vae",
-    )  # of the adapter; a single one uses the layer's own keys and values
+    # ---- mode=paper ----
+
+    # False: plain cross-attention to the CLIP tokens, no VAE branch, no mask (Table 3, "Base")
+    adapter: bool = True
+    # of the adapter; a single one uses the layer's own keys and values
+    branches: tuple[Branch, ...] = ("clip", "vae")
     # every patch of the tower, or its projected summary
     clip_tokens: Literal["all", "pooled"] = "all"
     # one token per latent channel, or per 2x2 latent patch
     vae_tokens: Literal["channels", "patches"] = "channels"
-    mask_branches: tuple[Branch, ...] = (
-        "clip",
-        "vae",
-    )  # branches of Eq. 6 that the mask multiplies; [] = Eq. 5
+    # branches of Eq. 6 that the mask multiplies; [] = Eq. 5
+    mask_branches: tuple[Branch, ...] = ("clip", "vae")
 
-    # the other modes
-    text: TextConfig = field(
-        default_factory=TextConfig
-    )  # release, legacy12: only its begin token, learned if trained
+    # ---- the other modes ----
+
+    # release, legacy12: only its begin token, learned if trained
+    text: TextConfig = field(default_factory=TextConfig)
     decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
     # release: pixels divided by 255 twice, as that script does
     clip_rescale: Literal["single", "release"] = "single"
@@ -91,29 +82,31 @@ class GarDiffConfig(ModelConfig):
     paste_back: bool = False
 
     def __post_init__(self):
-        if self.adapter and (not self.branches or len(set(self.branches)) < len(self.branches)):
+        named_once = self.branches and len(set(self.branches)) == len(self.branches)
+        if self.adapter and not named_once:
             raise ConfigError(
-                f"model.branches={list(self.branches)} must name clip, vae or both, each once; without the adapter use "
-                "model.adapter=false."
+                f"model.branches={list(self.branches)} must name clip, vae or both, each once; "
+                "without the adapter use model.adapter=false."
             )
         if self.mode != "paper":
             self._check_tokens()
 
     def _check_tokens(self):
         """Tokens that meet in one sequence have the width that cross-attention reads."""
-        widths = {}
-        if self.mode == "decoupled" or not self.text.trained:
-            widths["text.width"] = self.text.width
+        reads_text = self.mode == "decoupled" or not self.text.trained
+        if reads_text:
+            self._check_width("text.width", self.text.width)
         if self.mode != "decoupled":
-            widths["clip.projection"] = self.clip.projection
-        for name, width in widths.items():
-            if width != self.unet.context:
-                raise ConfigError(
-                    f"model.{name}={width} must equal model.unet.context={self.unet.context}: model.mode={self.mode} "
-                    "hands both to the same cross-attention."
-                )
-        if "text.width" in widths and not (self.text.pretrained or self.text.trained):
+            self._check_width("clip.projection", self.clip.projection)
+        if reads_text and not (self.text.pretrained or self.text.trained):
             raise ConfigError(
-                f"model.mode={self.mode} needs a text encoder: set model.text.pretrained, or model.text.trained=true "
-                "to learn it."
+                f"model.mode={self.mode} needs a text encoder: set model.text.pretrained, or "
+                "model.text.trained=true to learn it."
+            )
+
+    def _check_width(self, name: str, width: int):
+        if width != self.unet.context:
+            raise ConfigError(
+                f"model.{name}={width} must equal model.unet.context={self.unet.context}: "
+                f"model.mode={self.mode} hands both to the same cross-attention."
             )

@@ -8,7 +8,6 @@ Here a batch becomes the tensors that the networks work on.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -22,18 +21,9 @@ from vton.models.base import Reading, TryOnModule
 from vton.models.encoders import ClipImageEncoder, clip_image_encoder, text_encoder
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
-from vton.models.gardiff.losses import (
-    DISTS,
-    VGG16_CHANNELS,
-    appearance_loss,
-    published_dists,
-    random_dists,
-)
+from vton.models.gardiff.losses import appearance_loss, build_dists
 from vton.models.gardiff.released import clip_pixels, composite, paste_back
 from vton.registry import register
-from vton.weights.metric_networks import for_loss
-
-log = logging.getLogger(__name__)
 
 
 @register(GarDiffConfig)
@@ -218,16 +208,3 @@ class GarDiff(TryOnModule):
         side = math.isqrt(tokens - 1)
         whole = self.config.model.clip.fit == "squash" and side > 1 and side**2 == tokens - 1
         return (side, side) if whole else None
-
-
-def build_dists(config: AppearanceConfig) -> DISTS:
-    """DISTS for the loss: published weights where a folder has them, else fixed random ones, and
-    says so.
-    """
-    if tuple(config.dists_channels) == VGG16_CHANNELS:
-        if vgg16 := for_loss("vgg", config.dists_weights, "model.appearance.dists_weights"):
-            return published_dists(vgg16)
-        log.warning(
-            "Appearance loss: DISTS runs on fixed random VGG16 features. `make weights` fetches the real ones."
-        )
-    return random_dists(tuple(config.dists_channels))

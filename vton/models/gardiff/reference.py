@@ -1,9 +1,13 @@
-"""GarDiff's part of `vton verify`: reference tensors recomputed by the code that trains and
-samples.
+"""GarDiff's part of `vton verify`: tensors recomputed by the code that trains and samples.
 
-The released script from pictures to picture, one UNet call from inside, the decoupled adapter, the
-July script with its blended sampling, pasting back, and the paper's formulas. A folder may hold any
-of these groups.
+A folder may hold any of these groups:
+
+    released script    from pictures to a picture, by the script of December 2024
+    unet.              one UNet call of it from inside
+    decoupled.         the adapter classes of the repository
+    legacy12.          the script of July 2024, with its blended sampling
+    paste.             pasting the generated picture into the original
+    formulas           the paper's equations, and the spline of a learned warp
 """
 
 from __future__ import annotations
@@ -22,15 +26,13 @@ from transformers import (
 )
 
 from vton.config import SamplerConfig
-from vton.diffusion.denoiser import Conditions, Denoiser
+from vton.data.ranges import from_bytes, to_unit
 from vton.diffusion.objective import Objective
-from vton.diffusion.sampling import double, sample
-from vton.diffusion.solvers import make_solver
+from vton.diffusion.sampling import double
 from vton.models.codecs import KLCodec
 from vton.models.encoders import ClipImageEncoder
 from vton.models.gardiff.checkpoint import adapter_sections, fill_adapter
 from vton.models.gardiff.losses import (
-    DISTS,
     appearance_loss,
     high_frequency_loss,
     sobel,
@@ -46,12 +48,20 @@ from vton.models.gardiff.released import (
     feathered,
     paste_back,
 )
-from vton.models.reference import Kind, Reference, read_objective, read_resampler
+from vton.models.perceptual import DISTS
+from vton.models.reference import (
+    Kind,
+    Reference,
+    read_objective,
+    read_resampler,
+    record_calls,
+    run_sampler,
+)
 from vton.models.warp.tps import ThinPlateSpline, lattice, warp
-from vton.weights.pretrained import load_state
+from vton.weights.pretrained import below, load_state
 
 AFTER_STEP = "legacy12.latents_after_step"
-RUNS = ("latents_per_step", "final_latents", "final_image", "noise_pred_last", AFTER_STEP)
+OF_RUNS = ("latents_per_step", "final_latents", "final_image", "noise_pred_last", AFTER_STEP)
 OPAQUE = 255  # the July script counts no other value of its warp mask
 
 
@@ -60,51 +70,39 @@ def kind(name: str) -> Kind:
         return Kind.EXACT
     if name == "legacy12.final_image_u8":
         return Kind.BYTES
-    return Kind.STEPS if name.startswith(RUNS) else Kind.CALL
+    return Kind.STEPS if name.startswith(OF_RUNS) else Kind.CALL
 
 
 @torch.no_grad()
 def recompute(reference: Reference) -> dict[str, Tensor]:
     """Every tensor of the outputs under its name there."""
-    networks, names = Networks(reference), set(reference.expected)
-
-    def wanted(*starts: str) -> bool:
-        return any(name.startswith(starts) for name in names)
-
-    found: dict[str, Tensor] = {}
-    if wanted("prompt_embeds", "latents_per_step"):
-        found |= released_script(networks)
-    if wanted("unet."):
-        found |= unet_call(networks)
-    if wanted("decoupled."):
-        found |= decoupled_adapter(networks)
-    if wanted("legacy12."):
-        found |= july_script(networks)
-    if wanted("paste."):
-        found |= pasting(networks.inputs)
-    if wanted("x0_hat", "gf_out", "dists", "sobel", "tps"):
-        found |= formulas(networks)
-    return found
+    networks = Networks(reference)
+    groups = {
+        released_script: ("prompt_embeds", "latents_per_step"),
+        unet_call: ("unet.",),
+        decoupled_adapter: ("decoupled.",),
+        july_script: ("legacy12.",),
+        pasting: ("paste.",),
+        formulas: ("x0_hat", "gf_out", "dists", "sobel", "tps"),
+    }
+    tensors: dict[str, Tensor] = {}
+    for group, beginnings in groups.items():
+        if any(name.startswith(beginnings) for name in reference.expected):
+            tensors |= group(networks)
+    return tensors
 
 
 class Networks:
-    """The folder's networks and its noise schedule; the VAE in float32 whatever the others run in."""
+    """The folder's networks and noise schedule; the VAE in float32 whatever the others run in."""
 
     def __init__(self, reference: Reference):
-        self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
-
-    def ready(
-        self, network: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype | None = None
-    ) -> nn.Module:
-        load_state(network, weights, self.reference.folder)
-        # diffusers' own .to warns of layers to be kept in float32, of which these networks have
-        # none.
-        return nn.Module.to(network, self.reference.device, dtype or self.reference.dtype).eval()
+        self.reference = reference
+        self.inputs = reference.inputs
+        self.settings = reference.config
 
     def unet(self, settings: str = "unet", weights: str = "unet") -> UNet2DConditionModel:
-        return self.ready(
-            UNet2DConditionModel(**self.settings[settings]), self.reference.weights(weights)
-        )
+        unet = UNet2DConditionModel(**self.settings[settings])
+        return self.reference.load(unet, weights)
 
     @cached_property
     def released(self) -> ReleasedUNet:
@@ -113,30 +111,33 @@ class Networks:
     @cached_property
     def codec(self) -> KLCodec:
         vae = AutoencoderKL(**self.settings["vae"])
-        return KLCodec(self.ready(vae, self.reference.weights("vae"), torch.float32))
+        return KLCodec(self.reference.load(vae, "vae", torch.float32))
 
     @cached_property
     def clip(self) -> ClipImageEncoder:
         tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.settings["vision_encoder"]))
-        self.ready(tower, self.reference.weights("vision_encoder"))
+        self.reference.load(tower, "vision_encoder")
         return ClipImageEncoder(tower).to(self.reference.device)
 
     @cached_property
     def text(self) -> Tensor:
-        """(B, L, D): what the text encoder makes of the caption's ids."""
-        encoder, weights = CLIPTextModel(CLIPTextConfig(**self.settings["text_encoder"])), {}
+        """(B, L, D): the text encoder's tokens of the caption's ids."""
+        encoder = CLIPTextModel(CLIPTextConfig(**self.settings["text_encoder"]))
+        # Versions of transformers differ in whether these names begin with text_model.
         prefixed = any(name.startswith("text_model.") for name in encoder.state_dict())
+        weights = {}
         for name, tensor in self.reference.weights("text_encoder").items():
             weights[name if prefixed else name.removeprefix("text_model.")] = tensor
-        return self.ready(encoder, weights)(self.inputs["caption_input_ids"]).last_hidden_state
+        self.reference.ready(encoder, weights)
+        return encoder(self.inputs["caption_input_ids"]).last_hidden_state
 
     @cached_property
     def objective(self) -> Objective:
         return read_objective(self.settings["scheduler"])
 
     def picture(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Bytes as a picture in [-1, 1], float32."""
-        return self.inputs[name][rows].float() / 127.5 - 1
+        """Bytes as pictures in [-1, 1], float32."""
+        return from_bytes(self.inputs[name][rows].float())
 
     def latents(self, image: Tensor, noise: str) -> Tensor:
         """A scaled draw from the posterior, its noise from the inputs."""
@@ -146,63 +147,46 @@ class Networks:
 
     def decoded(self, z: Tensor) -> Tensor:
         """Pictures in [0, 1]."""
-        return (self.codec.decode(z) / 2 + 0.5).clamp(0, 1)
+        return to_unit(self.codec.decode(z)).clamp(0, 1)
 
-    def run(
-        self,
-        network: Denoiser,
-        conditions: Conditions,
-        start: Tensor,
-        sampler: SamplerConfig,
-    ):
-        """Timesteps; predictions and latents of every step, from the shared sampling loop."""
-        predictions, latents = [], []
-        sample(
-            network,
-            conditions,
-            lambda: start,
-            sampler,
-            self.objective,
-            watch=lambda step, prediction, z: (predictions.append(prediction), latents.append(z)),
-        )
-        return make_solver(sampler, self.objective, start.device).timesteps, predictions, latents
+
+# ---- the script of December 2024 ----
 
 
 def released_script(networks: Networks) -> dict[str, Tensor]:
     """mode=release: tokens, composite, DDIM steps without guidance, decoded picture."""
-    i, network, settings = networks.inputs, networks.released, networks.settings["scheduler"]
+    i, network = networks.inputs, networks.released
     warped, garment = networks.picture("warped_cloth_u8"), networks.picture("cloth_u8")
+
+    # What the UNet reads besides z_t.
     both = composite(networks.picture("image_u8"), warped, i["inpaint_mask"].float())
-    pixels = {
-        rescale: clip_pixels(networks.clip, garment, rescale) for rescale in ("single", "release")
-    }
-    clip = {
-        rescale: networks.clip.tower(x.to(network.unet.dtype)).image_embeds
-        for rescale, x in pixels.items()
-    }
-    posterior, token_latents = (
-        networks.codec.posterior(warped),
-        networks.latents(warped, "noise_vae_token"),
-    )
+    pixels = clip_pixels(networks.clip, garment, "release")
+    clip = networks.clip.tower(pixels.to(network.unet.dtype)).image_embeds
+    single_pixels = clip_pixels(networks.clip, garment, "single")
+    single_clip = networks.clip.tower(single_pixels.to(network.unet.dtype)).image_embeds
+    posterior = networks.codec.posterior(warped)
+    token_latents = networks.latents(warped, "noise_vae_token")
     conditions = network.condition(
         begin=networks.text[:, :1],
-        clip=clip["release"][:, None],
+        clip=clip[:, None],
         garment=token_latents,
         z_comp=networks.latents(both, "noise_masked_image"),
     )
+
+    scheduler = networks.settings["scheduler"]
     sampler = SamplerConfig(
         solver="ddim",
         steps=networks.settings["num_inference_steps"],
-        spacing=settings.get("timestep_spacing", "leading"),
-        clip_sample=settings.get("clip_sample_range", 1.0) if settings["clip_sample"] else 0.0,
+        spacing=scheduler.get("timestep_spacing", "leading"),
+        clip_sample=scheduler.get("clip_sample_range", 1.0) if scheduler["clip_sample"] else 0.0,
     )
     start = i["noise_init"]
-    timesteps, predictions, latents = networks.run(network, conditions, start, sampler)
+    run = run_sampler(network, conditions, [start], sampler, networks.objective)
     return {
-        "timesteps": timesteps,
-        "clip_pixel_values": pixels["release"],
-        "clip_image_embeds": clip["release"],
-        "clip_image_embeds_single_rescale": clip["single"],
+        "timesteps": run.timesteps,
+        "clip_pixel_values": pixels,
+        "clip_image_embeds": clip,
+        "clip_image_embeds_single_rescale": single_clip,
         "text_hidden_states": networks.text,
         "warped_latent_mean": posterior.mean,
         "warped_latent_logvar": posterior.logvar,
@@ -212,19 +196,18 @@ def released_script(networks: Networks) -> dict[str, Tensor]:
         "garment_tokens": conditions["tokens"][:, 1:],
         "prompt_embeds": conditions["tokens"],
         "unet_input_step0": network.stacked(start, conditions),
-        "noise_pred_step0": predictions[0],
-        "noise_pred_last": predictions[-1],
-        "latents_per_step": torch.stack(latents),
-        "final_latents": latents[-1],
-        "final_image": networks.decoded(latents[-1]),
+        "noise_pred_step0": run.predictions[0],
+        "noise_pred_last": run.predictions[-1],
+        "latents_per_step": torch.stack(run.latents),
+        "final_latents": run.latents[-1],
+        "final_image": networks.decoded(run.latents[-1]),
     }
 
 
 def unet_call(networks: Networks) -> dict[str, Tensor]:
-    """One call of the released UNet, watched at its parts and inside one cross-attention."""
-    i, unet, seen = networks.inputs, networks.released.unet, {}
-    probe = networks.settings["probe_attn2"]
-    watched = {
+    """One call of the released UNet: some of its parts, and one cross-attention from inside."""
+    i, unet, probe = networks.inputs, networks.released.unet, networks.settings["probe_attn2"]
+    paths = {
         "conv_in": "conv_in",
         "time_embedding": "time_embedding",
         "down_block0_out": "down_blocks.0",
@@ -233,96 +216,99 @@ def unet_call(networks: Networks) -> dict[str, Tensor]:
         "attn2_value": f"{probe}.to_v",
         "attn2_out": probe,
     }
+    layers = {name: unet.get_submodule(path) for name, path in paths.items()}
+    with record_calls(layers) as calls:
+        out = networks.released(i["unet_sample"], i["unet_timestep"], i["unet_tokens"])
+    tensors = {"unet.unet_out": out, "unet.attn2_hidden_in": calls["attn2_out"].input}
+    for name, call in calls.items():
+        # Down blocks also return what the up blocks take over.
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
+        tensors[f"unet.{name}"] = output
+    return tensors
 
-    def remember(name: str):
-        def hook(module, arguments, output):
-            seen[f"unet.{name}"] = output[0] if isinstance(output, tuple) else output
-            if name == "attn2_out":
-                seen["unet.attn2_hidden_in"] = arguments[0]
 
-        return hook
-
-    handles = [
-        unet.get_submodule(path).register_forward_hook(remember(name))
-        for name, path in watched.items()
-    ]
-    seen["unet.unet_out"] = networks.released(
-        i["unet_sample"], i["unet_timestep"], i["unet_tokens"]
-    )
-    for handle in handles:
-        handle.remove()
-    return seen
+# ---- the adapter classes ----
 
 
 def decoupled_adapter(networks: Networks) -> dict[str, Tensor]:
-    """mode=decoupled: projection head, whole UNets at several scales, one layer with masks and
-    without adapter.
-    """
-    i, weights, settings = networks.inputs, networks.reference.weights("adapter"), networks.settings
-    embedding, text = i["adapter_image_embeds"], i["adapter_text_tokens"]
-    context = len(weights["image_proj.norm.weight"])
-    count = len(weights["image_proj.proj.weight"]) // context
-    network = DecoupledUNet(networks.unet(), embedding.shape[-1], count)
-    fill_adapter(network, adapter_sections(weights), networks.reference.folder)
-    nn.Module.to(network, embedding.device, embedding.dtype).eval()
-    resampler = read_resampler(settings["resampler"])
-    own = {
-        name.removeprefix("resampler."): x
-        for name, x in weights.items()
-        if name.startswith("resampler.")
+    """mode=decoupled: projection head, one layer alone with masks, whole UNets at some scales."""
+    i, weights = networks.inputs, networks.reference.weights("adapter")
+    network = decoupled_network(networks, weights)
+    text, t = i["adapter_text_tokens"], i["unet_timestep"]
+    channels = networks.settings["unet"]["out_channels"]
+    z_t, z_comp = i["unet_sample"][:, :channels], i["unet_sample"][:, channels:]
+    conditions = network.condition(
+        text=text, negative_text=text[:1], clip=i["adapter_image_embeds"], z_comp=z_comp
+    )
+    tensors = {
+        "resampler_tokens": resampler_tokens(networks, weights),
+        "image_proj_tokens": conditions["garment"],
+        "image_proj_tokens_uncond": network.unconditional(conditions)["garment"],
     }
-    found = {"decoupled.resampler_tokens": networks.ready(resampler, own)(i["resampler_features"])}
 
-    channels = settings["unet"]["out_channels"]
-    z_t, z_comp = i["unet_sample"].split([channels, i["unet_sample"].shape[1] - channels], dim=1)
-    conditions = network.condition(text=text, negative_text=text[:1], clip=embedding, z_comp=z_comp)
-    found["decoupled.image_proj_tokens"] = conditions["garment"]
-    found["decoupled.image_proj_tokens_uncond"] = network.unconditional(conditions)["garment"]
+    layer = network.unet.get_submodule(networks.settings["probe_attn2"])
+    with record_calls({"attn2": layer}) as calls:
+        network.denoise(z_t, t, conditions, {})
+    hidden, tokens = calls["attn2"].input, torch.cat([text, conditions["garment"]], dim=1)
+    length = {"adapter_length": network.tokens}
+    key_mask, query_key_mask = i["attn_key_mask"], i["attn_query_key_mask"]
+    tensors["attn2_hidden_in"] = hidden
+    tensors["attn2_out_textonly"] = layer(hidden, text)
+    tensors["attn2_out_keymask"] = layer(hidden, tokens, attention_mask=key_mask, **length)
+    tensors["attn2_out_querykeymask"] = layer(
+        hidden, tokens, attention_mask=query_key_mask, **length
+    )
+    tensors = {f"decoupled.{name}": tensor for name, tensor in tensors.items()}
 
-    layer, seen = network.unet.get_submodule(settings["probe_attn2"]), []
-    with layer.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0])):
-        network.denoise(z_t, i["unet_timestep"], conditions, {})
-    hidden, tokens = seen[0], torch.cat([text, conditions["garment"]], dim=1)
-    found["decoupled.attn2_hidden_in"] = hidden
-    found["decoupled.attn2_out_textonly"] = layer(hidden, text)
-    for name, mask in (("keymask", "attn_key_mask"), ("querykeymask", "attn_query_key_mask")):
-        masked = layer(hidden, tokens, attention_mask=i[mask], adapter_length=count)
-        found[f"decoupled.attn2_out_{name}"] = masked
-    for name in networks.reference.expected:
+    for name in networks.reference.expected:  # e.g. decoupled.unet_out_scale0p5
         what, _, scale = name.removesuffix("_same_input").rpartition("_scale")
         if what in ("decoupled.unet_out", "decoupled.attn2_out"):
             network.set_scale(float(scale.replace("p", ".")))
-            whole = what == "decoupled.unet_out"
-            found[name] = (
-                network.denoise(z_t, i["unet_timestep"], conditions, {})
-                if whole
-                else layer(hidden, tokens, adapter_length=count)
-            )
-    return found
+            if what == "decoupled.unet_out":
+                tensors[name] = network.denoise(z_t, t, conditions, {})
+            else:
+                tensors[name] = layer(hidden, tokens, **length)
+    return tensors
+
+
+def decoupled_network(networks: Networks, weights: dict[str, Tensor]) -> DecoupledUNet:
+    """The UNet with the adapter's weights."""
+    embedding = networks.inputs["adapter_image_embeds"]
+    context = len(weights["image_proj.norm.weight"])
+    tokens = len(weights["image_proj.proj.weight"]) // context
+    network = DecoupledUNet(networks.unet(), embedding.shape[-1], tokens)
+    head, layers = adapter_sections(weights)
+    fill_adapter(network, head, layers, networks.reference.folder)
+    return nn.Module.to(network, embedding.device, embedding.dtype).eval()
+
+
+def resampler_tokens(networks: Networks, weights: dict[str, Tensor]) -> Tensor:
+    resampler = read_resampler(networks.settings["resampler"])
+    networks.reference.ready(resampler, below(weights, "resampler."))
+    return resampler(networks.inputs["resampler_features"])
+
+
+# ---- the script of July 2024 ----
 
 
 def july_script(networks: Networks) -> dict[str, Tensor]:
-    """mode=legacy12 on the first sample: both guidance branches at the start, then the blended run."""
-    i, expected = networks.inputs, networks.reference.expected
-    guidance = networks.settings["legacy_image_guidance_scale"]
+    """mode=legacy12 on the first sample: the whole run, and both branches at its start."""
+    i, codec, expected = networks.inputs, networks.codec, networks.reference.expected
     network = LegacyUNet(networks.unet("unet12", "unet_legacy12"))
-    warped, agnostic = (
-        networks.picture("warped_cloth_u8", slice(1)),
-        networks.picture("masked_person_u8"),
-    )
-    codec = networks.codec
-    x_a, x_w = (
-        (codec.encode(image) / codec.scaling).to(network.unet.dtype) for image in (agnostic, warped)
-    )
+    dtype = network.unet.dtype
+    warped = networks.picture("warped_cloth_u8", slice(1))
+    agnostic = networks.picture("masked_person_u8")
     conditions = network.condition(
         begin=networks.text[:1, :1],
         clip=i["legacy_clip_embeds"][:, None],
         garment=networks.latents(warped, "noise_legacy_token"),
-        x_a=x_a,
-        x_w=x_w,
-        mask=(i["legacy_warp_mask_u8"] == OPAQUE).to(x_w.dtype)[None, None],
+        x_a=(codec.encode(agnostic) / codec.scaling).to(dtype),
+        x_w=(codec.encode(warped) / codec.scaling).to(dtype),
+        mask=(i["legacy_warp_mask_u8"] == OPAQUE).to(dtype)[None, None],
         blended=networks.latents(warped, "noise_legacy_cloth"),
     )
+
+    guidance = networks.settings["legacy_image_guidance_scale"]
     sampler = SamplerConfig(
         solver="unipc",
         steps=len(expected["legacy12.timesteps"]),
@@ -331,54 +317,55 @@ def july_script(networks: Networks) -> dict[str, Tensor]:
         final_sigma="sigma_min",
     )
     start = i["noise_legacy_init"]
-    timesteps, _, latents = networks.run(network, conditions, start, sampler)
-    both = double(
-        conditions, network.unconditional(conditions)
-    )  # the script's order; the sampler's is the other
+    run = run_sampler(network, conditions, [start], sampler, networks.objective)
+
+    # The script's order of the two branches; the sampler's is the other.
+    both = double(conditions, network.unconditional(conditions))
     z = torch.cat([start, start])
-    first = network.denoise(z, timesteps[:1].expand(len(z)), both, {})
+    first = network.denoise(z, run.timesteps[:1].expand(len(z)), both, {})
     cond, uncond = first.chunk(2)
-    picture = (networks.decoded(latents[-1]) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    steps = {
-        name: latents[int(name.removeprefix(AFTER_STEP))]
-        for name in expected
-        if name.startswith(AFTER_STEP)
-    }
-    return {
-        "legacy12.timesteps": timesteps,
+
+    picture = (networks.decoded(run.latents[-1]) * 255).round().to(torch.uint8)
+    tensors = {
+        "legacy12.timesteps": run.timesteps,
         "legacy12.prompt_embeds": conditions["tokens"],
         "legacy12.unet12_input_step0": network.stacked(z, both),
         "legacy12.unet12_out_step0": first,
         "legacy12.guided_noise_step0": uncond + guidance * (cond - uncond),
-        "legacy12.final_image_u8": picture,
-        **steps,
+        "legacy12.final_image_u8": picture.permute(0, 2, 3, 1),
     }
+    for name in expected:
+        if name.startswith(AFTER_STEP):
+            step = int(name.removeprefix(AFTER_STEP))
+            tensors[name] = run.latents[step]
+    return tensors
 
 
-def pasting(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    mask = (inputs["paste_mask_u8"] > 127).float()[None, None]
-    generated, original = (
-        inputs[f"paste_{which}_u8"].permute(2, 0, 1)[None].float() for which in ("pred", "gt")
-    )
+def pasting(networks: Networks) -> dict[str, Tensor]:
+    i = networks.inputs
+    mask = (i["paste_mask_u8"] > 127).float()[None, None]
+    generated = i["paste_pred_u8"].permute(2, 0, 1)[None].float()
+    original = i["paste_gt_u8"].permute(2, 0, 1)[None].float()
     return {
         "paste.fuse_mask_u8": feathered(mask)[0, 0],
         "paste.fused_u8": paste_back(generated, original, mask)[0].permute(1, 2, 0),
     }
 
 
+# ---- the paper's formulas ----
+
+
 def formulas(networks: Networks) -> dict[str, Tensor]:
     """The paper's equations, and the spline of a learned warp."""
-    i = {name.removeprefix("d_"): x for name, x in networks.inputs.items() if name.startswith("d_")}
-    objective, weights = networks.objective, networks.reference.weights("derived")
-    x_t, t = objective.add_noise(i["x0"], i["eps"], i["t"]), i["t"]
+    i, weights = below(networks.inputs, "d_"), networks.reference.weights("derived")
+    objective, t = networks.objective, i["t"]
+    x_t = objective.add_noise(i["x0"], i["eps"], t)
     signal, noise = objective.signal_and_noise(t, i["x0"])
     prediction, truth, mask = i["pred_img"], i["gt_img"], i["warp_mask"]
     gx, gy = sobel(truth)
-    dists = DISTS(tuple(networks.settings["dists_channels"][1:]))
-    own = {
-        name.removeprefix("dists."): x for name, x in weights.items() if name.startswith("dists.")
-    }
-    dists = networks.ready(dists, own)
+    dists = reference_dists(tuple(networks.settings["dists_channels"][1:]), weights)
+    dists = dists.to(networks.reference.device, networks.reference.dtype)
+    x, y = to_unit(prediction), to_unit(truth)
     return {
         "xt": x_t,
         "sqrt_alpha_prod": signal.flatten(),
@@ -387,13 +374,26 @@ def formulas(networks: Networks) -> dict[str, Tensor]:
         "sobel_gx_gt": gx,
         "sobel_gy_gt": gy,
         "sobel_mag_gt": sobel_magnitude(truth),
-        "dists": dists((prediction + 1) / 2, (truth + 1) / 2),
-        "dists_masked": dists((prediction + 1) / 2 * mask, (truth + 1) / 2 * mask),
+        "dists": dists(x, y),
+        "dists_masked": dists(x * mask, y * mask),
         "loss_highfreq": high_frequency_loss(prediction, truth, mask),
         "loss_appearance": appearance_loss(prediction, truth, mask, dists),
         **garment_focused(networks, i, weights),
         **spline(networks, i),
     }
+
+
+def reference_dists(channels: tuple[int, ...], weights: dict[str, Tensor]) -> DISTS:
+    """DISTS with the folder's weights: dists.stage<s>.<l>.* for layer l of VGG16, alpha, beta."""
+    dists = DISTS(None, seed=0, channels=channels)
+    state = {}
+    for name, tensor in below(weights, "dists.stage").items():
+        _, layer = name.split(".", 1)
+        if not layer.endswith(".filter"):  # of the pooling, which has no weights here
+            state[f"features.{layer}"] = tensor
+    load_state(dists.backbone, state, "dists")
+    dists.calibrate(weights["dists.alpha"], weights["dists.beta"])
+    return dists
 
 
 def garment_focused(
@@ -408,32 +408,31 @@ def garment_focused(
         "processor.to_k_adapter": "to_k_vae",
         "processor.to_v_adapter": "to_v_vae",
     }
-    own = {f"{ours}.weight": weights[f"gf.{name}.weight"] for ours, name in theirs.items()}
-    own["to_out.0.bias"] = weights["gf.to_out.0.bias"]
+    state = {f"{ours}.weight": weights[f"gf.{name}.weight"] for ours, name in theirs.items()}
+    state["to_out.0.bias"] = weights["gf.to_out.0.bias"]
     hidden, heads = i["attn_hidden"], networks.settings["gf"]["heads"]
-    inner, context = own["to_k.weight"].shape
-    found = {}
-    for name, masked in (
-        ("nomask", (False, False)),
-        ("mask_both", (True, True)),
-        ("mask_vae", (False, True)),
-    ):
+    inner, context = state["to_k.weight"].shape
+    tokens = torch.cat([i["clip_tokens"], i["vae_tokens"]], dim=1)
+    length = i["vae_tokens"].shape[1]
+    query_masks = {hidden.shape[1]: i["attn_mask"][..., None]}
+
+    masked = {"nomask": (False, False), "mask_both": (True, True), "mask_vae": (False, True)}
+    tensors = {}
+    for name, branches in masked.items():
         layer = Attention(hidden.shape[-1], context, heads=heads, dim_head=inner // heads)
-        layer.set_processor(GarmentFocusedProcessor(layer, masked))
-        tokens = torch.cat([i["clip_tokens"], i["vae_tokens"]], dim=1)
-        masks = {hidden.shape[1]: i["attn_mask"][..., None]}
-        layer = networks.ready(layer, own)
-        length = i["vae_tokens"].shape[1]
-        found[f"gf_out_{name}"] = layer(hidden, tokens, adapter_length=length, query_masks=masks)
-    return found
+        layer.set_processor(GarmentFocusedProcessor(layer, branches))
+        networks.reference.ready(layer, state)
+        tensors[f"gf_out_{name}"] = layer(
+            hidden, tokens, adapter_length=length, query_masks=query_masks
+        )
+    return tensors
 
 
 def spline(networks: Networks, i: dict[str, Tensor]) -> dict[str, Tensor]:
-    side = round(i["tps_points"].shape[1] ** 0.5)
-    size = networks.settings["tps"]
-    grid = ThinPlateSpline(size["height"], size["width"], side).to(i["tps_points"].device)(
-        i["tps_points"].float()
-    )
+    points, size = i["tps_points"], networks.settings["tps"]
+    side = round(points.shape[1] ** 0.5)
+    tps = ThinPlateSpline(size["height"], size["width"], side).to(points.device)
+    grid = tps(points.float())
     return {
         "tps_target_points": lattice(side),
         "tps_grid": grid,

@@ -6,17 +6,16 @@ file. GarmentNet: the SDXL base UNet without its added embedding.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from vton.models.idm_vton.config import IdmVtonConfig
+from vton.models.idm_vton.config import IdmVtonConfig, ImagePromptConfig
 from vton.models.idm_vton.network import TryonNet
-from vton.models.resampler import Resampler
+from vton.models.resampler import build_resampler
 from vton.models.settings import UNetConfig
-from vton.models.unet import attention_names, build_unet
+from vton.models.unet import build_unet, numbered_processors, published_arguments, widen_input
 from vton.weights.pretrained import (
     WeightsError,
     hub_folder,
@@ -30,54 +29,42 @@ from vton.weights.pretrained import (
 def build_tryon(
     config: IdmVtonConfig, channels: int, clip_width: int, aspect: float = 1.0
 ) -> TryonNet:
-    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`. Raises
-    WeightsError.
+    """TryonNet over latents of `channels`, reading CLIP states of `clip_width`.
 
-    aspect: height / width of the pictures, for `unet.positions`.
+    aspect: height / width of the pictures, for `unet.positions`. Raises WeightsError.
     """
-    inputs = 3 * channels + 1
-    resampler = build_resampler(config, clip_width) if config.image_prompt.enabled else None
-    source = config.unet.pretrained
-    if not source:
-        unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
-        tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
-    else:
-        folder = hub_folder(source, config.unet.subfolder, "model.unet.pretrained")
-        unet = unet_from(
+    inputs = 3 * channels + 1  # x_t, mask, masked person, pose
+    prompt = config.image_prompt
+    resampler = None
+    if prompt.enabled:
+        resampler = build_resampler(config.resampler, clip_width, config.unet.context)
+    if config.unet.pretrained:
+        folder = hub_folder(config.unet.pretrained, config.unet.subfolder, "model.unet.pretrained")
+        unet = empty_unet(
             folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels
         )
-        tryon = TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
+        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
         load_base(tryon, read_weights_folder(folder), channels, folder)
-    if config.image_prompt.enabled and config.image_prompt.pretrained:
-        load_image_prompt(tryon, image_prompt_file(config))
+    else:
+        unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
+        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
+    if prompt.enabled and prompt.pretrained:
+        load_image_prompt(tryon, image_prompt_file(prompt))
     return tryon
-
-
-def build_resampler(config: IdmVtonConfig, clip_width: int) -> Resampler:
-    """CLIP states of `clip_width` to image tokens, freshly."""
-    return Resampler(
-        width=config.resampler.width,
-        depth=config.resampler.depth,
-        heads=config.resampler.heads,
-        head_width=config.resampler.head_width,
-        queries=config.resampler.queries,
-        input_width=clip_width,
-        output_width=config.unet.context,
-        factor=config.resampler.feed_forward,
-    )
 
 
 def build_garment_net(
     config: UNetConfig, channels: int, aspect: float = 1.0
 ) -> UNet2DConditionModel:
     """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises WeightsError."""
+    key = "model.garment_unet"
     if not config.pretrained:
-        return build_unet(config, channels, channels, key="model.garment_unet", aspect=aspect)
-    folder = hub_folder(config.pretrained, config.subfolder, "model.garment_unet.pretrained")
-    unet = unet_from(
+        return build_unet(config, channels, channels, key=key, aspect=aspect)
+    folder = hub_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
+    unet = empty_unet(
         folder,
         config,
-        "model.garment_unet",
+        key,
         in_channels=channels,
         out_channels=channels,
         addition_embed_type=None,
@@ -86,8 +73,8 @@ def build_garment_net(
     return unet
 
 
-def unet_from(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DConditionModel:
-    """An empty UNet of the shape in folder/config.json, with some arguments changed."""
+def empty_unet(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DConditionModel:
+    """A fresh UNet of the shape in folder/config.json, with some arguments changed."""
     arguments = published_arguments(read_json(folder / "config.json")) | changed
     context = arguments["cross_attention_dim"]
     if context != config.context:
@@ -100,87 +87,55 @@ def unet_from(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DCo
     return unet
 
 
-def published_arguments(config: dict) -> dict:
-    """UNet2DConditionModel's arguments in a published config.json.
-
-    Left out: the averaging fields that the inpainting UNet's file inherited (decay, power, ...),
-    and the image projection, which a stock UNet refuses and TryonNet adds itself.
-    """
-    known = inspect.signature(UNet2DConditionModel.__init__).parameters
-    chosen = {name: value for name, value in config.items() if name in known}
-    return chosen | {"encoder_hid_dim": None, "encoder_hid_dim_type": None}
-
-
 def without_added_embedding(
     unet: UNet2DConditionModel, state: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """GarmentNet's weights without the pooled-text embedding that its file holds and its
-    configuration turns off.
+    """GarmentNet's weights without the embedding of pooled text, which its configuration turns off.
+
+    Its published file holds it nevertheless.
     """
     if unet.config.addition_embed_type is not None:
         return state
-    return {name: tensor for name, tensor in state.items() if not name.startswith("add_embedding.")}
+    return {name: x for name, x in state.items() if not name.startswith("add_embedding.")}
 
 
 def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: Path | str) -> None:
     """A published TryonNet, or a stock UNet whose lack of image-prompt weights is no error."""
     state = dict(state)
     if "conv_in.weight" in state:
-        state["conv_in.weight"] = widen(state["conv_in.weight"], channels, source)
+        state["conv_in.weight"] = widen_to_tryon(state["conv_in.weight"], channels, source)
     if not any(name.startswith("encoder_hid_proj.") for name in state):
-        own = tryon.unet.state_dict()
-        state |= {name: own[name] for name in image_prompt_names(tryon)}
+        for name, tensor in tryon.unet.state_dict().items():
+            if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
+                state[name] = tensor
     load_state(tryon.unet, state, source)
 
 
-def image_prompt_names(tryon: TryonNet) -> list[str]:
-    """Parameters of the Resampler and of the image keys and values, as in `tryon.unet`'s state."""
-    return [
-        n
-        for n in tryon.unet.state_dict()
-        if n.startswith("encoder_hid_proj.") or ".processor.to_" in n
-    ]
+def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:
+    """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person and pose.
 
-
-def widen(weight: Tensor, channels: int, source: Path | str) -> Tensor:
-    """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person, pose; the
-    rest is zero.
-
-    c = `channels`. The inpainting UNet has the first three in this order already. Raises
-    WeightsError.
+    c = `channels`. The inpainting UNet has the first three in this order already; what is absent
+    starts at zero. Raises WeightsError.
     """
-    inputs = 3 * channels + 1
-    if weight.shape[1] not in (channels, 2 * channels + 1, inputs):
+    inputs = weight.shape[1]
+    text_to_image, inpainting, tryon = channels, 2 * channels + 1, 3 * channels + 1
+    if inputs not in (text_to_image, inpainting, tryon):
         raise WeightsError(
-            f"{source}: conv_in.weight has {weight.shape[1]} input channels; expected {channels} (text to image), "
-            f"{2 * channels + 1} (inpainting) or {inputs} (IDM-VTON)."
+            f"{source}: conv_in.weight has {inputs} input channels; expected {text_to_image} (text "
+            f"to image), {inpainting} (inpainting) or {tryon} (IDM-VTON)."
         )
-    wide = weight.new_zeros(weight.shape[0], inputs, *weight.shape[2:])
-    wide[:, : weight.shape[1]] = weight
-    return wide
+    return widen_input(weight, tryon, {channel: channel for channel in range(inputs)})
 
 
-def image_prompt_file(config: IdmVtonConfig) -> Path:
+def image_prompt_file(config: ImagePromptConfig) -> Path:
     """The IP-Adapter file that the configuration names."""
-    where = Path(config.image_prompt.file)
-    folder = hub_folder(
-        config.image_prompt.pretrained,
-        str(where.parent),
-        "model.image_prompt.pretrained",
-        only=where.name,
-    )
-    return folder / where.name
+    file = Path(config.file)
+    key = "model.image_prompt.pretrained"
+    return hub_folder(config.pretrained, str(file.parent), key, only=file.name) / file.name
 
 
 def load_image_prompt(tryon: TryonNet, path: Path) -> None:
-    """Resampler and image keys/values from an IP-Adapter file (.bin nested by section, or flat).
-    Raises WeightsError.
-
-    Its number k in `ip_adapter.<k>.to_k_ip.weight` is the layer's place among all attention layers
-    in module order (down, up, mid), which is not the order of execution.
-    """
+    """Resampler and image keys/values from an IP-Adapter file. Raises WeightsError."""
     sections = read_ip_adapter(path)
     load_state(tryon.unet.encoder_hid_proj, sections["image_proj"], path)
-    processors = (tryon.unet.get_submodule(name).processor for name in attention_names(tryon.unet))
-    numbered = nn.ModuleList(p if isinstance(p, nn.Module) else nn.Identity() for p in processors)
-    load_state(numbered, sections["ip_adapter"], path)
+    load_state(numbered_processors(tryon.unet), sections["ip_adapter"], path)

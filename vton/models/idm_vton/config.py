@@ -11,11 +11,10 @@ from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetCo
 
 @dataclass
 class ImagePromptConfig:
-    """Keys and values of the image tokens in cross-attention; the Resampler that makes the tokens
-    is `resampler`.
-    """
+    """Keys and values of the image tokens in cross-attention; `resampler` makes the tokens."""
 
-    enabled: bool = True  # False: no CLIP, Resampler and image keys/values; cross-attention reads the caption alone
+    # False: no CLIP, Resampler and image keys/values; cross-attention reads the caption alone
+    enabled: bool = True
     # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
     pretrained: str = ""
     file: str = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
@@ -76,36 +75,43 @@ class IdmVtonConfig(ModelConfig):
     garment_timestep: int | None = None
 
     def __post_init__(self):
-        sums = (self.unet.context, self.garment_unet.context, self.text.width + self.text_2.width)
-        if len(set(sums)) > 1:
+        own, garment = self.unet.context, self.garment_unet.context
+        text = self.text.width + self.text_2.width
+        if not own == garment == text:
             raise ConfigError(
-                f"model.unet.context={sums[0]}, model.garment_unet.context={sums[1]} and model.text.width + "
-                f"model.text_2.width={sums[2]} must be equal: both UNets read both text encoders' tokens side by side."
+                f"model.unet.context={own}, model.garment_unet.context={garment} and "
+                f"model.text.width + model.text_2.width={text} must be equal: both UNets read both "
+                "text encoders' tokens side by side."
             )
         if self.garment_timestep is not None and not self.garment_net:
             raise ConfigError(
-                f"model.garment_timestep={self.garment_timestep} needs model.garment_net=true: it is GarmentNet's."
+                f"model.garment_timestep={self.garment_timestep} needs model.garment_net=true: it "
+                "is GarmentNet's."
             )
         if self.unet.pooled != self.text_2.projection:
             raise ConfigError(
-                f"model.unet.pooled={self.unet.pooled} must equal model.text_2.projection={self.text_2.projection}."
+                f"model.unet.pooled={self.unet.pooled} must equal "
+                f"model.text_2.projection={self.text_2.projection}."
             )
         if self.text.length != self.text_2.length:
             raise ConfigError(
-                f"model.text.length={self.text.length} must equal model.text_2.length={self.text_2.length}."
+                f"model.text.length={self.text.length} must equal "
+                f"model.text_2.length={self.text_2.length}."
             )
-        if joined(self.unet) != joined(self.garment_unet):
+        own, garment = joined_blocks(self.unet), joined_blocks(self.garment_unet)
+        if own != garment:
             raise ConfigError(
-                f"model.garment_unet {joined(self.garment_unet)} must have the transformer blocks of model.unet "
-                f"{joined(self.unet)} (width and depth of each level with attention, and layers)."
+                f"model.garment_unet {garment} must have the transformer blocks of model.unet "
+                f"{own} (width and depth of each level with attention, and layers)."
             )
 
 
-def joined(unet: UNetConfig) -> tuple:
-    """What has to be alike in both UNets, as attention joins them block by block; plain levels are
-    free.
+def joined_blocks(unet: UNetConfig) -> tuple:
+    """What has to be alike in both UNets, as attention joins them block by block.
+
+    Levels without attention are free.
     """
-    levels = zip(unet.attention, unet.widths, unet.depth, strict=True)
-    return unet.layers, *(
-        (width, depth) if attention else "plain" for attention, width, depth in levels
-    )
+    levels = []
+    for attention, width, depth in zip(unet.attention, unet.widths, unet.depth, strict=True):
+        levels.append((width, depth) if attention else "plain")
+    return unet.layers, *levels

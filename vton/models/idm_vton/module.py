@@ -16,11 +16,13 @@ from torch import Tensor
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.models.base import Reading, TryOnModule
+from vton.models.codecs import latent_mask
+from vton.models.distinct import distinct_garments
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
-from vton.models.idm_vton.network import IdmVton, NullPrompt, distinct, latent_mask
-from vton.models.unet import read_by_taps, same_garment
+from vton.models.idm_vton.network import IdmVton, NullPrompt
+from vton.models.unet import read_by_taps
 from vton.registry import register
 
 
@@ -75,7 +77,7 @@ class IdmVtonModule(TryOnModule):
                 f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true."
             )
         model: IdmVtonConfig = self.config.model
-        first, garment = distinct(same_garment(batch.garment, batch.garment_caption))
+        first, garment = distinct_garments(batch.garment, batch.garment_caption)
         text, pooled, garment_text = self.read_both_captions(batch, first)
         masked = self.reading("agnostic", batch)
         of_garment = {}

@@ -34,6 +34,7 @@ from vton.models.attention import (
     read_garment,
     split_heads,
 )
+from vton.models.distinct import distinct
 from vton.models.resampler import Resampler
 from vton.models.unet import execution_order, garment_taps
 
@@ -360,28 +361,6 @@ class IdmVton(Denoiser):
         if "garment" in conditions:
             replaced["garment"] = torch.full_like(conditions["garment"], -1)
         return conditions | replaced
-
-
-def distinct(keys: Tensor, *more: Tensor) -> tuple[list[int], Tensor]:
-    """The first row of each group of equal (B,) integers, and each row's group (B,); -1 where the
-    key is negative.
-    """
-    groups: dict[tuple, int] = {}
-    first: list[int] = []
-    group: list[int] = []
-    for row, values in enumerate(zip(*(x.tolist() for x in (keys, *more)), strict=True)):
-        if values[0] >= 0 and values not in groups:
-            groups[values] = len(groups)
-            first.append(row)
-        group.append(groups.get(values, -1))
-    return first, torch.tensor(group, device=keys.device)
-
-
-def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) in {0, 1} at latent size (B, 1, h, w): every H/h-th pixel, so that it stays
-    binary.
-    """
-    return F.interpolate(mask, size, mode="nearest")
 
 
 def tap_shapes(unet: UNet2DConditionModel, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,11 +1,12 @@
-"""IDM-VTON's part of `vton verify`: reference tensors recomputed by the code that trains and
-samples.
+"""IDM-VTON's part of `vton verify`: tensors recomputed by the code that trains and samples.
 
 Preprocessing, tokens, garment features, one transformer block from inside, a guided call, a short
 run through the shared sampler, and one training step with gradients.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,17 +15,28 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vton.config import SamplerConfig
+from vton.data.ranges import from_unit
 from vton.diffusion.denoiser import Conditions
-from vton.diffusion.sampling import double, sample
+from vton.diffusion.sampling import double
 from vton.diffusion.solvers import make_solver
+from vton.models.codecs import latent_mask
 from vton.models.encoders import ClipImageEncoder
-from vton.models.idm_vton.building import published_arguments, without_added_embedding
-from vton.models.idm_vton.network import IdmVton, NullPrompt, TryonNet, latent_mask
-from vton.models.reference import Kind, Reference, read_objective, read_resampler
-from vton.models.unet import execution_order, garment_taps
-from vton.weights.pretrained import load_state, read_safetensors
+from vton.models.idm_vton.building import without_added_embedding
+from vton.models.idm_vton.network import IdmVton, NullPrompt, TryonNet
+from vton.models.reference import (
+    Call,
+    Kind,
+    Reference,
+    read_objective,
+    read_resampler,
+    record_calls,
+    run_sampler,
+)
+from vton.models.unet import execution_order, garment_taps, published_arguments
+from vton.weights.pretrained import read_safetensors
 
 PIXELS_PER_LATENT = 8
+BLOCK_LAYERS = ("norm1", "attn1", "norm2", "attn2", "norm3", "ff")
 
 
 def kind(name: str) -> Kind:
@@ -39,50 +51,46 @@ def recompute(reference: Reference) -> dict[str, Tensor]:
     """Every tensor of outputs.safetensors under its name there."""
     networks = Networks(reference)
     with torch.no_grad():
-        found = (
-            preprocessing(reference)
-            | garment_reading(networks)
-            | guided_call(networks)
-            | schedule(networks)
-        )
-        found |= short_run(networks)
-    return found | training_step(networks)
+        tensors = preprocessing(reference)
+        tensors |= garment_reading(networks)
+        tensors |= guided_call(networks)
+        tensors |= schedule(networks)
+        tensors |= short_run(networks)
+    return tensors | training_step(networks)
 
 
 class Networks:
     """The folder's networks behind IdmVton, and its settings as ours."""
 
     def __init__(self, reference: Reference):
-        self.reference, self.inputs, self.settings = reference, reference.inputs, reference.config
-        self.tryon, self.clip = build_tryon(self.settings), build_clip(self.settings)
+        self.reference = reference
+        self.inputs = reference.inputs
+        self.settings = reference.config
+
+        self.tryon = reference_tryon(self.settings)
+        reference.load(self.tryon.unet, "unet")
         self.garment_net = UNet2DConditionModel(
             **published_arguments(self.settings["unet_encoder"])
         )
-        self.load(self.tryon.unet, "unet")
-        self.load(self.garment_net, "unet_encoder")
-        self.load(self.clip.tower, "image_encoder")
-        for network in (self.tryon, self.garment_net, self.clip):
-            network.to(reference.device, reference.dtype).eval()
-            network.requires_grad_(network is self.tryon)
+        weights = reference.weights("unet_encoder")
+        reference.ready(self.garment_net, without_added_embedding(self.garment_net, weights))
+        self.garment_net.requires_grad_(False)
+        tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.settings["image_encoder"]))
+        reference.load(tower, "image_encoder")
+        self.clip = ClipImageEncoder(tower, "crop").requires_grad_(False)
+        self.clip.to(reference.device, reference.dtype)
         self.model = IdmVton(self.tryon, self.garment_net, self.null_prompt)
-        run, noise = self.settings["run"], self.settings["scheduler"]
-        self.objective = read_objective(noise)
-        self.guidance = (
-            run["guidance_scale"] if run["guidance_scale"] > 1 else 1.0
-        )  # below 1 the reference has none
+
+        run, scheduler = self.settings["run"], self.settings["scheduler"]
+        guidance = run["guidance_scale"]
+        self.objective = read_objective(scheduler)
         self.sampler = SamplerConfig(
             solver="ddpm",
             steps=run["sampler_steps"],
-            guidance=self.guidance,
-            spacing=noise["timestep_spacing"],
-            clip_sample=noise["clip_sample_range"] if noise["clip_sample"] else 0.0,
+            guidance=guidance if guidance > 1 else 1.0,  # below 1 the reference has none
+            spacing=scheduler["timestep_spacing"],
+            clip_sample=scheduler["clip_sample_range"] if scheduler["clip_sample"] else 0.0,
         )
-
-    def load(self, network: nn.Module, part: str) -> None:
-        weights = self.reference.weights(part)
-        if part == "unet_encoder":
-            weights = without_added_embedding(network, weights)
-        load_state(network, weights, self.reference.folder / f"weights_{part}.safetensors")
 
     def null_prompt(self) -> NullPrompt:
         i = self.inputs
@@ -105,27 +113,21 @@ class Networks:
         )
 
 
-def build_tryon(settings: dict) -> TryonNet:
-    sizes, image_prompt = settings["resampler"], settings["ip_adapter"]
-    resampler = read_resampler(sizes)
+def reference_tryon(settings: dict) -> TryonNet:
     unet = UNet2DConditionModel(**published_arguments(settings["unet"]))
-    return TryonNet(unet, resampler, image_prompt["scale"])
-
-
-def build_clip(settings: dict) -> ClipImageEncoder:
-    return ClipImageEncoder(
-        CLIPVisionModelWithProjection(CLIPVisionConfig(**settings["image_encoder"])), "crop"
-    )
+    return TryonNet(unet, read_resampler(settings["resampler"]), settings["ip_adapter"]["scale"])
 
 
 def preprocessing(reference: Reference) -> dict[str, Tensor]:
-    """From [0, 1] pictures and soft masks to what the networks are given; in float32 whatever the
-    networks run in.
+    """From [0, 1] pictures and soft masks to what the networks are given.
+
+    In float32, whatever the networks run in.
     """
     pictures = read_safetensors(reference.folder / "inputs.safetensors")
-    image = pictures["prep.image01"] * 2 - 1
+    image = from_unit(pictures["prep.image01"])
     mask = (pictures["prep.mask01"] >= 0.5).to(image.dtype)
-    size = tuple(side // PIXELS_PER_LATENT for side in mask.shape[-2:])
+    height, width = mask.shape[-2:]
+    size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     return {
         "prep.image": image,
         "prep.mask_binary": mask,
@@ -137,141 +139,105 @@ def preprocessing(reference: Reference) -> dict[str, Tensor]:
 def garment_reading(networks: Networks) -> dict[str, Tensor]:
     """CLIP states, image tokens and GarmentNet's features."""
     i, tryon = networks.inputs, networks.tryon
-    clip, empty = networks.clip.read(i["clip_pixel_values"]), networks.null_prompt().clip
-    taps, discarded = whole_garment_pass(networks)
-    return {
+    clip = networks.clip.read(i["clip_pixel_values"])
+    empty = networks.null_prompt().clip
+    tensors = {
         "clip.hidden_cond": clip,
         "clip.hidden_uncond": empty,
         "image_tokens": torch.cat([tryon.image_tokens(empty), tryon.image_tokens(clip)]),
-        "garment.discarded_sample": discarded,
-        **{f"garment.feature.{index:03}": feature for index, feature in enumerate(taps.values())},
     }
 
-
-def whole_garment_pass(networks: Networks) -> tuple[dict[str, Tensor], Tensor]:
-    """The taps, and the state behind the block of the last one."""
-    i, unet, seen = networks.inputs, networks.garment_net, {}
-    last = unet.get_submodule(".".join(execution_order(unet)[-1].split(".")[:2]))
-    handle = last.register_forward_hook(
-        lambda module, arguments, output: seen.update(sample=output)
-    )
-    taps = garment_taps(
-        unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], whole=True
-    )
-    handle.remove()
-    return taps, seen["sample"]
+    # The state behind the block of the last feature, which the published code discards.
+    unet = networks.garment_net
+    last_block = ".".join(execution_order(unet)[-1].split(".")[:2])
+    with record_calls({"last": unet.get_submodule(last_block)}) as calls:
+        taps = garment_taps(
+            unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], whole=True
+        )
+    tensors["garment.discarded_sample"] = calls["last"].output
+    for index, feature in enumerate(taps.values()):
+        tensors[f"garment.feature.{index:03}"] = feature
+    return tensors
 
 
 def guided_call(networks: Networks) -> dict[str, Tensor]:
-    """One denoiser call on both guidance branches, watched inside one transformer block."""
-    model, i = networks.model, networks.inputs
+    """One denoiser call on both guidance branches, and one transformer block of it from inside."""
+    i, model, run = networks.inputs, networks.model, networks.settings["run"]
     conditions = networks.conditions(i["time_ids"])
     both = double(model.unconditional(conditions), conditions)
     z = torch.cat([i["latents"], i["latents"]])
     t = i["timestep"].expand(len(z))
     features = model.garment_features(both, t)
-    name = networks.settings["run"]["hooked_block"]
-    with watched(networks.tryon.unet.get_submodule(name)) as seen:
+    name = run["hooked_block"]
+    block = networks.tryon.unet.get_submodule(name)
+    layers = {"block": block} | {layer: getattr(block, layer) for layer in BLOCK_LAYERS}
+    with record_calls(layers) as calls:
         prediction = model.denoise(z, t, both, features)
     uncond, cond = prediction.chunk(2)
+
+    index = execution_order(networks.tryon.unet).index(name)
+    g = features[str(index)]
+    g = torch.cat([g, torch.zeros_like(g[:1])])[features["row"]]  # zeros for unconditional rows
     return {
         "tryon.input13": model.tryon_input(z, both),
         "tryon.noise_pred_cfg_batch": prediction,
-        "tryon.noise_pred_guided": uncond
-        + networks.settings["run"]["guidance_scale"] * (cond - uncond),
-        **inside_block(networks, name, seen, features),
+        "tryon.noise_pred_guided": uncond + run["guidance_scale"] * (cond - uncond),
+        **inside_block(block, calls, g),
     }
 
 
-class watched:
-    """Inputs and outputs of a transformer block and its layers while the context lasts: {"norm1":
-    (in, out), ...}.
+def inside_block(block: nn.Module, calls: dict[str, Call], garment: Tensor) -> dict[str, Tensor]:
+    """The block's intermediate results.
+
+    garment (B, M, D): its tokens in self-attention, whose own rows the model never forms. They are
+    added here.
     """
-
-    def __init__(self, block: nn.Module):
-        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
-        names = ("norm1", "attn1", "norm2", "attn2", "norm3", "ff")
-        layers = {"": block} | {name: getattr(block, name) for name in names}
-        self.handles = [
-            layer.register_forward_hook(self.hook(name)) for name, layer in layers.items()
-        ]
-
-    def hook(self, name: str):
-        def remember(module, arguments, output):
-            self.seen[name] = (arguments[0] if arguments else None, output)
-
-        return remember
-
-    def __enter__(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return self.seen
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
-
-
-def inside_block(
-    networks: Networks, name: str, seen: dict, features: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The intermediate results. The garment's rows of self-attention, which the model never forms,
-    are added here.
-    """
-    unet = networks.tryon.unet
-    g = features[str(execution_order(unet).index(name))]
-    g = torch.cat([g, g.new_zeros(1, *g.shape[1:])])[
-        features["row"]
-    ]  # zeros for the unconditional rows
-    person = seen["norm1"][1]
-    joined = torch.cat([person, g], 1)
-    everything = AttnProcessor2_0()(unet.get_submodule(f"{name}.attn1"), joined)
-    return {
-        "tryon.block.block_input": seen["norm1"][0],
-        "tryon.block.norm1_out": person,
-        "tryon.block.attn1_in": joined,
-        "tryon.block.attn1_out": torch.cat([seen["attn1"][1], everything[:, person.shape[1] :]], 1),
-        "tryon.block.after_attn1_residual": seen["norm2"][0],
-        "tryon.block.norm2_out": seen["norm2"][1],
-        "tryon.block.attn2_out": seen["attn2"][1],
-        "tryon.block.after_attn2_residual": seen["norm3"][0],
-        "tryon.block.ff_out": seen["ff"][1],
-        "tryon.block.block_output": seen[""][1],
+    person = calls["norm1"].output
+    joined = torch.cat([person, garment], 1)
+    everything = AttnProcessor2_0()(block.attn1, joined)
+    of_garment = everything[:, person.shape[1] :]
+    tensors = {
+        "block_input": calls["norm1"].input,
+        "norm1_out": person,
+        "attn1_in": joined,
+        "attn1_out": torch.cat([calls["attn1"].output, of_garment], 1),
+        "after_attn1_residual": calls["norm2"].input,
+        "norm2_out": calls["norm2"].output,
+        "attn2_out": calls["attn2"].output,
+        "after_attn2_residual": calls["norm3"].input,
+        "ff_out": calls["ff"].output,
+        "block_output": calls["block"].output,
     }
+    return {f"tryon.block.{name}": tensor for name, tensor in tensors.items()}
 
 
 def schedule(networks: Networks) -> dict[str, Tensor]:
-    """The noise level of every t, and the visited timesteps for each length that the folder names."""
-    found = {"scheduler.alphas_cumprod": networks.objective.alphas_cumprod}
+    """The noise level of every t, and the visited timesteps for each length that is asked for."""
+    tensors = {"scheduler.alphas_cumprod": networks.objective.alphas_cumprod}
     for name in networks.reference.expected:
         if name.startswith("scheduler.timesteps_"):
-            steps = SamplerConfig(**vars(networks.sampler) | {"steps": int(name.rsplit("_", 1)[1])})
-            found[name] = make_solver(steps, networks.objective, torch.device("cpu")).timesteps
-    return found
+            sampler = replace(networks.sampler, steps=int(name.rsplit("_", 1)[1]))
+            solver = make_solver(sampler, networks.objective, torch.device("cpu"))
+            tensors[name] = solver.timesteps
+    return tensors
 
 
 def short_run(networks: Networks) -> dict[str, Tensor]:
     """The shared sampling loop with the recorded noise."""
-    i, predictions, latents = networks.inputs, [], []
-    draws = iter([i["sampler.init_noise"], *i["sampler.step_noise"]])
-    sample(
-        networks.model,
-        networks.conditions(i["time_ids"]),
-        lambda: next(draws),
-        networks.sampler,
-        networks.objective,
-        watch=lambda step, prediction, z: (predictions.append(prediction), latents.append(z)),
-    )
+    i = networks.inputs
+    noise = [i["sampler.init_noise"], *i["sampler.step_noise"]]
+    conditions = networks.conditions(i["time_ids"])
+    run = run_sampler(networks.model, conditions, noise, networks.sampler, networks.objective)
     return {
-        "sampler.timesteps": make_solver(
-            networks.sampler, networks.objective, torch.device("cpu")
-        ).timesteps,
-        "sampler.guided_eps": torch.stack(predictions),
-        "sampler.latents_after_step": torch.stack(latents),
+        "sampler.timesteps": run.timesteps,
+        "sampler.guided_eps": torch.stack(run.predictions),
+        "sampler.latents_after_step": torch.stack(run.latents),
     }
 
 
 def training_step(networks: Networks) -> dict[str, Tensor]:
     """Loss and gradients of one step without guidance or dropout, GarmentNet frozen."""
-    model, i, objective = networks.model, networks.inputs, networks.objective
+    i, model, objective = networks.inputs, networks.model, networks.objective
     x0, eps, t = i["train.clean_latents"], i["train.noise"], i["train.timesteps"]
     z_t = objective.add_noise(x0, eps, t)
     conditions = networks.conditions(i["train.time_ids"])
@@ -280,16 +246,18 @@ def training_step(networks: Networks) -> dict[str, Tensor]:
     loss = objective.loss(prediction, objective.noised(x0, eps, t)).mean()
     networks.tryon.zero_grad()
     loss.backward()
-    gradients = {f"train.grad.{name}": p.grad for name, p in networks.tryon.unet.named_parameters()}
-    wanted = networks.reference.expected
-    return {
+
+    parameters = dict(networks.tryon.unet.named_parameters())
+    norms = torch.stack([parameter.grad.float().norm() for parameter in parameters.values()])
+    tensors = {
         "train.noisy_latents": z_t,
         "train.noise_pred": prediction.detach(),
         "train.loss": loss.detach(),
-        "train.grad_norm_total": torch.stack([g.float().norm() for g in gradients.values()]).norm(),
-        **{
-            f"train.garment.feature.{k:03}": features[str(k)][features["row"]]
-            for k in range(model.blocks)
-        },
-        **{name: gradient for name, gradient in gradients.items() if name in wanted},
+        "train.grad_norm_total": norms.norm(),
     }
+    for block in range(model.blocks):
+        tensors[f"train.garment.feature.{block:03}"] = features[str(block)][features["row"]]
+    for name, parameter in parameters.items():
+        if f"train.grad.{name}" in networks.reference.expected:
+            tensors[f"train.grad.{name}"] = parameter.grad
+    return tensors

@@ -1,3 +1,1 @@
-"""IMAGDressing-v1: interactive modular apparel generation (Shen et al., AAAI 2025, arXiv
-2407.12705).
-"""
+"""IMAGDressing-v1: customizable virtual dressing (Shen et al., AAAI 2025, arXiv 2407.12705)."""

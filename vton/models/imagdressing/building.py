@@ -11,7 +11,7 @@ from torch import nn
 from vton.config import ConfigError
 from vton.models.imagdressing.config import ControlConfig, ProjectorConfig
 from vton.models.imagdressing.control import Control
-from vton.models.resampler import Resampler
+from vton.models.resampler import Resampler, build_resampler
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, execution_order
 from vton.weights.pretrained import from_pretrained, hub_folder, load_state, read_ip_adapter
@@ -19,31 +19,21 @@ from vton.weights.pretrained import from_pretrained, hub_folder, load_state, rea
 
 def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
     """CLIP states to tokens of width `context`. Raises WeightsError."""
-    projector = Resampler(
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        head_width=config.head_width,
-        queries=config.queries,
-        input_width=clip_width,
-        output_width=context,
-        factor=config.feed_forward,
-    )
+    projector = build_resampler(config, clip_width, context)
     if config.pretrained:
         file = Path(config.file)
-        folder = hub_folder(
-            config.pretrained, str(file.parent), "model.projector.pretrained", only=file.name
-        )
-        load_state(projector, read_ip_adapter(folder / file.name)["image_proj"], folder / file.name)
+        key = "model.projector.pretrained"
+        path = hub_folder(config.pretrained, str(file.parent), key, only=file.name) / file.name
+        load_state(projector, read_ip_adapter(path)["image_proj"], path)
     return projector
 
 
 def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNet2DConditionModel:
-    """The text-to-image UNet over latents of `channels`; pictures of height / width = `aspect`.
-    Raises WeightsError.
+    """The text-to-image UNet over latents of `channels`, for pictures of height / width = `aspect`.
 
     From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size
-    they drown what ControlNets and garment bring, for a thousand steps of a short training.
+    they drown what ControlNets and garment bring, for a thousand steps of a short training. Raises
+    WeightsError.
     """
     unet = build_unet(config, channels, channels, "model.unet", aspect)
     if not config.pretrained:
@@ -54,34 +44,41 @@ def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNe
 def build_control(
     config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str, fresh: bool = False
 ) -> Control:
-    """A ControlNet whose pictures are `factor` times the latents' size. Raises ConfigError if they
-    cannot be.
+    """A ControlNet whose pictures are `factor` times the latents' size.
 
     fresh: `unet` is not pretrained, so that a ControlNet that is trained along need not start at
-    zero to protect it.
+    zero to protect it. Raises ConfigError if the pictures cannot be of that size.
     """
     if config.pretrained:
         net = from_pretrained(
             ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder
         )
     else:
-        widths = tuple(config.embedding)[: halvings(factor, config, key) + 1]
-        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
-        for name in execution_order(net):  # from_unet copies weights, and a position code has none
-            net.get_submodule(name).pos_embed = unet.get_submodule(name).pos_embed
+        net = copied_encoder(config, unet, halvings(factor, config, key))
         if fresh and config.trained:
-            start_awake(net)
+            init_nonzero_outputs(net)
     control = Control(net, config.scale, config.start, config.end)
     if control.factor != factor:
         raise ConfigError(
-            f"{key}.pretrained={config.pretrained} takes pictures of {control.factor} times the latents' size, but the "
-            f"codec's factor is {factor}."
+            f"{key}.pretrained={config.pretrained} takes pictures of {control.factor} times the "
+            f"latents' size, but the codec's factor is {factor}."
         )
     return control
 
 
-def start_awake(net: ControlNetModel) -> None:
-    """Outputs that do not start at zero, and convolutions of the picture that keep its size.
+def copied_encoder(
+    config: ControlConfig, unet: UNet2DConditionModel, halvings: int
+) -> ControlNetModel:
+    """A ControlNet that starts as a copy of the UNet's encoder."""
+    widths = tuple(config.embedding)[: halvings + 1]
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+    for name in execution_order(net):  # from_unet copies weights, and a position code has none
+        net.get_submodule(name).pos_embed = unet.get_submodule(name).pos_embed
+    return net
+
+
+def init_nonzero_outputs(net: ControlNetModel) -> None:
+    """Let a ControlNet's outputs start away from zero, and its picture keep its size on the way.
 
     With PyTorch's own initialisation each convolution and SiLU leaves about 0.3 of a small signal.
     """
@@ -96,9 +93,10 @@ def start_awake(net: ControlNetModel) -> None:
 def halvings(factor: int, config: ControlConfig, key: str) -> int:
     """How often the picture is halved on its way to latent size."""
     count = int(math.log2(factor))
-    if 2**count != factor or count >= len(config.embedding):
+    most = len(config.embedding) - 1
+    if 2**count != factor or count > most:
         raise ConfigError(
             f"{key}.embedding has {len(config.embedding)} widths, which fit codec factors 1 to "
-            f"{2 ** (len(config.embedding) - 1)} that are powers of two; the codec's factor is {factor}."
+            f"{2**most} that are powers of two; the codec's factor is {factor}."
         )
     return count

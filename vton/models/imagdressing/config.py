@@ -1,6 +1,4 @@
-"""IMAGDressing-v1's settings. Defaults are the paper's where it states them, its try-on script's
-where it doesn't.
-"""
+"""IMAGDressing-v1's settings. Defaults are the paper's, else those of its try-on script."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetCo
 
 @dataclass
 class ProjectorConfig(ResamplerConfig):
-    """CLIP states to the garment UNet's tokens; starts from an IP-Adapter-Plus file's `image_proj`."""
+    """CLIP states to the garment UNet's tokens; starts from an IP-Adapter-Plus file."""
 
     pretrained: str = ""  # folder or hub id that holds `file`; "" starts freshly
     file: str = "models/ip-adapter-plus_sd15.safetensors"
@@ -21,24 +19,23 @@ class ProjectorConfig(ResamplerConfig):
 
 @dataclass
 class AdapterConfig:
-    """Keys and values of the garment in the dressing UNet's self-attentions; start as copies of the
-    person's.
-    """
+    """Keys and values of the garment in self-attention; they start as copies of the person's."""
 
     trained: bool = True
 
 
 @dataclass
 class ControlConfig:
-    """One ControlNet. Without `pretrained` it starts as a copy of the dressing UNet's encoder
-    (arXiv 2302.05543).
+    """One ControlNet (arXiv 2302.05543).
+
+    Without `pretrained` it starts as a copy of the dressing UNet's encoder.
     """
 
     enabled: bool = False
     pretrained: str = ""
     subfolder: str = ""
     scale: float = 1.0  # conditioning scale
-    # acts on step i of N unless i/N < start or (i+1)/N > end; always in training
+    # it acts on step i of N unless i/N < start or (i+1)/N > end; in training always
     start: float = 0.0
     end: float = 1.0
     # Channels of the control picture's convolutions. From scratch one is used per halving of the
@@ -50,7 +47,8 @@ class ControlConfig:
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
             raise ConfigError(
-                f"A ControlNet's start={self.start} and end={self.end} must satisfy 0 <= start <= end <= 1."
+                f"A ControlNet's start={self.start} and end={self.end} must satisfy "
+                "0 <= start <= end <= 1."
             )
         if self.trained and not (self.enabled and self.in_training):
             raise ConfigError(
@@ -63,7 +61,8 @@ class FaceConfig:
     """IP-Adapter FaceID-Plus. Always pretrained and frozen."""
 
     weights: str = ""  # FaceID-Plus file (.bin or .safetensors); "" = without faces
-    embeddings: str = ""  # folder with <person_id>.safetensors: id_embeds (D,) and clip_hidden (S, width) of the crop
+    # folder with <person_id>.safetensors: id_embeds (D,) and clip_hidden (S, width) of the crop
+    embeddings: str = ""
     scale: float = 0.9  # of the identity tokens' attention
     self_lora: float = 0.2
     cross_lora: float = 0.2
@@ -73,26 +72,25 @@ class FaceConfig:
     def __post_init__(self):
         if self.weights and not self.embeddings:
             raise ConfigError(
-                "model.face.weights is set, but model.face.embeddings, the folder with the faces, is not."
+                "model.face.weights is set, but model.face.embeddings, the folder with the faces, "
+                "is not."
             )
 
 
 @dataclass
 class DropoutConfig:
-    """Per-sample probabilities in training. image: zeroed CLIP pixels; text: empty prompt; the VAE
-    branch stays.
-    """
+    """Probabilities of dropping a sample's conditions in training; the VAE branch stays."""
 
-    image: float = 0.05
-    text: float = 0.05
+    image: float = 0.05  # zeroed CLIP pixels
+    text: float = 0.05  # empty prompt
     both: float = 0.05
 
 
 @dataclass
 class ImagDressingConfig(ModelConfig):
     name: str = "imagdressing"
-    # Of all conditions, garment features included: trains the guidance branch, which is pretrained
-    # in the paper.
+    # of all conditions, garment features included: trains the guidance branch, which is pretrained
+    # in the paper
     condition_dropout: float = 0.0
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(trained=False))
@@ -106,41 +104,47 @@ class ImagDressingConfig(ModelConfig):
     face: FaceConfig = field(default_factory=FaceConfig)
     # False: the garment UNet reads the prompt instead of projected CLIP tokens
     image_branch: bool = True
-    # joint: no W'k and W'v; one softmax over the person's and the garment's tokens, by the layer's
-    # own Wk and Wv
+    # joint: one softmax over the person's and the garment's tokens, by the layer's own Wk and Wv
     attention: Literal["hybrid", "joint"] = "hybrid"
     garment_scale: float = 1.0  # lambda at sampling; 1 in training
-    prompt_suffix: str = ""  # joined to the prompt by a comma; the text-to-image scripts use "best quality, high quality"
+    # joined to the prompt by a comma; "best quality, high quality" in the text-to-image scripts
+    prompt_suffix: str = ""
     negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"
 
     def __post_init__(self):
-        widths = (self.unet.context, self.text.width)
-        if len(set(widths)) > 1:
-            raise ConfigError(
-                f"model.unet.context={widths[0]} and model.text.width={widths[1]} must be equal: the dressing UNet's "
-                "cross-attention reads the text encoder's tokens."
-            )
-        if not self.image_branch and self.garment_unet.context != self.text.width:
-            raise ConfigError(
-                f"model.image_branch=false lets the garment UNet read text: model.garment_unet.context="
-                f"{self.garment_unet.context} must equal model.text.width={self.text.width}."
-            )
-        if not self.image_branch and self.face.weights:
-            raise ConfigError(
-                "model.image_branch=false runs without CLIP, which model.face.weights needs."
-            )
+        self._check_text()
         for name in ("widths", "attention", "depth", "layers"):
             own, garment = getattr(self.unet, name), getattr(self.garment_unet, name)
             if own != garment:
                 raise ConfigError(
-                    f"model.garment_unet.{name}={garment} must equal model.unet.{name}={own}: each self-attention "
-                    "reads the garment features of the layer with its name."
+                    f"model.garment_unet.{name}={garment} must equal model.unet.{name}={own}: each "
+                    "self-attention reads the garment features of the layer with its name."
                 )
-        dropped = (
-            self.dropout.image + self.dropout.text + self.dropout.both + self.condition_dropout
-        )
+        dropout = self.dropout
+        dropped = dropout.image + dropout.text + dropout.both + self.condition_dropout
         if not 0 <= dropped <= 1:
             raise ConfigError(
-                f"model.dropout (image, text, both) and model.condition_dropout sum up to {dropped:g}; they exclude "
-                "each other and must leave a probability between 0 and 1."
+                "model.dropout (image, text, both) and model.condition_dropout sum up to "
+                f"{dropped:g}; they exclude each other and must leave a probability between 0 and "
+                "1."
+            )
+
+    def _check_text(self):
+        if self.unet.context != self.text.width:
+            raise ConfigError(
+                f"model.unet.context={self.unet.context} and model.text.width={self.text.width} "
+                "must be equal: the dressing UNet's cross-attention reads the text encoder's "
+                "tokens."
+            )
+        if self.image_branch:
+            return
+        if self.garment_unet.context != self.text.width:
+            raise ConfigError(
+                "model.image_branch=false lets the garment UNet read text: "
+                f"model.garment_unet.context={self.garment_unet.context} must equal "
+                f"model.text.width={self.text.width}."
+            )
+        if self.face.weights:
+            raise ConfigError(
+                "model.image_branch=false runs without CLIP, which model.face.weights needs."
             )

@@ -1,9 +1,8 @@
-"""ControlNets as plug-ins (arXiv 2302.05543): pose, and the surroundings of the painted region,
-which make try-on.
+"""ControlNets as plug-ins (arXiv 2302.05543): pose, and the surroundings of the painted region.
 
-A ControlNet reads noisy latents, text and its picture; never garment or identity. Its residuals
-join the dressing UNet's skip connections and middle block, on both guidance branches; several
-ControlNets add theirs.
+The second makes try-on. A ControlNet reads noisy latents, text and its picture; never garment or
+identity. Its residuals join the dressing UNet's skip connections and middle block, on both guidance
+branches; several ControlNets add theirs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import copy
 
 from diffusers import ControlNetModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Step
 
@@ -20,8 +18,7 @@ PAINT = -1.0  # what the inpainting ControlNet sees inside the mask, in pictures
 
 
 class Control(nn.Module):
-    """A stock ControlNet, its conditioning scale, and the part of the sampling schedule in which it
-    acts.
+    """A stock ControlNet, its conditioning scale, and the part of the schedule in which it acts.
 
     The picture's embedding is split off, because it depends on neither z_t nor t. Parameters are
     shared with `net`, which stays as it is. `scale`, `start` and `end` may be changed at any time.
@@ -34,7 +31,9 @@ class Control(nn.Module):
         self.embedding = net.controlnet_cond_embedding
         self.net = copy.copy(net)
         self.net._modules = net._modules | {"controlnet_cond_embedding": nn.Identity()}
-        self.scale, self.start, self.end = scale, start, end
+        self.scale = scale
+        self.start = start
+        self.end = end
 
     @property
     def factor(self) -> int:
@@ -42,12 +41,11 @@ class Control(nn.Module):
         return 2 ** (len(self.net.config.conditioning_embedding_out_channels) - 1)
 
     def acts(self, step: Step | None) -> bool:
-        """Whether this step is inside [start, end] with all of its length; always in training (step
-        None).
-        """
-        return step is None or (
-            step.index / step.count >= self.start and (step.index + 1) / step.count <= self.end
-        )
+        """Whether all of this step is inside [start, end]; always in training (step None)."""
+        if step is None:
+            return True
+        begins, ends = step.index / step.count, (step.index + 1) / step.count
+        return begins >= self.start and ends <= self.end
 
     def embed(self, picture: Tensor) -> Tensor:
         """(B, 3, factor h, factor w) in [0, 1], or -1 where painted -> (B, C, h, w)."""
@@ -62,12 +60,5 @@ class Control(nn.Module):
 
 
 def inpaint_picture(image: Tensor, mask: Tensor) -> Tensor:
-    """The inpainting ControlNet's picture: [0, 1] image with -1 in all channels where mask > 0.5."""
+    """The inpainting ControlNet's picture: in [0, 1], and -1 in all channels where mask > 0.5."""
     return image.masked_fill(mask > 0.5, PAINT)
-
-
-def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) in [0, 1] at latent size, 0 or 1: nearest pixel, threshold 0.5, as in the
-    released pipeline.
-    """
-    return (F.interpolate(mask, size, mode="nearest") > 0.5).to(mask.dtype)

@@ -1,12 +1,12 @@
-"""IP-Adapter FaceID-Plus as a plug-in: identity tokens beside the text, and low-rank shifts of all
-attention layers.
+"""IP-Adapter FaceID-Plus as a plug-in: identity tokens, and low-rank shifts of all attention.
 
-    self-attention:   q, k, v, out  <-  W x + s_self A x            (the garment's keys and values have no A)
+    self-attention:   q, k, v, out  <-  W x + s_self A x
     cross-attention:  q, k, v, out  <-  W x + s_cross A x
                       Attn(q, k_text, v_text) + s Attn(q, K_id e, V_id e)
 
-Parameter names are those of the published files. Legend: B batch, n identity tokens, D context
-width, S CLIP tokens.
+The garment's keys and values have no A. Parameter names are those of the published files.
+
+Legend: B batch, n identity tokens, D context width, S CLIP tokens.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from vton.models.resampler import Perceiver
+from vton.models.resampler import IP_ADAPTER_HEAD, Perceiver
 from vton.models.unet import attention_names
-
-HEAD_WIDTH = 64  # of the Perceiver; the files do not state it
 
 
 class LowRank(nn.Module):
@@ -64,8 +62,9 @@ class FaceProjector(nn.Module):
         self.perceiver_resampler = perceiver
 
     def forward(self, embedding: Tensor, clip: Tensor, shortcut: float | None = None) -> Tensor:
-        """embedding (B, id_width), clip (B, S, width) -> (B, n, D). shortcut: PlusV2's queries +
-        shortcut * result.
+        """embedding (B, id_width), clip (B, S, width) -> (B, n, D).
+
+        shortcut: PlusV2's queries + shortcut * result; None: the result alone.
         """
         queries = self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
         refined = self.perceiver_resampler(clip, queries)
@@ -75,6 +74,7 @@ class FaceProjector(nn.Module):
 class FaceID(nn.Module):
     """A FaceID-Plus file's networks, and its scales, which may be changed between samples.
 
+    layers: by number among the UNet's attention layers, in module order.
     cut_text: parity with the released scripts, in which samples without a face lose their last n
     text tokens, taken for identity tokens.
     """
@@ -92,42 +92,45 @@ class FaceID(nn.Module):
     ):
         super().__init__()
         self.image_proj = image_proj
-        self.ip_adapter = nn.ModuleList(
-            layers
-        )  # by number among the UNet's attention layers, in module order
-        self.scale, self.self_lora, self.cross_lora = scale, self_lora, cross_lora
-        self.shortcut, self.cut_text = shortcut, cut_text
+        self.ip_adapter = nn.ModuleList(layers)
+        self.scale = scale
+        self.self_lora = self_lora
+        self.cross_lora = cross_lora
+        self.shortcut = shortcut
+        self.cut_text = cut_text
 
     @classmethod
     def shaped(cls, shapes: Mapping[str, Tensor], unet: UNet2DConditionModel, **settings) -> FaceID:
-        """Of the shape that a file's tensors have, for the attention layers of `unet`; raises
-        KeyError for others.
+        """Of the shape that a file's tensors have, for the attention layers of `unet`.
+
+        Raises KeyError for other tensors.
         """
 
         def size(name: str, dimension: int = 0) -> int:
             return shapes[name].shape[dimension]
 
         width = size("image_proj.norm.weight")
-        first = "image_proj.perceiver_resampler.layers.0"
-        perceiver = Perceiver(
-            width=width,
-            depth=len({name.split(".")[3] for name in shapes if name.startswith(first[:-1])}),
-            heads=max(1, size(f"{first}.0.to_q.weight") // HEAD_WIDTH),
-            head_width=HEAD_WIDTH,
-            input_width=size("image_proj.perceiver_resampler.proj_in.weight", 1),
-            output_width=size("image_proj.perceiver_resampler.proj_out.weight"),
-            factor=size(f"{first}.1.1.weight") // width,
-        )
+        perceiver = "image_proj.perceiver_resampler"
+        layers = f"{perceiver}.layers."
+        numbers = {name.split(".")[3] for name in shapes if name.startswith(layers)}
         projector = FaceProjector(
             id_width=size("image_proj.proj.0.weight", 1),
             hidden=size("image_proj.proj.0.weight"),
             tokens=size("image_proj.proj.2.weight") // width,
             width=width,
-            perceiver=perceiver,
+            perceiver=Perceiver(
+                width=width,
+                depth=len(numbers),
+                heads=max(1, size(f"{layers}0.0.to_q.weight") // IP_ADAPTER_HEAD),
+                head_width=IP_ADAPTER_HEAD,
+                input_width=size(f"{perceiver}.proj_in.weight", 1),
+                output_width=size(f"{perceiver}.proj_out.weight"),
+                factor=size(f"{layers}0.1.1.weight") // width,
+            ),
         )
         rank = size("ip_adapter.0.to_q_lora.down.weight")
-        layers = [FaceLayer(unet.get_submodule(name), rank) for name in attention_names(unet)]
-        return cls(projector, layers, **settings)
+        face_layers = [FaceLayer(unet.get_submodule(name), rank) for name in attention_names(unet)]
+        return cls(projector, face_layers, **settings)
 
 
 class Lora(NamedTuple):
@@ -156,8 +159,7 @@ class Identity(NamedTuple):
 def project(attention: Attention, part: str, x: Tensor, lora: Lora | None) -> Tensor:
     """W x, or W x + scale A x with a LoRA; part: to_q, to_k, to_v or to_out."""
     linear = attention.to_out[0] if part == "to_out" else getattr(attention, part)
-    return (
-        linear(x)
-        if lora is None
-        else linear(x) + lora.scale * getattr(lora.layer, f"{part}_lora")(x)
-    )
+    if lora is None:
+        return linear(x)
+    shift = getattr(lora.layer, f"{part}_lora")
+    return linear(x) + lora.scale * shift(x)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser, Known
 from vton.models.base import Reading, TryOnModule
+from vton.models.distinct import distinct_garments
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control, build_dressing_unet, build_projector
 from vton.models.imagdressing.checkpoint import load_faceid, read_face
@@ -25,7 +26,7 @@ from vton.models.imagdressing.config import FaceConfig, ImagDressingConfig
 from vton.models.imagdressing.control import inpaint_picture
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
-from vton.models.unet import build_unet, read_by_taps, same_garment
+from vton.models.unet import build_unet, read_by_taps
 from vton.registry import register
 
 CONTROLS = ("inpaint", "pose")
@@ -264,14 +265,6 @@ def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
         name: getattr(config, name) for name in ("scale", "self_lora", "cross_lora", "shortcut")
     }
     return load_faceid(Path(config.weights), unet, **scales)
-
-
-def distinct_garments(garments: Tensor, beside: Sequence[str]) -> tuple[list[int], Tensor]:
-    """Rows of the G distinct pairs of a picture and what is read beside it, and which of the G each
-    row wears (B,).
-    """
-    first, worn = same_garment(garments, beside).unique(return_inverse=True)
-    return first.tolist(), worn
 
 
 def control_picture(name: str, batch: TryOnBatch) -> Tensor:

@@ -1,17 +1,16 @@
-"""TryOnDiffusion's settings. Defaults are the paper's, its appendix's or Imagen's; where all three
-are silent, ours.
+"""TryOnDiffusion's settings. Each default has its source:
 
-The source of each is given as P (paper), S (its appendix), I (Imagen, arXiv 2205.11487, which it
-follows) or D (our decision, for a reason that vton/models/tryondiffusion/README.md gives).
+P the paper, S its appendix, I Imagen (arXiv 2205.11487), which it follows, or D our decision, for a
+reason that vton/models/tryondiffusion/README.md gives.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 from vton.config import ConfigError, ModelConfig
+from vton.models.settings import check_levels
 
 
 @dataclass
@@ -19,24 +18,12 @@ class ParallelUNetConfig:
     """Both UNets of a Parallel-UNet; the defaults are those of 128x128 (P, Fig. 2)."""
 
     widths: tuple[int, ...] = (128, 256, 512, 1024)  # channels per level
-    blocks: tuple[int, ...] = (
-        3,
-        4,
-        6,
-        7,
-    )  # person units per level, in the encoder and again in the decoder
-    garment_blocks: tuple[int, ...] = (
-        3,
-        4,
-        6,
-        7,
-    )  # the decoder's only down to the last level with attention
-    attention: tuple[bool, ...] = (
-        False,
-        False,
-        True,
-        True,
-    )  # levels whose person units have self- and cross-attention
+    # person units per level, in the encoder and again in the decoder
+    blocks: tuple[int, ...] = (3, 4, 6, 7)
+    # garment units likewise; the decoder ends at the last level with attention
+    garment_blocks: tuple[int, ...] = (3, 4, 6, 7)
+    # levels whose person units have self- and cross-attention
+    attention: tuple[bool, ...] = (False, False, True, True)
     # attention: the garment UNet's features, read by cross-attention (P). concatenation: the
     # segmented garment beside z_t in the person UNet's head, neither garment UNet nor
     # cross-attention (S, Table 4, ablation 1).
@@ -62,15 +49,15 @@ class ParallelUNetConfig:
 
     def __post_init__(self):
         check_levels(self, "widths", "blocks", "garment_blocks", "attention")
+        check_blocks("blocks", self.blocks)
+        check_blocks("garment_blocks", self.garment_blocks)
         check_widths(self.widths, self.skip_scale)
+        check_sinusoid("A Parallel-UNet", self.sinusoid)
         if self.correspondence == "attention" and not any(self.attention):
             raise ConfigError(
                 "A Parallel-UNet without attention at any level would never see the garment."
             )
-        attended = [
-            width for width, attention in zip(self.widths, self.attention, strict=True) if attention
-        ]
-        for width in (*attended, self.pose_width):
+        for width in (*self.attended(self.widths), self.pose_width):
             if width % self.heads:
                 raise ConfigError(
                     f"A Parallel-UNet's heads={self.heads} must divide its attention width {width}."
@@ -79,20 +66,17 @@ class ParallelUNetConfig:
                 raise ConfigError(
                     f"A position code needs attention widths divisible by 4, not {width}."
                 )
-        if self.sinusoid % 2:
+        person, garment = self.attended(self.blocks), self.attended(self.garment_blocks)
+        if self.garment_map == "block" and person != garment:
             raise ConfigError(
-                f"A Parallel-UNet's sinusoid={self.sinusoid} must be even: sines and cosines."
+                "garment_map=block needs as many garment_blocks as blocks where there is "
+                f"attention; there they are {garment} and {person}."
             )
-        unequal = [
-            level
-            for level, attention in enumerate(self.attention)
-            if attention and self.blocks[level] != self.garment_blocks[level]
-        ]
-        if self.garment_map == "block" and unequal:
-            raise ConfigError(
-                f"garment_map=block needs as many garment_blocks as blocks where there is attention; level {unequal[0]}"
-                f" has {self.garment_blocks[unequal[0]]} and {self.blocks[unequal[0]]}."
-            )
+
+    def attended(self, values: tuple[int, ...]) -> list[int]:
+        """Those of a value per level that belong to levels with attention."""
+        pairs = zip(values, self.attention, strict=True)
+        return [value for value, attention in pairs if attention]
 
     @property
     def last_attention(self) -> int:
@@ -114,46 +98,42 @@ class EfficientUNetConfig:
 
     def __post_init__(self):
         check_levels(self, "widths", "blocks")
+        check_blocks("blocks", self.blocks)
         check_widths(self.widths, self.skip_scale)
-        if self.sinusoid % 2:
-            raise ConfigError(
-                f"An Efficient-UNet's sinusoid={self.sinusoid} must be even: sines and cosines."
-            )
+        check_sinusoid("An Efficient-UNet", self.sinusoid)
 
 
-def check_levels(config, *names: str) -> None:
-    counts = {name: len(getattr(config, name)) for name in names}
-    if len(set(counts.values())) > 1 or not min(counts.values()):
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ConfigError(
-            f"A UNet's settings describe different numbers of levels ({found}); give one value each."
-        )
-    blocks = [name for name in names if name.endswith("blocks") and min(getattr(config, name)) < 1]
-    if blocks:
-        raise ConfigError(
-            f"A UNet's {blocks[0]}={list(getattr(config, blocks[0]))} must be at least 1 at every level."
-        )
+def check_blocks(name: str, blocks: tuple[int, ...]) -> None:
+    if min(blocks) < 1:
+        raise ConfigError(f"A UNet's {name}={list(blocks)} must be at least 1 at every level.")
 
 
 def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
     for width in widths:
-        if (
-            width % 4 or (width > 64 and width % 16) or (width > 128 and width % 32)
-        ):  # decoders join two of a width
+        divisor = 4
+        if width > 64:  # a decoder's norm is over two joined maps of this width
+            divisor = 16
+        if width > 128:
+            divisor = 32
+        if width % divisor:
             raise ConfigError(
-                f"A UNet's width {width} cannot be normalised in min(32, width / 4) groups: use multiples of 4, above "
-                "64 of 16, above 128 of 32."
+                f"A UNet's width {width} cannot be normalised in min(32, width / 4) groups: use "
+                "multiples of 4, above 64 of 16, above 128 of 32."
             )
-    if any(b < a for a, b in pairwise(widths)) or skip_scale <= 0:
+    if list(widths) != sorted(widths) or skip_scale <= 0:
         raise ConfigError(
-            f"A UNet's widths={list(widths)} must not fall and skip_scale={skip_scale:g} be positive."
+            f"A UNet's widths={list(widths)} must not fall and skip_scale={skip_scale:g} be "
+            "positive."
         )
 
 
+def check_sinusoid(network: str, sinusoid: int) -> None:
+    if sinusoid % 2:
+        raise ConfigError(f"{network}'s sinusoid={sinusoid} must be even: sines and cosines.")
+
+
 def parallel_256() -> ParallelUNetConfig:
-    """S, Fig. 8: one more level, attention at 16x16 only, six garment blocks beside seven person
-    blocks at 32x32.
-    """
+    """S, Fig. 8: one more level, attention at 16x16 only, fewer garment blocks at 32x32."""
     return ParallelUNetConfig(
         widths=(128, 128, 256, 512, 1024),
         blocks=(2, 3, 4, 7, 7),
@@ -164,22 +144,19 @@ def parallel_256() -> ParallelUNetConfig:
 
 @dataclass
 class NoiseAugmentationConfig:
-    """Noise on every conditional image, with its level embedded (P; P for uniform levels and
-    constants at sampling).
+    """Noise on every conditional image, with its level embedded (P).
 
     A level s in [0, 1] is a time of the curve: image <- alpha_s image + sigma_s noise. Level 0 adds
-    nothing.
+    nothing. Training draws levels uniformly, sampling has constant ones (P).
     """
 
     # D: the stage's own objective.schedule
     curve: Literal["schedule", "cosine", "linear"] = "schedule"
-    levels: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # training draws uniformly from here, per image and sample; [0, 0] = off
+    # training draws from here, per image and sample; [0, 0] = off
+    levels: tuple[float, float] = (0.0, 1.0)
     # D: the range of the low-resolution picture alone; null = levels
     lowres_levels: tuple[float, float] | None = None
-    # levels at sampling; the paper found its by grid search and does not give them
+    # levels at sampling; the paper found its own by grid search and does not give them
     agnostic: float = 0.0
     garment: float = 0.0
     lowres: float = 0.0
@@ -199,7 +176,9 @@ class NoiseAugmentationConfig:
 
     def training_range(self, image: str) -> tuple[float, float]:
         """What training draws the levels of agnostic, garment or lowres from."""
-        return self.lowres_levels if image == "lowres" and self.lowres_levels else self.levels
+        if image == "lowres" and self.lowres_levels:
+            return self.lowres_levels
+        return self.levels
 
 
 @dataclass
@@ -213,10 +192,11 @@ class TryOnDiffusionConfig(ModelConfig):
     sr256: ParallelUNetConfig = field(default_factory=parallel_256)
     sr1024: EfficientUNetConfig = field(default_factory=EfficientUNetConfig)
     # S, Table 4, ablation 2: two base networks in sequence, the first from the garment to the
-    # garment as worn, the second from this to the picture. Both in one run: D, see README.md.
+    # garment as worn, the second from this to the picture. D: both in one run, see README.md
     warp_first: bool = False
     augmentation: NoiseAugmentationConfig = field(default_factory=NoiseAugmentationConfig)
-    keypoints: int = 17  # 17: COCO's, which the paper's pose estimator finds; 18: with the neck, as the data has them
+    # 17: COCO's, which the paper's pose estimator finds; 18: with the neck, as the data has them
+    keypoints: int = 17
     # D: a third number per keypoint; without it missing joints are just zeros
     visibility: bool = False
     # D: null = zeros, as flat garments have no pose
@@ -230,10 +210,12 @@ class TryOnDiffusionConfig(ModelConfig):
     crop_px: int = 256  # sr1024: side of the training crops (P)
     # D: learning rate of the embeddings and of FiLM's linear layers relative to train.lr. They
     # scale every channel of every block by the pose; in a short training at a high rate they move
-    # faster than what they modulate.
+    # faster than what they modulate
     modulation_lr: float = 1.0
-    drop_lowres: bool = True  # the null condition drops the low-resolution picture too (P: it is a conditional image)
-    drop_levels: bool = False  # D: the null condition drops the embedding of the noise levels too
+    # P: the null condition drops the low-resolution picture too, as it is a conditional image
+    drop_lowres: bool = True
+    # D: it drops the embedding of the noise levels too
+    drop_levels: bool = False
     # sampling steps whose garment features are made in one pass; exact, memory grows with it
     garment_steps: int = 8
     # keep the null branch's garment features of every step between pictures; exact
@@ -242,8 +224,8 @@ class TryOnDiffusionConfig(ModelConfig):
     def __post_init__(self):
         if self.warp_first and self.stage != "base":
             raise ConfigError(
-                f"model.warp_first=true puts two base networks in sequence; model.stage={self.stage} stays as it is: "
-                "leave it false there."
+                "model.warp_first=true puts two base networks in sequence; "
+                f"model.stage={self.stage} stays as it is: leave it false there."
             )
         if self.keypoints not in (17, 18):
             raise ConfigError(
@@ -256,8 +238,9 @@ class TryOnDiffusionConfig(ModelConfig):
             raise ConfigError(f"model.modulation_lr={self.modulation_lr:g} must be positive.")
         if self.garment_steps < 1:
             raise ConfigError(f"model.garment_steps={self.garment_steps} must be at least 1.")
-        if self.crop_px < 1 or self.crop_px % 2 ** len(self.sr1024.widths):
+        reduction = 2 ** len(self.sr1024.widths)
+        if self.crop_px < 1 or self.crop_px % reduction:
             raise ConfigError(
-                f"model.crop_px={self.crop_px} must be a positive multiple of {2 ** len(self.sr1024.widths)}, by which "
-                "model.sr1024 reduces pictures."
+                f"model.crop_px={self.crop_px} must be a positive multiple of {reduction}, by "
+                "which model.sr1024 reduces pictures."
             )

@@ -1,5 +1,6 @@
-"""Blocks of TryOnDiffusion's UNets: FiLM, residual block, both attentions, embeddings (paper,
-Section 3.2; appendix).
+"""Blocks of TryOnDiffusion's UNets: FiLM, residual block, both attentions, embeddings.
+
+Paper, Section 3.2, and its appendix.
 
 Legend: B batch, C channels, H W height and width of a feature map, L = H W person tokens, M garment
 tokens, N heads, d head width, K keypoints, P pose width, E width of the conditioning vector, G rows
@@ -54,8 +55,7 @@ class FiLM(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """FiLM and twice GroupNorm, swish, 3x3 convolution, beside a 1x1 convolution of the block's
-    input (appendix).
+    """FiLM and twice GroupNorm, swish, 3x3 convolution; beside them a 1x1 convolution (appendix).
 
     film: "pre" modulates the block's input, so that the 1x1 path sees it too; "norm2" what the
     second norm gives.
@@ -65,8 +65,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.before = film == "pre"
         self.film = FiLM(embedding, in_channels if self.before else out_channels)
-        self.norm1, self.conv1 = group_norm(in_channels), conv3(in_channels, out_channels)
-        self.norm2, self.conv2 = group_norm(out_channels), conv3(out_channels, out_channels)
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv3(in_channels, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = conv3(out_channels, out_channels)
         self.skip = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -79,12 +81,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """What both attentions share: the person's norm, four projections, a position code where one is
-    asked for.
+    """What both attentions share: the person's norm, four projections, and a position code.
 
-    positions: amplitude of the code; above 0, queries and keys start equal, values and outputs
-    orthogonal, so that a token first reads its own place and what it reads arrives undiminished.
-    aspect: height / width of the pictures.
+    positions: amplitude of the code; 0 = none. With a code, queries and keys start equal, values
+    and outputs orthogonal, so that a token first reads its own place and what it reads arrives
+    undiminished. aspect: height / width of the pictures.
     """
 
     read = staticmethod(F.scaled_dot_product_attention)
@@ -93,9 +94,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = group_norm(channels)
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            nn.Linear(channels, channels) for _ in range(4)
-        )
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
         self.place = PositionCode(channels, positions, aspect) if positions else nn.Identity()
         if positions:
             with torch.no_grad():
@@ -105,22 +107,19 @@ class Attention(nn.Module):
             nn.init.orthogonal_(self.to_out.weight)
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """x + W_o softmax(q k^T / sqrt d) v: x (B, C, H, W), q (B, L, C), k and v (B, tokens, C)."""
-        out = self.read(*(split_heads(part, self.heads) for part in (q, k, v)))
-        return x + self.to_out(merge_heads(out)).transpose(1, 2).reshape(x.shape)
+        """x + W_o softmax(q k^T / sqrt d) v: x (B, C, H, W), q (B, L, C), k, v (B, tokens, C)."""
+        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
+        out = merge_heads(self.read(q, k, split_heads(v, self.heads)))
+        return x + self.to_out(out).transpose(1, 2).reshape(x.shape)
 
 
 class SelfAttention(Attention):
-    """Person tokens read themselves and the pose tokens of person and garment, in one softmax
-    (Section 3.2).
-    """
+    """Person tokens read themselves and both pictures' pose tokens, in one softmax (3.2)."""
 
     def __init__(self, channels: int, heads: int, pose_width: int, positions: float, aspect: float):
         super().__init__(channels, heads, positions, aspect)
-        self.pose_to_k, self.pose_to_v = (
-            nn.Linear(pose_width, channels),
-            nn.Linear(pose_width, channels),
-        )
+        self.pose_to_k = nn.Linear(pose_width, channels)
+        self.pose_to_v = nn.Linear(pose_width, channels)
 
     def forward(self, x: Tensor, poses: Tensor) -> Tensor:
         """x (B, C, H, W), poses (B, 2K, P) -> (B, C, H, W)."""
@@ -132,9 +131,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Implicit warp: person tokens ask, garment tokens of the same level and side answer (Section
-    3.2).
-    """
+    """Implicit warp: person tokens read the garment's of the same level and side (3.2)."""
 
     read = staticmethod(read_garment)
 
@@ -152,13 +149,12 @@ class CrossAttention(Attention):
         k, v = self.to_k(self.place(tokens)), self.to_v(tokens)
         if row is not None:
             k, v = k[row], v[row]
-        return self.attend(x, self.to_q(self.place(flat(self.norm(x)))), k, v)
+        person = flat(self.norm(x))
+        return self.attend(x, self.to_q(self.place(person)), k, v)
 
 
 class Unit(nn.Module):
-    """FiLM -> ResBlk [-> self-attention [-> cross-attention]], the step of which all UNets here
-    consist (Fig. 2).
-    """
+    """FiLM -> ResBlk [-> self-attention [-> cross-attention]]: the UNets' only step (Fig. 2)."""
 
     def __init__(
         self,
@@ -172,12 +168,12 @@ class Unit(nn.Module):
         self.block = ResBlock(in_channels, out_channels, config.embedding, config.film)
         self.self_attention = self.cross_attention = None
         if attention:
-            shared = (config.positions, aspect)
+            heads, positions = config.heads, config.positions
             self.self_attention = SelfAttention(
-                out_channels, config.heads, config.pose_width, *shared
+                out_channels, heads, config.pose_width, positions, aspect
             )
             if config.correspondence == "attention":
-                self.cross_attention = CrossAttention(out_channels, config.heads, *shared)
+                self.cross_attention = CrossAttention(out_channels, heads, positions, aspect)
 
     def forward(
         self,
@@ -187,8 +183,10 @@ class Unit(nn.Module):
         garment: Tensor | None = None,
         row: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C_in, H, W), e (B, E); with self-attention poses (B, 2K, P); with cross-attention
-        also garment (G, C, H, W) and row (B,) or None.
+        """x (B, C_in, H, W), e (B, E) -> (B, C_out, H, W).
+
+        With self-attention also poses (B, 2K, P), with cross-attention also garment (G, C, H, W)
+        and row (B,) or None.
         """
         x = self.block(x, e)
         if self.self_attention is not None:
@@ -199,45 +197,42 @@ class Unit(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """Linear-swish-Linear over sines and cosines of 1000 x, base 10000: times and noise levels x in
-    [0, 1].
-    """
+    """Times and noise levels x in [0, 1]: an MLP over sines and cosines of 1000 x, base 10000."""
 
     def __init__(self, sinusoid: int, embedding: int):
         super().__init__()
         self.half = sinusoid // 2
-        self.linear1, self.linear2 = nn.Linear(sinusoid, embedding), nn.Linear(embedding, embedding)
+        self.linear1 = nn.Linear(sinusoid, embedding)
+        self.linear2 = nn.Linear(embedding, embedding)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,) -> (B, E)."""
         weight = self.linear1.weight
-        frequencies = torch.exp(
-            torch.arange(self.half, device=weight.device) * (-math.log(10_000) / self.half)
-        )
+        places = torch.arange(self.half, device=weight.device)
+        frequencies = torch.exp(places * (-math.log(10_000) / self.half))
         phase = 1000 * x.to(weight.device, torch.float32)[:, None] * frequencies
         code = torch.cat([phase.sin(), phase.cos()], 1).to(weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
 
 class AttentionPool(nn.Module):
-    """CLIP's pooling in one dimension: the tokens' mean asks, mean and tokens answer (paper,
-    Section 3.2).
-    """
+    """CLIP's pooling in one dimension: the tokens' mean reads itself and the tokens (3.2)."""
 
     def __init__(self, tokens: int, width: int, out: int, heads: int):
         super().__init__()
         self.heads = heads
         self.positions = nn.Parameter(torch.randn(tokens + 1, width) * width**-0.5)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.to_out = nn.Linear(width, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, P) -> (B, E)."""
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positions
-        q, k, v = (
-            split_heads(part, self.heads)
-            for part in (self.to_q(x[:, :1]), self.to_k(x), self.to_v(x))
-        )
+        q = split_heads(self.to_q(x[:, :1]), self.heads)
+        k = split_heads(self.to_k(x), self.heads)
+        v = split_heads(self.to_v(x), self.heads)
         return self.to_out(merge_heads(F.scaled_dot_product_attention(q, k, v)))[:, 0]
 
 

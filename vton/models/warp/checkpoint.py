@@ -1,8 +1,7 @@
-"""LaDI-VTON's released warping module: one file, {"tps": state, "refinement": state, ...optimizers,
-"epoch"}.
+"""LaDI-VTON's released warping module, in and out.
 
-https://github.com/miccunifi/ladi-vton/releases, warping_vitonhd.pth and warping_dresscode.pth (CC
-BY-NC 4.0).
+One file, {"tps": state, "refinement": state, ...optimizers, "epoch"}: warping_vitonhd.pth or
+warping_dresscode.pth of https://github.com/miccunifi/ladi-vton/releases (CC BY-NC 4.0).
 """
 
 from __future__ import annotations
@@ -14,62 +13,66 @@ from torch import Tensor
 
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS
-from vton.files import replacing
 from vton.models.warp.config import RefinementConfig, TpsConfig
 from vton.models.warp.tps import ThinPlateSpline
-from vton.weights.pretrained import Published, WeightsError, read_checkpoint
+from vton.weights.pretrained import WeightsError, read_checkpoint
+from vton.weights.published import PublishedWeights, write_torch
 
-PREFIXES = {  # theirs -> ours
-    "tps": {
-        "extractionA.model.": "network.tps.garment_features.",
-        "extractionB.model.": "network.tps.person_features.",
-        "loc_net.regression.": "network.tps.regression.",
-    },
-    "refinement": {
-        "inc.double_conv.": "network.refinement.first.",
-        **{
-            f"down{i}.maxpool_conv.1.double_conv.": f"network.refinement.down.{i - 1}."
-            for i in range(1, 5)
-        },
-        **{f"up{i}.conv.double_conv.": f"network.refinement.up.{i - 1}." for i in range(1, 5)},
-        "outc.conv.": "network.refinement.last.",
-    },
+# Beginnings of names by section, theirs and ours.
+TPS_NAMES = {
+    "extractionA.model.": "network.tps.garment_features.",
+    "extractionB.model.": "network.tps.person_features.",
+    "loc_net.regression.": "network.tps.regression.",
 }
+REFINEMENT_NAMES = {
+    "inc.double_conv.": "network.refinement.first.",
+    "down1.maxpool_conv.1.double_conv.": "network.refinement.down.0.",
+    "down2.maxpool_conv.1.double_conv.": "network.refinement.down.1.",
+    "down3.maxpool_conv.1.double_conv.": "network.refinement.down.2.",
+    "down4.maxpool_conv.1.double_conv.": "network.refinement.down.3.",
+    "up1.conv.double_conv.": "network.refinement.up.0.",
+    "up2.conv.double_conv.": "network.refinement.up.1.",
+    "up3.conv.double_conv.": "network.refinement.up.2.",
+    "up4.conv.double_conv.": "network.refinement.up.3.",
+    "outc.conv.": "network.refinement.last.",
+}
+SECTIONS = {"tps": TPS_NAMES, "refinement": REFINEMENT_NAMES}
 SPLINE = "gridGen."  # constants of the lattice and the size, which follow from the configuration
 
 
-def read_published(path: Path) -> Published:
-    """The file's two networks. Raises WeightsError for other files, other person inputs and other
-    sizes.
+# ---- in ----
+
+
+def read_published(path: Path) -> PublishedWeights:
+    """The file's two networks.
+
+    Raises WeightsError for other files, other person inputs and other sizes.
     """
     content = read_checkpoint(path)
-    sections = {name: content.get(name) if isinstance(content, dict) else None for name in PREFIXES}
-    if not all(isinstance(section, dict) and section for section in sections.values()):
-        raise WeightsError(
-            f"{path}: not LaDI-VTON's warping module; expected a mapping with tps and refinement."
-        )
     state, extra = {"network.refined": torch.tensor(True)}, {}
-    for section, entries in sections.items():
-        for name, tensor in entries.items():
+    for section in SECTIONS:
+        tensors = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(tensors, dict) or not tensors:
+            raise WeightsError(
+                f"{path}: not LaDI-VTON's warping module; expected a mapping with tps and "
+                "refinement."
+            )
+        for name, tensor in tensors.items():
             if name.startswith(SPLINE):
                 extra[f"{section}.{name}"] = tensor
             else:
-                state[own_name(section, name, path)] = tensor
-    first = state.get("network.tps.person_features.0.weight")
-    if first is not None and first.shape[1] != 3 + JOINTS:
-        raise WeightsError(
-            f"{path} reads {first.shape[1] - 3} channels of pose beside the person, here they are {JOINTS} heat maps; "
-            "the variant that reads DensePose coordinates is not supported."
-        )
+                state[name_in_ours(section, name, path)] = tensor
+    check_person_input(state, path)
     check_spline(extra, path)
-    return Published(state, ["data.mask_source=derive", "data.mask_rule=ladi"], extra)
+    return PublishedWeights(state, ["data.mask_source=derive", "data.mask_rule=ladi"], extra)
 
 
-def own_name(section: str, name: str, path: Path) -> str:
-    """Our name of a published tensor. Raises WeightsError for a name the released classes do not
-    have.
+def name_in_ours(section: str, name: str, path: Path) -> str:
+    """Our name of a published tensor.
+
+    Raises WeightsError for a name that the released classes do not have.
     """
-    for theirs, ours in PREFIXES[section].items():
+    for theirs, ours in SECTIONS[section].items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     raise WeightsError(
@@ -77,66 +80,62 @@ def own_name(section: str, name: str, path: Path) -> str:
     )
 
 
-def published_name(name: str) -> tuple[str, str] | None:
-    """Section and name of one of our tensors; None for what the published format leaves out."""
-    for section, prefixes in PREFIXES.items():
-        for theirs, ours in prefixes.items():
-            if name.startswith(ours):
-                return section, theirs + name.removeprefix(ours)
-    return None
-
-
-def spline_constants(config: TpsConfig) -> dict[str, Tensor]:
-    """What the published file repeats of the spline: its two matrices and the zeros they are
-    applied to.
-    """
-    spline = ThinPlateSpline(*config.size, config.points)
-    constants = {
-        "inverse_kernel": spline.inverse,
-        "padding_matrix": torch.zeros(3, 2),
-        "target_coordinate_repr": spline.evaluation,
-    }
-    return {f"tps.{SPLINE}{name}": tensor for name, tensor in constants.items()}
+def check_person_input(state: dict[str, Tensor], path: Path) -> None:
+    first = state.get("network.tps.person_features.0.weight")
+    if first is not None and first.shape[1] != 3 + JOINTS:
+        raise WeightsError(
+            f"{path} reads {first.shape[1] - 3} channels of pose beside the person, here they are "
+            f"{JOINTS} heat maps; the variant that reads DensePose coordinates is not supported."
+        )
 
 
 def check_spline(stored: dict[str, Tensor], path: Path) -> None:
-    """Raise WeightsError unless the file's spline is the one computed here: same lattice, same
-    size.
-    """
+    """Raise WeightsError unless the file's spline has the lattice and the size of ours."""
     expected = spline_constants(TpsConfig())
     for name, tensor in stored.items():
         own = expected.get(name)
-        if (
-            own is None
-            or own.shape != tensor.shape
-            or not torch.allclose(own, tensor.float(), atol=1e-3)
-        ):
+        same_shape = own is not None and own.shape == tensor.shape
+        if not same_shape or not torch.allclose(own, tensor.float(), atol=1e-3):
             raise WeightsError(
                 f"{path}: {name} {tuple(tensor.shape)} is not that of a 5x5 lattice at 256x192."
             )
 
 
+def spline_constants(config: TpsConfig) -> dict[str, Tensor]:
+    """What the file repeats of the spline: two matrices, and the zeros beside the points."""
+    spline = ThinPlateSpline(*config.size, config.points)
+    return {
+        f"tps.{SPLINE}inverse_kernel": spline.inverse,
+        f"tps.{SPLINE}padding_matrix": torch.zeros(3, 2),
+        f"tps.{SPLINE}target_coordinate_repr": spline.evaluation,
+    }
+
+
+# ---- out ----
+
+
 def write_published(
     target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
 ) -> None:
-    """The two sections again, as a torch file. Raises WeightsError for networks of another shape
-    than the released.
+    """The two sections again, as a torch file.
+
+    Raises WeightsError for networks of another shape than the released ones.
     """
-    model, released = (
-        config.model,
-        (TpsConfig(order_weight=config.model.tps.order_weight), RefinementConfig()),
-    )
-    if (model.tps, model.refinement) != released:
+    model = config.model
+    released_tps = TpsConfig(order_weight=model.tps.order_weight)
+    if model.tps != released_tps or model.refinement != RefinementConfig():
         raise WeightsError(
-            f"{target}: LaDI-VTON's format holds its own networks only (preset=paper), and this run has other "
-            "model.tps or model.refinement settings; use the run folder's weights.safetensors."
+            f"{target}: LaDI-VTON's format holds its own networks only (preset=paper), and this "
+            "run has other model.tps or model.refinement settings; use the run folder's "
+            "weights.safetensors."
         )
-    content: dict[str, dict[str, Tensor]] = {section: {} for section in PREFIXES}
+    content: dict[str, dict[str, Tensor]] = {section: {} for section in SECTIONS}
     for name, tensor in (spline_constants(model.tps) | extra).items():
         section, _, rest = name.partition(".")
         content[section][rest] = tensor.contiguous()
-    for name, tensor in state.items():
-        if place := published_name(name):
-            content[place[0]][place[1]] = tensor
-    with replacing(target) as temporary:
-        torch.save(content, temporary)
+    for section, names in SECTIONS.items():
+        for name, tensor in state.items():
+            for theirs, ours in names.items():
+                if name.startswith(ours):
+                    content[section][theirs + name.removeprefix(ours)] = tensor
+    write_torch(target, content)

@@ -1,5 +1,6 @@
-"""Settings of the learned warp. Defaults are LaDI-VTON's (arXiv 2305.13501, Section 3.1, and its
-released code).
+"""Settings of the learned warp. Defaults are LaDI-VTON's.
+
+Sources: arXiv 2305.13501, Section 3.1, and the released code.
 """
 
 from __future__ import annotations
@@ -15,33 +16,26 @@ class TpsConfig:
     """The network that moves a lattice of control points."""
 
     size: tuple[int, int] = (256, 192)  # height, width in px that correspondence is computed at
-    widths: tuple[int, ...] = (
-        64,
-        128,
-        256,
-        512,
-    )  # channels of the extractors' convolutions, each halving the picture
-    regression: tuple[int, ...] = (
-        512,
-        256,
-        128,
-        64,
-    )  # channels of the regression's, the first two halving
+    # channels of the extractors' convolutions, each halving the picture
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    # channels of the regression's, the first two halving
+    regression: tuple[int, ...] = (512, 256, 128, 64)
     points: int = 5  # side of the lattice
     positions: bool = False  # the extractors also read each pixel's x and y; ours, see the README
     order_weight: float = 0.01  # of the second-order constraint on the lattice
 
     def __post_init__(self):
-        smallest = 4 * 2 ** len(self.widths)
-        if min(self.size) < smallest or any(side % 2 ** len(self.widths) for side in self.size):
+        reduction = 2 ** len(self.widths)
+        smallest = 4 * reduction
+        if min(self.size) < smallest or any(side % reduction for side in self.size):
             raise ConfigError(
-                f"model.tps.size={list(self.size)}: {len(self.widths)} model.tps.widths halve it as often, so both "
-                f"sides must be multiples of {2 ** len(self.widths)}, at least {smallest}."
+                f"model.tps.size={list(self.size)}: {len(self.widths)} model.tps.widths halve it "
+                f"as often, so both sides must be multiples of {reduction}, at least {smallest}."
             )
         if self.points < 3 or len(self.regression) < 2:
             raise ConfigError(
-                f"model.tps.points={self.points} must be at least 3, model.tps.regression={list(self.regression)} must "
-                "have at least 2 entries."
+                f"model.tps.points={self.points} must be at least 3, "
+                f"model.tps.regression={list(self.regression)} must have at least 2 entries."
             )
 
 
@@ -62,13 +56,8 @@ class PerceptualConfig:
     weight: float = 0.25
     # folder with VGG19's; "" = $VTON_METRIC_WEIGHTS, `vton weights`' folder, else random
     weights: str = ""
-    channels: tuple[int, ...] = (
-        64,
-        128,
-        256,
-        512,
-        512,
-    )  # of its stages; others than VGG19's have fixed random weights
+    # of its five stages; others than VGG19's have fixed random weights
+    channels: tuple[int, ...] = (64, 128, 256, 512, 512)
 
 
 @dataclass

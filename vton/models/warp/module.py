@@ -7,7 +7,6 @@ of the hole filled from the surroundings.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import torch
@@ -18,19 +17,10 @@ from vton.config import ConfigError
 from vton.data.sample import TryOnBatch
 from vton.models.base import TrainedModule, Worn
 from vton.models.baselines import warped_garment
-from vton.models.warp.config import PerceptualConfig, WarpConfig
-from vton.models.warp.losses import (
-    VGG19_CHANNELS,
-    PerceptualLoss,
-    order_loss,
-    published_perceptual,
-    random_perceptual,
-)
+from vton.models.warp.config import WarpConfig
+from vton.models.warp.losses import build_perceptual, order_loss
 from vton.models.warp.network import WHITE, Warped, WarpNetwork
 from vton.registry import register
-from vton.weights.metric_networks import for_loss
-
-log = logging.getLogger(__name__)
 
 
 @register(WarpConfig)
@@ -153,16 +143,3 @@ class LearnedWarp(TrainedModule):
             *self.start(batch), batch.agnostic, batch.agnostic_mask, batch.keypoints
         )
         return replace(batch, warped_garment=garment, warped_mask=silhouette)
-
-
-def build_perceptual(config: PerceptualConfig) -> PerceptualLoss:
-    """VGG19's distance: published weights where a folder has them, else fixed random ones, and says
-    so.
-    """
-    if tuple(config.channels) == VGG19_CHANNELS:
-        if vgg19 := for_loss("vgg19", config.weights, "model.perceptual.weights"):
-            return published_perceptual(vgg19)
-        log.warning(
-            "Perceptual loss: VGG19 runs on fixed random weights. `vton weights vgg19` fetches the real ones."
-        )
-    return random_perceptual(tuple(config.channels))

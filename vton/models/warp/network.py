@@ -1,10 +1,9 @@
-"""LaDI-VTON's warping module (Morelli et al., ACM MM 2023, arXiv 2305.13501): where each pixel of a
-worn garment comes from, as one thin-plate spline, and a UNet that repaints what no single spline
-can bend.
+"""LaDI-VTON's warping module (Morelli et al., ACM MM 2023, arXiv 2305.13501).
 
-The first network matches the in-shop garment with the person by the correlation of all pairs of
-places (Rocco et al., CVPR 2017, arXiv 1703.05593) and moves the points of a lattice; the second
-reads its result.
+A thin-plate spline says where each pixel of a worn garment comes from, and a UNet repaints what no
+single spline can bend. The first network matches the in-shop garment with the person by the
+correlation of all pairs of places (Rocco et al., CVPR 2017, arXiv 1703.05593) and moves the points
+of a lattice. The second reads its result.
 """
 # Shapes: B batch, H W height and width of the pictures, h w of a feature map, N points of the
 # lattice, J joints
@@ -35,18 +34,13 @@ class Warped(NamedTuple):
 
 
 class FeatureExtractor(nn.Sequential):
-    """(B, C, H, W) to (B, widths[-1], H / 2^n, W / 2^n), n = len(widths); the norm follows the
-    ReLU.
-    """
+    """(B, C, H, W) to (B, widths[-1], H / 2^n, W / 2^n), n = len(widths); norms follow ReLUs."""
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         layers: list[nn.Module] = []
         for width in widths:
-            layers += [
-                nn.Conv2d(channels, width, 4, stride=2, padding=1),
-                nn.ReLU(),
-                nn.BatchNorm2d(width),
-            ]
+            halving = nn.Conv2d(channels, width, 4, stride=2, padding=1)
+            layers += [halving, nn.ReLU(), nn.BatchNorm2d(width)]
             channels = width
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(channels)]
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
@@ -59,16 +53,13 @@ def correlation(garment: Tensor, person: Tensor) -> Tensor:
     Channel x h + y of the result belongs to the place (x, y) of the garment, column by column; its
     own places are the person's.
     """
-    garment, person = (
-        x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt() for x in (garment, person)
-    )
+    garment = garment / (garment.square().sum(1, keepdim=True) + 1e-6).sqrt()
+    person = person / (person.square().sum(1, keepdim=True) + 1e-6).sqrt()
     return torch.einsum("bcyx,bchw->bxyhw", garment, person).flatten(1, 2)
 
 
 class Regression(nn.Module):
-    """Correlation (B, h w, h, w) to the moved points (B, N, 2) of a lattice, x and y in (-1, 1);
-    unmoved at first.
-    """
+    """Correlation (B, h w, h, w) to a lattice's points (B, N, 2) in (-1, 1), at first unmoved."""
 
     def __init__(self, size: tuple[int, int], widths: tuple[int, ...], side: int):
         super().__init__()
@@ -76,12 +67,11 @@ class Regression(nn.Module):
         layers: list[nn.Module] = []
         channels = height * width
         for index, out in enumerate(widths):
-            shape = (
-                dict(kernel_size=4, stride=2, padding=1)
-                if index < 2
-                else dict(kernel_size=3, padding=1)
-            )
-            layers += [nn.Conv2d(channels, out, **shape), nn.BatchNorm2d(out), nn.ReLU()]
+            if index < 2:
+                conv = nn.Conv2d(channels, out, 4, stride=2, padding=1)
+            else:
+                conv = nn.Conv2d(channels, out, 3, padding=1)
+            layers += [conv, nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
         self.conv = nn.Sequential(*layers)
         points = lattice(side)
@@ -109,32 +99,27 @@ class TpsWarp(nn.Module):
         self.spline = ThinPlateSpline(*config.size, config.points)
 
     def forward(self, garment: Tensor, person: Tensor) -> Tensor:
-        """garment (B, 3, H, W), person (B, 3 + J, H, W): agnostic picture and heat maps. Returns
-        points (B, N, 2).
-        """
-        garment, person = (self.reduced(x) for x in (garment, person))
+        """garment (B, 3, H, W), person (B, 3 + J, H, W): see WarpNetwork -> points (B, N, 2)."""
+        garment, person = self.reduced(garment), self.reduced(person)
         if self.positions:
             garment, person = with_positions(garment), with_positions(person)
-        return self.regression(
-            correlation(self.garment_features(garment), self.person_features(person))
-        )
+        garment = self.garment_features(garment)
+        person = self.person_features(person)
+        return self.regression(correlation(garment, person))
 
     def reduced(self, picture: Tensor) -> Tensor:
         """The picture at the size that correspondence is computed at."""
-        return picture if picture.shape[-2:] == self.size else resize(picture, self.size)
+        return picture if picture.shape[-2:] == self.size else bilinear(picture, self.size)
 
     def grid(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """The points' sampling grid (B, H, W, 2), computed at config.size and brought to `size` (H,
-        W) bilinearly.
-        """
+        """The points' sampling grid (B, H, W, 2): that of config.size, brought to size (H, W)."""
         device = "cuda" if points.is_cuda else "cpu"
-        with torch.autocast(
-            device, enabled=False
-        ):  # half precision would ruin the spline's ill-conditioned system
+        # Half precision would ruin the spline's ill-conditioned system.
+        with torch.autocast(device, enabled=False):
             grid = self.spline(points.float())
         if size == self.size:
             return grid
-        return resize(grid.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return bilinear(grid.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
 class DoubleConv(nn.Sequential):
@@ -143,18 +128,13 @@ class DoubleConv(nn.Sequential):
     def __init__(self, channels: int, middle: int, out: int):
         layers: list[nn.Module] = []
         for before, after in ((channels, middle), (middle, out)):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
+            conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
         super().__init__(*layers)
 
 
 class Refinement(nn.Module):
-    """A plain UNet (Ronneberger et al. 2015): max pooling down, bilinear up, the skip first in each
-    concatenation.
-    """
+    """A plain UNet (Ronneberger et al. 2015): max pooling down, bilinear up, skips first."""
 
     def __init__(self, channels: int, out: int, widths: tuple[int, ...]):
         super().__init__()
@@ -163,7 +143,8 @@ class Refinement(nn.Module):
         self.up = nn.ModuleList()
         below = widths[-1]
         for level in reversed(range(len(widths) - 1)):
-            joined, above = widths[level] + below, widths[max(level - 1, 0)]
+            joined = widths[level] + below
+            above = widths[max(level - 1, 0)]
             self.up.append(DoubleConv(joined, joined // 2, above))
             below = above
         self.last = nn.Conv2d(below, out, 1)
@@ -195,17 +176,13 @@ class WarpNetwork(nn.Module):
         if self.corrects:
             nn.init.zeros_(self.refinement.last.weight)
             nn.init.zeros_(self.refinement.last.bias)
-        self.register_buffer(
-            "refined", torch.zeros((), dtype=torch.bool)
-        )  # whether the refinement was ever trained
+        # Whether the refinement was ever trained.
+        self.register_buffer("refined", torch.zeros((), dtype=torch.bool))
 
     def person(self, agnostic: Tensor, keypoints: Tensor) -> Tensor:
-        """What both networks see of the person, (B, 3 + J, H, W): the agnostic picture and a heat
-        map per joint.
-        """
-        return torch.cat(
-            [agnostic, heat_maps(keypoints, agnostic.shape[-2:], self.heat_sigma)], dim=1
-        )
+        """(B, 3 + J, H, W), what both networks see: the agnostic picture and joints' heat maps."""
+        heat = heat_maps(keypoints, agnostic.shape[-2:], self.heat_sigma)
+        return torch.cat([agnostic, heat], dim=1)
 
     def coarse(self, garment: Tensor, garment_mask: Tensor, points: Tensor) -> Warped:
         """The garment and its silhouette through the spline of these points."""
@@ -214,17 +191,16 @@ class WarpNetwork(nn.Module):
         return Warped(warp(garment, grid), silhouette)
 
     def refine(self, coarse: Warped, person: Tensor, agnostic_mask: Tensor) -> Warped:
-        """The repainted picture, not clamped, and the silhouette's logits where the refinement has
-        a say in it.
+        """The repainted picture, not clamped, and the silhouette.
+
+        A refinement that corrects makes logits of the silhouette; any other leaves it as it is.
         """
         if not self.corrects:
-            return Warped(
-                self.refinement(torch.cat([person, coarse.garment], dim=1)), coarse.silhouette
-            )
+            picture = self.refinement(torch.cat([person, coarse.garment], dim=1))
+            return Warped(picture, coarse.silhouette)
         cloth = without_end(coarse)
-        correction = self.refinement(
-            torch.cat([person, agnostic_mask, cloth, coarse.silhouette], dim=1)
-        )
+        read = torch.cat([person, agnostic_mask, cloth, coarse.silhouette], dim=1)
+        correction = self.refinement(read)
         logits = SURE * (2 * coarse.silhouette - 1)
         return Warped(cloth + correction[:, :3], logits + correction[:, 3:])
 
@@ -236,10 +212,9 @@ class WarpNetwork(nn.Module):
         agnostic_mask: Tensor,
         keypoints: Tensor,
     ) -> Warped:
-        """A WarpSource's answer: the garment on white, and 1 where it lies inside the agnostic
-        mask, else 0.
+        """The garment on white, and 1 where it lies inside the agnostic mask, else 0.
 
-        Arguments as the fields of TryOnBatch.
+        This is what a WarpSource of the data answers. Arguments as the fields of TryOnBatch.
         """
         person = self.person(agnostic, keypoints)
         picture, silhouette = self.coarse(garment, garment_mask, self.tps(garment, person))
@@ -252,45 +227,41 @@ class WarpNetwork(nn.Module):
 
 
 def without_end(warped: Warped) -> Tensor:
-    """The garment (B, 3, H, W) with its colours continued beyond its silhouette, where cloth may be
-    missing.
+    """The garment (B, 3, H, W) with its colours continued beyond its silhouette.
+
+    Cloth may be missing there, and around the silhouette the background has mixed in.
     """
-    cloth = (warped.silhouette > 0.9).to(
-        warped.garment.dtype
-    )  # further out the background has mixed in
+    cloth = (warped.silhouette > 0.9).to(warped.garment.dtype)
     return fill_hole(warped.garment, 1 - cloth)
 
 
 def heat_maps(keypoints: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """exp(-d^2 / sigma^2) of the distance to each joint, (B, J, H, W); 0 for joints that were not
-    found.
+    """exp(-d^2 / sigma^2) of the distance to each joint, (B, J, H, W); 0 for joints not found.
 
     keypoints: (B, J, 3), x and y in [0, 1] and validity. sigma: in pixels of a picture 512 high.
     """
     height, width = size
     sigma = sigma * height / 512
-    across, down = (
-        torch.exp(
-            -(
-                (
-                    (torch.arange(side, device=keypoints.device) - keypoints[..., i, None] * side)
-                    / sigma
-                )
-                ** 2
-            )
-        )
-        for i, side in enumerate((width, height))
-    )
-    return keypoints[..., 2, None, None] * down[..., None] * across[..., None, :]
+    x, y, valid = keypoints.unbind(-1)
+    across, down = bell(x, width, sigma), bell(y, height, sigma)
+    return valid[..., None, None] * down[..., None] * across[..., None, :]
+
+
+def bell(place: Tensor, side: int, sigma: float) -> Tensor:
+    """exp(-d^2 / sigma^2) along one side of a picture: places (B, J) in [0, 1] to (B, J, side)."""
+    pixels = torch.arange(side, device=place.device)
+    return torch.exp(-(((pixels - place[..., None] * side) / sigma) ** 2))
 
 
 def with_positions(picture: Tensor) -> Tensor:
     """Two more channels: x and y of each pixel, -1 to 1."""
-    y, x = (torch.linspace(-1, 1, side, device=picture.device) for side in picture.shape[-2:])
+    height, width = picture.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=picture.device)
+    x = torch.linspace(-1, 1, width, device=picture.device)
     code = torch.stack(torch.meshgrid(x, y, indexing="xy"))
     return torch.cat([picture, code.to(picture.dtype).expand(len(picture), -1, -1, -1)], dim=1)
 
 
-def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) at another size, bilinear, antialiased where it shrinks."""
     return F.interpolate(picture, size, mode="bilinear", antialias=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from vton.config import ExperimentConfig
-from vton.weights.pretrained import Published, read_safetensors, write_tensors
+from vton.weights.pretrained import read_safetensors, write_tensors
+from vton.weights.published import PublishedWeights
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path) -> PublishedWeights:
     state = {f"unet.{name}": tensor for name, tensor in read_safetensors(path).items()}
-    return Published(state, ["preset=tiny"], {})
+    return PublishedWeights(state, ["preset=tiny"], {})
 
 
 def write_published(
