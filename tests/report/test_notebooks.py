@@ -11,7 +11,8 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
 from vton.cli import main
-from vton.report.notebooks import NOTEBOOKS, NotebookError, run_notebook, write_pages
+from vton.errors import UserError
+from vton.report.notebooks import NOTEBOOKS, run_notebook, write_pages
 
 GOLDEN = (
     Path(__file__).parent / "golden"
@@ -180,13 +181,13 @@ def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell
 )
 def test_what_is_no_notebook_is_refused(tmp_path, stored):
     (tmp_path / "mine.ipynb").write_text(stored)
-    with pytest.raises(NotebookError, match=r"mine.ipynb: not readable as a notebook: "):
+    with pytest.raises(UserError, match=r"mine.ipynb: not readable as a notebook: "):
         run_notebook(tmp_path / "mine.ipynb")
 
 
 def test_without_jupyters_packages_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbclient", None)
     with pytest.raises(
-        NotebookError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"
+        UserError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"
     ):
         run_notebook(tmp_path / "mine.ipynb")

@@ -2,8 +2,10 @@ import pytest
 import yaml
 
 from vton.config import CONFIGS, nearest
-from vton.report.published import PUBLISHED, PublishedError, read_published
-from vton.report.tables import DIGITS, base
+from vton.errors import UserError
+from vton.report.columns import DIGITS, base
+from vton.report.published import read_published
+from vton.report.published_file import PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_metrics_and_their_directions_are_ours_and_the_papers(published):
     }.items():
         assert published.base(metric) == base(metric) == stem
     assert published.base("preferred_detail") == "preferred_detail" and base("clip_i") == "clip_i"
-    with pytest.raises(PublishedError, match="metric beauty_random is not in"):
+    with pytest.raises(UserError, match="metric beauty_random is not in"):
         published.towards("beauty_random")
 
 
@@ -229,5 +231,5 @@ def test_what_does_not_fit_is_named(tmp_path, old, new, problem):
     assert old in text
     path = tmp_path / "published.yaml"
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(PublishedError, match=problem):
+    with pytest.raises(UserError, match=problem):
         read_published(path)
