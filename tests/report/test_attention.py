@@ -1,6 +1,4 @@
-"""Pictures of attention: the weights are those of the layers, every architecture has them, and they
-show the place.
-"""
+"""Pictures of attention: the layers' own weights, for every architecture, at the right place."""
 
 import pytest
 import torch
@@ -18,16 +16,13 @@ def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
     silent = read_garment(q, k, v, tokens=6, attn_mask=mask)
     with watched() as looks:
         out = read_garment(q, k, v, tokens=6, attn_mask=mask)
-        read_garment(
-            q, k, v, tokens=6, attn_mask=mask
-        )  # another layer of the same size: a mean, not a sum
-    assert torch.equal(out, silent) and torch.equal(
-        out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    )
+        # Another layer of the same size: a mean, not a sum.
+        read_garment(q, k, v, tokens=6, attn_mask=mask)
+    assert torch.equal(out, silent)
+    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
     (weights,) = looks.means().values()
-    torch.testing.assert_close(
-        weights, out.mean(1)[..., -6:]
-    )  # with the identity as values the output is the weights
+    # With the identity as values the output is the weights.
+    torch.testing.assert_close(weights, out.mean(1)[..., -6:])
     assert (weights[..., -2] == 0).all()
 
 
@@ -59,10 +54,8 @@ def test_every_architecture_shows_where_it_looks(model):
 
 
 def test_without_attention_to_the_garment_there_is_nothing_to_show():
-    module, batch = (
-        tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval(),
-        random_batch(2),
-    )
+    module = tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval()
+    batch = random_batch(2)
     pictures = module.generate(batch)
     assert attention_grid(module, batch, pictures, module.looks(batch, pictures)) is None
 
