@@ -14,7 +14,7 @@ CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(or
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks docs tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ list: $(READY) ## Names of architectures, presets, data sets, trainers
 
 notebooks: $(READY) ## Run the notebooks on results/, write them as pages below build/notebooks
 	$(VTON) notebooks $(ARGS)
+
+docs: $(READY) ## Build docs/ as pages below build/docs; a broken link is an error
+	.venv/bin/zensical build --strict
 
 tensorboard: $(READY) ## Curves, pictures, attention and results of every run under runs/
 	@echo "The dashboard's layout: http://localhost:6006/#custom_scalars"

@@ -24,14 +24,13 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """The example's files, beside the shipped ones."""
-    section = (
-        README.read_text(encoding="utf-8").split("## Adding an architecture")[1].split("\n## ")[0]
-    )
-    config, module, settings = re.findall(
-        r"^ *```\w+\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE
-    )
+    readme = README.read_text(encoding="utf-8")
+    section = readme.partition("\n## Adding an architecture\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^ *```(?:python|yaml)\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    config, module, settings = blocks
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
     (folder / "config.py").write_text(textwrap.dedent(config))
     (folder / "module.py").write_text(textwrap.dedent(module))
     shutil.copytree(CONFIGS, tmp_path / "configs")

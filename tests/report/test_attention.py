@@ -1,6 +1,4 @@
-"""Pictures of attention: the weights are those of the layers, every architecture has them, and they
-show the place.
-"""
+"""Pictures of attention: the layers' own weights, for every architecture, at the right place."""
 
 import pytest
 import torch
@@ -24,16 +22,13 @@ def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
     silent = read_garment(q, k, v, tokens=6, attn_mask=mask)
     with record_attention() as maps:
         out = read_garment(q, k, v, tokens=6, attn_mask=mask)
-        read_garment(
-            q, k, v, tokens=6, attn_mask=mask
-        )  # another layer of the same size: a mean, not a sum
-    assert torch.equal(out, silent) and torch.equal(
-        out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    )
+        # Another layer of the same size: a mean, not a sum.
+        read_garment(q, k, v, tokens=6, attn_mask=mask)
+    assert torch.equal(out, silent)
+    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
     (weights,) = maps.means().values()
-    torch.testing.assert_close(
-        weights, out.mean(1)[..., -6:]
-    )  # with the identity as values the output is the weights
+    # With the identity as values the output is the weights.
+    torch.testing.assert_close(weights, out.mean(1)[..., -6:])
     assert (weights[..., -2] == 0).all()
 
 
@@ -61,19 +56,17 @@ def test_every_architecture_shows_where_it_looks(model):
     shown = attention_grid(module, batch, pictures, maps)
     other = random_batch(2, first=7)
     batch.garment = other.garment
-    assert (
-        garment_attention(module, attention_maps(module, batch, pictures)) - weights
-    ).abs().max() > 1e-4
+    others = garment_attention(module, attention_maps(module, batch, pictures))
+    assert (others - weights).abs().max() > 1e-4
     assert shown.ndim == 3 and shown.std() > 1
 
 
 def test_without_attention_to_the_garment_there_is_nothing_to_show():
-    module, batch = (
-        tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval(),
-        random_batch(2),
-    )
+    module = tiny_module("tryondiffusion", "model.base.correspondence=concatenation").eval()
+    batch = random_batch(2)
     pictures = module.generate(batch)
-    assert attention_grid(module, batch, pictures, attention_maps(module, batch, pictures)) is None
+    maps = attention_maps(module, batch, pictures)
+    assert attention_grid(module, batch, pictures, maps) is None
 
 
 def test_chosen_pixels_lie_inside_from_left_to_right():

@@ -10,28 +10,27 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(svg, kind, colour):
-    return [
-        shape
-        for shape in ElementTree.fromstring(svg).iter(SVG + kind)
-        if colour in shape.get("style", "")
-    ]
+    shapes = ElementTree.fromstring(svg).iter(SVG + kind)
+    return [shape for shape in shapes if colour in shape.get("style", "")]
 
 
 def spans(svg, colour, axis):
-    """(lowest, highest) coordinate of every path in this colour; axis 0 is x, to the right, and 1
-    is y, downwards.
+    """(lowest, highest) coordinate of every path in this colour.
+
+    axis: 0 is x, to the right; 1 is y, downwards
     """
-    paths = [
-        re.findall(r"-?[\d.]+", path.get("d", ""))[axis::2] for path in drawn(svg, "path", colour)
-    ]
-    return [(min(map(float, path)), max(map(float, path))) for path in paths if path]
+    ranges = []
+    for path in drawn(svg, "path", colour):
+        numbers = re.findall(r"-?[\d.]+", path.get("d", ""))[axis::2]
+        if numbers:
+            coordinates = list(map(float, numbers))
+            ranges.append((min(coordinates), max(coordinates)))
+    return ranges
 
 
 def texts(svg):
-    return {
-        shape.text: float(shape.get("y"))
-        for shape in ElementTree.fromstring(svg).iter(SVG + "text")
-    }
+    shapes = ElementTree.fromstring(svg).iter(SVG + "text")
+    return {shape.text: float(shape.get("y")) for shape in shapes}
 
 
 def test_bars_start_at_zero_and_whiskers_are_one_standard_deviation_each_way():
@@ -57,11 +56,10 @@ def test_scatter_is_logarithmic_in_x_and_keeps_names_apart():
         Point("fast", 0.4, x=0.1),
     ]
     svg = scatter(points, "seconds", "ssim")
-    slow, mid, fast = (
-        (float(dot.get("x")), float(dot.get("y")))
-        for dot in drawn(svg, "use", COLOURS["architecture"])
-    )
-    assert slow[0] - mid[0] == pytest.approx(mid[0] - fast[0], rel=1e-4) and slow[0] > mid[0]
+    dots = drawn(svg, "use", COLOURS["architecture"])
+    slow, mid, fast = ((float(dot.get("x")), float(dot.get("y"))) for dot in dots)
+    assert slow[0] - mid[0] == pytest.approx(mid[0] - fast[0], rel=1e-4)
+    assert slow[0] > mid[0]
     (whisker,) = spans(svg, WHISKER["ecolor"], 1)
     assert sum(whisker) / 2 == pytest.approx(slow[1], abs=0.01)
     assert whisker[1] - whisker[0] == pytest.approx(fast[1] - slow[1], rel=1e-4)  # both 0.1
@@ -73,10 +71,9 @@ def test_scatter_is_logarithmic_in_x_and_keeps_names_apart():
 @pytest.mark.parametrize("x", [(1.0,), (5.0, 5.0), (9.0, 10.0), (1e9, 3e11)])
 def test_scatter_has_ticks_however_near_its_points_are(x):
     svg = scatter([Point(f"at {place}", 3.0, math.nan, x=place) for place in x], "x", "y")
-    ticks = [
-        text
-        for text, y in texts(svg).items()
-        if y == max(y for text, y in texts(svg).items() if text != "x")
-    ]
+    places = texts(svg)
+    del places["x"]  # the axis' title
+    lowest = max(places.values())
+    ticks = [text for text, y in places.items() if y == lowest]
     assert len(ticks) >= 2 and all(float(tick) > 0 for tick in ticks)
     assert len(drawn(svg, "use", COLOURS["architecture"])) == len(x)

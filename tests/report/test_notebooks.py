@@ -10,25 +10,22 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
-from vton.cli import main
-from vton.report.notebooks import NOTEBOOKS, NotebookError, run_notebook, write_pages
+from tests.running import command
+from vton.errors import UserError
+from vton.report.notebooks import NOTEBOOKS, run_notebook, write_pages
 
-GOLDEN = (
-    Path(__file__).parent / "golden"
-)  # a few made-up rows for each notebook, and the tables that follow from them
+# A few made-up rows for each notebook, and the tables that follow from them.
+GOLDEN = Path(__file__).parent / "golden"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-OURS = tuple(
-    f".{name}()"
-    for name in (
-        "tables",
-        "provenance",
-        "costs",
-        "pictures",
-        "bars",
-        "over_cost",
-        "who_wins",
-        "directions",
-    )
+OURS = (  # ends of cells that show our numbers
+    ".tables()",
+    ".provenance()",
+    ".costs()",
+    ".pictures()",
+    ".bars()",
+    ".over_cost()",
+    ".who_wins()",
+    ".directions()",
 )
 
 
@@ -38,15 +35,17 @@ def cells(path, kind="code"):
 
 def tables(page) -> list[list[list[str]]]:
     """The text of every cell of every table of a page."""
-    found = BeautifulSoup(page, "html.parser").find_all("table")
-    return [
-        [[cell.get_text() for cell in line.find_all(["th", "td"])] for line in one.find_all("tr")]
-        for one in found
-    ]
+    texts = []
+    for table in BeautifulSoup(page, "html.parser").find_all("table"):
+        lines = []
+        for line in table.find_all("tr"):
+            lines.append([cell.get_text() for cell in line.find_all(["th", "td"])])
+        texts.append(lines)
+    return texts
 
 
 def golden(stem) -> list[list[list[str]]]:
-    """The tables of a CSV file, an empty line between each two."""
+    """The tables of a CSV file, with an empty line between them."""
     parts = (GOLDEN / stem / "tables.csv").read_text(encoding="utf-8").split("\n\n")
     return [list(csv.reader(part.splitlines())) for part in parts]
 
@@ -68,8 +67,9 @@ def test_one_for_the_comparison_and_one_for_each_papers_ablation():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the cells of a notebook show, or those that end so, run here: a kernel for each notebook
-    costs more than all of its cells.
+    """What the cells of a notebook show, or those that end so.
+
+    They are run here: a kernel for each notebook costs more than all of its cells.
     """
 
     def run(path, results="", ending=""):
@@ -89,12 +89,9 @@ def test_shows_the_results_of_this_repository(path, shown):
     page = "\n".join(shown(path))
     assert "<h4>" in page and "arXiv" in page  # published values with their source
     if path.stem == "comparison":
-        told = re.sub(r"<[^>]+>", " ", page)
-        assert (
-            "Best architecture, of" in told
-            and "data:image/jpeg" in page
-            and page.count("<svg") >= 2
-        )
+        assert "Best architecture, of" in re.sub(r"<[^>]+>", " ", page)
+        assert "data:image/jpeg" in page
+        assert page.count("<svg") >= 2
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -115,9 +112,8 @@ def test_every_kernel_shows_them_within_a_minute(tmp_path):
 def test_says_so_where_there_is_no_result(path, shown, tmp_path):
     page = "\n".join(shown(path, tmp_path))
     ours = [cell for cell in cells(path) if cell.source.endswith(OURS)]
-    assert (
-        page.count(f"Nothing measured to show: no results.json below {tmp_path}.") == len(ours) >= 6
-    )
+    nothing = f"Nothing measured to show: no results.json below {tmp_path}."
+    assert page.count(nothing) == len(ours) >= 6
     assert "arXiv" in page
 
 
@@ -137,42 +133,32 @@ def test_is_thin_reads_results_only_and_keeps_no_outputs(path):
 
 def test_runs_from_start_to_end_in_a_kernel_and_its_page_needs_no_network():
     page = run_notebook(NOTEBOOKS / "ablation_gardiff.ipynb", VTON_RESULTS="")
-    assert (
-        "<title>ablation_gardiff</title>" in page
-        and '<h2 id="Published">' in page
-        and "arXiv" in page
-    )
+    assert "<title>ablation_gardiff</title>" in page
+    assert '<h2 id="Published">' in page
+    assert "arXiv" in page
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", page)
 
 
 def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell_that_fails(
     tmp_path, capsys
 ):
-    shown = "import os, sys\nprint('hi <there>')\nsys.executable, os.getcwd(), os.environ['VTON_RESULTS'], x"
-    good, bad = (
-        written(tmp_path / "good.ipynb", "x = 20\nx + 1", shown),
-        written(tmp_path / "bad.ipynb", "1", "raise ValueError('no\\nmore')"),
+    environment = (
+        "import os, sys\n"
+        "print('hi <there>')\n"
+        "sys.executable, os.getcwd(), os.environ['VTON_RESULTS'], x"
     )
-    with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "notebooks",
-                str(good),
-                str(bad),
-                "--results",
-                "some",
-                "--out",
-                str(tmp_path / "pages"),
-            ]
-        )
-    assert stop.value.code == 2
-    (page,) = (tmp_path / "pages").iterdir()
+    good = written(tmp_path / "good.ipynb", "x = 20\nx + 1", environment)
+    bad = written(tmp_path / "bad.ipynb", "1", "raise ValueError('no\\nmore')")
+    pages = tmp_path / "pages"
+    code = command("notebooks", str(good), str(bad), "--results", "some", "--out", str(pages))
+    assert code == 2
+    (page,) = pages.iterdir()
     page = html.unescape(page.read_text())
     assert "<pre>21</pre>" in page and "<pre>hi <there>\n</pre>" in page
     assert repr((sys.executable, str(Path.cwd()), "some", 20)) in re.sub(r"\s+", " ", page)
-    told = capsys.readouterr()
-    assert "good.html written in" in told.out
-    assert told.err == f"vton: {bad}, cell 2: ValueError: no\n"
+    output = capsys.readouterr()
+    assert "good.html written in" in output.out
+    assert output.err == f"vton: {bad}, cell 2: ValueError: no\n"
 
 
 @pytest.mark.parametrize(
@@ -180,13 +166,13 @@ def test_the_command_writes_pages_from_kernels_of_this_python_and_names_the_cell
 )
 def test_what_is_no_notebook_is_refused(tmp_path, stored):
     (tmp_path / "mine.ipynb").write_text(stored)
-    with pytest.raises(NotebookError, match=r"mine.ipynb: not readable as a notebook: "):
+    with pytest.raises(UserError, match=r"mine.ipynb: not readable as a notebook: "):
         run_notebook(tmp_path / "mine.ipynb")
 
 
 def test_without_jupyters_packages_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbclient", None)
     with pytest.raises(
-        NotebookError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"
+        UserError, match=r"needs nbclient: make setup, or pip install -e '\.\[notebooks\]'"
     ):
         run_notebook(tmp_path / "mine.ipynb")

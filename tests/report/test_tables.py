@@ -22,8 +22,8 @@ def row(model, ssim=0.5, kid=0.0123, **changes):
     )
 
 
-def printed(rows):
-    console = Console(file=io.StringIO(), width=60)
+def printed(rows, width=80):
+    console = Console(file=io.StringIO(), width=width)
     print_table(rows, console)
     return console.file.getvalue()
 
@@ -56,7 +56,7 @@ def test_columns_are_ordered_scaled_and_random_names_explained():
     assert "they are not KID" in text
     pretrained = row("gardiff", metrics={"ssim": 0.5, "fid": 9.0})
     assert "random weights" not in table_markdown([pretrained])
-    assert "random weights" in printed([row("gardiff")])
+    assert "fixed random weights" in printed([row("gardiff")])
 
 
 def test_title_says_data_order_region_n_and_protocol():
@@ -90,6 +90,26 @@ def test_groups_are_separate_and_a_lone_category_is_not_repeated():
         row("gardiff", category="upper_body", n=5),
     ]
     assert [key[2] for key in grouped(two)] == ["all", "dresses", "upper_body"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_a_table_fits_the_console_and_cuts_nothing_off(width):
+    """Metrics that do not fit follow in further blocks, which name the models again."""
+    names = ["ssim", "psnr", "lpips_random", "dists_random", "fid_random", "kid_random", "cami_u"]
+    metrics = dict.fromkeys(names, 0.5)
+    spread = details() | {"spread": dict.fromkeys(names, 0.001)}
+    rows = [
+        row("tryondiffusion/sr256[from_truth]", metrics=metrics, provenance=spread),
+        row("baseline/geometric_warp", metrics=metrics),
+    ]
+    text = printed(rows, width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    for name in names:
+        assert text.count(f" {name} ") == 1
+    assert text.count("500.00 ± 1.00") == 1  # KID times 1000
+    blocks = text.count("baseline/geometric_warp")
+    assert blocks == text.count("tryondiffusion/sr256[from_truth]")
+    assert (blocks == 1) == (width == 300)
 
 
 def test_a_metric_that_one_method_lacks_is_a_dash():

@@ -66,29 +66,27 @@ def memory_table(memory: dict) -> Table:
 
 
 def training_table(training: dict[str, dict]) -> Table:
-    """GiB on each device by strategy, one sample per device; activations and totals without and
-    with checkpointing.
+    """GiB on each device, a column for each strategy, with one sample per device.
+
+    The last two lines are activations and total with gradient checkpointing.
     """
     plain, checkpointed = training["plain"], training["checkpointed"]
     table = Table(
         title=f"GiB to train on each of {plain['gpus']} GPUs, one sample each, {plain['precision']}"
     )
-    parts = ("weights", "copies", "gradients", "optimizer", "ema", "frozen")
-    for column in (
-        "strategy",
-        *parts,
-        "activations",
-        "total",
-        "activations, checkpointed",
-        "total",
-    ):
-        table.add_column(column, justify="left" if column == "strategy" else "right")
-    for name, row in plain["strategies"].items():
-        other = checkpointed["strategies"][name]
-        values = [
-            *(row[part] for part in (*parts, "activations", "total")),
-            other["activations"],
-            other["total"],
-        ]
-        table.add_row(name, *(f"{value / 2**30:,.2f}" for value in values))
+    table.add_column("part")
+    for strategy in plain["strategies"]:
+        table.add_column(strategy, justify="right")
+
+    def add(label: str, strategies: dict[str, dict], part: str) -> None:
+        sizes = [f"{memory[part] / 2**30:,.2f}" for memory in strategies.values()]
+        table.add_row(label, *sizes)
+
+    for part in ("weights", "copies", "gradients", "optimizer", "ema", "frozen"):
+        add(part, plain["strategies"], part)
+    add("activations", plain["strategies"], "activations")
+    add("total", plain["strategies"], "total")
+    table.add_section()
+    add("activations, checkpointed", checkpointed["strategies"], "activations")
+    add("total, checkpointed", checkpointed["strategies"], "total")
     return table

@@ -1,1 +1,1 @@
-"""Results for people: tables (tables.py) and grids of pictures (grid.py)."""
+"""Results as tables, picture grids, charts and notebook pages."""

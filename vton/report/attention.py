@@ -1,11 +1,10 @@
-"""Where the person looks in the garment: an architecture's attention as pictures.
+"""Where the person reads the garment: an architecture's attention as pictures.
 
-output    the sampled picture; its garment's pixels in the colour of the place in the garment that they look at
-places    the garment, every place in its own colour
-1, 2, 3   the garment, and on it the weights of the pixel with that number on the output
+output   the sampled picture; its garment's pixels in the colour of the garment's place they read
+places   the garment, every place in its own colour
+1, 2, 3  the garment, and on it the weights of the pixel with that number on the output
 """
-# Shapes: B batch, H W height and width of pictures, Q person tokens, M garment tokens, h w a grid
-# of tokens
+# Shapes: B batch, H W height and width of pictures, h w a grid of tokens
 
 from __future__ import annotations
 
@@ -27,20 +26,18 @@ from vton.models.base import TryOnModule
 from vton.report.grid import picture_grid
 
 HEAT = (255, 64, 0)
-ACROSS = (
-    0.05,
-    0.5,
-    0.95,
-)  # where the chosen pixels lie in the garment's pixels, from left to right
+ACROSS = (0.05, 0.5, 0.95)  # where the chosen pixels lie in the garment, from left to right
 TINT = 0.6  # weight of colours over the picture
+HEAT_TINT = 0.8  # weight of HEAT where a weight is the largest
+TITLES = ["output", "places", *(str(1 + number) for number in range(len(ACROSS)))]
 
 
 @torch.no_grad()
 def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> AttentionMaps:
-    """How much persons' tokens read garments' tokens.
+    """How much the tokens of a person read those of the garment.
 
     pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and
-    denoised once.
+        denoised once
     """
     x0 = module.latents_of(replace(batch, person=pictures, encoded=None))
     times = sampling_times(module.config.sampler, module.objective)
@@ -55,28 +52,26 @@ def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> 
 
 
 def garment_attention(module: TryOnModule, maps: AttentionMaps) -> Tensor | None:
-    """Weights (B, h', w', h, w) of garment places (h, w) for person places (h', w'): 1 in sum for
-    each person place.
+    """Weights (B, h', w', h, w) of garment places (h, w) for each person place (h', w').
 
-    The mean of heads and layers, coarser grids interpolated. None where no layer reads garment
-    tokens with places.
+    They sum to 1 for each person place: the mean of heads and layers, coarser grids interpolated.
+    None where no layer reads garment tokens that have places.
     """
     placed = []
     for (queries, tokens), weights in maps.means().items():
-        person, garment = (
-            token_grid(queries, module.config.data.size),
-            module.garment_places(tokens),
-        )
+        person = token_grid(queries, module.config.data.size)
+        garment = module.garment_places(tokens)
         if person and garment:
             weights = weights[..., -math.prod(garment) :]  # a class token comes first
             placed.append(weights.unflatten(2, garment).unflatten(1, person))
     if not placed:
         return None
-    person, garment = (
-        tuple(max(m.shape[i] for m in placed) for i in sides) for sides in ((1, 2), (3, 4))
-    )
-    resized = [_resized(weights, person, garment) for weights in placed]
-    return sum(weights / weights.sum((3, 4), keepdim=True) for weights in resized) / len(resized)
+    finest = torch.tensor([weights.shape[1:] for weights in placed]).amax(0).tolist()
+    total = 0
+    for weights in placed:
+        weights = _resized(weights, tuple(finest[:2]), tuple(finest[2:]))
+        total = total + weights / weights.sum((3, 4), keepdim=True)
+    return total / len(placed)
 
 
 def attention_grid(
@@ -84,74 +79,84 @@ def attention_grid(
 ) -> np.ndarray | None:
     """The pictures named above, a pair a row, uint8 (H', W', 3); None where `garment_attention` is.
 
-    maps: what `attention_maps` says of the batch and its pictures (B, 3, H, W) in [-1, 1].
+    maps: `attention_maps` of the batch and its pictures (B, 3, H, W) in [-1, 1]
     """
     weights = garment_attention(module, maps)
     if weights is None:
         return None
     region = batch.agnostic_mask if batch.truth_garment_mask is None else batch.truth_garment_mask
-    rows = [
-        _row(*parts)
-        for parts in zip(pictures, batch.garment, region[:, 0] > 0, weights.cpu(), strict=True)
-    ]
-    return np.asarray(
-        picture_grid(rows, ["output", "places", *(str(1 + n) for n in range(len(ACROSS)))])
-    )
-
-
-def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> list[Image.Image]:
-    """picture and garment (3, H, W), region (H, W) bool, weights (h', w', h, w)."""
-    size = picture.shape[-2:]
-    picture, garment = (to_uint8(x).permute(1, 2, 0).cpu().float() for x in (picture, garment))
-    places = _places(weights.shape[2:])  # (h, w, 3)
-    looked_at = torch.einsum("abyx,yxc->cab", weights, places)
-    looked_at = F.interpolate(looked_at[None], size, mode="bilinear")[0].permute(1, 2, 0)
-    shown = torch.where(region.cpu()[..., None], torch.lerp(picture, looked_at, TINT), picture)
-    output = _image(shown)
-    pixels = chosen_pixels(region)
-    _mark(output, pixels)
-    row = [output, _image(torch.lerp(garment, _places(garment.shape[:2]), TINT))]
-    for x, y in pixels:
-        heat = weights[y * weights.shape[0] // size[0], x * weights.shape[1] // size[1]]
-        heat = F.interpolate((heat / heat.max())[None, None], garment.shape[:2], mode="bilinear")[
-            0, 0, ..., None
-        ]
-        row.append(
-            _image(torch.lerp(garment, garment.new_tensor(HEAT).expand_as(garment), 0.8 * heat))
-        )
-    return row
+    samples = zip(pictures, batch.garment, region[:, 0] > 0, weights.cpu(), strict=True)
+    rows = [_row(*sample) for sample in samples]
+    return np.asarray(picture_grid(rows, TITLES))
 
 
 def chosen_pixels(region: Tensor) -> list[tuple[int, int]]:
-    """(x, y) of one pixel for each of ACROSS: halfway down the region (H, W) bool in that column;
-    the middle of an empty one.
+    """(x, y) of one pixel of the region (H, W) bool for each of ACROSS, halfway down its column.
+
+    All are the middle of the picture where the region is empty.
     """
     y, x = region.cpu().nonzero(as_tuple=True)
     if not len(x):
         return [(region.shape[1] // 2, region.shape[0] // 2)] * len(ACROSS)
     across = x.sort().values
-    columns = [across[int(part * (len(x) - 1))].item() for part in ACROSS]
-    return [(column, y[x == column].median().item()) for column in columns]
+    pixels = []
+    for part in ACROSS:
+        column = across[int(part * (len(x) - 1))].item()
+        pixels.append((column, y[x == column].median().item()))
+    return pixels
+
+
+def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> list[Image.Image]:
+    """picture and garment (3, H, W), region (H, W) bool, weights (h', w', h, w)."""
+    height, width = picture.shape[-2:]
+    garment = _pixels(garment)
+    pixels = chosen_pixels(region)
+    output = _image(_coloured(_pixels(picture), region.cpu(), weights))
+    _mark(output, pixels)
+    row = [output, _image(torch.lerp(garment, _places(garment.shape[:2]), TINT))]
+    for x, y in pixels:
+        heat = weights[y * weights.shape[0] // height, x * weights.shape[1] // width]
+        row.append(_image(_heated(garment, heat)))
+    return row
+
+
+def _pixels(picture: Tensor) -> Tensor:
+    """(3, H, W) in [-1, 1] to (H, W, 3) in [0, 255], float."""
+    return to_uint8(picture).permute(1, 2, 0).cpu().float()
+
+
+def _coloured(picture: Tensor, region: Tensor, weights: Tensor) -> Tensor:
+    """The picture (H, W, 3), in its region the colours of the places that each pixel reads."""
+    places = _places(weights.shape[2:])
+    colours = torch.einsum("abyx,yxc->cab", weights, places)
+    colours = F.interpolate(colours[None], picture.shape[:2], mode="bilinear")[0].permute(1, 2, 0)
+    return torch.where(region[..., None], torch.lerp(picture, colours, TINT), picture)
+
+
+def _heated(garment: Tensor, weights: Tensor) -> Tensor:
+    """The garment (H, W, 3), and on it the weights (h, w) relative to the largest."""
+    heat = (weights / weights.max())[None, None]
+    heat = F.interpolate(heat, garment.shape[:2], mode="bilinear")[0, 0, ..., None]
+    colour = garment.new_tensor(HEAT).expand_as(garment)
+    return torch.lerp(garment, colour, HEAT_TINT * heat)
 
 
 def _places(size: tuple[int, int]) -> Tensor:
     """A colour for each place, (h, w, 3) in [0, 255]: red to the right, green downwards."""
-    y, x = torch.meshgrid(*(torch.linspace(0, 255, side) for side in size), indexing="ij")
+    height, width = size
+    down = torch.linspace(0, 255, height)
+    right = torch.linspace(0, 255, width)
+    y, x = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([x, y, torch.full_like(x, 128)], dim=-1)
 
 
 def _mark(picture: Image.Image, pixels: list[tuple[int, int]]) -> None:
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, picture.height // 12))
+    """Write the number of each chosen pixel on the picture."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, picture.height // 12))
+    white, black = (255, 255, 255), (0, 0, 0)
     for number, pixel in enumerate(pixels, 1):
-        draw.text(
-            pixel,
-            str(number),
-            (255, 255, 255),
-            font,
-            anchor="mm",
-            stroke_width=1,
-            stroke_fill=(0, 0, 0),
-        )
+        draw.text(pixel, str(number), white, font, "mm", stroke_width=1, stroke_fill=black)
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -1,6 +1,4 @@
-"""What a notebook cell shows: HTML of sentences, tables, charts and pictures. Jupyter finds it by
-`_repr_html_`.
-"""
+"""What a notebook cell shows: HTML of sentences, tables, charts and pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import pandas as pd
 
 
 class Page:
-    """Parts in HTML, one below the other."""
+    """Parts in HTML, one below the other. Jupyter shows a page by its `_repr_html_`."""
 
     def __init__(self, *parts: str):
         self.parts = parts
@@ -31,23 +29,23 @@ def sentences(*texts: str) -> str:
 
 
 def bullets(texts: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+    items = [f"<li>{escape(text)}</li>" for text in texts]
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def table(frame: pd.DataFrame) -> str:
     """A frame of text cells with its index as names of the rows; **cell** is bold."""
-    safe = frame.map(lambda cell: _bold(escape(str(cell), quote=False)))
+    safe = frame.map(_cell)
     safe.index = [escape(str(name), quote=False) for name in frame.index]
     safe.columns.name = None
     return safe.to_html(escape=False, border=0)
 
 
-def _bold(cell: str) -> str:
-    return (
-        f"<b>{cell[2:-2]}</b>"
-        if len(cell) > 4 and cell.startswith("**") and cell.endswith("**")
-        else cell
-    )
+def _cell(value: object) -> str:
+    cell = escape(str(value), quote=False)
+    if len(cell) > 4 and cell.startswith("**") and cell.endswith("**"):
+        return f"<b>{cell[2:-2]}</b>"
+    return cell
 
 
 def folded(title: str, *parts: str) -> str:
@@ -55,7 +53,7 @@ def folded(title: str, *parts: str) -> str:
 
 
 def picture(path: Path, caption: str) -> str:
-    """The file itself, so that the page stands alone."""
+    """A picture's own bytes, so that the page needs no other file."""
     kind = "png" if path.suffix == ".png" else "jpeg"
     data = base64.b64encode(path.read_bytes()).decode()
     return (

@@ -1,141 +1,185 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
-Rows can stand in one table only where they were measured the same way: same data and split, same
-size, same protocol and version, same pairs, same metric networks, and in a comparison the same
-budget. Everything else is refused, not footnoted.
+Rows share a table only where they were measured the same way: same data and split, same size, same
+protocol and version, same pairs, same metric networks, and in a comparison the same budget.
+Everything else is refused, not footnoted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from vton.errors import UserError
 from vton.metrics.results import Row
-
-HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami_u", "cami_s", "image_reward")
-DIGITS = {
-    "ssim": 4,
-    "psnr": 2,
-    "lpips": 4,
-    "dists": 4,
-    "fid": 2,
-    "kid": 2,
-    "iou": 3,
-    "cami_u": 3,
-    "cami_s": 3,
-    "mp_lpips": 4,
-    "image_reward": 3,
-}
-ORDER = tuple(DIGITS)  # of the columns
-KID_SCALE = 1000  # results hold KID as computed, tables show it times this, as papers do
-PLAIN_WIDTH = 120  # columns of text, where the output is a file or a pipe
-NOTE = (
-    "*_random: the metric's own network with fixed random weights. Such values compare methods within this table; "
-    "they are not {names} and must not stand beside published numbers."
+from vton.report.columns import (
+    base,
+    is_higher_better,
+    metric_cell,
+    metric_columns,
+    metric_heading,
 )
 
-
-def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows by (order, region, category), each sorted: models, controls, baselines. A lone category
-    is not repeated.
-
-    Raises UserError when rows that were measured differently would share a table.
-    """
-    require_comparable(rows)
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.order, row.region, row.category), []).append(row)
-    for (order, region, category), group in list(groups.items()):
-        _require_same(
-            [{"n": row.n, "pairs": row.provenance.get("pairs_sha256")} for row in group],
-            group,
-            "other pairs",
-        )
-        everything = groups.get((order, region, "all"), [])
-        if category != "all" and [row.n for row in group] == [row.n for row in everything]:
-            del groups[order, region, category]  # the only category: the same numbers as "all"
-    return {
-        key: sorted(group, key=_rank)
-        for key, group in sorted(groups.items(), key=lambda item: _place(item[0]))
-    }
+NOTE = (
+    "*_random: the metric's own network with fixed random weights. Such values compare methods "
+    "within this table; they are not {names} and must not stand beside published numbers."
+)
+GroupKey = tuple[str, str, str]  # order, region, category
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Every group of rows as a table on the console; the best learned or free method of each column
-    in bold.
+    """Print each group of rows as a table; the best method of each column is bold.
+
+    Where a table is wider than the console, the metrics that do not fit follow in further blocks.
     """
     console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, PLAIN_WIDTH)
     for key, group in grouped(rows).items():
-        metrics = metric_columns(group)
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("model", no_wrap=True)
-        for metric in metrics:
-            table.add_column(metric_heading(metric), justify="right")
-        best = best_models(group, metrics)
-        for row in group:
-            cells = [metric_cell(row, metric) for metric in metrics]
-            marked = [
-                f"[bold]{cell}[/]" if row.model in best[m] else cell
-                for m, cell in zip(metrics, cells, strict=True)
-            ]
-            table.add_row(row.model.replace("[", r"\["), *marked)
         console.print(_title(key, group), style="bold", markup=False, highlight=False)
-        console.print(table)
+        for block in _blocks(group, console):
+            console.print(block)
     note = metric_notes(rows)
     if note:
         console.print(note, style="dim", markup=False)
 
 
 def table_markdown(rows: Sequence[Row]) -> str:
-    """The same tables in Markdown."""
+    """The tables in Markdown."""
     parts = []
     for key, group in grouped(rows).items():
-        metrics = metric_columns(group)
-        best = best_models(group, metrics)
-        lines = [f"**{_title(key, group)}**", ""]
-        lines.append("| model | " + " | ".join(metric_heading(metric) for metric in metrics) + " |")
-        lines.append("| --- |" + " ---: |" * len(metrics))
-        for row in group:
-            cells = [metric_cell(row, metric) for metric in metrics]
-            marked = [
-                f"**{cell}**" if row.model in best[m] else cell
-                for m, cell in zip(metrics, cells, strict=True)
-            ]
-            lines.append(f"| {row.model} | " + " | ".join(marked) + " |")
-        parts.append("\n".join(lines))
+        parts.append(f"**{_title(key, group)}**\n\n{_markdown_table(group)}")
     note = metric_notes(rows)
-    return "\n\n".join([*parts, note.replace("*", r"\*")] if note else parts) + "\n"
+    if note:
+        parts.append(note.replace("*", r"\*"))
+    return "\n\n".join(parts) + "\n"
 
 
 def table_json(*tables: Sequence[Row]) -> str:
-    """The rows in the order of their tables, as a JSON list; rows that cannot share one are given
-    separately.
+    """The rows in the order of their tables, as one JSON list.
+
+    tables: rows that cannot share a table are given separately
     """
-    shown = [asdict(row) for rows in tables for group in grouped(rows).values() for row in group]
-    return json.dumps(shown, indent=1, allow_nan=False)
+    listed = []
+    for rows in tables:
+        for group in grouped(rows).values():
+            listed += map(asdict, group)
+    return json.dumps(listed, indent=1, allow_nan=False)
 
 
-def base(metric: str, known: Iterable[str] = DIGITS) -> str:
-    """The known metric behind another backbone, weights or masks: lpips of lpips_squeeze_random;
-    else itself.
+def grouped(rows: Sequence[Row]) -> dict[GroupKey, list[Row]]:
+    """Rows by (order, region, category): models first, then controls, then baselines.
+
+    A lone category is left out, because its numbers are those of "all". Raises UserError when rows
+    that were measured differently would share a table.
     """
-    return max(
-        (name for name in known if f"{metric}_".startswith(f"{name}_")), key=len, default=metric
-    )
+    require_comparable(rows)
+    groups: dict[GroupKey, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.order, row.region, row.category), []).append(row)
+    kept = {}
+    for key in sorted(groups, key=_place):
+        group = groups[key]
+        order, region, category = key
+        _require_same(group, _pairs, "other pairs")
+        everything = groups.get((order, region, "all"), [])
+        if category == "all" or [row.n for row in group] != [row.n for row in everything]:
+            kept[key] = sorted(group, key=_kind)
+    return kept
 
 
-def _measured(row: Row) -> dict:
+def require_comparable(rows: Sequence[Row]) -> None:
+    """Raise UserError when rows were measured differently."""
+    _require_same(rows, _conditions, "measured differently")
+
+
+def is_baseline(row: Row) -> bool:
+    """Whether the row's pictures need no learning, or at most a warp's."""
+    return row.model.startswith("baseline/")
+
+
+def is_control(row: Row) -> bool:
+    """Whether the row is a model again under changed inputs, such as exchanged garments."""
+    return row.model.endswith("]")
+
+
+def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
+    """Models with the best value of each metric; controls do not compete."""
+    best: dict[str, set[str]] = {}
+    for metric in metrics:
+        values = {}
+        for row in rows:
+            if metric in row.metrics and not is_control(row):
+                values[row.model] = row.metrics[metric]
+        choose = max if is_higher_better(metric) else min
+        top = choose(values.values(), default=None)
+        best[metric] = {model for model in values if values[model] == top}
+    return best
+
+
+def metric_notes(rows: Sequence[Row]) -> str:
+    """Notes on metrics: which networks are random, what is absent, what covers fewer pairs."""
+    notes = [*_random_notes(rows), *_absent_notes(rows), *_partial_notes(rows)]
+    return " ".join(notes)
+
+
+def _blocks(rows: Sequence[Row], console: Console) -> Iterator[Table]:
+    """Tables of all metrics, each no wider than the console; at least one metric in each."""
+    columns: list[str] = []
+    for metric in metric_columns(rows):
+        wider = _screen_table(rows, [*columns, metric])
+        if columns and _width(wider, console) > console.width:
+            yield _screen_table(rows, columns)
+            columns = []
+        columns.append(metric)
+    yield _screen_table(rows, columns)
+
+
+def _screen_table(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
+    best = best_models(rows, metrics)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric_heading(metric), justify="right", no_wrap=True)
+    for row in rows:
+        cells = [Text(row.model)]
+        for metric in metrics:
+            style = "bold" if row.model in best[metric] else ""
+            cells.append(Text(metric_cell(row, metric), style))
+        table.add_row(*cells)
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of text that the table takes when nothing is cut off."""
+    unlimited = console.options.update(width=10_000)
+    return Measurement.get(console, unlimited, table).maximum
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    metrics = metric_columns(rows)
+    best = best_models(rows, metrics)
+    headings = map(metric_heading, metrics)
+    lines = [f"| model | {' | '.join(headings)} |", "| --- |" + " ---: |" * len(metrics)]
+    for row in rows:
+        cells = [row.model]
+        for metric in metrics:
+            cell = metric_cell(row, metric)
+            cells.append(f"**{cell}**" if row.model in best[metric] else cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _conditions(row: Row) -> dict[str, Any]:
+    """How a row was measured: what all rows of a table have to share."""
     settings = row.provenance.get("metrics", {})
-    budget = {"budget": row.provenance.get("comparison", {}).get("budget")}
-    return ({} if is_baseline(row) else budget) | {  # baselines learn nothing
+    conditions = {
         "data": row.data,
         "split": row.split,
         "protocol": row.protocol,
@@ -144,120 +188,90 @@ def _measured(row: Row) -> dict:
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
     }
+    if is_baseline(row):  # learns nothing, so it has no budget
+        return conditions
+    budget = row.provenance.get("comparison", {}).get("budget")
+    return {"budget": budget, **conditions}
 
 
-def require_comparable(rows: Sequence[Row]) -> None:
-    """Raises UserError when rows were measured differently."""
-    _require_same([_measured(row) for row in rows], rows, "measured differently")
+def _pairs(row: Row) -> dict[str, Any]:
+    return {"n": row.n, "pairs": row.provenance.get("pairs_sha256")}
 
 
-def _require_same(keys: Sequence[dict], rows: Sequence[Row], problem: str) -> None:
+def _require_same(
+    rows: Sequence[Row], conditions: Callable[[Row], dict[str, Any]], problem: str
+) -> None:
+    """Raise UserError naming the first two rows that differ in a condition both have."""
     first: dict[str, tuple[Row, object]] = {}
-    for key, row in zip(keys, rows, strict=True):
-        for name, value in key.items():
+    for row in rows:
+        for name, value in conditions(row).items():
             other, expected = first.setdefault(name, (row, value))
             if value != expected:
                 raise UserError(
-                    f"{other.model} and {row.model} ({row.order}, {row.region}, {row.category}) cannot share a "
-                    f"table, {problem}: {name} is {expected} and {value}. Evaluate both the same way."
+                    f"{other.model} and {row.model} ({row.order}, {row.region}, {row.category}) "
+                    f"cannot share a table, {problem}: {name} is {expected} and {value}. "
+                    "Evaluate both the same way."
                 )
 
 
-def is_baseline(row: Row) -> bool:
-    """Whether the row's pictures need no learning, or at most a warp's."""
-    return row.model.startswith("baseline/")
+def _kind(row: Row) -> int:
+    """Models sort before controls, controls before baselines."""
+    if is_baseline(row):
+        return 2
+    return 1 if is_control(row) else 0
 
 
-def _rank(row: Row) -> int:
-    return 2 if is_baseline(row) else 1 if row.model.endswith("]") else 0
-
-
-def _place(key: tuple[str, str, str]) -> tuple:
+def _place(key: GroupKey) -> tuple:
+    """Paired before unpaired, the garment before the whole picture, all categories before each."""
     order, region, category = key
     return order != "paired", region != "garment", category != "all", category
 
 
-def metric_columns(rows: Sequence[Row]) -> list[str]:
-    """Names of all metrics, in the order of DIGITS."""
-    return sorted(
-        {metric for row in rows for metric in row.metrics},
-        key=lambda metric: (ORDER.index(base(metric)), metric),
-    )
-
-
-def metric_heading(metric: str) -> str:
-    """A metric's name with its scale and an arrow towards better."""
-    scale = f" x{KID_SCALE}" if base(metric) == "kid" else ""
-    return f"{metric}{scale} {'↑' if base(metric) in HIGHER_IS_BETTER else '↓'}"
-
-
-def metric_cell(row: Row, metric: str) -> str:
-    """A metric as printed; of rows that stand for several seeds with its spread. '-' where there is
-    none.
-    """
-    if metric not in row.metrics:
-        return "-"
-    scale, digits = KID_SCALE if base(metric) == "kid" else 1, DIGITS[base(metric)]
-    spread = row.provenance.get("spread", {}).get(metric)
-    around = "" if spread is None else f" ± {spread * scale:.{digits}f}"
-    return f"{row.metrics[metric] * scale:.{digits}f}{around}"
-
-
-def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
-    """Models with the best value of each metric; controls do not compete."""
-    best = {}
-    for metric in metrics:
-        values = {
-            row.model: row.metrics[metric]
-            for row in rows
-            if metric in row.metrics and _rank(row) != 1
-        }
-        choose = max if base(metric) in HIGHER_IS_BETTER else min
-        best[metric] = {
-            model for model, value in values.items() if value == choose(values.values())
-        }
-    return best
-
-
-def _title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
+def _title(key: GroupKey, rows: Sequence[Row]) -> str:
     order, region, category = key
     row = rows[0]
-    what = "" if category == "all" else f", {category}"
-    masks = sorted({row.provenance["mask"] for row in rows if row.provenance.get("mask")})
-    mask = f", mask {' and '.join(masks)}" if masks else ""
-    return (
-        f"{row.data} {row.split}, {order}, {region}{what}: n = {row.n}, protocol {row.rules}{mask}"
-    )
+    place = f"{row.data} {row.split}, {order}, {region}"
+    if category != "all":
+        place += f", {category}"
+    title = f"{place}: n = {row.n}, protocol {row.rules}"
+    masks = {row.provenance.get("mask") for row in rows} - {None, ""}
+    if masks:
+        title += f", mask {' and '.join(sorted(masks))}"
+    return title
 
 
-def metric_notes(rows: Sequence[Row]) -> str:
-    """What has to be said of metrics: which networks are random, which metrics are absent or mean
-    fewer pairs.
-    """
-    names = sorted(
-        {
-            base(metric).upper()
-            for row in rows
-            for metric in row.metrics
-            if metric.endswith("_random")
-        }
-    )
-    notes = [NOTE.format(names=", ".join(names))] if names else []
-    absent = {
-        metric: reason
-        for row in rows
-        for metric, reason in row.provenance.get("absent", {}).items()
-    }
-    notes += [f"{metric} is absent: {reason}." for metric, reason in absent.items()]
-    fewer: dict[tuple, list[str]] = {}
+def _random_notes(rows: Sequence[Row]) -> list[str]:
+    """A note on the metrics whose networks have random weights, if there are any."""
+    names = set()
+    for metric in metric_columns(rows):
+        if metric.endswith("_random"):
+            names.add(base(metric).upper())
+    if not names:
+        return []
+    return [NOTE.format(names=", ".join(sorted(names)))]
+
+
+def _absent_notes(rows: Sequence[Row]) -> list[str]:
+    """Why a metric is absent, a note for each."""
+    reasons: dict[str, str] = {}
     for row in rows:
-        for metric, pairs in (
-            row.provenance.get("left_out", {}).items() if row.category == "all" else ()
-        ):
-            fewer.setdefault((metric, row.order, row.n - len(pairs), row.n), []).append(row.model)
-    notes += [
-        f"{metric} of {', '.join(models)} ({order}) is the mean over {counted} of {n} pairs: it is not defined for the "
-        "others, which provenance.left_out names."
-        for (metric, order, counted, n), models in fewer.items()
-    ]
-    return " ".join(notes)
+        reasons |= row.provenance.get("absent", {})
+    return [f"{metric} is absent: {reason}." for metric, reason in reasons.items()]
+
+
+def _partial_notes(rows: Sequence[Row]) -> list[str]:
+    """Which means are over fewer pairs than the row has, a note for each metric and order."""
+    models: dict[tuple[str, str, int, int], list[str]] = {}
+    for row in rows:
+        if row.category != "all":
+            continue
+        for metric, pairs in row.provenance.get("left_out", {}).items():
+            key = (metric, row.order, row.n - len(pairs), row.n)
+            models.setdefault(key, []).append(row.model)
+    notes = []
+    for (metric, order, counted, n), names in models.items():
+        notes.append(
+            f"{metric} of {', '.join(names)} ({order}) is the mean over {counted} of {n} pairs: "
+            "it is not defined for the others, which provenance.left_out names."
+        )
+    return notes

@@ -1,0 +1,71 @@
+"""Metrics as columns of a table: their order, their digits, their scale, which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vton.metrics.results import Row
+
+HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami_u", "cami_s", "image_reward")
+DIGITS = {  # after the point; columns stand in this order
+    "ssim": 4,
+    "psnr": 2,
+    "lpips": 4,
+    "dists": 4,
+    "fid": 2,
+    "kid": 2,
+    "iou": 3,
+    "cami_u": 3,
+    "cami_s": 3,
+    "mp_lpips": 4,
+    "image_reward": 3,
+}
+ORDER = tuple(DIGITS)
+KID_SCALE = 1000  # results hold KID as computed; tables multiply it by this, as papers do
+
+
+def base(metric: str, known: Iterable[str] = DIGITS) -> str:
+    """The known metric behind a name with its own backbone, weights or masks, or the name itself.
+
+    `lpips` is the base of `lpips_squeeze_random`.
+    """
+    bases = [name for name in known if f"{metric}_".startswith(f"{name}_")]
+    return max(bases, key=len, default=metric)
+
+
+def is_higher_better(metric: str) -> bool:
+    return base(metric) in HIGHER_IS_BETTER
+
+
+def metric_scale(metric: str) -> int:
+    """The factor between a stored value and the one that tables show."""
+    return KID_SCALE if base(metric) == "kid" else 1
+
+
+def metric_columns(rows: Sequence[Row]) -> list[str]:
+    """Names of all metrics of the rows, in the order of DIGITS."""
+    names: set[str] = set()
+    for row in rows:
+        names |= row.metrics.keys()
+    return sorted(names, key=lambda metric: (ORDER.index(base(metric)), metric))
+
+
+def metric_heading(metric: str) -> str:
+    """A metric's name, its scale, and an arrow towards better."""
+    scale = metric_scale(metric)
+    times = f" x{scale}" if scale != 1 else ""
+    arrow = "↑" if is_higher_better(metric) else "↓"
+    return f"{metric}{times} {arrow}"
+
+
+def metric_cell(row: Row, metric: str) -> str:
+    """A metric as tables print it, with its spread over seeds; "-" where it is absent."""
+    if metric not in row.metrics:
+        return "-"
+    scale = metric_scale(metric)
+    digits = DIGITS[base(metric)]
+    cell = f"{row.metrics[metric] * scale:.{digits}f}"
+    spread = row.provenance.get("spread", {}).get(metric)
+    if spread is not None:
+        cell += f" ± {spread * scale:.{digits}f}"
+    return cell
