@@ -45,7 +45,6 @@ from vton.errors import UserError
 from vton.models.codecs import KLCodec, load_codec, small_autoencoder
 from vton.runs.assemble import load_module
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import WeightsError
 
 Harm = Callable[[Path, pytest.MonkeyPatch], object]
 # A check of the sample that was read against the sound one.
@@ -752,7 +751,7 @@ def test_resuming_from_what_is_no_checkpoint(tmp_path):
     run.checkpoints.mkdir()
     torch.save({"state_dict": {}, "callbacks": {}}, run.last)
     with pytest.raises(
-        WeightsError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"
+        UserError, match=r"last\.ckpt: not the checkpoint of a training; it has no global_step"
     ):
         read_progress(run, 1)
 
@@ -800,7 +799,7 @@ def test_folders_of_pretrained_weights(case, tmp_path):
     file, harm, expected = AUTOENCODERS[case]
     KLCodec(small_autoencoder(AUTOENCODER)).save(tmp_path / "codec")
     harm(tmp_path / "codec" / file, None)
-    with pytest.raises(WeightsError, match=re.escape(expected)) as error:
+    with pytest.raises(UserError, match=re.escape(expected)) as error:
         load_codec(AUTOENCODER, tmp_path / "codec")
     assert str(tmp_path / "codec") in one_line(error.value)
 

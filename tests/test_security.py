@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.models.test_encoders import TEXT, TOWER
 from tests.running import SMALL, command, trained
 from vton.config import CodecConfig
+from vton.errors import UserError
 from vton.models.codecs import build_codec, load_codec, small_autoencoder
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.imagdressing.building import build_control
@@ -26,7 +27,6 @@ from vton.models.unet import build_unet
 from vton.runs.assemble import load_module
 from vton.runs.cascade import load_stage
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import WeightsError
 
 SOURCES = Path(__file__).resolve().parent.parent / "vton"
 
@@ -139,7 +139,7 @@ def test_a_folder_in_the_hubs_layout_runs_nothing(name, written, hub, marker, tm
     folder = shutil.copytree(hub / name, tmp_path / "hub")
     (path,) = folder.glob("*.bin")
     written({"weight": Attack(marker)}, path)
-    with pytest.raises(WeightsError, match="cannot load") as error:
+    with pytest.raises(UserError, match="cannot load") as error:
         LOADED[name](str(folder))
     assert str(folder) in str(error.value) and len(str(error.value).splitlines()) == 1
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_that_brings_code_runs_nothing(hub, marker, tmp_path, monkey
     (folder / "tokenizer" / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
     settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(WeightsError, match="cannot load AutoTokenizer") as error:
+    with pytest.raises(UserError, match="cannot load AutoTokenizer") as error:
         LOADED["model.text"](str(folder))
     assert str(folder) in str(error.value) and len(str(error.value).splitlines()) == 1
 
@@ -165,7 +165,7 @@ def test_an_imported_folder_runs_nothing(published_idm_vton, marker, tmp_path, c
         path = as_pickle(folder / name)
         whole = path.read_bytes()
         torch.save({"weight": Attack(marker)}, path)
-        with pytest.raises(WeightsError, match=r"not a safe|cannot load") as error:
+        with pytest.raises(UserError, match=r"not a safe|cannot load") as error:
             load_module(run, run.load_config(), "weights")
         assert str(folder) in str(error.value) and len(str(error.value).splitlines()) == 1
         path.write_bytes(whole)
@@ -196,7 +196,7 @@ def test_a_checkpoint_runs_nothing(marker, tmp_path, rendered, capsys):
     assert f"{run.last}: not a safe, complete torch file" in capsys.readouterr().err
     stage = load_stage(run)
     for checkpoint in ("last", "best"):
-        with pytest.raises(WeightsError, match="not a safe, complete torch file"):
+        with pytest.raises(UserError, match="not a safe, complete torch file"):
             load_module(stage.run, stage.config, checkpoint)
 
 

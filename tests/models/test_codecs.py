@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vton.config import CodecConfig, ConfigError
+from vton.errors import UserError
 from vton.models.codecs import (
     IdentityCodec,
     LinearCodec,
@@ -13,7 +14,6 @@ from vton.models.codecs import (
     load_codec,
 )
 from vton.runs.codec import reconstruction_psnr as psnr
-from vton.weights.pretrained import WeightsError
 
 
 def smooth_images(count: int, seed: int = 0) -> torch.Tensor:
@@ -85,10 +85,10 @@ def test_linear_codec_saves_and_loads_bit_equal(linear, tmp_path):
     linear.save(tmp_path)
     config, images = CodecConfig(name="linear", patch=4, channels=12), smooth_images(2)
     assert torch.equal(load_codec(config, tmp_path).encode(images), linear.encode(images))
-    with pytest.raises(WeightsError, match="mismatched"):
+    with pytest.raises(UserError, match="mismatched"):
         load_codec(CodecConfig(name="linear", patch=4, channels=8), tmp_path)
     (tmp_path / "codec.safetensors").write_bytes(b"\x10\x00")
-    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         load_codec(config, tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_sizes_that_do_not_divide_are_refused(linear):
 
 
 def test_a_missing_pretrained_folder_is_one_line(tmp_path):
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(UserError) as error:
         build_codec(CodecConfig(name="kl", pretrained=str(tmp_path / "absent")))
     assert "codec.pretrained" in str(error.value) and "\n" not in str(error.value)
 

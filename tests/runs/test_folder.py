@@ -6,8 +6,9 @@ import os
 import pytest
 
 from vton.config import ConfigError, load, load_file
+from vton.errors import UserError
 from vton.files import write_atomically
-from vton.runs.folder import RunError, RunFolder, differences, environment
+from vton.runs.folder import RunFolder, differences, environment
 
 
 def test_start_writes_configuration_and_environment(tmp_path):
@@ -27,7 +28,7 @@ def test_same_experiment_continues_and_another_is_refused(tmp_path):
     )
     RunFolder.of(longer).start(longer)
     other = load(f"runs={tmp_path}", "name=one", "train.lr=0.5", "model.unet.context=64")
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UserError) as error:
         RunFolder.of(other).start(other)
     message = str(error.value)
     assert "train.lr" in message and "model.unet.context: 128 -> 64" in message
@@ -42,7 +43,7 @@ def test_differences_name_dotted_keys():
 
 
 def test_newest_run_is_the_one_trained_last(tmp_path):
-    with pytest.raises(RunError, match="No trained run"):
+    with pytest.raises(UserError, match="No trained run"):
         RunFolder.newest(tmp_path)
     for age, name in enumerate(("old", "new", "untrained")):
         config = load(f"runs={tmp_path}", f"name={name}")
@@ -55,7 +56,7 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
     assert RunFolder.newest(tmp_path, "gardiff").path.name == "new"
     other = load("model=idm_vton", f"runs={tmp_path}", "name=idm")
     RunFolder.of(other).start(other)
-    with pytest.raises(RunError, match=r"No trained run of idm_vton under .* MODEL=idm_vton"):
+    with pytest.raises(UserError, match=r"No trained run of idm_vton under .* MODEL=idm_vton"):
         RunFolder.newest(tmp_path, "idm_vton")
     RunFolder.of(other).weights.write_bytes(b"x")
     os.utime(RunFolder.of(other).weights, (1, 1))
@@ -68,7 +69,7 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
 def test_one_process_trains_in_a_folder(tmp_path):
     with RunFolder(tmp_path / "run").training_lock():
         expected = f"Another process is training in {tmp_path / 'run'}. "
-        with pytest.raises(RunError, match=expected), RunFolder(tmp_path / "run").training_lock():
+        with pytest.raises(UserError, match=expected), RunFolder(tmp_path / "run").training_lock():
             pass
         with RunFolder(tmp_path / "other").training_lock():
             pass
@@ -79,7 +80,7 @@ def test_one_process_trains_in_a_folder(tmp_path):
 
 
 def test_a_folder_without_configuration_is_named(tmp_path):
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         RunFolder(tmp_path / "nothing").load_config()
 
 

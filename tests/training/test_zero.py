@@ -13,8 +13,9 @@ from lightning.pytorch.strategies import deepspeed as lightnings
 from tests.running import assert_equal, trained
 from vton import config
 from vton.commands import train
+from vton.errors import UserError
 from vton.runs.checkpoint import states_file
-from vton.weights.pretrained import WeightsError, read_checkpoint
+from vton.weights.pretrained import read_checkpoint
 
 
 @pytest.fixture
@@ -63,6 +64,6 @@ def test_a_malicious_shard_runs_nothing(zero, tmp_path, rendered):
     run = trained("gardiff", tmp_path, rendered, "run", "train.steps=1", *more)
     shard = next(run.last.rglob("*optim_states.pt"))
     torch.save({"optimizer_state_dict": Attack(tmp_path / "marker")}, shard)
-    with pytest.raises(WeightsError, match=shard.name):
+    with pytest.raises(UserError, match=shard.name):
         trained("gardiff", tmp_path, rendered, "run", "train.steps=2", *more)
     assert not (tmp_path / "marker").exists()

@@ -6,9 +6,9 @@ import pytest
 
 from tests.served import Answer, serving
 from vton.config import ConfigError
+from vton.errors import UserError
 from vton.weights import metric_networks
 from vton.weights.fetch import SOURCES, PublishedFile, fetch
-from vton.weights.pretrained import WeightsError
 
 CONTENT = b"what its authors published"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -33,13 +33,13 @@ def test_a_file_is_fetched_once_and_checked_again(published, tmp_path):
     published.unlink()
     assert [done for _, done in fetch(["net"], tmp_path / "here", known)] == ["present, checked"]
     path.write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(WeightsError, match=r"sub/net.pth: SHA-256 .*Remove it"):
+    with pytest.raises(UserError, match=r"sub/net.pth: SHA-256 .*Remove it"):
         list(fetch(["net"], tmp_path / "here", known))
 
 
 @pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"sha256": DIGEST, "size": 3}])
 def test_another_file_than_the_published_one_is_not_kept(published, tmp_path, known):
-    with pytest.raises(WeightsError, match="Nothing was kept"):
+    with pytest.raises(UserError, match="Nothing was kept"):
         list(fetch(["net"], tmp_path / "here", sources(published, **known)))
     assert not list((tmp_path / "here" / "sub").iterdir())
 
@@ -49,7 +49,7 @@ def test_without_a_published_digest_the_first_fetch_is_trusted_from_then_on(publ
     assert "trusted" in done and (path.parent / "net.pth.sha256").read_text().strip() == DIGEST
     path.unlink()
     published.write_bytes(b"something else")
-    with pytest.raises(WeightsError, match=DIGEST):
+    with pytest.raises(UserError, match=DIGEST):
         list(fetch(["net"], tmp_path / "here", sources(published)))
 
 
@@ -67,7 +67,7 @@ def test_without_a_published_digest_the_first_fetch_is_trusted_from_then_on(publ
 )
 def test_a_cut_download_is_never_trusted(answer, problem, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving(lambda path: answer) as address, pytest.raises(WeightsError, match=problem):
+    with serving(lambda path: answer) as address, pytest.raises(UserError, match=problem):
         list(
             fetch(["net"], tmp_path, {"net": (PublishedFile(f"{address}/net.pth", "sub/net.pth"),)})
         )
@@ -88,14 +88,14 @@ def test_the_digits_in_a_files_name_are_checked(published, tmp_path):
         {"net": (PublishedFile(published.as_uri(), f"net-{d}.pth"),)} for d in (DIGEST[:8], "0" * 8)
     )
     assert [done for _, done in fetch(["net"], tmp_path / "here", right)] == ["fetched, checked"]
-    with pytest.raises(WeightsError, match=f"SHA-256 {DIGEST}, expected 00000000"):
+    with pytest.raises(UserError, match=f"SHA-256 {DIGEST}, expected 00000000"):
         list(fetch(["net"], tmp_path / "here", wrong))
     assert [path.name for path in (tmp_path / "here").iterdir()] == [f"net-{DIGEST[:8]}.pth"]
 
 
 def test_offline_is_one_line_that_says_what_to_do(tmp_path):
     with pytest.raises(
-        WeightsError,
+        UserError,
         match=r"cannot fetch file:.*copy the file to .*net.pth yourself.*VTON_METRIC_WEIGHTS",
     ):
         list(fetch(["net"], tmp_path / "here", sources(tmp_path / "absent.pth")))

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vton.errors import UserError
 from vton.weights.pretrained import (
     PUBLISHED_METADATA,
-    WeightsError,
     check_state,
     read_ip_adapter,
     read_safetensors,
@@ -49,7 +49,7 @@ def test_shards(tmp_path):
     assert same(read_weights_folder(tmp_path))
     index["weight_map"]["a"] = "../model-a.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(WeightsError, match="outside its own folder"):
+    with pytest.raises(UserError, match="outside its own folder"):
         read_weights_folder(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_ip_adapter_files_have_two_sections(form, tmp_path):
     assert all(same(state) for state in sections.values())
     for content in ({"image_proj": STATE}, STATE["a"]):
         torch.save(content, tmp_path / "x.bin")
-        with pytest.raises(WeightsError, match="not an IP-Adapter file"):
+        with pytest.raises(UserError, match="not an IP-Adapter file"):
             read_ip_adapter(tmp_path / "x.bin")
 
 
@@ -95,25 +95,25 @@ def test_an_unsafe_pickle_is_refused_and_runs_nothing(tmp_path):
     torch.save({"a": Payload(marker)}, tmp_path / "model.bin")
     (tmp_path / "raw.bin").write_bytes(pickle.dumps(Payload(marker)))
     for path in ("model.bin", "raw.bin"):
-        with pytest.raises(WeightsError, match="not a safe, complete torch file"):
+        with pytest.raises(UserError, match="not a safe, complete torch file"):
             read_weights(tmp_path / path)
     assert not marker.exists()
 
 
 def test_truncated_and_absent_files_are_named(tmp_path):
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(UserError, match="holds no weights"):
         read_weights_folder(tmp_path)
     save_file(STATE, tmp_path / "model.safetensors")
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-8])
-    with pytest.raises(WeightsError, match=r"model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not a readable safetensors file"):
         read_weights_folder(tmp_path)
 
 
 def test_keys_are_listed_ten_at_a_time():
     own = {f"layer.{i}": torch.zeros(2) for i in range(30)}
     state = {f"other.{i}": torch.zeros(2) for i in range(3)} | {"layer.29": torch.zeros(5)}
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(UserError) as caught:
         check_state(own, state, "file.pt")
     message = str(caught.value)
     assert (

@@ -213,7 +213,7 @@ def small_autoencoder(config: CodecConfig) -> AutoencoderKL:
 def load_codec(config: CodecConfig, folder: Path) -> Codec:
     """The codec that `save` wrote.
 
-    Raises WeightsError naming the file if it is absent, broken or of another shape.
+    Raises UserError naming the file if it is absent, broken or of another shape.
     """
     if config.name == "identity":
         return IdentityCodec()

@@ -1,7 +1,7 @@
 """Settings of ours from the configuration files of hub-format folders, for imports.
 
 Each function reads one subfolder of a diffusers folder and returns overrides of the configuration
-(`vton.weights.published.settings_of`). All raise WeightsError naming the file that is absent,
+(`vton.weights.published.settings_of`). All raise UserError naming the file that is absent,
 broken or describes what our settings cannot.
 """
 
@@ -13,10 +13,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from vton.errors import one_line
+from vton.errors import UserError, one_line
 from vton.models.settings import UNetConfig
 from vton.models.unet import unet_arguments
-from vton.weights.pretrained import WeightsError, read_json
+from vton.weights.pretrained import read_json
 from vton.weights.published import settings_of
 
 # Arguments of UNet2DConditionModel that may differ without changing the network.
@@ -70,7 +70,7 @@ def configured_shape(arguments: dict) -> dict:
 
 
 def check_expressible(arguments: dict, shape: dict, folder: Path) -> None:
-    """Raise WeightsError unless our settings describe the network that the file describes."""
+    """Raise UserError unless our settings describe the network that the file describes."""
     inputs, outputs = arguments["in_channels"], arguments["out_channels"]
     with torch.device("meta"):
         ours = UNet2DConditionModel(**unet_arguments(UNetConfig(**shape), inputs, outputs)).config
@@ -79,7 +79,7 @@ def check_expressible(arguments: dict, shape: dict, folder: Path) -> None:
         if name.startswith("_") or name in WITHOUT_EFFECT:
             continue
         if as_list(value) != as_list(ours[name]):
-            raise WeightsError(
+            raise UserError(
                 f"{folder}/config.json: {name}={value} is not supported; expected {ours[name]}."
             )
 
@@ -132,7 +132,7 @@ def transformers_config(cls: type, folder: Path):
     try:
         return cls.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder}/config.json: {one_line(error)}") from None
+        raise UserError(f"{folder}/config.json: {one_line(error)}") from None
 
 
 # ---- codec and noise ----

@@ -26,8 +26,9 @@ from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import sample
 from vton.diffusion.solvers import make_solver
+from vton.errors import UserError
 from vton.models.resampler import Resampler
-from vton.weights.pretrained import WeightsError, load_state, read_safetensors
+from vton.weights.pretrained import load_state, read_safetensors
 
 
 class Kind(Enum):
@@ -51,16 +52,14 @@ class Reference:
 
     @cached_property
     def config(self) -> dict:
-        """Raises WeightsError if config.json is absent, broken or names no model."""
+        """Raises UserError if config.json is absent, broken or names no model."""
         path = self.folder / "config.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{path}: not a readable reference configuration ({error})."
-            ) from None
+            raise UserError(f"{path}: not a readable reference configuration ({error}).") from None
         if not isinstance(config, dict) or not isinstance(config.get("model"), str):
-            raise WeightsError(f"{path} names no architecture under 'model'.")
+            raise UserError(f"{path} names no architecture under 'model'.")
         return config
 
     @cached_property

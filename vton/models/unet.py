@@ -18,8 +18,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from vton.config import ConfigError
+from vton.errors import UserError
 from vton.models.settings import UNetConfig
-from vton.weights.pretrained import WeightsError, from_pretrained
+from vton.weights.pretrained import from_pretrained
 
 # ---- building ----
 
@@ -30,7 +31,7 @@ def build_unet(
     """The UNet that `config.pretrained` names, else a fresh one of the configured shape.
 
     key: the configuration key, for messages; aspect: height / width of the pictures, for
-    `config.positions`. Raises WeightsError if the pretrained one has other channels or context.
+    `config.positions`. Raises UserError if the pretrained one has other channels or context.
     """
     if config.pretrained:
         unet = pretrained_unet(config, in_channels, out_channels, key)
@@ -55,7 +56,7 @@ def pretrained_unet(
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     context = unet.config.cross_attention_dim
     if (inputs, outputs, context) != (in_channels, out_channels, config.context):
-        raise WeightsError(
+        raise UserError(
             f"{key}.pretrained={config.pretrained} has {inputs} input and {outputs} output "
             f"channels and context width {context}; expected {in_channels}, {out_channels} and "
             f"{config.context}."

@@ -10,11 +10,12 @@ from lightning import seed_everything
 from vton import registry
 from vton.config import ExperimentConfig
 from vton.data.module import TryOnDataModule
+from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 from vton.runs.warp import RunWarp
 from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors
 
@@ -40,7 +41,7 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
 def data_module(config: ExperimentConfig) -> TryOnDataModule:
     """The configured data, with the trained warp that data.warp_source=learned asks for.
 
-    Raises RunError where that is not a finished run of a warp.
+    Raises UserError where that is not a finished run of a warp.
     """
     warp = None
     if config.data.warp_source == "learned":
@@ -71,7 +72,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
 
 
 def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
-    """The file to score. Raises RunError saying why it is not there, and what is."""
+    """The file to score. Raises UserError saying why it is not there, and what is."""
     path = {"weights": run.weights, "last": run.last, "best": run.best}[checkpoint]
     in_pieces = checkpoint != "weights" and path.is_dir()
     if path.exists() and not in_pieces:
@@ -98,4 +99,4 @@ def checkpoint_path(run: RunFolder, checkpoint: str) -> Path:
         advice = f"Run the same `make train` again, or evaluate what is there: {last}."
     else:
         advice = "Run the same `make train` again."
-    raise RunError(f"{path} {reason}. {advice}")
+    raise UserError(f"{path} {reason}. {advice}")

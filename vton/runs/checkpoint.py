@@ -6,17 +6,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vton.runs.folder import RunError, RunFolder
+from vton.errors import UserError
+from vton.runs.folder import RunFolder
 from vton.weights.pretrained import read_checkpoint, write_tensors
 
 
 def finish_from_checkpoint(run: RunFolder) -> None:
     """Write weights and training.json of a run that was killed right after its last checkpoint.
 
-    Raises RunError for DeepSpeed's folders, whose weights are in pieces.
+    Raises UserError for DeepSpeed's folders, whose weights are in pieces.
     """
     if run.last.is_dir():
-        raise RunError(
+        raise UserError(
             f"{run.last} is complete, but its weights were not written out. "
             "Raise train.steps to go on."
         )

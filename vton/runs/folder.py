@@ -75,10 +75,6 @@ RESUMABLE = (
 )
 
 
-class RunError(UserError):
-    """A run folder that is absent, incomplete or belongs to another experiment."""
-
-
 class RunFolder:
     """Paths of one run. Nothing is created before `start`."""
 
@@ -116,7 +112,7 @@ class RunFolder:
     def newest(cls, runs: str | Path, model: str | None = None) -> RunFolder:
         """The run below `runs` whose checkpoint is newest, of a model if one is named.
 
-        Raises RunError if there is none, ConfigError for an unknown model.
+        Raises UserError if there is none, ConfigError for an unknown model.
         """
         if model:
             registry.config_class(model)
@@ -129,7 +125,7 @@ class RunFolder:
             if not model or run.load_config().model.name == model:
                 return run
         wanted = f" of {model}" if model else ""
-        raise RunError(
+        raise UserError(
             f"No trained run{wanted} under {runs}/. "
             f"Start one: make train MODEL={model or 'gardiff'}."
         )
@@ -143,12 +139,12 @@ class RunFolder:
         """Write configuration and environment, or check that the folder's run is the same
         experiment.
 
-        Raises RunError naming the keys that differ.
+        Raises UserError naming the keys that differ.
         """
         if self.config.exists():
             differing = differences(load_file(self.config), config)
             if differing:
-                raise RunError(
+                raise UserError(
                     f"{self.path} holds another experiment ({'; '.join(differing[:5])}). "
                     "Give this one a name (name=...) or remove the folder."
                 )
@@ -158,7 +154,7 @@ class RunFolder:
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:
-        """Keep other trainings out of the folder. Raises RunError where one is under way.
+        """Keep other trainings out of the folder. Raises UserError where one is under way.
 
         The lock is the operating system's, on .train.lock, and ends with this process, however that
         ends.
@@ -167,7 +163,7 @@ class RunFolder:
         try:
             lock = FileLock(self.path / ".train.lock").acquire(timeout=0)
         except Timeout:
-            raise RunError(
+            raise UserError(
                 f"Another process is training in {self.path}. "
                 "Let it finish or end it, or name another run (name=...)."
             ) from None
@@ -181,14 +177,14 @@ class RunFolder:
     def trained(self) -> dict:
         """training.json: steps, seconds, peak_memory_gib, planned_steps.
 
-        {} before training is done, and for imports. Raises RunError for a broken file.
+        {} before training is done, and for imports. Raises UserError for a broken file.
         """
         if not (self.weights.exists() and self.training.exists()):
             return {}
         try:
             return dict(json.loads(self.training.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise RunError(
+            raise UserError(
                 f"{self.training} is not readable ({error}). "
                 "Remove it; the same `make train` writes it again."
             ) from None
@@ -196,7 +192,7 @@ class RunFolder:
     def load_config(self, *overrides: str) -> ExperimentConfig:
         """The run's settings with overrides on top, as `load_file` takes them."""
         if not self.config.exists():
-            raise RunError(
+            raise UserError(
                 f"{self.path} is not a run folder (no config.yaml). "
                 f"Known runs: {neighbours(self.path)}."
             )

@@ -12,10 +12,11 @@ from vton.data.derived.warp import rewarped, warp_source
 from vton.data.ranges import normalise
 from vton.data.record import mask, picture
 from vton.data.sample import Category, TryOnBatch
+from vton.errors import UserError
 from vton.files import file_digest
 from vton.metrics.pictures import to_uint8
 from vton.models.codecs import build_codec
-from vton.runs.folder import RunError, RunFolder
+from vton.runs.folder import RunFolder
 from vton.weights.pretrained import load_state, read_safetensors
 
 
@@ -23,24 +24,24 @@ class RunWarp:
     """A WarpSource (vton.data.derived.warp). It works on the CPU, on one pair at a time, in
     whichever process asks.
 
-    Raises RunError where `path` is not a finished run of a warp at `size` (height, width),
-    WeightsError for broken weights.
+    Raises UserError where `path` is not a finished run of a warp at `size` (height, width),
+    UserError for broken weights.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int]):
         run = RunFolder(Path(path).expanduser())
         config = run.load_config()
         if config.model.kind != "warp":
-            raise RunError(
+            raise UserError(
                 f"{path} is a run of {config.model.name}, not of a warp. "
                 "Train one: make train MODEL=warp."
             )
         if not run.weights.exists():
-            raise RunError(f"{run.weights} does not exist: {path} has not finished training.")
+            raise UserError(f"{run.weights} does not exist: {path} has not finished training.")
         trained_at = "{}x{}".format(*config.data.size)
         wanted = "{}x{}".format(*size)
         if trained_at != wanted:
-            raise RunError(
+            raise UserError(
                 f"{path} was trained at {trained_at}, the data is {wanted}; "
                 "train a warp with this data.size."
             )

@@ -110,7 +110,7 @@ class FSDP2(ModelParallelStrategy):
         return {"state": state, "param_groups": groups}
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
-        """Each process takes its shards out of the file. Raises WeightsError."""
+        """Each process takes its shards out of the file. Raises UserError."""
         checkpoint = read_checkpoint(Path(checkpoint_path))
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)

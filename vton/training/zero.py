@@ -56,7 +56,7 @@ class ZeRO2(DeepSpeedStrategy):
 
     def load_checkpoint(self, checkpoint_path, weights_only=None) -> dict:
         """DeepSpeed unpickles its files, so each is first read as plain tensors. Raises
-        WeightsError.
+        UserError.
         """
         with torch.serialization.safe_globals(
             [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

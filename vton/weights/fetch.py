@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.progress import wrap_file
 
 from vton.config import ConfigError, nearest
+from vton.errors import UserError
 from vton.files import file_digest, replacing, write_atomically
 from vton.weights.metric_networks import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits_in_name
-from vton.weights.pretrained import WeightsError
 
 TIMEOUT = 60  # seconds without a byte
 PYTORCH = "https://download.pytorch.org/models/"
@@ -122,7 +122,7 @@ def fetch(
 ) -> Iterator[tuple[Path, str]]:
     """Bring the named networks into the folder; yields each file with what was done.
 
-    Files that are there are checked again. Raises ConfigError for an unknown name, WeightsError
+    Files that are there are checked again. Raises ConfigError for an unknown name, UserError
     naming the file that cannot be fetched or is not the published one.
     """
     for name in names:
@@ -149,7 +149,7 @@ def _bring(source: PublishedFile, path: Path) -> str:
 
 
 def _download(source: PublishedFile, path: Path, partial: Path) -> None:
-    """Fetch the file that is meant for `path` to `partial`; raise WeightsError unless it is whole.
+    """Fetch the file that is meant for `path` to `partial`; raise UserError unless it is whole.
 
     Python's urllib does not notice a cut connection when a file is read in pieces, so what arrived
     is compared with what the server announced. If it announces nothing, a digest must be known.
@@ -175,14 +175,14 @@ def _download(source: PublishedFile, path: Path, partial: Path) -> None:
                 )
     except (OSError, http.client.HTTPException) as error:  # no network, a timeout, a full disk, ...
         reason = getattr(error, "reason", error)
-        raise WeightsError(
+        raise UserError(
             f"cannot fetch {source.url}: {reason}. Offline, copy the file to {path} yourself, "
             f"or set {VARIABLE} to a folder that holds it."
         ) from None
 
 
 def _check(file: Path, path: Path, source: PublishedFile) -> None:
-    """Raise WeightsError unless `file`, meant for `path`, is the published one.
+    """Raise UserError unless `file`, meant for `path`, is the published one.
 
     A digest that is not known yet is kept for the next time.
     """
@@ -192,7 +192,7 @@ def _check(file: Path, path: Path, source: PublishedFile) -> None:
         advice = "Nothing was kept; run `make weights` again."
     size = file.stat().st_size
     if source.size is not None and size != source.size:
-        raise WeightsError(
+        raise UserError(
             f"{path}: {size:,} bytes, expected {source.size:,} ({source.url}). {advice}"
         )
     digest = file_digest(file)
@@ -201,9 +201,7 @@ def _check(file: Path, path: Path, source: PublishedFile) -> None:
         write_atomically(pin, digest + "\n")
     expected = source.known or pin.read_text().strip()
     if not expected or not digest.startswith(expected):
-        raise WeightsError(
-            f"{path}: SHA-256 {digest}, expected {expected} ({source.url}). {advice}"
-        )
+        raise UserError(f"{path}: SHA-256 {digest}, expected {expected} ({source.url}). {advice}")
 
 
 def _pin(path: Path) -> Path:

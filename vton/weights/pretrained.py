@@ -27,12 +27,6 @@ PUBLISHED_METADATA = {"format": "pt"}
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-class WeightsError(UserError):
-    """Weights that are absent, broken or of another model; the message names the file and what to
-    do.
-    """
-
-
 # ---- the hub's layout ----
 
 
@@ -40,7 +34,7 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
 
     Nothing is downloaded unless VTON_DOWNLOAD=1, and pickles that hold more than tensors are
-    refused. Raises WeightsError naming the configuration key, also where weights are missing: the
+    refused. Raises UserError naming the configuration key, also where weights are missing: the
     libraries would draw them at random and only warn.
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
@@ -53,7 +47,7 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     try:
         loaded = cls.from_pretrained(source, local_files_only=not may_download(), **kwargs)
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
-        raise WeightsError(
+        raise UserError(
             f"{key}={source}: cannot load {what}: {one_line(error)} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
@@ -62,14 +56,14 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     network, info = loaded
     if info["missing_keys"]:
         missing = _first_ten(sorted(info["missing_keys"]))
-        raise WeightsError(f"{key}={source}: the weights of {what} lack {missing}.")
+        raise UserError(f"{key}={source}: the weights of {what} lack {missing}.")
     return network
 
 
 def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
     """The local folder of a hub-format source: a path, or a hub id's copy in the local cache.
 
-    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises WeightsError naming the configuration key.
+    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises UserError naming the configuration key.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -79,13 +73,13 @@ def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
                 source, allow_patterns=pattern, local_files_only=not may_download()
             )
         except (OSError, ValueError) as error:
-            raise WeightsError(
+            raise UserError(
                 f"{key}={source}: neither a folder nor in the local hub cache ({one_line(error)}). "
                 "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
             ) from None
         folder = Path(cached)
     if not (folder / subfolder).is_dir():
-        raise WeightsError(f"{key}={source} has no folder {subfolder}.")
+        raise UserError(f"{key}={source} has no folder {subfolder}.")
     return folder / subfolder
 
 
@@ -96,7 +90,7 @@ def may_download() -> bool:
 def read_weights_folder(folder: Path) -> dict[str, Tensor]:
     """The weights in one folder of the hub's layout, whole or in shards, in their stored dtypes.
 
-    Safetensors are preferred to pickles. Raises WeightsError naming the folder if there are none,
+    Safetensors are preferred to pickles. Raises UserError naming the folder if there are none,
     or the file that is broken.
     """
     folder = Path(folder)
@@ -110,7 +104,7 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
                 if index.is_file():
                     return _read_shards(index)
     expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
-    raise WeightsError(f"{folder} holds no weights; expected one of {expected}.")
+    raise UserError(f"{folder} holds no weights; expected one of {expected}.")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -118,11 +112,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shards = sorted(set(read_json(index)["weight_map"].values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
     except (KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{index}: not a readable index of weight shards ({error}).") from None
+        raise UserError(f"{index}: not a readable index of weight shards ({error}).") from None
     if outside:
-        raise WeightsError(f"{index} names shards outside its own folder.")
+        raise UserError(f"{index} names shards outside its own folder.")
     if not shards:
-        raise WeightsError(f"{index} names no shards.")
+        raise UserError(f"{index} names no shards.")
     state: dict[str, Tensor] = {}
     for shard in shards:
         state |= read_weights(index.parent / shard)
@@ -133,34 +127,34 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises WeightsError if it is absent, broken or not an object."""
+    """The object in a JSON file. Raises UserError if it is absent, broken or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a readable JSON file ({error}).") from None
+        raise UserError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object.")
+        raise UserError(f"{path}: expected a JSON object.")
     return content
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises WeightsError."""
+    """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises UserError."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise WeightsError(f"{path}: expected a mapping from names to tensors.")
+        raise UserError(f"{path}: expected a mapping from names to tensors.")
     return state
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors. Raises WeightsError for an absent or broken file."""
+    """A safetensors file's tensors. Raises UserError for an absent or broken file."""
     if not Path(path).is_file():
-        raise WeightsError(f"No weights at {path}.")
+        raise UserError(f"No weights at {path}.")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
+        raise UserError(
             f"{path}: not a readable safetensors file ({error}). Copy or export it again."
         ) from None
 
@@ -183,22 +177,20 @@ def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
 
     entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk
     when they are used, so the file may be removed or replaced meanwhile, but not written over in
-    its place. Raises WeightsError for all else, and runs none of it.
+    its place. Raises UserError for all else, and runs none of it.
     """
     if not Path(path).is_file():
-        raise WeightsError(f"No checkpoint at {path}.")
+        raise UserError(f"No checkpoint at {path}.")
     # Only archives can be mapped, which files from before torch 1.6 are not. The map is private:
     # changes of tensors stay in memory.
     mapped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or hostile file can raise almost anything
-        raise WeightsError(
-            f"{path}: not a safe, complete torch file ({one_line(error)})."
-        ) from None
+        raise UserError(f"{path}: not a safe, complete torch file ({one_line(error)}).") from None
     lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
     if lacking:
-        raise WeightsError(
+        raise UserError(
             f"{path}: not the checkpoint of a training; it has no {' and no '.join(lacking)}."
         )
     return content
@@ -209,18 +201,18 @@ def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
 
     Files are nested by section or flat, with the section before a dot. Numbers in `ip_adapter`
     count all attention layers in module order (down, up, mid), not in order of execution. Raises
-    WeightsError.
+    UserError.
     """
     sections = read_sections(path, ("image_proj", "ip_adapter"))
     if not all(sections.values()):
-        raise WeightsError(
+        raise UserError(
             f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter."
         )
     return sections
 
 
 def read_sections(path: Path, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """The named sections of an adapter file, as `sections_of` finds them. Raises WeightsError."""
+    """The named sections of an adapter file, as `sections_of` finds them. Raises UserError."""
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     return sections_of(content, names)
 
@@ -254,7 +246,7 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
-    """Load every tensor, or raise WeightsError as `check_state` does."""
+    """Load every tensor, or raise UserError as `check_state` does."""
     check_state(module.state_dict(), state, source, owner=type(module).__name__)
     module.load_state_dict(state)
 
@@ -262,7 +254,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) 
 def check_state(
     own: dict[str, Tensor], state: dict[str, Tensor], source: Path | str, owner: str = "the model"
 ) -> None:
-    """Raise WeightsError unless `state` has the names and shapes of `own`.
+    """Raise UserError unless `state` has the names and shapes of `own`.
 
     It lists the first ten missing, unexpected and mismatched keys.
     """
@@ -285,7 +277,7 @@ def check_state(
     if mismatched:
         problems.append(f"{len(mismatched)} mismatched ({_first_ten(mismatched)})")
     if problems:
-        raise WeightsError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
+        raise UserError(f"{source} does not fit {owner}: {'; '.join(problems)}.")
 
 
 def _first_ten(keys: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ An architecture that reads and writes its authors' files defines in its checkpoi
 
 `read_published` checks that the files are of this model, gives their tensors our names and derives
 the settings that they imply. `write_published` does the reverse with a run's weights, and refuses
-runs that the format has no place for. Both raise WeightsError, which names the file.
+runs that the format has no place for. Both raise UserError, which names the file.
 """
 
 from __future__ import annotations

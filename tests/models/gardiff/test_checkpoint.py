@@ -18,10 +18,11 @@ from vton.cli import main
 from vton.commands.exchange import export_run, import_run
 from vton.config import load
 from vton.cost.meta import on_meta
+from vton.errors import UserError
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.checkpoint import load_adapter, read_published, write_published
 from vton.models.gardiff.released import DecoupledUNet
-from vton.weights.pretrained import WeightsError, read_checkpoint
+from vton.weights.pretrained import read_checkpoint
 
 CONTEXT = 48  # 64x48 in latents of 16x12
 
@@ -182,7 +183,7 @@ def test_files_that_are_not_the_released_unet(released, tmp_path, capsys):
     def refused(match: str, content=None, path=tmp_path / "x.pth"):
         if content is not None:
             torch.save(content, path)
-        with pytest.raises(WeightsError, match=match) as error:
+        with pytest.raises(UserError, match=match) as error:
             read_published(path)
         assert "\n" not in str(error.value)
 
@@ -222,7 +223,7 @@ def test_wrong_keys_are_listed(encoders, tmp_path):
     state["conv_in.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "unet.pth")
     with pytest.raises(
-        WeightsError, match=r"1 missing \(.*conv_norm_out\.weight\); 1 unexpected .*; 1 mismatched"
+        UserError, match=r"1 missing \(.*conv_norm_out\.weight\); 1 unexpected .*; 1 mismatched"
     ):
         import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", *encoders)
 
@@ -233,7 +234,7 @@ def test_the_papers_mode_and_trained_encoders_have_no_published_format(tmp_path)
         ("release", "no place for clip.tower"),
     ):
         config = load("model=gardiff", "preset=tiny", f"model.mode={mode}")
-        with pytest.raises(WeightsError, match=match):
+        with pytest.raises(UserError, match=match):
             write_published(tmp_path / "x.pth", {"clip.tower.weight": torch.zeros(1)}, config, {})
     assert not (tmp_path / "x.pth").exists()
 
@@ -305,10 +306,10 @@ def test_adapter_files(form, tmp_path):
         torch.save(nested, path)
     load_adapter(target, path)
     assert all(torch.equal(x, target.state_dict()[name]) for name, x in source.state_dict().items())
-    with pytest.raises(WeightsError, match="does not fit ProjectionHead"):
+    with pytest.raises(UserError, match="does not fit ProjectionHead"):
         load_adapter(DecoupledUNet(unet(), clip_width=21, tokens=2), path)
     torch.save({"image_proj": {}}, tmp_path / "other.bin")
-    with pytest.raises(WeightsError, match="not an adapter file"):
+    with pytest.raises(UserError, match="not an adapter file"):
         load_adapter(target, tmp_path / "other.bin")
 
 
@@ -319,7 +320,7 @@ def test_decoupled_training_starts_from_an_adapter_file(tmp_path):
         "model.mode=decoupled",
         f"model.decoupled.pretrained={tmp_path}/adapter.bin",
     )
-    with pytest.raises(WeightsError, match=r"No checkpoint at .*adapter\.bin"):
+    with pytest.raises(UserError, match=r"No checkpoint at .*adapter\.bin"):
         build_network(config.model, (16, 16, 12), 64, 64)
     assert (
         on_meta(config).network.tokens == 4
@@ -328,5 +329,5 @@ def test_decoupled_training_starts_from_an_adapter_file(tmp_path):
 
 def test_the_noted_configuration_has_to_be_readable(released):
     (released / "unet_config.json").write_text(json.dumps([1]))
-    with pytest.raises(WeightsError, match=r"unet_config\.json: expected a JSON object"):
+    with pytest.raises(UserError, match=r"unet_config\.json: expected a JSON object"):
         read_published(released)

@@ -12,11 +12,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from tests.batches import random_batch, tiny_module
 from vton.config import ConfigError
 from vton.diffusion.objective import Noised
+from vton.errors import UserError
 from vton.models.gardiff.building import widen
 from vton.models.gardiff.config import AppearanceConfig
 from vton.models.gardiff.losses import build_dists
 from vton.models.gardiff.network import latent_tokens
-from vton.weights.pretrained import WeightsError
 
 
 def test_channel_tokens_are_max_pooled_channels_row_by_row():
@@ -122,7 +122,7 @@ def test_widening_keeps_the_base_and_moves_masked_image_channels():
     assert wide[:, 4:8].abs().max() == 0
     four = widen(nine[:, :4], 4)
     assert torch.equal(four[:, :4], nine[:, :4]) and four[:, 4:].abs().max() == 0
-    with pytest.raises(WeightsError, match="7 input channels"):
+    with pytest.raises(UserError, match="7 input channels"):
         widen(torch.randn(8, 7, 3, 3), 4)
 
 
@@ -207,6 +207,6 @@ def test_published_weights_load_and_the_base_is_unchanged(hub):
     ],
 )
 def test_wrong_weights_are_one_line(hub, override, expected):
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(UserError) as error:
         from_hub(hub, override)
     assert expected in str(error.value) and "\n" not in str(error.value)

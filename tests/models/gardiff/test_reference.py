@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from vton.commands.verify import verify
 from vton.config import ObjectiveConfig
 from vton.diffusion.objective import Objective
+from vton.errors import UserError
 from vton.models.gardiff.losses import (
     appearance_loss,
     high_frequency_loss,
@@ -21,7 +22,7 @@ from vton.models.gardiff.losses import (
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.reference import kind, recompute, reference_dists
 from vton.models.reference import Kind, Reference
-from vton.weights.pretrained import WeightsError, load_state
+from vton.weights.pretrained import load_state
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "gardiff"
 
@@ -191,7 +192,7 @@ def test_groups_that_a_folder_lacks_are_left_alone(one_sample):
 def test_folders_without_what_they_need_say_so(tmp_path):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "weights_adapter.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"No weights at .*weights_adapter"):
+    with pytest.raises(UserError, match=r"No weights at .*weights_adapter"):
         verify(tmp_path)
 
 

@@ -16,6 +16,7 @@ from vton import registry
 from vton.commands.exchange import export_run, import_run
 from vton.config import CodecConfig, load
 from vton.cost.meta import on_meta
+from vton.errors import UserError
 from vton.models.codecs import build_codec
 from vton.models.idm_vton.building import (
     build_garment_net,
@@ -25,7 +26,7 @@ from vton.models.idm_vton.building import (
 )
 from vton.models.idm_vton.checkpoint import read_published, write_published
 from vton.models.unet import attention_names, build_unet
-from vton.weights.pretrained import WeightsError, check_state
+from vton.weights.pretrained import check_state
 
 
 def test_full_size_keys_and_shapes():
@@ -132,7 +133,7 @@ def test_weights_alone_count_as_the_published_size(published_idm_vton, tmp_path)
     folder, original = published_idm_vton
     (tmp_path / "unet").mkdir()
     shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet")
-    with pytest.raises(WeightsError, match=r"put its config\.json there"):
+    with pytest.raises(UserError, match=r"put its config\.json there"):
         read_published(tmp_path)
     shutil.copy(folder / "unet/config.json", tmp_path / "unet")
     found = read_published(tmp_path)
@@ -180,19 +181,19 @@ def other_activation(folder):
     ],
 )
 def test_broken_folders_say_what_is_wrong(published_idm_vton, tmp_path, change, message):
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(UserError, match=message):
         read_published(breaking(change)(published_idm_vton[0], tmp_path))
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
     torch.save({"module": {}}, tmp_path / "imagdressing.pt")
-    with pytest.raises(WeightsError, match=r"imagdressing\.pt is a file; .* diffusers folder"):
+    with pytest.raises(UserError, match=r"imagdressing\.pt is a file; .* diffusers folder"):
         read_published(tmp_path / "imagdressing.pt")
 
 
 def test_a_codec_without_a_place_in_the_format_is_refused(published_idm_vton, tmp_path):
     config = replace(published_idm_vton[1].config, codec=CodecConfig(name="linear"))
-    with pytest.raises(WeightsError, match=r"codec\.name=linear has no place"):
+    with pytest.raises(UserError, match=r"codec\.name=linear has no place"):
         write_published(tmp_path / "out", dict(published_idm_vton[1].state_dict()), config, {})
     assert not (tmp_path / "out").exists()
 
@@ -215,7 +216,7 @@ def test_the_first_layer_is_widened_with_zeros(inputs, kept):
 
 def test_a_first_layer_of_other_width_is_refused():
     with pytest.raises(
-        WeightsError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"
+        UserError, match=r"file: conv_in\.weight has 12 input channels; expected 4 .* 9 .* or 13"
     ):
         widen_to_tryon(torch.zeros(8, 12, 3, 3), 4, "file")
 
@@ -285,11 +286,11 @@ def test_ip_adapter_files_count_attention_layers_in_module_order(settings, tmp_p
     flat.pop(f"ip_adapter.{last}.to_k_ip.weight")
     save_file(flat, tmp_path / "less.safetensors")
     with pytest.raises(
-        WeightsError, match=rf"less.safetensors .* 1 missing \({last}.to_k_ip.weight\)"
+        UserError, match=rf"less.safetensors .* 1 missing \({last}.to_k_ip.weight\)"
     ):
         load_image_prompt(tryon, tmp_path / "less.safetensors")
     save_file(projection, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match="not an IP-Adapter file"):
+    with pytest.raises(UserError, match="not an IP-Adapter file"):
         load_image_prompt(tryon, tmp_path / "other.safetensors")
 
 
@@ -307,10 +308,10 @@ def test_the_garment_net_ignores_the_base_unets_added_embedding(settings, tmp_pa
 
 def test_sources_that_are_not_there(settings, tmp_path):
     unet = replace(settings.unet, pretrained=str(tmp_path))
-    with pytest.raises(WeightsError, match=r"model\.unet\.pretrained=.* has no folder unet"):
+    with pytest.raises(UserError, match=r"model\.unet\.pretrained=.* has no folder unet"):
         build_tryon(replace(settings, unet=unet), channels=4, clip_width=64)
     garment = replace(settings.garment_unet, pretrained="nobody/nothing")
     with pytest.raises(
-        WeightsError, match=r"model\.garment_unet\.pretrained=nobody/nothing: .*VTON_DOWNLOAD=1"
+        UserError, match=r"model\.garment_unet\.pretrained=nobody/nothing: .*VTON_DOWNLOAD=1"
     ):
         build_garment_net(garment, channels=4)

@@ -12,10 +12,11 @@ from tests.models.imagdressing.small import unet
 from vton.commands.exchange import export_run, import_run
 from vton.config import load
 from vton.cost.meta import on_meta
+from vton.errors import UserError
 from vton.models.imagdressing.checkpoint import load_faceid, read_published, write_published
 from vton.models.imagdressing.faceid import FaceID
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import WeightsError, check_state, read_checkpoint
+from vton.weights.pretrained import check_state, read_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "imagdressing"
 # What the tensors of the small checkpoint cannot tell.
@@ -104,7 +105,7 @@ def test_files_that_are_not_the_checkpoint(module, tmp_path, capsys):
         path = tmp_path / name
         if content is not None:
             torch.save(content, path)
-        with pytest.raises(WeightsError, match=match) as error:
+        with pytest.raises(UserError, match=match) as error:
             read_published(path)
         assert "\n" not in str(error.value)
 
@@ -134,13 +135,13 @@ def test_wrong_keys_are_listed(module, tmp_path):
     module["adapter_modules.5.to_k_ref.weight"] = torch.zeros(16, 16)
     torch.save({"module": module}, tmp_path / "x.pt")
     with pytest.raises(
-        WeightsError, match=r"1 missing \(adapter\.4\.to_k.*1 unexpected \(adapter\.5\.to_k"
+        UserError, match=r"1 missing \(adapter\.4\.to_k.*1 unexpected \(adapter\.5\.to_k"
     ):
         import_run("imagdressing", tmp_path / "x.pt", f"runs={tmp_path}", *SMALL)
 
 
 def test_what_has_no_place_in_the_format_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="no place for 'inpaint'"):
+    with pytest.raises(UserError, match="no place for 'inpaint'"):
         write_published(
             tmp_path / "x.pt", {"inpaint.net.conv_in.weight": torch.zeros(1)}, load(), {}
         )
@@ -162,7 +163,7 @@ def test_faceid_files(nested, tmp_path):
     face = load_faceid(path, base, shortcut=1.0)
     assert face.shortcut == 1.0 and face.image_proj.tokens == 4
     assert all(torch.equal(x, state[name]) for name, x in face.state_dict().items())
-    with pytest.raises(WeightsError, match="does not fit FaceID"):
+    with pytest.raises(UserError, match="does not fit FaceID"):
         load_faceid(path, unet(0))
 
 
@@ -171,9 +172,9 @@ def test_files_that_are_not_faceid_plus(tmp_path):
     save_file(
         {n: x for n, x in state.items() if "perceiver" not in n}, tmp_path / "faceid.safetensors"
     )
-    with pytest.raises(WeightsError, match="not a FaceID-Plus file"):
+    with pytest.raises(UserError, match="not a FaceID-Plus file"):
         load_faceid(tmp_path / "faceid.safetensors", reference_unet())
-    with pytest.raises(WeightsError, match="not an IP-Adapter file"):
+    with pytest.raises(UserError, match="not an IP-Adapter file"):
         load_faceid(FOLDER / "weights_controlnet.safetensors", reference_unet())
 
 
@@ -187,6 +188,6 @@ def test_a_run_folder_of_the_tiny_preset_is_not_exported(tmp_path):
     """Its base UNet is trained along, which the published format has no place for."""
     config = load("model=imagdressing", "preset=tiny", f"runs={tmp_path}")
     state = on_meta(config).state_dict()
-    with pytest.raises(WeightsError, match=r"which this run trained \(model\.unet\.trained\)"):
+    with pytest.raises(UserError, match=r"which this run trained \(model\.unet\.trained\)"):
         write_published(tmp_path / "x.pt", {n: torch.zeros(1) for n in state}, config, {})
     assert not RunFolder.of(config).weights.exists()

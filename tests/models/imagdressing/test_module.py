@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from tests.batches import random_batch, tiny_module
 from tests.models.imagdressing.small import faceid, randomised
 from vton.config import ConfigError, load
+from vton.errors import UserError
 from vton.models.imagdressing.building import build_control
 from vton.models.imagdressing.config import ControlConfig
 from vton.models.imagdressing.module import painted_cells
 from vton.registry import module_class
-from vton.weights.pretrained import WeightsError
 
 
 def tiny(*overrides: str):
@@ -177,7 +177,7 @@ def test_faces_by_configuration(tmp_path):
     ).eval()
     assert (off.generate(batch) - plain.generate(batch)).abs().max() < 1e-5
     (tmp_path / f"{batch.person_id[0]}.safetensors").unlink()
-    with pytest.raises(WeightsError, match=f"No weights at .*{batch.person_id[0]}"):
+    with pytest.raises(UserError, match=f"No weights at .*{batch.person_id[0]}"):
         model.generate(batch)
     with pytest.raises(ConfigError, match=r"model\.face\.embeddings"):
         load("model=imagdressing", settings[0])

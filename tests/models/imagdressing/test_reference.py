@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.commands.verify import verify
+from vton.errors import UserError
 from vton.models.imagdressing import reference as imagdressing
 from vton.models.reference import Reference
-from vton.weights.pretrained import WeightsError
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "imagdressing"
 
@@ -91,7 +91,5 @@ def test_weights_of_another_network_are_refused(tmp_path):
     shutil.copy(
         FOLDER / "weights_base_unet.safetensors", tmp_path / "weights_checkpoint.safetensors"
     )
-    with pytest.raises(
-        WeightsError, match=r"not an IMAGDressing-v1 checkpoint: it has no ref_unet"
-    ):
+    with pytest.raises(UserError, match=r"not an IMAGDressing-v1 checkpoint: it has no ref_unet"):
         verify(tmp_path)

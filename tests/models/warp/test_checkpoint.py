@@ -7,8 +7,9 @@ import torch
 
 from vton.config import load
 from vton.cost.meta import on_meta
+from vton.errors import UserError
 from vton.models.warp.checkpoint import read_published, write_published
-from vton.weights.pretrained import WeightsError, check_state, read_checkpoint
+from vton.weights.pretrained import check_state, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_files_that_are_not_the_warping_module(published, tmp_path):
         content = read_checkpoint(published)
         change(content)
         torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(WeightsError, match=match) as error:
+        with pytest.raises(UserError, match=match) as error:
             read_published(tmp_path / "x.pth")
         assert str(tmp_path / "x.pth") in str(error.value) and "\n" not in str(error.value)
 
@@ -72,6 +73,6 @@ def test_files_that_are_not_the_warping_module(published, tmp_path):
 
 
 def test_networks_of_another_shape_have_no_place_in_the_format(state, tmp_path):
-    with pytest.raises(WeightsError, match=r"holds its own networks only \(preset=paper\)"):
+    with pytest.raises(UserError, match=r"holds its own networks only \(preset=paper\)"):
         write_published(tmp_path / "x.pth", state, load("model=warp", "preset=tiny"), {})
     assert not (tmp_path / "x.pth").exists()

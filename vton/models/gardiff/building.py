@@ -8,13 +8,14 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from vton.diffusion.denoiser import Denoiser
+from vton.errors import UserError
 from vton.models.gardiff.checkpoint import load_adapter
 from vton.models.gardiff.config import GarDiffConfig
 from vton.models.gardiff.network import GarDiffUNet
 from vton.models.gardiff.released import DecoupledUNet, LegacyUNet, ReleasedUNet, check_token_width
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, widen_input
-from vton.weights.pretrained import WeightsError, from_pretrained, load_state
+from vton.weights.pretrained import from_pretrained, load_state
 
 # How many groups of latent channels a mode's UNet reads, x_t first, and which of them an inpainting
 # base knows as its masked image.
@@ -26,7 +27,7 @@ def build_network(
 ) -> Denoiser:
     """The mode's network over latents (c, h, w), reading CLIP states and summaries of these widths.
 
-    Raises WeightsError, and ConfigError where the picture's size does not fit the mode.
+    Raises UserError, and ConfigError where the picture's size does not fit the mode.
     """
     channels, height, width = latent_shape
     if model.mode in ("release", "legacy12"):
@@ -66,7 +67,7 @@ def load_base_unet(
 ) -> UNet2DConditionModel:
     """The base UNet widened to `groups` times the latents' channels, as `widen` does.
 
-    Raises WeightsError if it is not a 4- or 9-channel UNet or has another context width.
+    Raises UserError if it is not a 4- or 9-channel UNet or has another context width.
     """
     base = from_pretrained(
         UNet2DConditionModel,
@@ -76,7 +77,7 @@ def load_base_unet(
     )
     context = base.config.cross_attention_dim
     if context != config.context:
-        raise WeightsError(
+        raise UserError(
             f"model.unet.pretrained={config.pretrained} has context width {context}, "
             f"model.unet.context is {config.context}."
         )
@@ -99,7 +100,7 @@ def widen(weight: Tensor, channels: int, groups: int = 3, person: int = 2) -> Te
     """
     inputs = weight.shape[1]
     if inputs not in (channels, 2 * channels + 1):
-        raise WeightsError(
+        raise UserError(
             f"conv_in.weight has {inputs} input channels, expected {channels} or its inpainting "
             "form."
         )

@@ -22,10 +22,10 @@ from pathlib import Path
 from torch import Tensor
 
 from vton.config import ExperimentConfig
+from vton.errors import UserError
 from vton.models.gardiff.released import DecoupledUNet
 from vton.models.unet import numbered_processors, unet_shape
 from vton.weights.pretrained import (
-    WeightsError,
     load_state,
     read_checkpoint,
     read_json,
@@ -50,7 +50,7 @@ def read_published(path: Path) -> PublishedWeights:
     """A released UNet's weights, and the settings that they imply: the mode by its input channels.
 
     Heads and norm groups are in no tensor. They come from unet_config.json where it lies beside the
-    file, and are Stable Diffusion 1.5's otherwise. Raises WeightsError naming the file that is
+    file, and are Stable Diffusion 1.5's otherwise. Raises UserError naming the file that is
     absent, broken or of another model.
     """
     file = path
@@ -65,12 +65,12 @@ def read_published(path: Path) -> PublishedWeights:
 
 
 def published_mode(state: dict[str, Tensor], file: Path) -> str:
-    """Which of the modes a flat UNet belongs to. Raises WeightsError if to none."""
+    """Which of the modes a flat UNet belongs to. Raises UserError if to none."""
     check_is_unet(state, file)
     inputs, channels = state["conv_in.weight"].shape[1], len(state["conv_out.weight"])
     adapted = any(ADDED_KEYS in name for name in state)
     if adapted and f"{HEAD}proj.weight" not in state:
-        raise WeightsError(
+        raise UserError(
             f"{file} has an adapter's keys and values but no {HEAD}proj.weight, "
             "which makes its tokens."
         )
@@ -79,7 +79,7 @@ def published_mode(state: dict[str, Tensor], file: Path) -> str:
     if inputs == 3 * channels and not adapted:
         return "legacy12"
     through = " through an adapter" if adapted else ""
-    raise WeightsError(
+    raise UserError(
         f"{file}: not GarDiff's UNet: it reads {inputs} channels{through}; GarDiff has "
         f"{2 * channels} (release, decoupled) or {3 * channels} (July 2024, without adapter)."
     )
@@ -88,13 +88,13 @@ def published_mode(state: dict[str, Tensor], file: Path) -> str:
 def check_is_unet(state: dict[str, Tensor], file: Path) -> None:
     sections = {name.split(".")[0] for name in state}
     if "conv_in.weight" not in state and sections & {"adapter_adapter", "ip_adapter"}:
-        raise WeightsError(
+        raise UserError(
             f"{file} is an adapter without a UNet: train from it with model.mode=decoupled "
             f"model.decoupled.pretrained={file}."
         )
     if not {"conv_in.weight", "conv_out.weight"} <= set(state) or state["conv_in.weight"].ndim != 4:
         first = next(iter(state), "absent: the file is empty")
-        raise WeightsError(
+        raise UserError(
             f"{file}: not GarDiff's UNet: it has no conv_in.weight and conv_out.weight; its first "
             f"key is {first}."
         )
@@ -105,14 +105,14 @@ def published_shape(state: dict[str, Tensor], file: Path) -> dict:
     try:
         shape = unet_shape(state)
     except (KeyError, IndexError) as error:
-        raise WeightsError(
+        raise UserError(
             f"{file}: not a complete UNet (no {error}); download the file again."
         ) from None
     beside = file.parent / CONFIG_FILE
     if beside.is_file():
         return shape | shape_in_config(beside, levels=len(shape["widths"]))
     if any(width % STOCK_GROUPS for width in shape["widths"]):
-        raise WeightsError(
+        raise UserError(
             f"{file}: {STOCK_GROUPS} norm groups, which Stable Diffusion has, do not divide widths "
             f"of {shape['widths']}; put the UNet's configuration beside it as {CONFIG_FILE}."
         )
@@ -146,12 +146,12 @@ def published_settings(state: dict[str, Tensor], mode: str, shape: dict) -> list
 
 
 def check_inversion_adapter(file: Path) -> None:
-    """Raise WeightsError if inversion_adapter.pth holds anything but what is known to be unused."""
+    """Raise UserError if inversion_adapter.pth holds anything but what is known to be unused."""
     if not file.is_file():
         return
     unknown = [name for name in read_weights(file) if not name.startswith("vae2clip.")]
     if unknown:
-        raise WeightsError(
+        raise UserError(
             f"{file} holds weights that GarDiff's scripts do not read: {', '.join(unknown[:10])}; "
             "expected an empty mapping or vae2clip.weight and vae2clip.bias."
         )
@@ -169,11 +169,11 @@ def write_published(
 ) -> None:
     """The flat mapping again, as .pth or .safetensors by the target's suffix.
 
-    Raises WeightsError for paper mode, and for networks trained along: a flat UNet has no place for
+    Raises UserError for paper mode, and for networks trained along: a flat UNet has no place for
     either.
     """
     if config.model.mode == "paper":
-        raise WeightsError(
+        raise UserError(
             "model.mode=paper has no published format: GarDiff released a stock UNet without the "
             "paper's adapter. Use the run folder's weights.safetensors."
         )
@@ -181,7 +181,7 @@ def write_published(
     for name, tensor in state.items():
         their_name = name.removeprefix("network.").removeprefix("unet.")
         if our_name(their_name) != name:
-            raise WeightsError(
+            raise UserError(
                 f"{target}: GarDiff's published format has no place for {name}, which this run "
                 "trained; use the run folder's weights.safetensors."
             )
@@ -193,11 +193,11 @@ def write_published(
 
 
 def load_adapter(network: DecoupledUNet, path: Path) -> None:
-    """Projection head, keys and values from an adapter file. Raises WeightsError."""
+    """Projection head, keys and values from an adapter file. Raises UserError."""
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     head, layers = adapter_sections(content)
     if not head or not layers:
-        raise WeightsError(
+        raise UserError(
             f"{path}: not an adapter file; expected the sections image_proj and adapter_adapter."
         )
     fill_adapter(network, head, layers, path)

@@ -11,13 +11,13 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from vton.errors import UserError
 from vton.models.idm_vton.config import IdmVtonConfig, ImagePromptConfig
 from vton.models.idm_vton.network import TryonNet
 from vton.models.resampler import build_resampler
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, numbered_processors, published_arguments, widen_input
 from vton.weights.pretrained import (
-    WeightsError,
     hub_folder,
     load_state,
     read_ip_adapter,
@@ -31,7 +31,7 @@ def build_tryon(
 ) -> TryonNet:
     """TryonNet over latents of `channels`, reading CLIP states of `clip_width`.
 
-    aspect: height / width of the pictures, for `unet.positions`. Raises WeightsError.
+    aspect: height / width of the pictures, for `unet.positions`. Raises UserError.
     """
     inputs = 3 * channels + 1  # x_t, mask, masked person, pose
     prompt = config.image_prompt
@@ -56,7 +56,7 @@ def build_tryon(
 def build_garment_net(
     config: UNetConfig, channels: int, aspect: float = 1.0
 ) -> UNet2DConditionModel:
-    """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises WeightsError."""
+    """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises UserError."""
     key = "model.garment_unet"
     if not config.pretrained:
         return build_unet(config, channels, channels, key=key, aspect=aspect)
@@ -78,7 +78,7 @@ def empty_unet(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DC
     arguments = published_arguments(read_json(folder / "config.json")) | changed
     context = arguments["cross_attention_dim"]
     if context != config.context:
-        raise WeightsError(
+        raise UserError(
             f"{folder}/config.json has context width {context}, {key}.context is {config.context}."
         )
     unet = UNet2DConditionModel(**arguments)
@@ -115,12 +115,12 @@ def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:
     """conv_in of a c, 2c + 1 or 3c + 1 channel UNet as one over x_t, mask, masked person and pose.
 
     c = `channels`. The inpainting UNet has the first three in this order already; what is absent
-    starts at zero. Raises WeightsError.
+    starts at zero. Raises UserError.
     """
     inputs = weight.shape[1]
     text_to_image, inpainting, tryon = channels, 2 * channels + 1, 3 * channels + 1
     if inputs not in (text_to_image, inpainting, tryon):
-        raise WeightsError(
+        raise UserError(
             f"{source}: conv_in.weight has {inputs} input channels; expected {text_to_image} (text "
             f"to image), {inpainting} (inpainting) or {tryon} (IDM-VTON)."
         )
@@ -135,7 +135,7 @@ def image_prompt_file(config: ImagePromptConfig) -> Path:
 
 
 def load_image_prompt(tryon: TryonNet, path: Path) -> None:
-    """Resampler and image keys/values from an IP-Adapter file. Raises WeightsError."""
+    """Resampler and image keys/values from an IP-Adapter file. Raises UserError."""
     sections = read_ip_adapter(path)
     load_state(tryon.unet.encoder_hid_proj, sections["image_proj"], path)
     load_state(numbered_processors(tryon.unet), sections["ip_adapter"], path)

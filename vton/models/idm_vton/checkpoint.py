@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vton.config import ExperimentConfig
 from vton.diffusion.objective import Objective
+from vton.errors import UserError
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.hub_settings import (
     clip_settings,
@@ -39,7 +40,6 @@ from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 from vton.models.unet import published_arguments, unet_arguments
 from vton.weights.pretrained import (
     PUBLISHED_METADATA,
-    WeightsError,
     below,
     hub_folder,
     load_state,
@@ -72,11 +72,11 @@ def read_published(path: Path) -> PublishedWeights:
     """TryonNet's weights and the settings that the folder's configuration files imply.
 
     A folder with weights alone (IDM-VTON-DC) counts as the published size, and its frozen networks
-    are those of preset=paper. Raises WeightsError naming the file that is absent, broken or of
+    are those of preset=paper. Raises UserError naming the file that is absent, broken or of
     another model.
     """
     if not path.is_dir():
-        raise WeightsError(
+        raise UserError(
             f"{path} is a file; IDM-VTON is published as a diffusers folder that holds unet/."
         )
     folder = path / "unet" if (path / "unet").is_dir() else path
@@ -84,7 +84,7 @@ def read_published(path: Path) -> PublishedWeights:
     required = ("conv_in.weight", f"{RESAMPLER}latents")
     lacking = [name for name in required if name not in weights]
     if lacking:
-        raise WeightsError(
+        raise UserError(
             f"{folder} holds no IDM-VTON TryonNet: its weights lack {' and '.join(lacking)}."
         )
     settings = tryon_settings(folder, weights)
@@ -102,7 +102,7 @@ def tryon_settings(folder: Path, weights: dict[str, Tensor]) -> list[str]:
         return fresh + shape + resampler_settings(weights, config, folder)
     if weights["conv_in.weight"].shape[0] == PUBLISHED_WIDTH:
         return fresh
-    raise WeightsError(
+    raise UserError(
         f"{folder} has no config.json and is not of the published size; put its config.json there."
     )
 
@@ -117,7 +117,7 @@ def resampler_settings(weights: dict[str, Tensor], config: dict, folder: Path) -
     try:
         shape = resampler_shape(below(weights, RESAMPLER))
     except (KeyError, ValueError, IndexError):
-        raise WeightsError(
+        raise UserError(
             f"{folder}: its {RESAMPLER}* tensors are not those of a Resampler."
         ) from None
     sizes = {name: shape[name] for name in ("width", "depth", "queries", "feed_forward")}
@@ -134,7 +134,7 @@ def frozen_settings(path: Path) -> list[str]:
     needed = ("unet_encoder", "image_encoder", "text_encoder", "text_encoder_2", "vae")
     absent = [name for name in needed if not (path / name / "config.json").is_file()]
     if absent:
-        raise WeightsError(
+        raise UserError(
             f"{path} is incomplete: no config.json in {', '.join(absent)}. "
             "Fetch the whole repository."
         )
@@ -161,18 +161,18 @@ def write_published(
     """The same kind of folder from a run's weights; complete or not there at all.
 
     Networks that the run trained are written from `state`, the others copied from where the
-    configuration finds them. Raises WeightsError for a codec that the format has no place for, and
+    configuration finds them. Raises UserError for a codec that the format has no place for, and
     for a run without one of its networks.
     """
     model: IdmVtonConfig = config.model
     if not (model.garment_net and model.image_prompt.enabled):
-        raise WeightsError(
+        raise UserError(
             f"model.garment_net={model.garment_net} and model.image_prompt.enabled="
             f"{model.image_prompt.enabled}: IDM-VTON's format has no place for a run without these "
             "networks."
         )
     if config.codec.name != "kl":
-        raise WeightsError(
+        raise UserError(
             f"codec.name={config.codec.name} has no place in IDM-VTON's format, which holds an "
             "AutoencoderKL (codec.name=kl)."
         )
@@ -265,7 +265,7 @@ def write_codec(config: ExperimentConfig, folder: Path) -> None:
         return
     own = Path(config.runs) / config.name / "codec"
     if not own.is_dir():
-        raise WeightsError(f"The run's codec is not at {own}.")
+        raise UserError(f"The run's codec is not at {own}.")
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns("done", "quality.json"))
 
 
@@ -281,9 +281,9 @@ def loaded(encoder: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def copy_pretrained(settings, subfolder: str, key: str, target: Path) -> None:
-    """A frozen network's folder as it is. Raises WeightsError if the configuration names none."""
+    """A frozen network's folder as it is. Raises UserError if the configuration names none."""
     if not settings.pretrained:
-        raise WeightsError(
+        raise UserError(
             f"{key} is neither in the run's weights nor anywhere else ({key}.pretrained is empty)."
         )
     shutil.copytree(hub_folder(settings.pretrained, subfolder, f"{key}.pretrained"), target)

@@ -18,7 +18,7 @@ from vton.weights.pretrained import from_pretrained, hub_folder, load_state, rea
 
 
 def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> Resampler:
-    """CLIP states to tokens of width `context`. Raises WeightsError."""
+    """CLIP states to tokens of width `context`. Raises UserError."""
     projector = build_resampler(config, clip_width, context)
     if config.pretrained:
         file = Path(config.file)
@@ -33,7 +33,7 @@ def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNe
 
     From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size
     they drown what ControlNets and garment bring, for a thousand steps of a short training. Raises
-    WeightsError.
+    UserError.
     """
     unet = build_unet(config, channels, channels, "model.unet", aspect)
     if not config.pretrained:

@@ -19,17 +19,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from vton.config import ExperimentConfig
+from vton.errors import UserError
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, GarmentAdapter
 from vton.models.resampler import IP_ADAPTER_HEAD, Resampler, resampler_shape
 from vton.models.unet import unet_shape
-from vton.weights.pretrained import (
-    WeightsError,
-    load_state,
-    read_checkpoint,
-    read_ip_adapter,
-    read_safetensors,
-)
+from vton.weights.pretrained import load_state, read_checkpoint, read_ip_adapter, read_safetensors
 from vton.weights.published import PublishedWeights, settings_of, write_mapping
 
 OUR_NAMES = {"ref_unet": "garment_unet", "proj": "projector", "adapter_modules": "adapter"}
@@ -40,13 +35,13 @@ THEIR_NAMES = {ours: theirs for theirs, ours in OUR_NAMES.items()}
 
 
 def read_published(path: Path) -> PublishedWeights:
-    """The released .pt, its `module` alone, or the same as safetensors. Raises WeightsError."""
+    """The released .pt, its `module` alone, or the same as safetensors. Raises UserError."""
     networks, extra = split_published(read_module(path), path)
     try:
         settings = both_unets_settings(networks["garment_unet"])
         settings += projector_settings(networks["projector"])
     except (KeyError, IndexError, ValueError) as error:
-        raise WeightsError(
+        raise UserError(
             f"{path}: ref_unet or proj is incomplete ({error}); download the file again."
         ) from None
     state = {}
@@ -57,16 +52,16 @@ def read_published(path: Path) -> PublishedWeights:
 
 
 def read_module(path: Path) -> dict[str, Tensor]:
-    """The flat mapping of a checkpoint in any of its forms. Raises WeightsError."""
+    """The flat mapping of a checkpoint in any of its forms. Raises UserError."""
     if path.is_dir():
-        raise WeightsError(
+        raise UserError(
             f"{path} is a folder; IMAGDressing-v1 is published as one file, IMAGDressing-v1_512.pt."
         )
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     module = content.get("module", content) if isinstance(content, dict) else None
     values = module.values() if isinstance(module, dict) else []
     if not values or not all(isinstance(value, Tensor) for value in values):
-        raise WeightsError(
+        raise UserError(
             f"{path}: expected a mapping from names to tensors, bare or under 'module'."
         )
     return module
@@ -77,7 +72,7 @@ def split_published(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Our networks' states by our names, and everything else.
 
-    Raises WeightsError if a network is absent.
+    Raises UserError if a network is absent.
     """
     networks: dict[str, dict[str, Tensor]] = {name: {} for name in OUR_NAMES.values()}
     extra = {}
@@ -89,7 +84,7 @@ def split_published(
             extra[name] = tensor
     absent = [f"{THEIR_NAMES[name]}.*" for name, state in networks.items() if not state]
     if absent:
-        raise WeightsError(
+        raise UserError(
             f"{source}: not an IMAGDressing-v1 checkpoint: it has no {', '.join(absent)}; "
             f"its first key is {next(iter(module))}."
         )
@@ -130,14 +125,14 @@ def write_published(
     """The released layout again, with `extra`; a .safetensors target gets the bare mapping.
 
     Networks that the released file has no place for (a trained base UNet, ControlNet or encoder)
-    raise WeightsError, and so does a run without one of the file's own.
+    raise UserError, and so does a run without one of the file's own.
     """
     module = {}
     written = set()
     for name, tensor in state.items():
         network, _, rest = name.partition(".")
         if network not in THEIR_NAMES:
-            raise WeightsError(
+            raise UserError(
                 f"{target}: IMAGDressing's published format has no place for '{network}', which "
                 f"this run trained (model.{network}.trained); use the run folder's "
                 "weights.safetensors."
@@ -146,7 +141,7 @@ def write_published(
         written.add(network)
     absent = sorted(THEIR_NAMES.keys() - written)
     if absent:
-        raise WeightsError(
+        raise UserError(
             f"{target}: IMAGDressing's published format needs {', '.join(absent)}; "
             "this run was trained without (model.image_branch, model.attention)."
         )
@@ -159,13 +154,13 @@ def write_published(
 def load_dresser(path: Path, unet: UNet2DConditionModel, **plugins) -> Dresser:
     """The released weights around a dressing UNet: SD 1.5's or a community model's of its shape.
 
-    plugins: `controls` and `face` of Dresser. Raises WeightsError.
+    plugins: `controls` and `face` of Dresser. Raises UserError.
     """
     states, _ = split_published(read_module(Path(path)), path)
     try:
         shape = resampler_shape(states["projector"])
     except KeyError as error:
-        raise WeightsError(f"{path}: proj is incomplete: no {error}.") from None
+        raise UserError(f"{path}: proj is incomplete: no {error}.") from None
     projector = Resampler(
         width=shape["width"],
         depth=shape["depth"],
@@ -189,7 +184,7 @@ def load_dresser(path: Path, unet: UNet2DConditionModel, **plugins) -> Dresser:
 def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:
     """A FaceID-Plus or PlusV2 file for the attention layers of `unet`.
 
-    settings: scales, shortcut, cut_text. Raises WeightsError for other files, FaceID without Plus
+    settings: scales, shortcut, cut_text. Raises UserError for other files, FaceID without Plus
     among them.
     """
     state = {}
@@ -199,7 +194,7 @@ def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:
     try:
         face = FaceID.shaped(state, unet, **settings)
     except KeyError as error:
-        raise WeightsError(f"{path}: not a FaceID-Plus file for SD 1.5: no {error}.") from None
+        raise UserError(f"{path}: not a FaceID-Plus file for SD 1.5: no {error}.") from None
     load_state(face, state, path)
     return face.eval().requires_grad_(False)
 
@@ -207,11 +202,11 @@ def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:
 def read_face(path: Path) -> tuple[Tensor, Tensor]:
     """A person's identity vector `id_embeds` (D,) and CLIP states `clip_hidden` (S, width).
 
-    Raises WeightsError.
+    Raises UserError.
     """
     tensors = read_safetensors(path)
     if not {"id_embeds", "clip_hidden"} <= set(tensors):
-        raise WeightsError(
+        raise UserError(
             f"{path}: expected the tensors id_embeds and clip_hidden, found {', '.join(tensors)}."
         )
     return tensors["id_embeds"].float(), tensors["clip_hidden"].float()

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS
+from vton.errors import UserError
 from vton.models.warp.config import RefinementConfig, TpsConfig
 from vton.models.warp.tps import ThinPlateSpline
-from vton.weights.pretrained import WeightsError, read_checkpoint
+from vton.weights.pretrained import read_checkpoint
 from vton.weights.published import PublishedWeights, write_torch
 
 # Beginnings of names by section, theirs and ours.
@@ -46,14 +47,14 @@ SPLINE = "gridGen."  # constants of the lattice and the size, which follow from 
 def read_published(path: Path) -> PublishedWeights:
     """The file's two networks.
 
-    Raises WeightsError for other files, other person inputs and other sizes.
+    Raises UserError for other files, other person inputs and other sizes.
     """
     content = read_checkpoint(path)
     state, extra = {"network.refined": torch.tensor(True)}, {}
     for section in SECTIONS:
         tensors = content.get(section) if isinstance(content, dict) else None
         if not isinstance(tensors, dict) or not tensors:
-            raise WeightsError(
+            raise UserError(
                 f"{path}: not LaDI-VTON's warping module; expected a mapping with tps and "
                 "refinement."
             )
@@ -70,12 +71,12 @@ def read_published(path: Path) -> PublishedWeights:
 def name_in_ours(section: str, name: str, path: Path) -> str:
     """Our name of a published tensor.
 
-    Raises WeightsError for a name that the released classes do not have.
+    Raises UserError for a name that the released classes do not have.
     """
     for theirs, ours in SECTIONS[section].items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
-    raise WeightsError(
+    raise UserError(
         f"{path}: {section} holds {name}, which LaDI-VTON's warping module does not have."
     )
 
@@ -83,20 +84,20 @@ def name_in_ours(section: str, name: str, path: Path) -> str:
 def check_person_input(state: dict[str, Tensor], path: Path) -> None:
     first = state.get("network.tps.person_features.0.weight")
     if first is not None and first.shape[1] != 3 + JOINTS:
-        raise WeightsError(
+        raise UserError(
             f"{path} reads {first.shape[1] - 3} channels of pose beside the person, here they are "
             f"{JOINTS} heat maps; the variant that reads DensePose coordinates is not supported."
         )
 
 
 def check_spline(stored: dict[str, Tensor], path: Path) -> None:
-    """Raise WeightsError unless the file's spline has the lattice and the size of ours."""
+    """Raise UserError unless the file's spline has the lattice and the size of ours."""
     expected = spline_constants(TpsConfig())
     for name, tensor in stored.items():
         own = expected.get(name)
         same_shape = own is not None and own.shape == tensor.shape
         if not same_shape or not torch.allclose(own, tensor.float(), atol=1e-3):
-            raise WeightsError(
+            raise UserError(
                 f"{path}: {name} {tuple(tensor.shape)} is not that of a 5x5 lattice at 256x192."
             )
 
@@ -119,12 +120,12 @@ def write_published(
 ) -> None:
     """The two sections again, as a torch file.
 
-    Raises WeightsError for networks of another shape than the released ones.
+    Raises UserError for networks of another shape than the released ones.
     """
     model = config.model
     released_tps = TpsConfig(order_weight=model.tps.order_weight)
     if model.tps != released_tps or model.refinement != RefinementConfig():
-        raise WeightsError(
+        raise UserError(
             f"{target}: LaDI-VTON's format holds its own networks only (preset=paper), and this "
             "run has other model.tps or model.refinement settings; use the run folder's "
             "weights.safetensors."
