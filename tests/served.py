@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import NamedTuple
 
 
 class Answer(NamedTuple):
     body: bytes = b""
-    headers: dict[str, object] = {}
+    headers: Mapping[str, object] = MappingProxyType({})
     status: int = 200
 
 

@@ -1,14 +1,15 @@
 """Training samples per second of tiny GarDiff with `vton data cache` and without, in one process.
 
-    python -m tests.benchmarks.encoded_training            # as the tiny preset is: linear codec, CLIP trained along
-    python -m tests.benchmarks.encoded_training --frozen   # AutoencoderKL and CLIP, both frozen, as in the paper
+    python -m tests.benchmarks.encoded_training            # as the tiny preset is
+    python -m tests.benchmarks.encoded_training --frozen   # as in the paper
 
-Augmentation is off in both, for what it changes cannot be computed ahead. Steps with and without
-alternate on the same
-batches and weights: forward, backward, AdamW. Beside them stands where a step's time goes: the
-loader, which works in this process, the encoders' readings, and the rest: the UNet, the appearance
-loss's decoding, backward and optimizer. Parts are in CPU seconds of the process, which other
-processes on the core do not lengthen; `wall` is the clock's. `--frozen` leaves the codec as
+The tiny preset has a linear codec and trains CLIP along; in the paper AutoencoderKL and CLIP are
+frozen. Augmentation is off in both, for what it changes cannot be computed ahead. Steps with and
+without alternate on the same batches and weights: forward, backward, AdamW. Beside them stands
+where a step's time goes: the loader, which works in this process, the encoders' readings, and the
+rest: the UNet, the appearance loss's decoding, backward and optimizer. Parts are in CPU seconds of
+the process, which other processes on the core do not lengthen; `wall` is the clock's. `--frozen`
+leaves the codec as
 initialised: its cost is that of a trained one.
 """
 

@@ -1,8 +1,11 @@
 """Seconds of TryOnDiffusion's guided sampling step with exact reuse and without, and of its
 training step.
 
-    python -m tests.benchmarks.tryondiffusion_reuse              # full size: 1,136,019,971 parameters, 128x128, fp32
-    python -m tests.benchmarks.tryondiffusion_reuse preset=tiny  # any overrides of `vton train`, to try it out
+    python -m tests.benchmarks.tryondiffusion_reuse
+    python -m tests.benchmarks.tryondiffusion_reuse preset=tiny
+
+The first is the full size: 1,136,019,971 parameters, 128x128, fp32. Any overrides of `vton train`
+may be given, to try it out.
 
 One process, one set of random weights, batch 1. Both ways of sampling go through the sampler's own
 loop, guidance in one batch of two rows. `Recomputing` makes everything again at every step. The
@@ -203,7 +206,10 @@ def measure(config: ExperimentConfig, repeats: int) -> dict:
 def print_tables(found: dict) -> None:
     drawn, trained, console = found["sampling"], found["training"], Console()
     height, width = found["size"]
-    title = f"{found['parameters']:,} parameters, {height}x{width}, batch 1, fp32, {found['threads']} threads"
+    title = (
+        f"{found['parameters']:,} parameters, {height}x{width}, batch 1, fp32, "
+        f"{found['threads']} threads"
+    )
     table = Table(title=title)
     for column in ("guided step", "seconds", "CPU seconds", "GFLOP", "garment rows", "person rows"):
         table.add_column(column, justify="left" if column == "guided step" else "right")
@@ -223,14 +229,17 @@ def print_tables(found: dict) -> None:
         ("CPU", *drawn["median_cpu"].values()),
     ):
         print(
-            f"By the {time_of}'s seconds reuse is {slow / fast:.3f} times as fast: {1 - fast / slow:.1%} less."
+            f"By the {time_of}'s seconds reuse is {slow / fast:.3f} times as fast: "
+            f"{1 - fast / slow:.1%} less."
         )
     print(
-        f"Filling the null table takes {drawn['fill_seconds_per_step']:.3f} s a step, once per checkpoint: "
+        f"Filling the null table takes {drawn['fill_seconds_per_step']:.3f} s a step, once per "
+        "checkpoint: "
         + ("never made up for here." if even is None else f"made up for after {even:.2f} pictures.")
     )
     print(
-        f"Pictures differ by {drawn['largest_difference']:.1e} at most, of {drawn['largest_value']:.2f}."
+        f"Pictures differ by {drawn['largest_difference']:.1e} at most, of "
+        f"{drawn['largest_value']:.2f}."
     )
     parts = ", ".join(
         f"{name} {trained[name]:.2f}" for name in ("forward", "backward", "optimizer")
@@ -238,7 +247,8 @@ def print_tables(found: dict) -> None:
     print(f"Training step {trained['total']:.2f} s: {parts}.")
     memory = {name: found[name]["peak_memory_gib"] for name in ("sampling", "training")}
     print(
-        f"Peak resident memory: sampling {memory['sampling']:.1f} GiB, training {memory['training']:.1f} GiB."
+        f"Peak resident memory: sampling {memory['sampling']:.1f} GiB, training "
+        f"{memory['training']:.1f} GiB."
     )
 
 

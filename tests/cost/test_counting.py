@@ -227,7 +227,7 @@ def test_training_memory_by_strategy():
 
 
 def test_a_training_step_keeps_what_its_backward_pass_reads():
-    """By hand, under autocast: bf16 products keep their inputs, the normalisation works in float32."""
+    """By hand, under autocast: bf16 products keep their inputs, norms work in float32."""
     network = nn.Sequential(
         nn.Linear(64, 256, bias=False), nn.LayerNorm(256, elementwise_affine=False)
     )

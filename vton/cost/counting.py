@@ -1,8 +1,8 @@
-"""What a model is and takes: parameters, FLOPs, memory, on the meta device, so nothing is allocated.
+"""What a model is and takes: parameters, FLOPs and memory, without allocating any.
 
-What is counted is the model's own `generate` and training step. A multiply-add counts as 2 FLOP;
-attention products are included. `describe` is what `vton info` shows; `cost` sums up what one
-picture and one training step take, for comparisons.
+Everything runs on the meta device. What is counted is the model's own `generate` and training step.
+A multiply-add counts as 2 FLOP; attention products are included. `describe` is what `vton info`
+shows; `cost` sums up what one picture and one training step take, for comparisons.
 """
 
 from __future__ import annotations

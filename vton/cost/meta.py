@@ -128,7 +128,7 @@ class SmallConstants(TorchFunctionMode):
 
 
 class SmallOperators(TorchDispatchMode):
-    """Operators on small tensors stay on the CPU; on others, the meta device does without values."""
+    """Operators on small tensors stay on the CPU; all others go to the meta device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

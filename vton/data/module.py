@@ -131,7 +131,7 @@ class TryOnDataModule(LightningDataModule):
         return self.loader_of(self.eval_dataset(order, shuffled))
 
     def loader_of(self, pairs: Dataset) -> DataLoader:
-        """Every pair exactly once over all processes, which may have different numbers of batches."""
+        """Every pair exactly once over all processes; these may have unequal numbers of batches."""
         return self._loader(pairs, batch_size=self.eval_batch_size, sampler=RankShare(len(pairs)))
 
     def val_batch(self, order: Order, count: int) -> TryOnBatch:

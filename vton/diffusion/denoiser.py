@@ -41,7 +41,10 @@ class Known(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """A network, or several, behind the sampler. Subclasses define `denoise` and `unconditional`."""
+    """One or several networks behind the sampler.
+
+    Subclasses define `denoise` and `unconditional`.
+    """
 
     def garment_features(
         self, conditions: Conditions, t: Tensor, step: Step | None = None

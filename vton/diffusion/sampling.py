@@ -1,7 +1,7 @@
 """How pictures are drawn: one loop and one guidance formula for every architecture.
 
 prediction = uncond + w (cond - uncond)          (classifier-free guidance, arXiv 2207.12598)
-z = m z + (1 - m) noised(known)                  (latent blending outside the mask, for models that ask for it)
+z = m z + (1 - m) noised(known)                  (latent blending, for models that ask for it)
 """
 # Shapes: B batch, C h w latents
 
@@ -25,7 +25,7 @@ Draw = Callable[[], Tensor]
 def drawing(
     shape: tuple[int, int, int], generators: list[torch.Generator], device: torch.device
 ) -> Draw:
-    """Draws whose row i comes from generators[i] alone, so a sample does not depend on its batch."""
+    """Draws whose row i comes from generators[i] alone, so no sample depends on its batch."""
     return lambda: normal(shape, generators, torch.empty(0, device=device))
 
 

@@ -7,12 +7,12 @@ samples. A small architecture is both in one class; a larger one returns its Den
 
 What an architecture defines:
 
-    build                create the networks                                          always
-    condition            batch -> conditions                                          always
-    denoise              z_t, t, conditions -> prediction                             in its Denoiser
-    unconditional        conditions of the guidance branch                            in its Denoiser
-    garment_features     what depends on t but not on z_t                             where there is any
-    known                latents that sampling keeps outside a mask                   where there are any
+    build                create the networks
+    condition            batch -> conditions
+    denoise              z_t, t, conditions -> prediction (in its Denoiser, like what follows)
+    unconditional        conditions of the guidance branch
+    garment_features     what depends on t but not on z_t, where there is any
+    known                latents that sampling keeps outside a mask, where there are any
 
 and what it may change:
 
@@ -91,7 +91,7 @@ class TrainedModule(LightningModule):
     by name, for the curves).
     """
 
-    # Repeated parts of the networks, each called by its own forward only: a sharded training gathers
+    # Repeated parts of the networks, each called by its own forward only. Sharded training gathers
     # them one at a time.
     BLOCKS: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
 
@@ -117,7 +117,7 @@ class TrainedModule(LightningModule):
 
     @abstractmethod
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone."""
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
 
     def can_sample(self, batch: TryOnBatch) -> bool:
         """Whether the batch holds what `generate` needs; if not, training shows none of it."""
@@ -374,7 +374,7 @@ class TryOnModule(TrainedModule, Denoiser):
 
     @torch.no_grad()
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its own pair and the seed alone."""
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
         draws = []
         for order, pair in zip(batch.order, batch.pair_id, strict=True):
             draws.append(noise.generator(seed, "sample", order, pair))

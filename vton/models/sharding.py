@@ -22,8 +22,9 @@ def shard(
         in none of them is gathered with the module.
     forwards: methods of the module that count as one forward pass each, since architectures call
         parts of their networks at will.
-    half: weights are gathered in bf16. Under autocast the half-precision copies of all weights would
-        stay for the backward pass; here they go with their block. Gradients are summed in float32.
+    half: weights are gathered in bf16. Under autocast the half-precision copies of all weights
+        would stay for the backward pass; here they go with their block. Gradients are summed in
+        float32.
     """
     for parameter in module.parameters():  # FSDP2 knows no channels-last weights
         parameter.data = parameter.data.contiguous()

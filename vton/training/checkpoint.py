@@ -122,8 +122,8 @@ class Checkpoints(Callback):
         )
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise TrainingError(
-                f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is from before; try a "
-                "lower train.lr or train.precision=fp32."
+                f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is "
+                "from before; try a lower train.lr or train.precision=fp32."
             )
         trainer.save_checkpoint(path)
 

@@ -1,9 +1,9 @@
 """What GarDiff's repository holds besides the paper: two inference scripts and the classes of an
 adapter.
 
-    release    UNet([x_t, z_comp], t, [begin, CLIP, VAE_1..c])                        December 2024
-    legacy12   UNet([x_t, x_a, x_w], t, [begin, CLIP, VAE_1..c]), blended sampling    July 2024
-    decoupled  UNet([x_t, z_comp], t, text) with an IP-Adapter                        classes that no script calls
+    release    UNet([x_t, z_comp], t, [begin, CLIP, VAE_1..c]); December 2024
+    legacy12   UNet([x_t, x_a, x_w], t, [begin, CLIP, VAE_1..c]), blended sampling; July 2024
+    decoupled  UNet([x_t, z_comp], t, text) with an IP-Adapter; classes that no script calls
 
 z_comp are the latents of the person with the warped garment laid into the mask. Legend: B batch, c
 latent channels, h w latent size, D width of cross-attention's tokens.
@@ -207,8 +207,9 @@ def check_token_width(size: tuple[int, int], context: int) -> None:
     width = (size[0] // 2) * (size[1] // 2)
     if width != context:
         raise ConfigError(
-            f"model.unet.context={context}: model.mode=release and legacy12 read each latent channel as one token of "
-            f"(h / 2)(w / 2) = {width} values; choose data.size so that they are equal (512x384 for 768), or set "
+            f"model.unet.context={context}: model.mode=release and legacy12 read each latent "
+            f"channel as one token of (h / 2)(w / 2) = {width} values; choose data.size so that "
+            "they are equal (512x384 for 768), or set "
             f"model.unet.context={width} for a network from scratch."
         )
 

@@ -28,7 +28,7 @@ from vton.registry import register
 
 @register(IdmVtonConfig)
 class IdmVtonModule(TryOnModule):
-    """TryonNet is trained; GarmentNet, CLIP and the text encoders where the configuration says so."""
+    """TryonNet is trained; GarmentNet and the encoders where the configuration says so."""
 
     def build(self) -> Denoiser:
         model: IdmVtonConfig = self.config.model

@@ -158,9 +158,9 @@ class TryOnDiffusion(TryOnModule):
         warped: for warp_first, the first network's (B, 3, H, W) in [-1, 1]; without it, that
             network is sampled here.
 
-        An upper stage enlarges batch.lowres, the result of the stage before it: (B, 3, H / n, W / n)
-        with n = 2 for sr256 and 4 for sr1024. Without it the reduced truth stands in, which shows
-        what this stage alone can do.
+        An upper stage enlarges batch.lowres, the result of the stage before it:
+        (B, 3, H / n, W / n) with n = 2 for sr256 and 4 for sr1024. Without it the reduced truth
+        stands in, which shows what this stage alone can do.
 
         Augmentation noise depends on the pair and eval.seed, not on the seed of the picture. Raises
         DataError where there is no truth either, and ValueError for a result of another size.
@@ -208,7 +208,7 @@ class TryOnDiffusion(TryOnModule):
     def extra_losses(
         self, batch: TryOnBatch, noised: Noised, prediction: Tensor
     ) -> dict[str, Tensor]:
-        """warp_first: the first network's own diffusion loss; no gradient passes between the two."""
+        """warp_first: the first network's own diffusion loss, apart from the second's."""
         return {} if self.warp is None else {"warp": self.warp.training_step(batch, 0)}
 
     def check_lowres(self, lowres: Tensor, batch: TryOnBatch) -> None:
@@ -338,8 +338,9 @@ def worn_garment(batch: TryOnBatch, fill: float) -> Tensor:
     """
     if batch.truth_garment_mask is None:
         raise DataError(
-            f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns from the garment as "
-            "worn and needs to know where it is (TryOnSample.truth_garment_mask)."
+            f"{batch.dataset[0]} {batch.order[0]} {batch.pair_id[0]}: model.warp_first=true learns "
+            "from the garment as worn and needs to know where it is "
+            "(TryOnSample.truth_garment_mask)."
         )
     return torch.where(batch.truth_garment_mask > 0, batch.person, fill)
 
@@ -353,5 +354,5 @@ def joints(keypoints: Tensor, count: int, visibility: bool) -> Tensor:
 
 
 def enlarged(picture: Tensor, factor: int) -> Tensor:
-    """(B, 3, h, w) -> (B, 3, factor h, factor w), bilinear, in training as in sampling (appendix)."""
+    """(B, 3, h, w) -> (B, 3, factor h, factor w), bilinear, as in training (appendix)."""
     return F.interpolate(picture, scale_factor=factor, mode="bilinear", align_corners=False)

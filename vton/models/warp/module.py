@@ -33,12 +33,13 @@ class LearnedWarp(TrainedModule):
         model: WarpConfig = self.config.model
         if self.config.codec.name != "identity":
             raise ConfigError(
-                f"model=warp works on pixels: set codec.name=identity, not {self.config.codec.name}."
+                "model=warp works on pixels: set codec.name=identity, not "
+                f"{self.config.codec.name}."
             )
         if model.start == "geometric" and self.config.data.warp_source != "geometric":
             raise ConfigError(
-                "model.start=geometric bends what the geometric warp gives: set data.warp_source=geometric, not "
-                f"{self.config.data.warp_source}."
+                "model.start=geometric bends what the geometric warp gives: set "
+                f"data.warp_source=geometric, not {self.config.data.warp_source}."
             )
         self.network = WarpNetwork(model)
         if model.perceptual.weight and self.config.train.steps > model.tps_steps:

@@ -26,7 +26,7 @@ class NoCrossAttention:
 
 @register(CanvasConfig)
 class Canvas(TryOnModule):
-    """[z_t, mask, masked person | garment] -> prediction, on a canvas twice as high as a picture."""
+    """[z_t, mask, masked person | garment] -> prediction; a canvas is two pictures high."""
 
     def build(self) -> None:
         model: CanvasConfig = self.config.model
@@ -89,7 +89,7 @@ class Canvas(TryOnModule):
             return noised
         with torch.no_grad():
             prediction = self.denoise(noised.z_t, noised.t, conditions, {})
-        signal, sigma = self.objective.signal_and_noise(noised.t, noised.z_t)
+        _, sigma = self.objective.signal_and_noise(noised.t, noised.z_t)
         error = sigma**power * (noised.target - prediction)
         return noised._replace(z_t=noised.z_t + sigma * error, target=noised.target + error)
 
