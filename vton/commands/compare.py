@@ -205,6 +205,6 @@ def save_methods_grid(runs: Sequence[ComparisonRun], path: Path) -> None:
     outputs = []
     for run in runs:
         folder = prediction_folder(run.folder, run.config.model.label, order)
-        outputs.append(normalise(PictureFolder(folder)(batch.pair_id)))
+        outputs.append(normalise(PictureFolder(folder).read(batch.pair_id)))
     grid = try_on_grid(batch, *outputs, titles=[run.method for run in runs])
     Image.fromarray(grid).save(path, quality=90)
