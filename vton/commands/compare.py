@@ -26,7 +26,7 @@ from vton.commands.comparison import (
     plan_as_json,
     plan_models,
 )
-from vton.commands.evaluate import prediction_folder
+from vton.commands.sampling import prediction_folder
 from vton.commands.table import draw_table
 from vton.config import load_file
 from vton.data.ranges import normalise
