@@ -203,18 +203,13 @@ def read_ip_adapter(path: Path) -> dict[str, dict[str, Tensor]]:
     count all attention layers in module order (down, up, mid), not in order of execution. Raises
     UserError.
     """
-    sections = read_sections(path, ("image_proj", "ip_adapter"))
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    sections = sections_of(content, ("image_proj", "ip_adapter"))
     if not all(sections.values()):
         raise UserError(
             f"{path}: not an IP-Adapter file; expected the sections image_proj and ip_adapter."
         )
     return sections
-
-
-def read_sections(path: Path, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """The named sections of an adapter file, as `sections_of` finds them. Raises UserError."""
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    return sections_of(content, names)
 
 
 def sections_of(content: object, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
@@ -235,11 +230,11 @@ def sections_of(content: object, names: Sequence[str]) -> dict[str, dict[str, Te
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, under their names without it."""
-    found = {}
+    rest = {}
     for name, tensor in state.items():
         if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = tensor
-    return found
+            rest[name.removeprefix(prefix)] = tensor
+    return rest
 
 
 # ---- weights and modules ----

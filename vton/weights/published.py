@@ -13,7 +13,6 @@ runs that the format has no place for. Both raise UserError, which names the fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vton.config import as_override
 from vton.files import replacing
 from vton.weights.pretrained import PUBLISHED_METADATA, write_tensors
 
@@ -37,11 +37,8 @@ class PublishedWeights:
 
 
 def settings_of(key: str, values: Mapping[str, Any]) -> list[str]:
-    """Overrides key.name=value for `PublishedWeights`.
-
-    Values are quoted as JSON, which is a part of YAML, so that any path survives.
-    """
-    return [f"{key}.{name}={json.dumps(value)}" for name, value in values.items()]
+    """Overrides key.name=value for `PublishedWeights`."""
+    return [as_override(f"{key}.{name}", value) for name, value in values.items()]
 
 
 def write_mapping(target: Path, tensors: Mapping[str, Tensor], section: str = "") -> None:
