@@ -1,6 +1,4 @@
-"""Every ablation row that changes the model: it is built without what it lacks, trains what it has,
-and draws.
-"""
+"""Every ablation row that changes the model is built without what it lacks, trains and draws."""
 
 import pytest
 import torch
@@ -19,15 +17,13 @@ ROWS = [
 
 @pytest.mark.parametrize(("model", "row"), ROWS, ids=lambda value: value)
 def test_gradients_reach_what_is_there(model, row):
-    module = randomised(
-        tiny_module(model, f"ablation={model}/{row}", "model.condition_dropout=0.4")
-    )
+    overrides = (f"ablation={model}/{row}", "model.condition_dropout=0.4")
+    module = randomised(tiny_module(model, *overrides))
     module.training_step(random_batch(3), 0).backward()
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     for name, parameter in module.named_parameters():
-        assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == (
-            id(parameter) in trained
-        ), name
+        learns = parameter.grad is not None and parameter.grad.abs().max() > 0
+        assert learns == (id(parameter) in trained), name
     picture = module.eval().generate(random_batch(1))
     assert torch.isfinite(picture).all()
 
@@ -37,9 +33,8 @@ def test_what_a_row_lacks_is_not_built():
         (model, row): set(tiny_module(model, f"ablation={model}/{row}").networks())
         for model, row in ROWS
     }
-    idm, imagdressing = (
-        set(tiny_module(model).networks()) for model in ("idm_vton", "imagdressing")
-    )
+    idm = set(tiny_module("idm_vton").networks())
+    imagdressing = set(tiny_module("imagdressing").networks())
     assert networks["idm_vton", "without_garment_net"] == idm - {"garment_net"}
     assert networks["idm_vton", "without_ip_adapter"] == idm - {"clip"}
     assert networks["imagdressing", "A0"] == imagdressing - {"clip", "projector", "adapter"}

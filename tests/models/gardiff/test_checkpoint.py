@@ -149,9 +149,7 @@ def test_a_file_alone_tells_its_mode_by_its_channels(released, tmp_path):
         torch.save(unet(inputs).state_dict(), tmp_path / "unet.pth")
         settings = read_published(tmp_path / "unet.pth").settings
         assert f'model.mode="{mode}"' in settings
-        assert (
-            "model.unet.heads=[8, 8]" in settings
-        )  # Stable Diffusion's, as nothing says otherwise
+        assert "model.unet.heads=[8, 8]" in settings  # SD's, as nothing says otherwise
     settings = read_published(released).settings
     assert "model.unet.heads=[2, 2]" in settings and "model.unet.groups=4" in settings
 
@@ -322,9 +320,7 @@ def test_decoupled_training_starts_from_an_adapter_file(tmp_path):
     )
     with pytest.raises(UserError, match=r"No checkpoint at .*adapter\.bin"):
         build_network(config.model, (16, 16, 12), 64, 64)
-    assert (
-        on_meta(config).network.tokens == 4
-    )  # `pretrained` is forgotten where only shapes are asked for
+    assert on_meta(config).network.tokens == 4  # for shapes `pretrained` is forgotten
 
 
 def test_the_noted_configuration_has_to_be_readable(released):

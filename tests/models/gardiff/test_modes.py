@@ -15,11 +15,8 @@ from vton.models.gardiff.building import widen
 from vton.models.gardiff.network import GarmentFocusedProcessor
 from vton.models.gardiff.released import clip_pixels, composite, feathered, paste_back
 
-SMALL = (
-    "model.unet.context=48",
-    "model.clip.projection=48",
-    "model.text.width=48",
-)  # 64x48 in latents of 16x12
+# 64x48 in latents of 16x12: a latent channel is one token of 8x6 values.
+SMALL = ("model.unet.context=48", "model.clip.projection=48", "model.text.width=48")
 MODES = ("release", "legacy12", "decoupled")
 
 
@@ -84,11 +81,11 @@ def test_composite_lays_the_warp_with_its_background_into_the_mask():
 def test_the_released_rescale_leaves_an_almost_black_picture():
     encoder = module_of("release").part("clip")
     batch = random_batch(2)
-    single, twice = (
-        clip_pixels(encoder, batch.garment, rescale) for rescale in ("single", "release")
-    )
+    single = clip_pixels(encoder, batch.garment, "single")
+    twice = clip_pixels(encoder, batch.garment, "release")
     assert twice.max() < -1.4 and single.max() > 0.5
-    single, twice = (pixels * encoder.std + encoder.mean for pixels in (single, twice))
+    single = single * encoder.std + encoder.mean
+    twice = twice * encoder.std + encoder.mean
     torch.testing.assert_close(single, 255 * twice, atol=1e-4, rtol=0)
 
 
@@ -289,25 +286,15 @@ def test_the_picture_size_is_bound_to_the_width_of_tokens():
 
 
 def test_a_mode_brings_its_published_setting_and_leaves_the_paper_alone():
-    release, july = (
-        load("model=gardiff", "preset=paper", f"model.mode={mode}")
-        for mode in ("release", "legacy12")
-    )
+    paper = load("model=gardiff", "preset=paper")
+    assert load("model=gardiff", "preset=paper", "model.mode=paper") == paper
+    release = load("model=gardiff", "preset=paper", "model.mode=release")
     assert release.model.unet.context == release.model.clip.projection == 768
-    assert (release.sampler.solver, release.sampler.steps, release.sampler.guidance) == (
-        "ddim",
-        50,
-        1.0,
-    )
-    assert (july.sampler.solver, july.sampler.spacing, july.sampler.steps) == (
-        "unipc",
-        "linspace",
-        20,
-    )
     assert "stable-diffusion-v1-5" in release.model.unet.pretrained
-    assert load("model=gardiff", "preset=paper", "model.mode=paper") == load(
-        "model=gardiff", "preset=paper"
-    )
+    sampler = release.sampler
+    assert (sampler.solver, sampler.steps, sampler.guidance) == ("ddim", 50, 1.0)
+    sampler = load("model=gardiff", "preset=paper", "model.mode=legacy12").sampler
+    assert (sampler.solver, sampler.spacing, sampler.steps) == ("unipc", "linspace", 20)
     tiny = load("model=gardiff", "preset=tiny", "model.mode=release")
     assert tiny.model.unet.context == 192 and not tiny.model.text.pretrained
 

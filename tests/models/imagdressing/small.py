@@ -55,9 +55,8 @@ def controlnet(seed: int) -> ControlNetModel:
 def faceid(base: UNet2DConditionModel, **settings) -> FaceID:
     perceiver = Perceiver(CONTEXT, 1, 1, 64, CLIP, CONTEXT)
     layers = [FaceLayer(base.get_submodule(name), rank=3) for name in attention_names(base)]
-    return randomised(
-        FaceID(FaceProjector(ID, 24, TOKENS, CONTEXT, perceiver), layers, **settings), 9
-    )
+    projector = FaceProjector(ID, 24, TOKENS, CONTEXT, perceiver)
+    return randomised(FaceID(projector, layers, **settings), 9)
 
 
 def dresser(*plugins: str, **settings) -> Dresser:
@@ -83,7 +82,7 @@ def inputs(rows: list[int], *plugins: str, height: int = 10) -> dict:
     def draw(what: str, *shape: int) -> torch.Tensor:
         return noise.normal(shape, [noise.generator(what, row) for row in rows], torch.empty(0))
 
-    found = {
+    arguments = {
         "text": draw("text", 7, CONTEXT),
         "negative_text": noise.normal((7, CONTEXT), [noise.generator("negative")], torch.empty(0)),
         "garment_latents": draw("garment", 4, height, 8),
@@ -92,22 +91,21 @@ def inputs(rows: list[int], *plugins: str, height: int = 10) -> dict:
     }
     picture, mask = draw("picture", 3, *PICTURE).sigmoid(), (draw("mask", 1, *PICTURE) > 0).float()
     if "pose" in plugins:
-        found["control"]["pose"] = picture.flip(1)
+        arguments["control"]["pose"] = picture.flip(1)
     if "inpaint" in plugins:
-        found["control"]["inpaint"] = inpaint_picture(picture, mask)
-        found["known"] = Known(latent_mask(mask, LATENT), draw("known", 4, *LATENT))
+        arguments["control"]["inpaint"] = inpaint_picture(picture, mask)
+        arguments["known"] = Known(latent_mask(mask, LATENT), draw("known", 4, *LATENT))
     if "face" in plugins:
-        found["face"] = Face(draw("id", ID), draw("crop", 6, CLIP), torch.zeros(1, 6, CLIP))
-    return found
+        arguments["face"] = Face(draw("id", ID), draw("crop", 6, CLIP), torch.zeros(1, 6, CLIP))
+    return arguments
 
 
 def drawn(
     model: Dresser, conditions: dict, rows: list[int], guidance: float, steps: int = 3
 ) -> torch.Tensor:
     """Latents of the shared loop, row i with the noise of rows[i]."""
-    draw = drawing(
-        (4, *LATENT), [noise.generator("start", row) for row in rows], torch.device("cpu")
-    )
+    generators = [noise.generator("start", row) for row in rows]
+    draw = drawing((4, *LATENT), generators, torch.device("cpu"))
     config = SamplerConfig(steps=steps, guidance=guidance)
     return sample(model, conditions, draw, config, Objective(ObjectiveConfig()))
 

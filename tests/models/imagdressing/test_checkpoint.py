@@ -69,17 +69,19 @@ def test_full_size_names_and_shapes():
     """Of the checkpoint and of a FaceID-Plus file, against the networks on the meta device."""
     shapes = json.loads((FOLDER / "full_size.json").read_text())
     checkpoint, face = (
-        {n: torch.empty(s, device="meta") for n, s in part.items()} for part in shapes.values()
+        {name: torch.empty(shape, device="meta") for name, shape in part.items()}
+        for part in shapes.values()
     )
     module = on_meta(load("model=imagdressing", "preset=paper"))
     theirs = {"garment_unet": "ref_unet", "projector": "proj", "adapter": "adapter_modules"}
-    own = {
-        n.replace(n.split(".")[0], theirs[n.split(".")[0]], 1): x
-        for n, x in module.state_dict().items()
-    }
+    own = {}
+    for name, tensor in module.state_dict().items():
+        network, _, rest = name.partition(".")
+        own[f"{theirs[network]}.{rest}"] = tensor
     check_state(own, checkpoint, "full_size.json")
     with torch.device("meta"):
-        check_state(FaceID.shaped(face, module.part("unet")).state_dict(), face, "full_size.json")
+        plugin = FaceID.shaped(face, module.part("unet"))
+    check_state(plugin.state_dict(), face, "full_size.json")
 
 
 def test_settings_follow_from_the_full_size_tensors(tmp_path, monkeypatch):

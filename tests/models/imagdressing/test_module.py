@@ -31,19 +31,18 @@ def test_training_drops_image_text_both_or_everything():
     batch = random_batch(5)
     with torch.no_grad():
         full = model.condition(batch)
-        found = model.training_condition(batch, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
-    *_, keys = (
-        name for name in full if name.startswith("k.")
-    )  # the first layers lie before any cross-attention
-    kept = {
-        name: [torch.allclose(found[name][row], full[name][row], atol=1e-4) for row in range(5)]
-        for name in ("text", keys)
-    }
-    assert kept["text"] == [True, False, False, False, True]
-    assert kept[keys] == [False, True, False, True, True]
-    assert found["garment_scale"].tolist() == [1, 1, 1, 0, 1]
+        some = model.training_condition(batch, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+
+    def kept(name: str) -> list[bool]:
+        return [torch.allclose(some[name][row], full[name][row], atol=1e-4) for row in range(5)]
+
+    # The first layers lie before any cross-attention, so that they see no text.
+    last_keys = [name for name in full if name.startswith("k.")][-1]
+    assert kept("text") == [True, False, False, False, True]
+    assert kept(last_keys) == [False, True, False, True, True]
+    assert some["garment_scale"].tolist() == [1, 1, 1, 0, 1]
     empty = model.read_text([""])[0]
-    assert all(torch.allclose(found["text"][row], empty, atol=1e-5) for row in (1, 2, 3))
+    assert all(torch.allclose(some["text"][row], empty, atol=1e-5) for row in (1, 2, 3))
 
 
 def test_the_dropped_image_is_clips_mean_colour_and_the_vae_branch_stays():
@@ -64,9 +63,8 @@ def test_one_garment_pass_per_garment():
     calls = rows_of(model.garment_unet.conv_in)
     model.generate(batch)
     assert calls == [2]
-    model.training_condition(
-        batch, torch.tensor([0.01, 0.9, 0.9, 0.9])
-    )  # row 0 sees no CLIP picture of its garment
+    # Row 0 sees no CLIP picture of its garment.
+    model.training_condition(batch, torch.tensor([0.01, 0.9, 0.9, 0.9]))
     assert calls == [2, 3]
 
 
@@ -115,12 +113,8 @@ def test_try_on_keeps_the_surroundings_and_knows_nothing_of_the_old_garment():
     assert (cells >= batch.agnostic_mask).all()
     kept = (1 - known.mask).expand_as(known.latents).bool()
     assert torch.equal(known.latents[kept], model.codec.encode(batch.person)[kept])
-    assert (
-        model.denoiser.known(
-            tiny("model.inpaint={enabled: false, trained: false}").condition(batch)
-        )
-        is None
-    )
+    without = tiny("model.inpaint={enabled: false, trained: false}")
+    assert model.denoiser.known(without.condition(batch)) is None
 
 
 def test_a_latent_cell_with_one_masked_pixel_is_painted():
@@ -135,12 +129,12 @@ def test_the_control_picture_is_as_much_larger_as_the_codec_says(tmp_path):
     assert build_control(ControlConfig(), unet, 1, "model.pose").factor == 1
     with pytest.raises(ConfigError, match=r"model\.pose\.embedding has 4 widths.*factor is 16"):
         build_control(ControlConfig(), unet, 16, "model.pose")
-    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)).save_pretrained(
-        tmp_path
-    )
+    halving_once = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    halving_once.save_pretrained(tmp_path)
+    pretrained = ControlConfig(pretrained=str(tmp_path))
     with pytest.raises(ConfigError, match="takes pictures of 2 times"):
-        build_control(ControlConfig(pretrained=str(tmp_path)), unet, 4, "model.pose")
-    assert build_control(ControlConfig(pretrained=str(tmp_path)), unet, 2, "model.pose").factor == 2
+        build_control(pretrained, unet, 4, "model.pose")
+    assert build_control(pretrained, unet, 2, "model.pose").factor == 2
 
 
 def test_a_control_net_starts_at_zero_unless_it_is_trained_along_from_scratch():
@@ -153,8 +147,8 @@ def test_a_control_net_starts_at_zero_unless_it_is_trained_along_from_scratch():
             control.net.controlnet_mid_block,
             control.embedding.conv_out,
         ]
-        zero = [not layer.weight.any() for layer in outputs]
-        assert all(zero) if not (fresh and config.trained) else not any(zero)
+        nonzero = [bool(layer.weight.any()) for layer in outputs]
+        assert nonzero == [fresh and config.trained] * len(outputs)
 
 
 def test_faces_by_configuration(tmp_path):
@@ -172,9 +166,8 @@ def test_faces_by_configuration(tmp_path):
     )
     model = tiny(*settings).eval()
     assert (model.generate(batch) - plain.generate(batch)).abs().max() > 1e-3
-    off = tiny(
-        *settings, "model.face.scale=0", "model.face.self_lora=0", "model.face.cross_lora=0"
-    ).eval()
+    scales = ("model.face.scale=0", "model.face.self_lora=0", "model.face.cross_lora=0")
+    off = tiny(*settings, *scales).eval()
     assert (off.generate(batch) - plain.generate(batch)).abs().max() < 1e-5
     (tmp_path / f"{batch.person_id[0]}.safetensors").unlink()
     with pytest.raises(UserError, match=f"No weights at .*{batch.person_id[0]}"):

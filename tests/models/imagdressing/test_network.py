@@ -75,6 +75,11 @@ def test_lambda_is_per_row_and_undressed_rows_are_not_computed():
         close(found[row : row + 1], predict(model, alone, Z[row : row + 1], T[row : row + 1]))
 
 
+def heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, L, C) -> (B, 2, L, C / 2)."""
+    return x.unflatten(-1, (2, -1)).transpose(1, 2)
+
+
 def test_each_layer_is_the_formula():
     """Two softmaxes of one query, summed per head before the layer's own output projection."""
     model = dresser()
@@ -85,16 +90,8 @@ def test_each_layer_is_the_formula():
     for number, block in model.adapter.blocks.items():
         layer, weights = model.unet.get_submodule(f"{block}.attn1"), model.adapter[str(number)]
         x, f = torch.randn(3, 11, layer.query_dim), taps[block]
-        q, k, v, kg, vg = (
-            part.unflatten(-1, (2, -1)).transpose(1, 2)
-            for part in (
-                layer.to_q(x),
-                layer.to_k(x),
-                layer.to_v(x),
-                weights.to_k_ref(f),
-                weights.to_v_ref(f),
-            )
-        )
+        q, k, v = heads(layer.to_q(x)), heads(layer.to_k(x)), heads(layer.to_v(x))
+        kg, vg = heads(weights.to_k_ref(f)), heads(weights.to_v_ref(f))
         root = q.shape[-1] ** 0.5
         z = (q @ k.mT / root).softmax(-1) @ v + 0.4 * (q @ kg.mT / root).softmax(-1) @ vg
         close(layer(x, garments=garments), layer.to_out[0](z.transpose(1, 2).flatten(2)))
@@ -112,18 +109,13 @@ def test_joint_attention_is_one_softmax_by_the_layers_own_weights():
         layer = model.unet.get_submodule(f"{block}.attn1")
         x, f = torch.randn(3, 11, layer.query_dim), taps[block]
         both = torch.cat([x, f], 1)
-        q, k, v = (
-            part.unflatten(-1, (2, -1)).transpose(1, 2)
-            for part in (layer.to_q(x), layer.to_k(both), layer.to_v(both))
-        )
+        q, k, v = heads(layer.to_q(x)), heads(layer.to_k(both)), heads(layer.to_v(both))
         weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
         weights[..., 11:] *= torch.tensor([0.4, 0.0, 1.0]).view(3, 1, 1, 1)
         z = weights / weights.sum(-1, keepdim=True) @ v
         close(layer(x, garments=garments), layer.to_out[0](z.transpose(1, 2).flatten(2)))
-    close(
-        predict(model, model.unconditional(conditions)),
-        stock(model.unet)(Z, T, conditions["negative_text"]).sample,
-    )
+    base = stock(model.unet)(Z, T, conditions["negative_text"]).sample
+    close(predict(model, model.unconditional(conditions)), base)
 
 
 @pytest.mark.parametrize("guidance", [0.5, 1.0, 3.0])
@@ -139,10 +131,8 @@ def test_a_batch_of_three_is_three_batches_of_one(plugins, guidance):
 @pytest.mark.parametrize("plugin", EVERYTHING)
 def test_each_plugin_acts_on_both_guidance_branches(plugin):
     model, plain = dresser(plugin), dresser()
-    with_it, without = (
-        model.condition(**inputs([0, 1, 2], plugin)),
-        plain.condition(**inputs([0, 1, 2])),
-    )
+    with_it = model.condition(**inputs([0, 1, 2], plugin))
+    without = plain.condition(**inputs([0, 1, 2]))
     for branch in (lambda m, c: c, lambda m, c: m.unconditional(c)):
         difference = predict(model, branch(model, with_it)) - predict(plain, branch(plain, without))
         assert difference.abs().amax((1, 2, 3)).min() > 1e-3
@@ -276,12 +266,10 @@ def test_rows_with_all_face_scales_0_have_no_face():
     conditions = model.condition(**inputs([0, 1, 2], "face"))
     for name in ("identity_scale", "self_lora", "cross_lora"):
         conditions[name] = torch.tensor([0.9, 0.0, 0.9])
-    found, plain = (
-        predict(model, conditions),
-        predict(dresser(), dresser().condition(**inputs([0, 1, 2]))),
-    )
-    close(found[1], plain[1])
-    assert (found - plain)[[0, 2]].abs().amax((1, 2, 3)).min() > 1e-3
+    with_faces = predict(model, conditions)
+    plain = predict(dresser(), dresser().condition(**inputs([0, 1, 2])))
+    close(with_faces[1], plain[1])
+    assert (with_faces - plain)[[0, 2]].abs().amax((1, 2, 3)).min() > 1e-3
 
 
 def test_without_a_face_the_text_stays_whole_unless_parity_is_asked_for():

@@ -1,6 +1,4 @@
-"""From batches to pictures: conditions, their noise and dropout, exact reuse with its calls
-counted, all stages.
-"""
+"""From batches to pictures: conditions, their noise and dropout, exact reuse, all stages."""
 
 from dataclasses import replace
 
@@ -62,35 +60,19 @@ class Calls:
 
 
 def test_what_sampling_computes_and_how_often():
-    """5 guided steps of 2 pictures: garments of 3 steps in a pass, the null branch once for all,
-    poses, levels once.
-    """
-    module, batch = (
-        tiny("model.garment_steps=3", "model.augmentation.garment=0.2"),
-        random_batch(2, SIZE),
-    )
-    parts = module.network.embedding
-    garment, person, pose, level = (
-        Calls(part)
-        for part in (
-            module.network.garment_unet,
-            module.network.person_unet,
-            parts.person,
-            parts.levels[0],
-        )
-    )
+    """5 guided steps of 2 pictures: garments of 3 steps in a pass, poses and levels once."""
+    module = tiny("model.garment_steps=3", "model.augmentation.garment=0.2")
+    batch = random_batch(2, SIZE)
+    garment, person = Calls(module.network.garment_unet), Calls(module.network.person_unet)
+    pose = Calls(module.network.embedding.person)
+    level = Calls(module.network.embedding.levels[0])
     first = module.generate(batch)
-    assert (
-        (garment.rows, garment.passes) == (2 * 5 + 5, 2 + 2)
-        and person.passes == 5
-        and person.rows == 5 * 2 * 2
-    )
-    assert (pose.passes, pose.rows, level.passes, level.rows) == (2, 2 + 1, 1, 1)
+    assert (garment.rows, garment.passes) == (2 * 5 + 5, 2 + 2)
+    assert (person.rows, person.passes) == (5 * 2 * 2, 5)
+    assert (pose.rows, pose.passes) == (2 + 1, 2)
+    assert (level.rows, level.passes) == (1, 1)
     again = module.generate(batch)
-    assert (garment.rows, garment.passes) == (
-        15 + 10,
-        4 + 2,
-    )  # the null branch comes from the table
+    assert (garment.rows, garment.passes) == (15 + 10, 4 + 2)  # the null branch from the table
     assert torch.equal(first, again)
     module.train()
     module.eval()
@@ -103,12 +85,8 @@ def test_what_sampling_computes_and_how_often():
 
 
 def float64(batch):
-    """For exact comparisons of pictures: at pure noise epsilon divides its rounding by a signal of
-    0.0006.
-    """
-    return batch.map_tensors(
-        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
-    )
+    """For exact comparisons: at pure noise epsilon divides its rounding by a signal of 0.0006."""
+    return batch.map_tensors(lambda x: x.double() if x.is_floating_point() else x)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.5)])
@@ -126,10 +104,9 @@ def test_features_of_another_step_are_wrong():
     module, batch = tiny(), random_batch(2, SIZE)
     conditions = module.condition(batch)
     z, t, other = torch.randn(2, 3, *SIZE), torch.full((2,), 600.0), torch.full((2,), 400.0)
-    right, stale = (
-        module.denoiser.denoise(z, t, conditions, module.denoiser.garment_features(conditions, at))
-        for at in (t, other)
-    )
+    denoiser = module.denoiser
+    right = denoiser.denoise(z, t, conditions, denoiser.garment_features(conditions, t))
+    stale = denoiser.denoise(z, t, conditions, denoiser.garment_features(conditions, other))
     assert (right - stale).abs().max() > 1e-4
     mixed = module.denoiser.garment_features(conditions, torch.tensor([600.0, 400.0]), Step(0, 5))
     for name, expected in module.denoiser.garment_features(conditions, t).items():
@@ -143,11 +120,9 @@ def test_the_null_branch_knows_nothing_of_its_sample():
     null = module.denoiser.unconditional(module.condition(random_batch(2, SIZE)))
     out = module.denoiser.denoise(z, t, null, module.denoiser.garment_features(null, t))
     torch.testing.assert_close(out[0], out[1], atol=1e-6, rtol=0)
-    kept = tiny("model.drop_levels=true", "model.augmentation.garment=0.3")
-    assert (
-        kept.denoiser.unconditional(kept.condition(random_batch(1, SIZE)))["levels"].abs().max()
-        == 0
-    )
+    dropping = tiny("model.drop_levels=true", "model.augmentation.garment=0.3")
+    null = dropping.denoiser.unconditional(dropping.condition(random_batch(1, SIZE)))
+    assert null["levels"].abs().max() == 0
 
 
 def test_all_conditions_go_together_or_none():
@@ -158,10 +133,8 @@ def test_all_conditions_go_together_or_none():
     for name, tensor in dropped.items():
         for row, expected in enumerate((null, whole, null)):
             torch.testing.assert_close(tensor[row], expected[name][row], atol=1e-6, rtol=0)
-    assert (
-        null["agnostic"].abs().max() == null["garment"].abs().max() == 0
-        and whole["garment"].abs().max() > 0
-    )
+    assert null["agnostic"].abs().max() == null["garment"].abs().max() == 0
+    assert whole["garment"].abs().max() > 0
     assert torch.equal(null["levels"], whole["levels"])
 
 
@@ -170,14 +143,12 @@ def test_training_noise_levels_are_uniform_and_independent(monkeypatch):
     count = 400
     batch = batch[[0] * count]
     batch.position = list(range(count))
-    seen = {}
+    levels = []
     monkeypatch.setattr(
-        module,
-        "with_noise",
-        lambda image, level, draws: seen.setdefault(len(seen), level) is None or image,
+        module, "with_noise", lambda image, level, draws: levels.append(level) or image
     )
     module.training_condition(batch, torch.ones(count))
-    agnostic, garment = seen.values()
+    agnostic, garment = levels
     for level in (agnostic, garment):
         counts = torch.histc(level, 4, 0, 1)
         assert (counts - count / 4).abs().max() < 4 * (count * 3 / 16) ** 0.5
@@ -185,15 +156,12 @@ def test_training_noise_levels_are_uniform_and_independent(monkeypatch):
 
 
 def test_augmentation_noise_follows_the_curve_and_pair():
-    module, batch = (
-        tiny("model.augmentation.agnostic=0.3", "model.augmentation.curve=cosine"),
-        random_batch(2, SIZE),
-    )
-    conditions, again = module.condition(batch), module.condition(batch[[1]])
+    module = tiny("model.augmentation.agnostic=0.3", "model.augmentation.curve=cosine")
+    batch = random_batch(2, SIZE)
+    conditions, alone = module.condition(batch), module.condition(batch[[1]])
     assert torch.equal(conditions["garment"], batch.garment)  # level 0
-    assert torch.equal(
-        conditions["agnostic"][1], again["agnostic"][0]
-    )  # of the pair, not of its place in a batch
+    # The noise is the pair's, wherever it stands in a batch.
+    assert torch.equal(conditions["agnostic"][1], alone["agnostic"][0])
     signal = torch.cos(torch.tensor(torch.pi / 2 * (0.3 + 0.008) / 1.008))
     eps = (conditions["agnostic"] - signal * batch.agnostic) / (1 - signal**2).sqrt()
     assert abs(eps.std() - 1) < 0.1 and abs(eps.mean()) < 0.1
@@ -260,18 +228,14 @@ def test_the_low_resolution_picture_is_the_same_in_training_and_sampling():
     module, batch = tiny("model.stage=sr256", *SR, *clean), random_batch(2, SIZE)
     trained, sampled = module.training_condition(batch, torch.ones(2)), module.condition(batch)
     assert torch.equal(trained["lowres"], sampled["lowres"])
-    assert torch.equal(
-        module.denoiser.unconditional(sampled)["lowres"], torch.zeros_like(sampled["lowres"])
-    )
+    assert not module.denoiser.unconditional(sampled)["lowres"].any()
     reduced = F.avg_pool2d(batch.person, 2)
     torch.testing.assert_close(sampled["lowres"], F.interpolate(reduced, SIZE, mode="bilinear"))
 
 
 def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarged(monkeypatch):
-    module, batch = (
-        tiny("model.stage=sr256", *SR, "model.augmentation.lowres=0.4"),
-        random_batch(2, SIZE),
-    )
+    module = tiny("model.stage=sr256", *SR, "model.augmentation.lowres=0.4")
+    batch = random_batch(2, SIZE)
     lowres = torch.rand(2, 3, *(side // 2 for side in SIZE)) * 2 - 1
     draws = [noise.generator(0, "augmentation", "lowres", "paired", pair) for pair in batch.pair_id]
     signal, sigma = module.objective.signal_and_noise(torch.tensor([400.0]), lowres)
@@ -286,11 +250,8 @@ def test_noise_falls_on_the_low_resolution_picture_once_and_before_it_is_enlarge
         lambda image, *rest: shapes.append(image.shape[-2:]) or noised(image, *rest),
     )
     module.generate(replace(batch, lowres=lowres))
-    assert shapes == [
-        SIZE,
-        SIZE,
-        lowres.shape[-2:],
-    ]  # five steps, guided: agnostic, garment, lowres
+    # Agnostic picture, garment and low-resolution picture, once for five guided steps.
+    assert shapes == [SIZE, SIZE, lowres.shape[-2:]]
 
 
 def test_the_low_resolution_picture_may_have_its_own_training_levels(monkeypatch):
@@ -332,25 +293,21 @@ def test_crops_are_parts_of_the_person_and_depend_on_position():
 
 
 def test_each_stage_has_its_own_settings_and_folder():
-    base, sr256, sr1024 = (
-        load("model=tryondiffusion", "preset=paper", f"model.stage={s}")
-        for s in ("base", "sr256", "sr1024")
-    )
-    assert [c.data.size for c in (base, sr256, sr1024)] == [(128, 96), (256, 192), (1024, 768)]
-    assert [c.sampler.steps for c in (base, sr256, sr1024)] == [256, 128, 32]
-    assert (
-        sr1024.objective.schedule == "continuous_linear"
-        and base.objective.schedule == "continuous_cosine"
-    )
-    folders = [str(RunFolder.of(c).path) for c in (base, sr256, sr1024)]
-    assert folders == [
-        f"runs/tryondiffusion-synthetic-paper{part}" for part in ("", "/sr256", "/sr1024")
+    stages = [
+        load("model=tryondiffusion", "preset=paper", f"model.stage={stage}")
+        for stage in ("base", "sr256", "sr1024")
     ]
-    assert [c.model.label for c in (base, sr256)] == ["tryondiffusion", "tryondiffusion-sr256"]
-    assert load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]").data.size == (
-        64,
-        48,
-    )
+    assert [stage.data.size for stage in stages] == [(128, 96), (256, 192), (1024, 768)]
+    assert [stage.sampler.steps for stage in stages] == [256, 128, 32]
+    schedules = [stage.objective.schedule for stage in stages]
+    assert schedules == ["continuous_cosine", "continuous_cosine", "continuous_linear"]
+    base, sr256, sr1024 = (str(RunFolder.of(stage).path) for stage in stages)
+    assert base == "runs/tryondiffusion-synthetic-paper"
+    assert (sr256, sr1024) == (f"{base}/sr256", f"{base}/sr1024")
+    labels = [stage.model.label for stage in stages[:2]]
+    assert labels == ["tryondiffusion", "tryondiffusion-sr256"]
+    small = load("model=tryondiffusion", "model.stage=sr256", "data.size=[64,48]")
+    assert small.data.size == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -369,10 +326,6 @@ def test_each_stage_has_its_own_settings_and_folder():
 )
 def test_bad_settings_are_one_clear_error(override, names):
     broken = (*TINY, "model.base.blocks=[1,1,3]") if "block" in override else ()
+    size = (20, 20) if "size" in override else (64, 48)
     with pytest.raises(ConfigError, match=names.replace(".", r"\.")):
-        tiny_module(
-            "tryondiffusion",
-            *broken,
-            override,
-            size=(64, 48) if "size" not in override else (20, 20),
-        )
+        tiny_module("tryondiffusion", *broken, override, size=size)
