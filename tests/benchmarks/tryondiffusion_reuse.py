@@ -37,7 +37,7 @@ from vton.config import ConfigError, ExperimentConfig, load
 from vton.cost.counting import describe
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.denoiser import Conditions, Features, Known, Step
+from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.diffusion.sampling import double, drawing, sample
 from vton.errors import UserError
 from vton.models.codecs import build_codec
@@ -58,7 +58,7 @@ FULL_SIZE = (
 )
 
 
-class Recomputing:
+class Recomputing(Denoiser):
     """The module's weights behind the sampler's contract, with nothing kept from one step or
     picture to another.
 
@@ -67,23 +67,18 @@ class Recomputing:
     """
 
     def __init__(self, module: TryOnDiffusion, batch: TryOnBatch):
-        self.module, self.batch = module, batch
-
-    def known(self, conditions: Conditions) -> Known | None:
-        return None
+        super().__init__()
+        self.module = module
+        self.batch = batch
 
     def unconditional(self, conditions: Conditions) -> Conditions:
         return {}
 
-    def garment_features(self, conditions: Conditions, t: Tensor, step: Step | None) -> Features:
-        return {}
-
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         conditions = self.module.condition(self.batch)
-        both = double(self.module.denoiser.unconditional(conditions), conditions)
-        return self.module.denoiser.denoise(
-            z_t, t, both, self.module.denoiser.garment_features(both, t)
-        )
+        denoiser = self.module.denoiser
+        both = double(denoiser.unconditional(conditions), conditions)
+        return denoiser.denoise(z_t, t, both, denoiser.garment_features(both, t))
 
 
 def build(config: ExperimentConfig) -> TryOnDiffusion:
@@ -121,7 +116,7 @@ def sampling(module: TryOnDiffusion, batch: TryOnBatch, repeats: int) -> dict:
 
     ways = {
         "recomputing": lambda: picture(Recomputing(module, batch), dict),
-        "reusing": lambda: picture(module, lambda: module.condition(batch)),
+        "reusing": lambda: picture(module.denoiser, lambda: module.condition(batch)),
     }
     null = module.denoiser.unconditional(module.condition(batch))
     fill, _, _ = timed(

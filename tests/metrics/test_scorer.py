@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision import models
 from torchvision.transforms.v2 import functional as transforms
 
 from tests.metrics.dressed import (
@@ -14,6 +15,7 @@ from tests.metrics.dressed import (
     rows_by_method,
     rows_of_one,
 )
+from tests.weights.classifiers import weights_file
 from vton.config import ConfigError, EvalConfig
 from vton.data.sample import DataError
 from vton.metrics import inception
@@ -318,9 +320,7 @@ def test_names_say_which_weights_and_which_backbone(tmp_path, monkeypatch):
     assert extractors.name("lpips") == "lpips_random"
     assert extractors.settings()["networks"]["lpips"].startswith("random, sha256 ")
 
-    from tests.models.test_perceptual import backbone_file
-
-    path, _ = backbone_file(tmp_path, "alex")
+    path, _ = weights_file(tmp_path, models.alexnet)
     monkeypatch.setitem(metric_networks.FILES, "alex", (path.name,))
     extractors = Extractors(EvalConfig(metrics=("lpips", "fid"), weights=str(tmp_path)))
     assert extractors.name("lpips") == "lpips"

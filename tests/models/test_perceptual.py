@@ -1,7 +1,5 @@
 """LPIPS, DISTS and VGG19's distance beside independent implementations with the same weights."""
 
-import hashlib
-
 import lpips
 import piq
 import pytest
@@ -9,6 +7,7 @@ import torch
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from tests.weights.classifiers import weights_file
 from vton.models.perceptual import (
     BACKBONES,
     CALIBRATION,
@@ -17,22 +16,6 @@ from vton.models.perceptual import (
     PerceptualLoss,
     random_dists,
 )
-
-
-def weights_file(folder, constructor):
-    """A classifier's weights under the name that torchvision would give them, and its features'."""
-    torch.manual_seed(0)
-    state = constructor(weights=None).state_dict()
-    file = folder / "weights.pth"
-    torch.save(state, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    file = file.rename(folder / f"{constructor.__name__}-{digest[:8]}.pth")
-    features = {
-        name.removeprefix("features."): value
-        for name, value in state.items()
-        if name.startswith("features.")
-    }
-    return file, features
 
 
 def two_pictures(height=80, width=64):
