@@ -9,7 +9,14 @@ import pytest
 
 from vton.errors import UserError
 from vton.metrics.results import Row, write_results
-from vton.report.summary import comma_separated, latex, markdown, over_seeds, table, write_tables
+from vton.report.summary import (
+    comma_separated,
+    comparison_table,
+    latex,
+    markdown,
+    over_seeds,
+    write_tables,
+)
 
 
 def row(model="gardiff", seed=0, psnr=18.0, order="paired", **facts):
@@ -81,7 +88,7 @@ def test_seeds_are_averaged_with_their_sample_standard_deviation():
 
 
 def test_quality_of_both_orders_and_cost_stand_in_one_table():
-    methods, columns = table(over_seeds(ROWS))
+    methods, columns = comparison_table(over_seeds(ROWS))
     assert methods == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]
     cells = {(column.group, column.heading): column for column in columns}
     psnr = cells["paired, garment", "psnr ↑"]

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from vton.config import load, upper_stages
 from vton.cost.counting import describe
-from vton.cost.tables import print_table
+from vton.cost.tables import print_costs
 
 
 def run(args: Namespace) -> None:
@@ -18,4 +18,4 @@ def run(args: Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
-        print_table(rows)
+        print_costs(rows)

@@ -62,7 +62,7 @@ def describe(config: ExperimentConfig, gpus: int = 0) -> dict:
             return facts | {"flops": {"warp": warp_flops(module)}}
         facts |= sampling_of(module)
         if gpus:
-            facts["training"] = training_of(config, gpus)
+            facts["training"] = training_memories(config, gpus)
         return facts
 
 
@@ -124,7 +124,7 @@ def sampling_of(module: TryOnModule) -> dict:
     return {"flops": flops, "memory": memory}
 
 
-def training_of(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
+def training_memories(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
     """`training_memory` of one sample per device, without and with gradient checkpointing."""
     memory = {}
     for name, checkpointing in (("plain", False), ("checkpointed", True)):

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_table(rows: dict) -> None:
+def print_costs(rows: dict) -> None:
     console = Console()
     height, width = rows["size"]
     stage = f", stage {rows['stage']}" if "stage" in rows else ""
@@ -37,7 +37,7 @@ def print_table(rows: dict) -> None:
     if "training" in rows:
         console.print(training_table(rows["training"]))
     for stage in rows.get("upper_stages", ()):
-        print_table(stage)
+        print_costs(stage)
 
 
 def memory_table(memory: dict) -> Table:

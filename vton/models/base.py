@@ -59,7 +59,7 @@ from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import token_grid
 from vton.models.codecs import Codec
 from vton.models.partial import train_only
-from vton.models.sharding import shard
+from vton.models.sharding import shard_module
 
 
 class Reading(NamedTuple):
@@ -188,7 +188,9 @@ class TrainedModule(LightningModule):
         if self._device_mesh is not None:  # FSDP2's; every other strategy has none
             forwards = ("training_step", "generate", "as_forward")
             mesh = self._device_mesh["data_parallel"]
-            shard(self, self.blocks(), forwards, mesh, half=self.config.train.precision == "bf16")
+            shard_module(
+                self, self.blocks(), forwards, mesh, half=self.config.train.precision == "bf16"
+            )
 
     def configure_optimizers(self):
         train = self.config.train

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 
-def shard(
+def shard_module(
     module: LightningModule,
     blocks: list[nn.Module],
     forwards: tuple[str, ...],

@@ -36,7 +36,7 @@ COSTS = {  # column: name in vton.report.costs.costs
 
 
 @dataclass
-class Identity:
+class RowKey:
     """Whose a value is, and how it was measured."""
 
     folder: str  # below the root
@@ -56,12 +56,12 @@ class Identity:
     shared: str  # what else rows of one setting share, in words
 
 
-IDENTITY = [field.name for field in fields(Identity)]
+IDENTITY = [field.name for field in fields(RowKey)]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """values: a line per metric of a row, with the columns of Identity, COSTS and ORIGIN."""
+    """values: a line per metric of a row, with the columns of RowKey, COSTS and ORIGIN."""
 
     root: Path
     values: pd.DataFrame
@@ -139,7 +139,7 @@ def _comparison(rows: Iterable[Row]) -> Mapping[str, Any]:
 
 def _identity(
     row: Row, folder: str, comparison: Mapping[str, Any], pairs: Sequence[tuple[str, str, str]]
-) -> Identity:
+) -> RowKey:
     ablated = comparison.get("ablation", "")  # an architecture, whose rows are this file's models
     budget = _budget(comparison)
     shared = _shared(row, pairs)
@@ -147,7 +147,7 @@ def _identity(
     if not is_baseline(row):
         seed = training_of(row).get("seed", row.provenance.get("seed"))
         run = row.provenance.get("checkpoint_sha256", folder)
-    return Identity(
+    return RowKey(
         folder=folder,
         model=ablated or row.model,
         kind=_kind(row),

@@ -33,7 +33,7 @@ def bullets(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def table(frame: pd.DataFrame) -> str:
+def html_table(frame: pd.DataFrame) -> str:
     """A frame of text cells with its index as names of the rows; **cell** is bold."""
     safe = frame.map(_cell)
     safe.index = [escape(str(name), quote=False) for name in frame.index]
@@ -52,7 +52,7 @@ def folded(title: str, *parts: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
 
 
-def picture(path: Path, caption: str) -> str:
+def html_picture(path: Path, caption: str) -> str:
     """A picture's own bytes, so that the page needs no other file."""
     kind = "png" if path.suffix == ".png" else "jpeg"
     data = base64.b64encode(path.read_bytes()).decode()

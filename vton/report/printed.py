@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from vton.report.columns import KID_SCALE
-from vton.report.page import folded, heading, sentences, table
+from vton.report.page import folded, heading, html_table, sentences
 from vton.report.published_file import MARKS
 
 MEANING = {
@@ -57,7 +57,7 @@ def _printed(values: pd.DataFrame) -> list[str]:
         cells.setdefault(column, {})[line.label] = line.printed + MARKS[line.mark]
     frame = pd.DataFrame(cells).fillna("-")
     rows = values.sort_index()["label"].unique()
-    return [table(frame.loc[rows]), sentences(values["protocol"].iloc[0]), legend(values)]
+    return [html_table(frame.loc[rows]), sentences(values["protocol"].iloc[0]), legend(values)]
 
 
 def _title(values: pd.DataFrame) -> str:

@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
-class PublishedFile:
+class PublishedTables:
     """The file's content, checked; `Published` documents the keys of a line."""
 
     values: list[dict]
@@ -48,7 +48,7 @@ class PublishedFile:
     models: list[str]
 
 
-def read_file(path: Path = PUBLISHED) -> PublishedFile:
+def read_file(path: Path = PUBLISHED) -> PublishedTables:
     """Raises UserError naming the table and what does not fit the schema."""
     try:
         stored = yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader)
@@ -71,7 +71,7 @@ def read_file(path: Path = PUBLISHED) -> PublishedFile:
         values += _lines(table, better, stored["systems"], stored["papers"], path)
     directions = [_direction(entry, stored["papers"], path) for entry in stored["directions"]]
     models = list(dict.fromkeys(stored["systems"].values()))
-    return PublishedFile(values, directions, better, models)
+    return PublishedTables(values, directions, better, models)
 
 
 class _TextLoader(yaml.SafeLoader):

@@ -90,7 +90,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     return list(map(_averaged, groups.values()))
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[Column]]:
+def comparison_table(rows: Sequence[Row]) -> tuple[list[str], list[Column]]:
     """Methods, and the columns: quality in each order, then costs.
 
     rows: one for each method, order, region and category, as `over_seeds` makes them
@@ -107,7 +107,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[Column]]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, its caption, and every metric of every region and category."""
-    methods, columns = table(rows)
+    methods, columns = comparison_table(rows)
     head = "| method |"
     for column in columns:
         head += f" {column.group}<br>{column.heading} |"
@@ -122,7 +122,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def latex(rows: Sequence[Row]) -> str:
     """The table as a float over two columns; needs the packages booktabs and graphicx."""
-    methods, columns = table(rows)
+    methods, columns = comparison_table(rows)
     spans, rules = _latex_groups(columns)
     headings = ["method"]
     for column in columns:

@@ -7,7 +7,7 @@ import pandas as pd
 from vton.report.agreement import SAME_METRIC
 from vton.report.columns import metric_scale
 from vton.report.formats import metric_name, number
-from vton.report.page import bullets, sentences, table
+from vton.report.page import bullets, html_table, sentences
 
 SIGNS = {"agrees": "✓", "differs": "✗", "within spread": "≈", "equal": "="}  # by verdict
 ONE_RUN = "one run each: no spread is known, and a small difference may be chance"
@@ -37,7 +37,7 @@ def verdicts(directions: pd.DataFrame, seeds: int) -> list[str]:
             f"Rows with one run each: the spread is that of the model's {seeds} runs in the "
             "comparison."
         )
-    return [bullets(lines), table(_cells(directions)), sentences(KEY, OTHER_METRIC)]
+    return [bullets(lines), html_table(_cells(directions)), sentences(KEY, OTHER_METRIC)]
 
 
 def _counts(directions: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ from vton.report.charts import COLOURS, Point, bars, scatter
 from vton.report.columns import metric_scale
 from vton.report.formats import in_order, mean_and_spread, metric_name
 from vton.report.measured import COSTS, NOT_RECORDED, ORIGIN, Measured, read_measured
-from vton.report.page import Page, folded, heading, picture, sentences, table
+from vton.report.page import Page, folded, heading, html_picture, html_table, sentences
 from vton.report.published import Published, read_published
 from vton.report.verdicts import verdicts
 
@@ -69,7 +69,7 @@ class View:
             frame = frame.rename(columns={"run": "checkpoint", "steps": "sampling steps"})
             first = values.iloc[0]
             equal = f"Held equal: training budget {first['budget']}; {first['shared']}."
-            parts += [title, sentences(equal), table(frame.map(_brief))]
+            parts += [title, sentences(equal), html_table(frame.map(_brief))]
         return self._page(parts)
 
     def costs(self) -> Page:
@@ -77,14 +77,14 @@ class View:
         parts = []
         for title, values in self._settings():
             frame = self._costs(values).map(_cost)
-            parts += [title, table(frame), sentences("Means over orders and runs.")]
+            parts += [title, html_table(frame), sentences("Means over orders and runs.")]
         return self._page(parts)
 
     def pictures(self) -> Page:
         """The grids of pictures in the folders that our values come from."""
         parts = []
         for path in self.measured.pictures(self.values):
-            parts.append(picture(path, str(path.relative_to(self.measured.root))))
+            parts.append(html_picture(path, str(path.relative_to(self.measured.root))))
         return self._page(parts or [sentences("These folders hold no pictures.")])
 
     def bars(self) -> Page:
@@ -189,7 +189,7 @@ class View:
             chosen = values.query("order == @order and category == @category")
             counts = listed(list(map(str, chosen["n"].unique())))
             parts.append(sentences(f"{order}, {region}, n = {counts}"))
-            parts.append(table(self._means(here, rows, best)))
+            parts.append(html_table(self._means(here, rows, best)))
         return parts
 
     def _means(self, means: pd.DataFrame, rows: Mapping[str, str], best: BestRows) -> pd.DataFrame:

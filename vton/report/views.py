@@ -15,7 +15,7 @@ from vton.report.agreement import listed, winners
 from vton.report.columns import metric_scale
 from vton.report.formats import metric_name, metric_place, number
 from vton.report.measured import Measured
-from vton.report.page import Page, bullets, heading, sentences, table
+from vton.report.page import Page, bullets, heading, html_table, sentences
 from vton.report.printed import MEANING, legend, own_value, printed_tables, source
 from vton.report.published import Published
 from vton.report.verdicts import ONE_RUN
@@ -50,7 +50,7 @@ class Architectures(View):
         for name in self.names:
             if name not in set(own["model"]):
                 notes.append(f"The paper of {name} prints nothing here.")
-        return Page(table(frame.fillna("-")), bullets(notes), legend(own))
+        return Page(html_table(frame.fillna("-")), bullets(notes), legend(own))
 
     def published_tables(self, *kinds: str) -> Page:
         """Every table of these kinds as printed, folded, with source and protocol."""
@@ -79,7 +79,7 @@ class Architectures(View):
                 column = self._heading(f"{order} {metric}")
                 ranges.setdefault(model, {})[column] = f"{low} to {high} in {papers} papers"
         frame = pd.DataFrame(ranges).T.fillna("-")
-        return Page(table(frame), sentences("Misprints are left out."))
+        return Page(html_table(frame), sentences("Misprints are left out."))
 
     def who_wins(self) -> Page:
         """Which architecture is best in what, by how much, and whether it beats the baselines."""
@@ -115,7 +115,7 @@ class Architectures(View):
                 "spread of the lead": "not known" if unknown else number(metric, win.spread),
                 "best without learning": _named(win.baseline, metric, win.baseline_value),
             }
-        return table(pd.DataFrame(lines).T)
+        return html_table(pd.DataFrame(lines).T)
 
 
 class Ablation(View):

@@ -26,7 +26,7 @@ class BatchLoss(NamedTuple):
     loss: Tensor  # ()
 
 
-class Problem(NamedTuple):
+class NonFiniteStep(NamedTuple):
     """What one process saw of a step that is not finite."""
 
     loss: float | None  # the first loss that is not finite
@@ -97,7 +97,7 @@ class FiniteNumbers(Callback):
 
     def describe(self, step: int, norm: float | None) -> str:
         """One line on what is not finite, from what all processes saw."""
-        problems: list[Problem] = from_every_process(self.own_problem())
+        problems: list[NonFiniteStep] = from_every_process(self.own_problem())
         losses = [problem.loss for problem in problems if problem.loss is not None]
         pairs = []
         for problem in problems:
@@ -111,8 +111,8 @@ class FiniteNumbers(Callback):
             shown += ", ..."
         return f"{what} at step {step}, samples {shown}."
 
-    def own_problem(self) -> Problem:
-        problem = Problem(None, [], [])
+    def own_problem(self) -> NonFiniteStep:
+        problem = NonFiniteStep(None, [], [])
         for batch in self.batches:
             loss = batch.loss.item()
             if problem.loss is None and not math.isfinite(loss):

@@ -50,9 +50,9 @@ def deepspeed_precision(wanted: str) -> Precision:
     """DeepSpeed's plugin, for fp32 or bf16."""
     if wanted == "fp32":
         return DeepSpeedPrecision("32-true")
-    from vton.training.zero import Autocast
+    from vton.training.zero import DeepSpeedAutocast
 
-    return Autocast()
+    return DeepSpeedAutocast()
 
 
 class Float16(MixedPrecision):

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from vton.weights.pretrained import read_checkpoint
 
 
-class Autocast(DeepSpeedPrecision):
+class DeepSpeedAutocast(DeepSpeedPrecision):
     """Weights in float32 and bf16 arithmetic, as without DeepSpeed, whose own bf16 would convert
     codec and average.
     """

@@ -3,7 +3,7 @@ cascade per run.
 
 A batch becomes the tensors that vton/models/tryondiffusion/stages.py works on: clothing-agnostic
 picture, segmented garment, both poses, the low-resolution result, and the noise on all of these
-pictures. With `model.warp_first` the base stage is two networks in sequence: `WarpNetwork`, then
+pictures. With `model.warp_first` the base stage is two networks in sequence: `WarpDiffusion`, then
 the usual one.
 
 Legend: B batch, H W picture size, K keypoints, L number of the stage's conditional images.
@@ -66,7 +66,7 @@ class TryOnDiffusion(TryOnModule):
         if model.augmentation.curve != "schedule":
             schedule = f"continuous_{model.augmentation.curve}"
             self.curve = Objective(ObjectiveConfig(schedule=schedule))
-        self.warp = WarpNetwork.before(self) if model.warp_first else None
+        self.warp = WarpDiffusion.before(self) if model.warp_first else None
 
         timesteps = self.config.objective.train_timesteps
         if model.stage == "sr1024":
@@ -300,7 +300,7 @@ class TryOnDiffusion(TryOnModule):
         return pose
 
 
-class WarpNetwork(TryOnDiffusion):
+class WarpDiffusion(TryOnDiffusion):
     """The first of two base networks in sequence (appendix, Table 4, ablation 2): garment and both
     poses to the garment as worn.
 
@@ -313,7 +313,7 @@ class WarpNetwork(TryOnDiffusion):
     images = ("garment",)
 
     @classmethod
-    def before(cls, second: TryOnDiffusion) -> WarpNetwork:
+    def before(cls, second: TryOnDiffusion) -> WarpDiffusion:
         config = second.config
         own = replace(
             config,

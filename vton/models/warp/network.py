@@ -109,7 +109,7 @@ class TpsWarp(nn.Module):
 
     def reduced(self, picture: Tensor) -> Tensor:
         """The picture at the size that correspondence is computed at."""
-        return picture if picture.shape[-2:] == self.size else bilinear(picture, self.size)
+        return picture if picture.shape[-2:] == self.size else resized(picture, self.size)
 
     def grid(self, points: Tensor, size: tuple[int, int]) -> Tensor:
         """The points' sampling grid (B, H, W, 2): that of config.size, brought to size (H, W)."""
@@ -119,7 +119,7 @@ class TpsWarp(nn.Module):
             grid = self.spline(points.float())
         if size == self.size:
             return grid
-        return bilinear(grid.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return resized(grid.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
 class DoubleConv(nn.Sequential):
@@ -262,6 +262,6 @@ def with_positions(picture: Tensor) -> Tensor:
     return torch.cat([picture, code.to(picture.dtype).expand(len(picture), -1, -1, -1)], dim=1)
 
 
-def bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) at another size, bilinear, antialiased where it shrinks."""
     return F.interpolate(picture, size, mode="bilinear", antialias=True)
