@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from vton.config import ObjectiveConfig, SamplerConfig
+from vton.config import ConfigError, ObjectiveConfig, SamplerConfig
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Known, Step
 from vton.diffusion.objective import Objective
@@ -133,6 +134,41 @@ def test_ancestral_steps_equal_the_ddpm_scheduler():
         drawn = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
         z = mean + reference._get_variance(t) ** 0.5 * (noise_of_step - drawn)
         torch.testing.assert_close(found, z, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_with_noise_equals_the_scheduler_of_stable_diffusions_files(eta):
+    """Leading timesteps, which end at t = 1 and not at the clean sample."""
+    config = SamplerConfig(solver="ddim", spacing="leading", steps=10, eta=eta)
+    objective = Objective(ObjectiveConfig(prediction="epsilon"))
+    scheduler = DDIMScheduler(
+        beta_start=objective.config.beta_start,
+        beta_end=objective.config.beta_end,
+        beta_schedule=objective.config.schedule,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(config.steps)
+
+    class Half(Oracle):
+        def denoise(self, z_t, t, conditions, features):
+            return 0.5 * z_t
+
+    shape = (4, 6, 5)
+    expected_draws = drawing(shape, [noise.generator(0, "eta")], CPU)
+    z = expected_draws()
+    for t in scheduler.timesteps:
+        options = {"eta": eta, "variance_noise": expected_draws()} if eta else {}
+        z = scheduler.step(0.5 * z, t, z, **options).prev_sample
+    draws = drawing(shape, [noise.generator(0, "eta")], CPU)
+    conditions = {"truth": torch.zeros(1, *shape)}
+    torch.testing.assert_close(sample(Half(), conditions, draws, config, objective), z)
+
+
+def test_noise_of_ddim_is_refused_for_other_solvers():
+    with pytest.raises(ConfigError, match=r"sampler\.eta=0\.5.*solver=ddim"):
+        SamplerConfig(solver="unipc", eta=0.5)
 
 
 def test_known_latents_stay_outside_the_mask():
