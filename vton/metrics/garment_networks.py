@@ -25,6 +25,7 @@ from transformers import (
     CLIPTextModel,
 )
 
+from vton.data.ranges import from_bytes
 from vton.errors import UserError
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, TextEncoder
 from vton.models.perceptual import LPIPS
@@ -102,7 +103,7 @@ class DiffusionFeatures:
     @torch.inference_mode()
     def __call__(self, picture: NDArray) -> Tensor:
         """Features (1, C, h, w) of uint8 RGB (H, W, 3)."""
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device) / 127.5 - 1
+        pixels = from_bytes(torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device))
         posterior = self.vae.encode(pixels).latent_dist
         shape = (self.NOISES, *posterior.mean.shape[1:])
         generator = torch.Generator().manual_seed(0)

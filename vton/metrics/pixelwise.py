@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vton.data.ranges import to_unit
 from vton.metrics.protocol import EXACT_PROTOCOL, Protocol
 from vton.models.perceptual import masked_mean
 
@@ -74,7 +75,7 @@ def output_psnr(output: Tensor, truth: Tensor, region: Tensor | None = None) -> 
         output = output[rows]
         truth = truth[rows]
         region = region[rows]
-    return psnr((output + 1) / 2, (truth + 1) / 2, region, EXACT_PROTOCOL)
+    return psnr(to_unit(output), to_unit(truth), region, EXACT_PROTOCOL)
 
 
 def iou(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from lightning import Callback
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from vton.data.ranges import to_unit
 from vton.data.sample import TryOnBatch
 from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
@@ -78,7 +79,7 @@ def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:
     if batch.truth is None:
         return {}
     ssim = structural_similarity_index_measure(
-        (output + 1) / 2, (batch.truth + 1) / 2, data_range=1.0
+        to_unit(output), to_unit(batch.truth), data_range=1.0
     )
     scores = {"ssim": ssim.item(), "psnr": output_psnr(output, batch.truth).mean().item()}
     if batch.truth_garment_mask is not None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vton.data.ranges import from_bytes, to_bytes
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Noised
@@ -198,8 +199,8 @@ class GarDiff(TryOnModule):
         picture = super().picture(z, batch)
         if not self.config.model.paste_back:
             return picture
-        generated, original = (((image + 1) * 127.5).round() for image in (picture, batch.person))
-        return paste_back(generated, original, batch.agnostic_mask) / 127.5 - 1
+        generated, original = to_bytes(picture).float(), to_bytes(batch.person).float()
+        return from_bytes(paste_back(generated, original, batch.agnostic_mask))
 
     def garment_places(self, tokens: int) -> tuple[int, int] | None:
         """CLIP's patches behind its class token, where they show the whole garment; other tokens

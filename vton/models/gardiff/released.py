@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import ConfigError
+from vton.data.ranges import to_unit
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.models.encoders import ClipImageEncoder
 from vton.models.gardiff.network import (
@@ -232,7 +233,7 @@ def clip_pixels(encoder: ClipImageEncoder, image: Tensor, rescale: str = "single
     December script does it, and its weights may have been trained so.
     """
     square = F.interpolate(
-        (image + 1) / 2, (encoder.size, encoder.size), mode="bilinear", antialias=True
+        to_unit(image), (encoder.size, encoder.size), mode="bilinear", antialias=True
     ).clamp(0, 1)
     square = (square * 255).floor() / 255
     if rescale == "release":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vton.data.ranges import to_unit
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser, Known
 from vton.models.base import Reading, TryOnModule
@@ -270,8 +271,8 @@ def build_face(config: FaceConfig, unet: nn.Module) -> FaceID | None:
 def control_picture(name: str, batch: TryOnBatch) -> Tensor:
     """(B, 3, H, W) in [0, 1], and -1 where the inpainting ControlNet is to paint."""
     if name == "pose":
-        return (batch.pose_map + 1) / 2
-    return inpaint_picture((batch.agnostic + 1) / 2, batch.agnostic_mask)
+        return to_unit(batch.pose_map)
+    return inpaint_picture(to_unit(batch.agnostic), batch.agnostic_mask)
 
 
 def painted_cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
