@@ -7,6 +7,7 @@ that need no more than rendered data are also run, in small. A block below the c
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
@@ -105,7 +106,11 @@ def commands(block: Block) -> Iterator[list[str]]:
 def vton_arguments(words: list[str]) -> list[str] | None:
     """What `vton` gets in the end; None where the command is no `vton` command."""
     if words[0] == "make":
-        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        # Under `make test`, a second make would name its folder, and take over the first's settings.
+        outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
+        env = {name: value for name, value in os.environ.items() if name not in outer}
+        dry = ["make", "-n", *words[1:]]
+        done = subprocess.run(dry, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         words = shlex.split(done.stdout.splitlines()[-1], comments=True)
     programs = [Path(word).name for word in words]
