@@ -11,6 +11,7 @@ DIR ?=
 PYTHON ?= python3
 VTON = .venv/bin/vton
 CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(origin MODEL)),--model $(MODEL))
+GIVEN = $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(if $(filter-out undefined default file,$(origin TRAINER)),trainer=$(TRAINER))
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -31,10 +32,10 @@ train: $(READY) ## Train or resume: make train MODEL=gardiff ARGS="train.lr=3e-5
 	$(VTON) train model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
 eval: $(READY) ## Score the newest run, or that of MODEL=..., or RUN=runs/...: table, results.json, picture grid
-	$(VTON) eval $(CHOSEN) $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(ARGS)
+	$(VTON) eval $(CHOSEN) $(GIVEN) $(ARGS)
 
 predict: $(READY) ## Write pictures only, of the same choice of run: make predict OUT=folder
-	$(VTON) predict $(CHOSEN) --out $(OUT) $(ARGS)
+	$(VTON) predict $(CHOSEN) $(GIVEN) --out $(OUT) $(ARGS)
 
 compare: $(READY) ## All architectures and baselines, one budget, one table: make compare ARGS="compare.seeds=[0,1]"
 	$(VTON) compare data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)

@@ -12,7 +12,7 @@ from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
 from vton.training import telemetry
 from vton.training.finite import FiniteNumbers
-from vton.training.held_out import Console, HeldOut
+from vton.training.held_out import Console, HeldOut, HeldOutPairs
 from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
 
@@ -187,14 +187,15 @@ def test_only_a_gradient_has_a_norm(gradient):
 
 
 @pytest.mark.parametrize("plugin", [Precision(), MixedPrecision("bf16-mixed", "cpu")])
-def test_held_out_pictures_are_drawn_as_predictions_are(plugin):
-    """In the precision of training; a pair whose picture shows no garment does not count as a
+@pytest.mark.parametrize("at_once", [2, 16])
+def test_held_out_pictures_are_drawn_as_predictions_are(plugin, at_once):
+    """In the precision of training, few at a time; a pair whose picture shows no garment does not count as a
     perfect one.
     """
     module, batch = randomised(tiny_module("gardiff")), random_batch(3)
     batch.truth_garment_mask[1] = 0
     found = trainer(global_step=2, precision_plugin=plugin)
-    look = HeldOut({"paired": batch}, every=2, pictures=2, ema=None)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch[:2])}, every=2, at_once=at_once, ema=None)
     look.on_train_batch_end(found, module, None, None, 1)
     assert module.training and look.step == 2
     assert found.logger.pictures.keys() == {"images/paired", "attention/paired"}

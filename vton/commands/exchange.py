@@ -44,7 +44,7 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     """A run folder that `vton eval` accepts, from published weights of `model`.
 
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
-    otherwise. Raises UserError for files that are absent, broken or of another model, and if the
+    otherwise, and the run belongs to no machine (trainer=auto). Raises UserError for files that are absent, broken or of another model, and if the
     run folder holds weights.
     """
     registry.config_class(model)
@@ -53,7 +53,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     read_published = checkpoint_code(model, "read_published")
     published = read_published(path)
     name = f"name={model}-{path.resolve().stem}"
-    config = load(f"model={model}", "preset=paper", name, *published.settings, *overrides)
+    assumed = (f"model={model}", "preset=paper", "trainer=auto", name)
+    config = load(*assumed, *published.settings, *overrides)
     require_whole_state(published.state, config, path)
 
     run = RunFolder.of(config)

@@ -71,7 +71,7 @@ def load(*overrides: str) -> ExperimentConfig:
         mode_presets.get(preset, {}),
         stage_presets.get(preset, {}),
         _read_chosen("data", chosen),
-        _read_chosen("trainer", chosen),
+        _trainer_settings(chosen["trainer"]),
         given,
         {
             "model.name": chosen["model"],
@@ -113,7 +113,7 @@ def load_shared(*overrides: str) -> ExperimentConfig:
         default_settings(),
         _read_chosen("preset", chosen),
         _read_chosen("data", chosen),
-        _read_chosen("trainer", chosen),
+        _trainer_settings(chosen["trainer"]),
         _parse([override for override in dotted if not override.startswith("model.")]),
         {"preset": chosen["preset"], "trainer.name": chosen["trainer"]},
     ]
@@ -137,7 +137,10 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
         name = _name(flatten(stored), "model.name")
         if not name:
             raise ConfigError("no model.name: not a run's config.yaml.")
-        return _checked(config_class(name), [stored, given])
+        settings = [stored]
+        if flatten(stored).get("trainer.name") == "auto":
+            settings.append(_trainer_settings("auto"))
+        return _checked(config_class(name), [*settings, given])
     except ConfigError as error:
         if any(str(error).startswith(key) for key in given):
             raise
@@ -205,9 +208,9 @@ def _parse_for_run(override: str) -> dict[str, Any]:
         raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
     if group not in ("data", "trainer"):
         return _parse([override])
-    settings = flatten(read_settings(file_of(group, name)))
     if group == "trainer":
-        return settings | {"trainer.name": name}
+        return flatten(_trainer_settings(name)) | {"trainer.name": name}
+    settings = flatten(read_settings(file_of(group, name)))
     return {"data.root": "", **settings}  # the run's own folder holds another data set
 
 
@@ -226,6 +229,21 @@ def _name(settings: dict[str, Any], key: str) -> str:
     if value is not None and (not isinstance(value, str) or "${" in value):
         raise ConfigError(f"{key}={_as_list(value)} is not a name.")
     return value or ""
+
+
+def _trainer_settings(name: str) -> dict:
+    """The settings of a file of configs/trainer; auto: of the one that fits this machine."""
+    settings = read_settings(file_of("trainer", name))
+    if name != "auto":
+        return settings
+    return settings | read_settings(file_of("trainer", trainer_of_machine()))
+
+
+def trainer_of_machine() -> str:
+    """gpu where torch finds a CUDA device, else cpu."""
+    import torch  # here: configurations load fast
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _read_chosen(group: str, chosen: dict[str, str]) -> dict:

@@ -94,6 +94,9 @@ class CodecConfig:
     # kl: diffusers folder or hub id; "" builds it from the fields below and trains it first
     pretrained: str = ""
     subfolder: str = "vae"
+    # kl: of weights and arithmetic. auto: train.precision, but fp32 where the run fits it itself or
+    # its folder says force_upcast
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear and kl from scratch: latent channels
     # kl from scratch: channels per level; Stable Diffusion's by default
@@ -311,7 +314,8 @@ class TrainConfig:
     grad_clip: NonNegativeFloat = 1.0  # norm; 0 = off
     # decay of the average over trained parameters; 0 = off
     ema: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9999
-    # of arithmetic (autocast); weights and moments stay float32
+    # of arithmetic (autocast); trained weights and moments stay float32, frozen networks are stored
+    # in it; see vton/models/precision.py
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: PositiveInt = 50  # steps
     # a step whose loss or gradient is not: end the run, or count it
@@ -364,11 +368,14 @@ class EvalConfig:
     protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
     batch_size: PositiveInt = 16  # pictures drawn and scored together, per device
+    # of sampling, weights included; null: train.precision
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: NonNegativeInt = 0  # of the sampling noise
     baselines: bool = True  # rows for what needs no learning, and for the warp below
     # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     warp: str = ""
     shuffled: bool = True  # the control row: garments exchanged between samples
+    shuffled_pairs: NonNegativeInt = 0  # of the control row, spread over the list; 0 = all
     # cascades: sample one stage after another; false: this one alone, on the reduced truth
     chain: bool = True
     metrics: tuple[Metric, ...] = ("ssim", "psnr", "lpips", "dists", "fid", "kid", "iou")

@@ -59,6 +59,7 @@ from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import token_grid
 from vton.models.codecs import Codec
 from vton.models.partial import train_only
+from vton.models.precision import DTYPES, cast, codec_precision, stored
 from vton.models.sharding import shard_module
 
 
@@ -98,6 +99,7 @@ class TrainedModule(LightningModule):
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
         self.config = config
+        codec.to(DTYPES[codec_precision(config)])
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.start_building()
         trained = set()
@@ -132,17 +134,29 @@ class TrainedModule(LightningModule):
         trained: bool = True,
         only: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take in a network: an attribute where it is trained, else in `frozen`.
+        """Take in a network: an attribute where it is trained, else in `frozen` and in the dtype
+        that frozen networks have (vton/models/precision.py).
 
         only: train, average, save and export just the parameters whose names it accepts, such as
             the attention layers or LoRA's matrices; see vton/models/partial.py.
         """
         if not trained:
+            cast(network, stored(self.config, trained=False))
             self.frozen[name] = network.eval().requires_grad_(False)
             return
         setattr(self, name, network)
         if only is not None:
             train_only(network, only)
+
+    def stored(self, settings) -> torch.dtype:
+        """What a network is loaded in, by the `trained` of its settings."""
+        return stored(self.config, settings.trained)
+
+    def compute_in(self, precision: str) -> None:
+        """Bring weights and arithmetic to the precision of sampling; the codec keeps its own."""
+        codec = self.frozen.pop("codec")
+        self.to(DTYPES[precision])
+        self.frozen = {"codec": codec, **self.frozen}
 
     def part(self, name: str) -> nn.Module:
         """A network that was added, trained or frozen."""

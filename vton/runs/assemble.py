@@ -13,6 +13,7 @@ from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.models.precision import DTYPES, codec_precision
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
@@ -61,7 +62,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     checkpoint: "weights", "last" or "best". Raises UserError naming what is absent or broken.
     """
     path = checkpoint_path(run, checkpoint)
-    codec = run_codec(config.codec, run.codec)
+    codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
     module = registry.module_class(config.model.name)(config, codec)
     if checkpoint == "weights":
         state = read_safetensors(path)

@@ -44,6 +44,7 @@ SHARED = (
     "data.synthetic.seed",
     "eval.orders",
     "eval.shuffled",
+    "eval.shuffled_pairs",
 )
 
 

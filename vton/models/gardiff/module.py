@@ -37,12 +37,13 @@ class GarDiff(TryOnModule):
         model: GarDiffConfig = self.config.model
         widths = (0, 0)
         if self.reads_clip:
-            clip = clip_image_encoder(model.clip)
+            clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
             widths = (clip.width, clip.tower.config.projection_dim)
             self.add("clip", clip, model.clip.trained)
         self.network = build_network(model, self.latent_shape(), *widths)
         if model.mode == "decoupled" or (model.mode != "paper" and not model.text.trained):
-            self.add("text", text_encoder(model.text), model.text.trained)
+            text = text_encoder(model.text, dtype=self.stored(model.text))
+            self.add("text", text, model.text.trained)
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
         return self.network
@@ -97,7 +98,7 @@ class GarDiff(TryOnModule):
         with self.gradients_if(model.clip.trained):
             if model.mode in ("release", "legacy12"):
                 pixels = clip_pixels(encoder, batch.garment, model.clip_rescale)
-                return encoder.tower(pixels).image_embeds[:, None]
+                return encoder.run(pixels).image_embeds[:, None]
             if self.reads_summary:
                 return encoder.pooled(batch.garment)
             return encoder(batch.garment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from vton.models.unet import build_unet, numbered_processors, published_argument
 from vton.weights.pretrained import (
     hub_folder,
     load_state,
+    network_folder,
     read_ip_adapter,
     read_json,
     read_weights_folder,
@@ -39,7 +41,8 @@ def build_tryon(
     if prompt.enabled:
         resampler = build_resampler(config.resampler, clip_width, config.unet.context)
     if config.unet.pretrained:
-        folder = hub_folder(config.unet.pretrained, config.unet.subfolder, "model.unet.pretrained")
+        source, subfolder = config.unet.pretrained, config.unet.subfolder
+        folder = network_folder(source, subfolder, "model.unet.pretrained")
         unet = empty_unet(
             folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels
         )
@@ -54,13 +57,15 @@ def build_tryon(
 
 
 def build_garment_net(
-    config: UNetConfig, channels: int, aspect: float = 1.0
+    config: UNetConfig, channels: int, aspect: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises UserError."""
+    """GarmentNet over latents of `channels`; aspect as in `build_tryon`; pretrained weights in
+    dtype. Raises UserError.
+    """
     key = "model.garment_unet"
     if not config.pretrained:
         return build_unet(config, channels, channels, key=key, aspect=aspect)
-    folder = hub_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
+    folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
     unet = empty_unet(
         folder,
         config,
@@ -131,7 +136,7 @@ def image_prompt_file(config: ImagePromptConfig) -> Path:
     """The IP-Adapter file that the configuration names."""
     file = Path(config.file)
     key = "model.image_prompt.pretrained"
-    return hub_folder(config.pretrained, str(file.parent), key, only=file.name) / file.name
+    return hub_folder(config.pretrained, str(file.parent), key, only=[file.name]) / file.name
 
 
 def load_image_prompt(tryon: TryonNet, path: Path) -> None:
