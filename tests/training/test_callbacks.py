@@ -189,8 +189,8 @@ def test_only_a_gradient_has_a_norm(gradient):
 @pytest.mark.parametrize("plugin", [Precision(), MixedPrecision("bf16-mixed", "cpu")])
 @pytest.mark.parametrize("at_once", [2, 16])
 def test_held_out_pictures_are_drawn_as_predictions_are(plugin, at_once):
-    """In the precision of training, few at a time; a pair whose picture shows no garment does not count as a
-    perfect one.
+    """In the precision of training, few at a time; a pair whose picture shows no garment does not
+    count as a perfect one.
     """
     module, batch = randomised(tiny_module("gardiff")), random_batch(3)
     batch.truth_garment_mask[1] = 0

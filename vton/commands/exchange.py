@@ -44,8 +44,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     """A run folder that `vton eval` accepts, from published weights of `model`.
 
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
-    otherwise, and the run belongs to no machine (trainer=auto). Raises UserError for files that are absent, broken or of another model, and if the
-    run folder holds weights.
+    otherwise, and the run belongs to no machine (trainer=auto). Raises UserError for files that are
+    absent, broken or of another model, and if the run folder holds weights.
     """
     registry.config_class(model)
     if not path.exists():

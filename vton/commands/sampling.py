@@ -22,7 +22,7 @@ from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
-from vton.models.base import TryOnModule, Worn
+from vton.models.base import Worn
 from vton.models.precision import for_sampling
 from vton.runs.assemble import data_module, load_module
 from vton.runs.cascade import Stage, WithLowres
@@ -98,8 +98,6 @@ class Sampler:
         replicated = replace(config, trainer=config.trainer.replicated(), train=plain)
         self.trainer = make_trainer(replicated, callbacks=[self.writer])
         self.module = load_module(stage.run, config, checkpoint)
-        if isinstance(self.module, TryOnModule):  # a warp is small, and solves for its splines
-            self.module.compute_in(config.train.precision)
 
     def draw_all(self, data: TryOnDataModule, order: Order) -> dict[str, float]:
         """Draw the pictures of an order and of its control into the run folder.

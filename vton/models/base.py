@@ -153,7 +153,7 @@ class TrainedModule(LightningModule):
         return stored(self.config, settings.trained)
 
     def compute_in(self, precision: str) -> None:
-        """Bring weights and arithmetic to the precision of sampling; the codec keeps its own."""
+        """Bring all weights, and with them arithmetic, to a precision; the codec keeps its own."""
         codec = self.frozen.pop("codec")
         self.to(DTYPES[precision])
         self.frozen = {"codec": codec, **self.frozen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
 from vton.runs.warp import RunWarp
 from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors
+from vton.weights.unfilled import unfilled
 
 
 def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
@@ -59,16 +61,30 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
     """The run's model with its trained weights, averaged where training keeps an average.
 
-    checkpoint: "weights", "last" or "best". Raises UserError naming what is absent or broken.
+    An architecture's are in train.precision, as all of its networks then: see
+    `TrainedModule.compute_in`. checkpoint: "weights", "last" or "best". Raises UserError naming
+    what is absent or broken.
     """
     path = checkpoint_path(run, checkpoint)
     codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
-    module = registry.module_class(config.model.name)(config, codec)
     if checkpoint == "weights":
         state = read_safetensors(path)
     else:
         state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
-    load_state(module, state, path)
+    build = partial(registry.module_class(config.model.name), config, codec)
+    if config.model.kind != "architecture":  # a warp is small, and solves for its splines
+        module = build()
+        load_state(module, state, path)
+        return module.eval()
+
+    with unfilled() as left:
+        module = build()
+    dtype = DTYPES[config.train.precision]
+    load_state(module, dict(state), path, dtype)
+    if left.among(module, *module.frozen.values()):  # weights that no file holds
+        module = build()
+        load_state(module, state, path)
+    module.compute_in(config.train.precision)
     return module.eval()
 
 

@@ -323,10 +323,26 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 # ---- weights and modules ----
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
-    """Load every tensor, or raise UserError as `check_state` does."""
+def load_state(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    source: Path | str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Load every tensor, or raise UserError as `check_state` does.
+
+    dtype: the module takes the tensors themselves, brought to it, instead of copying into its own:
+    for modules from `vton.weights.unfilled`. `state` is empty then.
+    """
     check_state(module.state_dict(), state, source, owner=type(module).__name__)
-    module.load_state_dict(state)
+    if dtype is None:
+        module.load_state_dict(state)
+        return
+    brought = {}
+    for name in list(state):  # one by one, so that no more than one is there twice
+        tensor = state.pop(name)
+        brought[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    module.load_state_dict(brought, assign=True)
 
 
 def check_state(

@@ -46,6 +46,9 @@ class GarDiff(TryOnModule):
             self.add("text", text, model.text.trained)
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
+        precision = (self.config.train.precision, self.config.codec.precision)
+        if model.appearance.weight and precision == ("fp16", "auto"):
+            self.codec.float()  # its gradient of Sobel edges overflows in float16
         return self.network
 
     @property

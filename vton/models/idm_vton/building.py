@@ -26,6 +26,7 @@ from vton.weights.pretrained import (
     read_json,
     read_weights_folder,
 )
+from vton.weights.unfilled import unfilled
 
 
 def build_tryon(
@@ -35,24 +36,37 @@ def build_tryon(
 
     aspect: height / width of the pictures, for `unet.positions`. Raises UserError.
     """
-    inputs = 3 * channels + 1  # x_t, mask, masked person, pose
     prompt = config.image_prompt
-    resampler = None
-    if prompt.enabled:
-        resampler = build_resampler(config.resampler, clip_width, config.unet.context)
-    if config.unet.pretrained:
-        source, subfolder = config.unet.pretrained, config.unet.subfolder
-        folder = network_folder(source, subfolder, "model.unet.pretrained")
-        unet = empty_unet(
-            folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels
-        )
-        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
-        load_base(tryon, read_weights_folder(folder), channels, folder)
-    else:
+    if not config.unet.pretrained:
+        inputs = 3 * channels + 1  # x_t, mask, masked person, pose
         unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
-        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
+        tryon = around(unet, config, clip_width)
+    else:
+        with unfilled() as left:
+            tryon = load_tryon(config, channels, clip_width)
+        if left.among(tryon) and not prompt.pretrained:  # the image prompt's, which start freshly
+            tryon = load_tryon(config, channels, clip_width)
     if prompt.enabled and prompt.pretrained:
         load_image_prompt(tryon, image_prompt_file(prompt))
+    return tryon
+
+
+def around(unet: UNet2DConditionModel, config: IdmVtonConfig, clip_width: int) -> TryonNet:
+    """TryonNet with a fresh Resampler and fresh image keys and values where it has any."""
+    resampler = None
+    if config.image_prompt.enabled:
+        resampler = build_resampler(config.resampler, clip_width, config.unet.context)
+    return TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
+
+
+def load_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNet:
+    """TryonNet with the UNet that `unet.pretrained` names. Raises UserError."""
+    source, subfolder = config.unet.pretrained, config.unet.subfolder
+    folder = network_folder(source, subfolder, "model.unet.pretrained")
+    inputs = 3 * channels + 1
+    unet = empty_unet(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
+    tryon = around(unet, config, clip_width)
+    load_base(tryon, read_weights_folder(folder), channels, folder)
     return tryon
 
 
@@ -66,15 +80,17 @@ def build_garment_net(
     if not config.pretrained:
         return build_unet(config, channels, channels, key=key, aspect=aspect)
     folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
-    unet = empty_unet(
-        folder,
-        config,
-        key,
-        in_channels=channels,
-        out_channels=channels,
-        addition_embed_type=None,
-    )
-    load_state(unet, without_added_embedding(unet, read_weights_folder(folder)), folder)
+    with unfilled():
+        unet = empty_unet(
+            folder,
+            config,
+            key,
+            in_channels=channels,
+            out_channels=channels,
+            addition_embed_type=None,
+        )
+    state = without_added_embedding(unet, read_weights_folder(folder))
+    load_state(unet, state, folder, dtype)
     return unet
 
 
@@ -113,7 +129,7 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
         for name, tensor in tryon.unet.state_dict().items():
             if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
                 state[name] = tensor
-    load_state(tryon.unet, state, source)
+    load_state(tryon.unet, state, source, torch.float32)
 
 
 def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:
