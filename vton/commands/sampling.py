@@ -24,6 +24,7 @@ from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
 from vton.models.base import Worn
 from vton.models.precision import for_sampling
+from vton.progress import Progress
 from vton.runs.assemble import data_module, load_module
 from vton.runs.cascade import Stage, WithLowres
 from vton.runs.folder import RunFolder
@@ -140,7 +141,9 @@ class Sampler:
             pairs = WithLowres(pairs, before, self.stage.config)
         self.writer.folder = folder
         loader = data.loader_of(pairs)
-        self.trainer.predict(self.module, dataloaders=loader, return_predictions=False)
+        doing = f"Drawing {order}{CONTROL if shuffled else ''}"
+        with Progress(doing, len(pairs), "pair") as self.writer.progress:
+            self.trainer.predict(self.module, dataloaders=loader, return_predictions=False)
         self.trainer.strategy.barrier()
 
 
@@ -154,6 +157,7 @@ class PictureWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.size = size
         self.folder = Path()
+        self.progress: Progress
 
     def write_on_batch_end(
         self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx
@@ -164,3 +168,4 @@ class PictureWriter(BasePredictionWriter):
             silhouettes = unpad_picture(as_pictures(prediction.silhouettes), self.size)
             write_pictures(self.folder / SILHOUETTES, batch.pair_id, silhouettes)
         write_pictures(self.folder, batch.pair_id, unpad_picture(pictures, self.size))
+        self.progress.advance(len(batch) * trainer.world_size)
