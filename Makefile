@@ -15,7 +15,7 @@ GIVEN = $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks docs tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks docs tensorboard test test-slow test-full lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 
 test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-full: $(READY) ## Paper presets at full size on the CPU, hours: make test-full SCRATCH=DIR (40 GB of disk, 24 GiB of memory)
+	VTON_FULL_SCRATCH=$(SCRATCH) .venv/bin/python -m pytest -m full -s $(ARGS)
 
 lint: $(READY) ## ruff: rules and format; import-linter: imports point one way
 	.venv/bin/ruff check .

@@ -70,8 +70,10 @@ def test_published_folders_train_and_sample(published, model, precision):
     module = built(model, *published(model), f"train.precision={precision}", "sampler.guidance=2")
     dtype = DTYPES[precision]
     for name, network in module.frozen.items():
-        if name != "dists":  # a loss, not a network that conditions
-            assert {p.dtype for p in network.parameters()} == {dtype}, name
+        # A loss is no network that conditions, and its gradient overflows in float16.
+        in_loss = name == "dists" or (model, precision, name) == ("gardiff", "fp16", "codec")
+        expected = torch.float32 if in_loss else dtype
+        assert {p.dtype for p in network.parameters()} == {expected}, name
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
     batch = random_batch(2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +20,9 @@ from vton.commands.choice import chosen_run
 from vton.config import ConfigError, ExperimentConfig, load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
+from vton.models.lora import merged
 from vton.models.settings import UNetConfig
+from vton.runs.assemble import load_module
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import check_state, read_safetensors, write_tensors
 
@@ -94,7 +97,15 @@ def export_run(run: RunFolder, target: Path) -> None:
     kept = read_safetensors(extra) if extra.exists() else {}
     write_published = checkpoint_code(config.model.name, "write_published")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_published(target, read_safetensors(run.weights), config, kept)
+    write_published(target, whole_weights(run, config), config, kept)
+
+
+def whole_weights(run: RunFolder, config: ExperimentConfig) -> dict[str, Tensor]:
+    """The run's weights; LoRA's matrices added to the weights that they change."""
+    if not config.model.lora.rank:
+        return read_safetensors(run.weights)
+    exact = replace(config, train=replace(config.train, precision="fp32"))
+    return merged(load_module(run, exact, "weights"))
 
 
 def require_exportable(run: RunFolder, config: ExperimentConfig) -> None:

@@ -79,11 +79,20 @@ class TrainedConfig:
 
 
 @dataclass
+class LoraSettings:
+    """Fine-tuning of the attention layers alone, by matrices of low rank: vton/models/lora.py."""
+
+    rank: NonNegativeInt = 0  # 0 = without: all that the model trains is trained
+    alpha: NonNegativeFloat = 0.0  # the product counts alpha / rank times; 0 = rank
+
+
+@dataclass
 class ModelConfig(TrainedConfig):
     """What every architecture's own config extends."""
 
     kind: ClassVar[ModelKind] = "architecture"
     condition_dropout: Fraction = 0.1  # probability that a training sample loses all its conditions
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 @dataclass
@@ -304,10 +313,14 @@ class TrainConfig:
     """Length, optimizer and precision of a training, and what it writes on the way."""
 
     steps: PositiveInt = 10_000  # optimizer steps
+    # run folder whose weights training starts from, such as an import's; "" = those of the model's
+    # own settings
+    start_from: str = ""
     batch_size: PositiveInt = 16  # per device
     accumulate: PositiveInt = 1  # batches per optimizer step
-    # muon: orthogonalised momentum for weights of hidden layers, AdamW for the rest
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    # adamw8bit: AdamW with moments of 8 bits; muon: orthogonalised momentum for weights of hidden
+    # layers, AdamW for the rest
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4  # after warm-up
     warmup_steps: NonNegativeInt = 500  # in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
@@ -462,6 +475,12 @@ class ExperimentConfig:
                 "use bf16."
             )
         kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
+        lora = self.model.lora.rank if isinstance(self.model, ModelConfig) else 0
+        if lora and strategy in ("fsdp", "deepspeed"):
+            raise ConfigError(
+                f"model.lora.rank={lora} trains so little that nothing is won by shards; use "
+                f"trainer.strategy=ddp instead of {strategy}."
+            )
         if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
             raise ConfigError(
                 "trainer.strategy=deepspeed needs train.precision=bf16 or fp32, "

@@ -19,6 +19,7 @@ from vton.config import ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
 from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
+from vton.models.precision import codec_precision
 
 META = torch.device("meta")
 SMALL = 1024  # entries of a tensor that keeps its numbers
@@ -27,6 +28,7 @@ SMALL = 1024  # entries of a tensor that keeps its numbers
 def on_meta(config: ExperimentConfig) -> TrainedModule:
     """The configured model without any weights: its keys and shapes."""
     config = copy.deepcopy(config)
+    config.codec.precision = codec_precision(config)
     set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
     log = logging.getLogger("vton")
     with torch.device("meta"), quiet(log):  # which weights a real run would use is no news here

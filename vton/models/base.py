@@ -50,7 +50,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from vton.config import ExperimentConfig
+from vton.config import ExperimentConfig, ModelConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser, drop_rows
@@ -58,6 +58,7 @@ from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import token_grid
 from vton.models.codecs import Codec
+from vton.models.lora import add_lora, is_lora
 from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
 from vton.models.precision import DTYPES, cast, codec_precision, stored
@@ -103,8 +104,14 @@ class TrainedModule(LightningModule):
         codec.to(DTYPES[codec_precision(config)])
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.start_building()
+        if self.has_lora:
+            self.requires_grad_(False)
+            for group in self.trained_parameters():
+                for parameter in group["params"]:
+                    parameter.requires_grad_(True)
+            add_lora(self.children(), config.model.lora, stored(config, trained=False))
         trained = set()
-        for group in self.trained_parameters():
+        for group in self.optimized():
             trained |= {id(parameter) for parameter in group["params"]}
         for parameter in self.parameters():  # before DDP wraps the module and waits for gradients
             parameter.requires_grad_(id(parameter) in trained)
@@ -170,6 +177,16 @@ class TrainedModule(LightningModule):
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    @property
+    def has_lora(self) -> bool:
+        return isinstance(self.config.model, ModelConfig) and self.config.model.lora.rank > 0
+
+    def optimized(self) -> list[dict]:
+        """`trained_parameters`, or LoRA's matrices where the configuration asks for these."""
+        if not self.has_lora:
+            return list(self.trained_parameters())
+        return [{"params": [p for name, p in self.named_parameters() if is_lora(name)]}]
+
     def networks(self) -> dict[str, nn.Module]:
         """Every network by name, for `vton info`."""
         return dict(self.named_children()) | self.frozen
@@ -209,7 +226,7 @@ class TrainedModule(LightningModule):
 
     def configure_optimizers(self):
         train = self.config.train
-        optimizer = build_optimizer(self, self.trained_parameters(), self.config)
+        optimizer = build_optimizer(self, self.optimized(), self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -14,6 +14,7 @@ from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.models.lora import load_base
 from vton.models.precision import DTYPES, codec_precision
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
@@ -37,8 +38,22 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
     codec = prepare_codec(run, config, data)
     # Again, because fitting a codec draws numbers and loading it does not.
     seed_everything(config.seed, verbose=False)
-    module_class = registry.module_class(config.model.name)
-    return run, data, module_class(config, codec)
+    module = registry.module_class(config.model.name)(config, codec)
+    if config.train.start_from:
+        start_from(module, Path(config.train.start_from).expanduser())
+    return run, data, module
+
+
+def start_from(module: TrainedModule, folder: Path) -> None:
+    """Give the module the weights of another run. Raises UserError where they don't fit."""
+    path = RunFolder(folder).weights
+    if not path.exists():
+        raise UserError(f"train.start_from={folder}: {path} does not exist.")
+    state = read_safetensors(path)
+    if module.has_lora:
+        load_base(module, state, path)
+    else:
+        load_state(module, state, path)
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:
@@ -75,6 +90,13 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     if config.model.kind != "architecture":  # a warp is small, and solves for its splines
         module = build()
         load_state(module, state, path)
+        return module.eval()
+    if config.model.lora.rank:  # the file holds LoRA's matrices alone
+        module = build()
+        if config.train.start_from:
+            start_from(module, Path(config.train.start_from).expanduser())
+        load_state(module, state, path)
+        module.compute_in(config.train.precision)
         return module.eval()
 
     with unfilled() as left:

@@ -235,7 +235,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise UserError(f"No weights at {path}.")
     try:
-        return load_file(path)
+        # Mapped, all of the file would stay in memory until its last tensor has been converted.
+        return load_file(path, backend="pread")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}). Copy or export it again."
