@@ -163,7 +163,7 @@ def test_the_console_says_the_last_step_once(capsys):
 
 
 def test_the_console_says_what_held_out_pairs_score(capsys):
-    look = HeldOut({}, every=2, pictures=1, ema=None)
+    look = HeldOut({}, every=2, at_once=1, ema=None)
     look.step = 2
     look.scores = {"val/paired/psnr": 20.0, "val/paired/psnr_garment": 17.125}
     found, console, module = trainer(), Console(look), Module()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vton import registry
 from vton.commands.choice import chosen_run
-from vton.config import ConfigError, ExperimentConfig, load
+from vton.config import ConfigError, ExperimentConfig, ModelConfig, load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.lora import merged
@@ -102,7 +102,7 @@ def export_run(run: RunFolder, target: Path) -> None:
 
 def whole_weights(run: RunFolder, config: ExperimentConfig) -> dict[str, Tensor]:
     """The run's weights; LoRA's matrices added to the weights that they change."""
-    if not config.model.lora.rank:
+    if not (isinstance(config.model, ModelConfig) and config.model.lora.rank):
         return read_safetensors(run.weights)
     exact = replace(config, train=replace(config.train, precision="fp32"))
     return merged(load_module(run, exact, "weights"))

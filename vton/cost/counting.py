@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,11 +59,14 @@ def describe(config: ExperimentConfig, gpus: int = 0, precision: str = "") -> di
     configured. Raises CountingError.
     """
     with naming(config):
-        module = on_meta(config)
+        sampled = for_sampling(config)
+        if precision:
+            sampled = replace(config, train=replace(config.train, precision=precision))
+        module = on_meta(sampled)
         facts = networks_of(module)
         if config.model.kind == "warp":
             return facts | {"flops": {"warp": warp_flops(module)}}
-        facts |= sampling_of(module, precision or for_sampling(config).train.precision)
+        facts |= sampling_of(module, sampled.train.precision)
         if gpus:
             facts["training"] = training_memories(config, gpus)
         return facts

@@ -54,6 +54,9 @@ class Codec(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what `load_codec` reads."""
 
+    def checkpoint(self) -> None:
+        """Let gradients through `decode` be had for less memory, by computing it twice."""
+
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of a picture of this size.
 
@@ -183,6 +186,9 @@ class KLCodec(Codec):
                 for rows in z.split(self.rows((height, width)))
             ]
             return torch.cat(pictures).float()
+
+    def checkpoint(self) -> None:
+        self.vae.enable_gradient_checkpointing()
 
     def rows(self, size: tuple[int, int]) -> int:
         """How many pictures of this size go through at once."""

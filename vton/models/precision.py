@@ -17,11 +17,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from vton.config import CodecConfig, ExperimentConfig
-from vton.weights.pretrained import may_download
+from vton.weights.pretrained import hub_file, read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,22 +41,17 @@ def codec_precision(config: ExperimentConfig) -> str:
     codec = config.codec
     if codec.precision != "auto":
         return codec.precision
-    if codec.name != "kl" or not codec.pretrained or asks_for_float32(codec):
+    if config.train.precision == "fp32" or codec.name != "kl" or not codec.pretrained:
         return "fp32"
-    return config.train.precision
+    return "fp32" if asks_for_float32(codec) else config.train.precision
 
 
 def asks_for_float32(config: CodecConfig) -> bool:
     """Whether the autoencoder's config.json says `force_upcast: true`, as SDXL's own does, which
-    overflows in float16. A file that cannot be read here says nothing.
+    overflows in float16. A file that is not on this machine yet says nothing.
     """
-    try:
-        said = AutoencoderKL.load_config(
-            config.pretrained, subfolder=config.subfolder, local_files_only=not may_download()
-        )
-    except (OSError, ValueError):
-        return False
-    return bool(said.get("force_upcast", False))
+    file = hub_file(config.pretrained, config.subfolder, "config.json")
+    return file is not None and bool(read_json(file).get("force_upcast", False))
 
 
 def own_precision(network: nn.Module) -> AbstractContextManager:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -155,6 +155,19 @@ def hub_folder(source: str, subfolder: str, key: str, only: Sequence[str] = ("*"
     if not (folder / subfolder).is_dir():
         raise UserError(f"{key}={source} has no folder {subfolder}.")
     return folder / subfolder
+
+
+def hub_file(source: str, subfolder: str, name: str) -> Path | None:
+    """A file of a hub-format source that is on this machine; None where it is not."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        file = folder / subfolder / name
+        return file if file.is_file() else None
+    try:
+        cached = try_to_load_from_cache(_in_cache(source), str(Path(subfolder, name)))
+    except ValueError:  # no hub id either
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def may_download() -> bool:
