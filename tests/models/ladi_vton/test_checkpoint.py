@@ -191,7 +191,7 @@ def test_variants_are_recognised(released):
     linear = EMASC(SkipChannels([8, 8, 8, 8], [8, 8, 8, 8]), "linear")
     torch.save(linear.state_dict(), released / "emasc_vitonhd.pth")
     settings = read_published(released / "unet_vitonhd.pth").settings
-    assert {"model.garment_input=none", "model.emasc.kind=linear"} <= set(settings)
+    assert {'model.garment_input="none"', 'model.emasc.kind="linear"'} <= set(settings)
 
 
 def test_files_that_are_not_ladi_vton(released, tmp_path):

@@ -77,11 +77,11 @@ def skip_channels(codec: Codec) -> SkipChannels:
 
 
 def skip_features(codec: Codec, picture: Tensor) -> list[Tensor]:
-    """Features (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1], in float32."""
+    """Features (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1], in the codec's precision."""
     with full_precision(picture):
         if isinstance(codec, LinearCodec):
             return [F.pixel_unshuffle(picture.float(), codec.factor)]
-        return autoencoder_features(codec.vae, picture.float())
+        return autoencoder_features(codec.vae, picture.to(codec.vae.dtype))
 
 
 def autoencoder_features(vae: AutoencoderKL, picture: Tensor) -> list[Tensor]:
@@ -101,11 +101,12 @@ def decode_with_skips(codec: Codec, z: Tensor, skips: list[Tensor]) -> Tensor:
     if not skips:
         return codec.decode(z)
     with full_precision(z):
-        skips = [skip.float() for skip in skips]
         if isinstance(codec, LinearCodec):
             patches = F.pixel_unshuffle(codec.decode(z), codec.factor)
-            return F.pixel_shuffle(patches + skips[0], codec.factor)
-        return decode_autoencoder(codec.vae, z.float() / codec.scaling, skips)
+            return F.pixel_shuffle(patches + skips[0].float(), codec.factor)
+        dtype = codec.vae.dtype
+        skips = [skip.to(dtype) for skip in skips]
+        return decode_autoencoder(codec.vae, z.to(dtype) / codec.scaling, skips)
 
 
 def decode_autoencoder(vae: AutoencoderKL, z: Tensor, skips: list[Tensor]) -> Tensor:

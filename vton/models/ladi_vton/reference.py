@@ -79,7 +79,7 @@ def recompute(reference: Reference) -> dict[str, Tensor]:
 class Networks:
     """The folder's networks, and what several groups compute from its inputs.
 
-    Autoencoder, EMASC and losses are in float32 whatever the others run in.
+    Autoencoder, EMASC and losses are in float32 where the others run in half precision.
     """
 
     def __init__(self, reference: Reference):
@@ -87,6 +87,7 @@ class Networks:
         self.inputs = reference.inputs
         self.settings = reference.config
         self.objective: Objective = read_objective(self.settings["scheduler"])
+        self.full = torch.promote_types(reference.dtype, torch.float32)
         self.adapter.requires_grad_(True)
 
     def fresh_unet(self) -> UNet2DConditionModel:
@@ -140,25 +141,22 @@ class Networks:
     @cached_property
     def codec(self) -> KLCodec:
         vae = AutoencoderKL(**self.settings["vae"])
-        vae = self.reference.load(vae, "vae", torch.float32).requires_grad_(False)
+        vae = self.reference.load(vae, "vae", self.full).requires_grad_(False)
         return KLCodec(vae)
 
     def emasc(self, kind: str = "nonlinear") -> EMASC:
         settings = self.settings["emasc"]
         channels = SkipChannels(settings["in_channels"], settings["out_channels"])
         part = "emasc_linear" if kind == "linear" else "emasc"
-        return self.reference.load(EMASC(channels, kind), part, torch.float32)
+        return self.reference.load(EMASC(channels, kind), part, self.full)
 
     @cached_property
     def perceptual(self) -> PerceptualLoss:
         settings = self.settings["vgg"]
         loss = PerceptualLoss(None, channels=tuple(settings["channels"]))
         loss.SIDE = settings["short_side"]
-        weights = {}
-        for name, tensor in self.reference.weights("vgg").items():
-            weights[name] = tensor.float()
-        load_state(loss.backbone, weights, "weights_vgg.safetensors")
-        return loss.to(self.reference.device).requires_grad_(False)
+        load_state(loss.backbone, self.reference.weights("vgg"), "weights_vgg.safetensors")
+        return loss.to(self.reference.device, self.full).requires_grad_(False)
 
     # ---- from the inputs ----
 
@@ -167,22 +165,31 @@ class Networks:
         return tuple(self.inputs["image"].shape[-2:])
 
     @cached_property
+    def picture(self) -> Tensor:
+        return self.inputs["image"].to(self.full)
+
+    @cached_property
     def mask(self) -> Tensor:
-        return self.inputs["inpaint_mask"].float()
+        return self.inputs["inpaint_mask"].to(self.full)
 
     @cached_property
     def masked_picture(self) -> Tensor:
-        return self.inputs["image"].float() * (1 - self.mask)
+        return self.picture * (1 - self.mask)
 
     def latents(self, picture: Tensor, noise: str) -> Tensor:
-        """A scaled draw from the posterior, float32, its noise from the inputs."""
-        posterior = self.codec.posterior(picture.float())
-        drawn = posterior.mean + posterior.std * self.inputs[noise].float()
+        """A scaled draw from the posterior, its noise from the inputs."""
+        posterior = self.codec.vae.encode(picture.to(self.full)).latent_dist
+        drawn = posterior.mean + posterior.std * self.inputs[noise].to(self.full)
         return drawn * self.codec.scaling
+
+    def decoded(self, z: Tensor, skips: list[Tensor]) -> Tensor:
+        if skips:
+            return decode_with_skips(self.codec, z, skips)
+        return self.codec.vae.decode(z.to(self.full) / self.codec.scaling).sample
 
     @cached_property
     def x0(self) -> Tensor:
-        return self.latents(self.inputs["image"], "image_noise")
+        return self.latents(self.picture, "image_noise")
 
     @cached_property
     def joints(self) -> tuple[Tensor, Tensor]:
@@ -246,14 +253,14 @@ def in_pixels(
 
 def preparation(networks: Networks) -> dict[str, Tensor]:
     i = networks.inputs
-    pixels = clip_pixels(networks.clip.float(), i["cloth"].float())
+    pixels = clip_pixels(networks.clip.to(networks.full), i["cloth"].to(networks.full))
     networks.clip.to(networks.reference.dtype)
     tensors = {
         "prep.clip_pixels": pixels,
         "prep.pose_latent": networks.pose(networks.joints),
         "train.mask": latent_mask(networks.mask, networks.x0.shape[-2:]),
         "train.noisy_latents": networks.objective.add_noise(
-            networks.x0, i["noise"].float(), i["timesteps"]
+            networks.x0, i["noise"].to(networks.full), i["timesteps"]
         ),
     }
     if "keypoints_coco18" in i:
@@ -288,7 +295,7 @@ def autoencoder(networks: Networks) -> dict[str, Tensor]:
         "vae.image_latents": networks.x0,
         "vae.masked_latents": networks.latents(networks.masked_picture, "masked_noise"),
         "vae.cloth_latents": networks.latents(i["warped_cloth"], "cloth_noise"),
-        "vae.decoded": decode_with_skips(codec, networks.x0, []),
+        "vae.decoded": networks.decoded(networks.x0, []),
         "emasc.decoded": decode_with_skips(codec, networks.x0, skips),
     }
     linear = networks.emasc("linear")(features, networks.mask)
@@ -304,7 +311,7 @@ def single_calls(networks: Networks) -> dict[str, Tensor]:
     """One call of each branch, of the UNet without garment, and of the widened base."""
     i, model = networks.inputs, networks.model
     conditions = networks.conditions(networks.text_states(networks.words()))
-    z = networks.objective.add_noise(networks.x0, i["noise"].float(), i["timesteps"])
+    z = networks.objective.add_noise(networks.x0, i["noise"].to(networks.full), i["timesteps"])
     t = i["timesteps"]
     cond = networks.call(model, z, t, conditions)
     uncond = networks.call(model, z, t, model.unconditional(conditions))
@@ -351,7 +358,7 @@ def sampling_run(networks: Networks, name: str, settings: dict) -> dict[str, Ten
     if settings["emasc"]:
         features = skip_features(networks.codec, networks.masked_picture)
         skips = networks.emasc(settings["emasc"])(features, networks.mask)
-    picture = decode_with_skips(networks.codec, run.latents[-1].float(), skips)
+    picture = networks.decoded(run.latents[-1], skips)
     tensors = {
         "timesteps": run.timesteps,
         "latents_steps": torch.stack(run.latents),
@@ -376,7 +383,7 @@ def stage_1(networks: Networks) -> dict[str, Tensor]:
     emasc = networks.emasc().requires_grad_(True)
     skips = emasc(skip_features(networks.codec, networks.masked_picture), networks.mask)
     decoded = decode_with_skips(networks.codec, networks.x0, skips)
-    picture = networks.inputs["image"].float()
+    picture = networks.picture
     l1, vgg = F.l1_loss(decoded, picture), networks.perceptual(decoded, picture)
     loss = l1 + networks.settings["vgg"]["weight"] * vgg
     loss.backward()
@@ -418,7 +425,7 @@ def noise_loss(
     networks: Networks, model: LadiUNet, conditions: Conditions
 ) -> tuple[Tensor, Tensor]:
     i, objective = networks.inputs, networks.objective
-    noised = objective.noised(networks.x0, i["noise"].float(), i["timesteps"])
+    noised = objective.noised(networks.x0, i["noise"].to(networks.full), i["timesteps"])
     prediction = networks.call(model, noised.z_t, noised.t, conditions)
     return prediction, objective.loss(prediction, noised).mean()
 
