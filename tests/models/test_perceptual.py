@@ -156,5 +156,6 @@ def test_the_longer_side_is_cut_to_whole_pixels():
     """As torchvision's resize: 80x48 has a longer side of 426.67 where the shorter is 256."""
     loss, sizes = PerceptualLoss(None, channels=(2, 2, 2, 2, 2)), []
     loss.backbone.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
-    loss(torch.zeros(1, 3, 80, 48), torch.zeros(1, 3, 48, 80))
+    for height, width in ((80, 48), (48, 80)):
+        loss.features(torch.zeros(1, 3, height, width))
     assert sizes == [(426, 256), (256, 426)]

@@ -88,8 +88,11 @@ class LadiVtonConfig(ModelConfig):
             raise ConfigError(f"model.garment_rate={self.garment_rate:g} must be in [0, 1].")
         if self.heat_sigma <= 0:
             raise ConfigError(f"model.heat_sigma={self.heat_sigma:g} must be positive.")
-        if not self.text.pretrained and not self.text.trained and self.prompt == "caption":
-            return
+        if self.prompt == "caption" and not (self.text.pretrained or self.text.trained):
+            raise ConfigError(
+                "model.prompt=caption needs a text encoder that knows words: set "
+                "model.text.pretrained, or model.text.trained=true to learn it."
+            )
         if self.text.width != self.unet.context:
             raise ConfigError(
                 f"model.text.width={self.text.width} must equal "
