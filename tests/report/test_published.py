@@ -24,7 +24,13 @@ def test_totals(published):
         "second_hand": 8,
         "misprint": 5,
     }
-    assert published.models == ["gardiff", "idm_vton", "imagdressing", "tryondiffusion", "ladi_vton"]
+    assert published.models == [
+        "gardiff",
+        "idm_vton",
+        "imagdressing",
+        "tryondiffusion",
+        "ladi_vton",
+    ]
 
 
 def test_every_value_has_source_table_and_protocol_and_stands_once(published):
