@@ -115,6 +115,7 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
     frozen = sum(count(network.parameters()) for network in module.frozen.values())
     frozen_bytes = weight_bytes(module.frozen.values())
     every = trained + kept
+    stored = sum(p.nbytes for p in parameters)  # LoRA's base weights are in half precision
     in_blocks = sorted(count(block.parameters()) for block in module.blocks())
     gathered = every - sum(in_blocks) + sum(in_blocks[-2:])
     activations = step_activations(module, batch, half)
@@ -122,9 +123,9 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
     def per_gpu(
         weights: float, copies: float, gradients: float, moments: float, average: float
     ) -> dict:
-        """Bytes of these numbers of parameters; copies: bytes already."""
+        """Bytes of these numbers of parameters; weights and copies: bytes already."""
         parts = {
-            "weights": 4 * weights,
+            "weights": weights,
             "copies": copies,
             "gradients": 4 * gradients,
             "optimizer": STATE_BYTES[train.optimizer] * moments,
@@ -135,7 +136,7 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
         parts["total"] = sum(parts.values()) + max(0, look - activations)
         return {name: round(value) for name, value in parts.items()}
 
-    copies = 2 * every if half else 0
+    copies = 2 * count(p for p in parameters if p.dtype == torch.float32) if half else 0
     share = trained / gpus
     return {
         "gpus": gpus,
@@ -145,9 +146,9 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
         "activations": activations,
         "look": look,
         "strategies": {
-            "ddp": per_gpu(every, copies, trained, trained, trained),
-            "deepspeed": per_gpu(every, copies, share, share, trained),
-            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), share, share, share),
+            "ddp": per_gpu(stored, copies, trained, trained, trained),
+            "deepspeed": per_gpu(stored, copies, share, share, trained),
+            "fsdp": per_gpu(stored / gpus, gathered * (2 if half else 4), share, share, share),
         },
     }
 
