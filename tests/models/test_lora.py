@@ -7,6 +7,7 @@ from tests.batches import random_batch, tiny_module
 from vton import registry
 from vton.commands.exchange import export_run, import_run, whole_weights
 from vton.config import ConfigError, load
+from vton.models.codecs import run_codec
 from vton.models.lora import base_name, is_lora, load_base, merged
 from vton.runs.assemble import load_module, start_from
 from vton.runs.folder import RunFolder
@@ -41,7 +42,7 @@ def test_it_starts_as_the_model_and_its_sum_is_one(model):
                 parameter.add_(0.05 * torch.randn_like(parameter))
     changed = module.generate(batch)
     load_state(plain, merged(module), "merged")
-    torch.testing.assert_close(plain.generate(batch), changed, atol=1e-4, rtol=0)
+    torch.testing.assert_close(plain.generate(batch), changed, atol=1e-3, rtol=0)
 
 
 def test_a_published_checkpoint_is_tuned_and_exported(published_idm_vton, tmp_path):
@@ -55,9 +56,8 @@ def test_a_published_checkpoint_is_tuned_and_exported(published_idm_vton, tmp_pa
     config.name = "tuned"
     run = RunFolder.of(config)
     run.start(config)
-    module = registry.module_class("idm_vton")(
-        config, load_module(imported, config, "weights").codec
-    )
+    codec = run_codec(config.codec, run.codec)
+    module = registry.module_class("idm_vton")(config, codec)
     start_from(module, imported.path)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

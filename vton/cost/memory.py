@@ -116,6 +116,7 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
     frozen_bytes = weight_bytes(module.frozen.values())
     every = trained + kept
     stored = sum(p.nbytes for p in parameters)  # LoRA's base weights are in half precision
+    copies = 2 * count(p for p in parameters if p.dtype == torch.float32) if half else 0
     in_blocks = sorted(count(block.parameters()) for block in module.blocks())
     gathered = every - sum(in_blocks) + sum(in_blocks[-2:])
     activations = step_activations(module, batch, half)
@@ -136,7 +137,6 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
         parts["total"] = sum(parts.values()) + max(0, look - activations)
         return {name: round(value) for name, value in parts.items()}
 
-    copies = 2 * count(p for p in parameters if p.dtype == torch.float32) if half else 0
     share = trained / gpus
     return {
         "gpus": gpus,
