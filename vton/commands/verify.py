@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ RELATIVE = {
     "fp16": {Kind.CALL: 5e-2, Kind.STEPS: 1e-1, Kind.GRADIENT: 1e-1, Kind.BYTES: 1e-1},
     "bf16": {Kind.CALL: 4e-1, Kind.STEPS: 5e-1, Kind.GRADIENT: 5e-1, Kind.BYTES: 5e-1},
 }
+OUTLINE = 1e-2  # share of a mask's pixels that may differ, all of them at its border
 DIFFERENT = 1e-2  # a recorded mistake must be further away than this
 
 
@@ -114,6 +116,11 @@ def check_tensor(
         problem = f"shape {tuple(computed.shape)}, expected {tuple(expected.shape)}"
         return Check(name, kind.value, None, None, problem, passed=False)
 
+    if kind is Kind.OUTLINE:
+        share = differing_share(expected, computed)
+        bound = f"share of pixels {OUTLINE:g}"
+        return Check(name, kind.value, None, share, bound, passed=share <= OUTLINE)
+
     expected, computed = expected.double(), computed.detach().double().cpu()
     largest = expected.abs().max().item() if expected.numel() else 0.0
     absolute = (expected - computed).abs().max().item() if expected.numel() else 0.0
@@ -135,12 +142,21 @@ def check_tensor(
     return Check(name, kind.value, absolute, relative, bound, passed)
 
 
+def differing_share(expected: Tensor, computed: Tensor) -> float:
+    """How many bits of two packed masks differ, as a share of those that are set."""
+    expected, computed = expected.numpy(), computed.cpu().numpy()
+    differing = np.unpackbits(expected ^ computed).sum()
+    return float(differing / max(np.unpackbits(expected).sum(), 1))
+
+
 def print_checks(checks: list[Check]) -> None:
     """A line for each tensor, with maximum absolute and relative error, and a verdict."""
     width = max(len(check.name) for check in checks)
     for check in checks:
-        if check.max_absolute is None:
+        if check.max_relative is None:
             errors = "       -       -"
+        elif check.max_absolute is None:
+            errors = f"        -  {check.max_relative:.1e}"
         else:
             errors = f"  {check.max_absolute:.1e}  {check.max_relative:.1e}"
         verdict = "ok  " if check.passed else "FAIL"
