@@ -414,6 +414,9 @@ class EvalConfig:
     # folder of pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else `vton weights`' own
     weights: str = ""
     pictures: PositiveInt = 8  # rows of the grid
+    # rendered pairs on which to measure how far from the true place attention reads the garment,
+    # by layer and step; 0 = none
+    places: NonNegativeInt = 0
 
     def __post_init__(self):
         if not self.orders:

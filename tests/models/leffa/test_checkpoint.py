@@ -15,7 +15,7 @@ from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.codecs import KLCodec, small_autoencoder
 from vton.models.leffa.building import build_generative, build_reference, with_inputs
-from vton.models.leffa.checkpoint import read_networks, read_published
+from vton.models.leffa.checkpoint import read_networks, read_published, write_published
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet
 from vton.runs.assemble import load_module
@@ -93,13 +93,16 @@ def test_what_nothing_reads_may_be_absent(tmp_path):
     tail = ("unet_encoder.conv_out.", "unet_encoder.conv_norm_out.")
     unread = {name for name in whole if ".attn2.to_" in name or name.startswith(tail)}
     save_file({n: x for n, x in whole.items() if n not in unread}, tmp_path / "short.safetensors")
-    run = imported(tmp_path / "short.safetensors", tmp_path, "model.unet.context=768")
+    run = imported(
+        tmp_path / "short.safetensors",
+        tmp_path,
+    )
     found = load_file(run.weights)
     assert torch.equal(found["unet.conv_in.weight"], whole["unet.conv_in.weight"])
     assert not found["reference_unet.conv_out.weight"].any()
     del whole["unet.conv_out.bias"]
     save_file(whole, tmp_path / "broken.safetensors")
-    with pytest.raises(UserError, match=r"missing unet.conv_out.bias"):
+    with pytest.raises(UserError, match=r"1 missing \(unet\.conv_out\.bias\)"):
         imported(tmp_path / "broken.safetensors", tmp_path, "name=broken")
 
 
@@ -120,22 +123,16 @@ def test_files_of_another_model_are_named(tmp_path, change, message):
 
 
 def test_runs_that_the_format_has_no_place_for_are_refused(tmp_path):
-    for overrides, message in (
-        (("codec.name=linear",), "holds an AutoencoderKL"),
-        (("model.reference_unet.trained=false",), r"reference_unet\.trained=false"),
-    ):
-        run = imported(PUBLISHED, tmp_path, f"name={message[:5].strip()}")
-        run.start(load(*run_overrides(run), *overrides))
-        if "trained" in message:
-            own = {n: x for n, x in load_file(run.weights).items() if n.startswith("unet.")}
-            save_file(own, run.weights)
-        with pytest.raises(UserError, match=message):
-            export_run(run, tmp_path / f"{len(overrides[0])}.pth")
-
-
-def run_overrides(run):
-    runs, name = run.path.parent, run.path.name
-    return ("model=leffa", "preset=paper", f"runs={runs}", f"name={name}", *SHAPE)
+    config, target = load("model=leffa", "preset=tiny"), tmp_path / "leffa.pth"
+    unet = {"unet.conv_in.bias": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"reference_unet\.trained=false"):
+        write_published(target, unet, config, {})
+    both = unet | {"reference_unet.conv_in.bias": torch.zeros(1)}
+    with pytest.raises(UserError, match="holds an AutoencoderKL"):
+        write_published(target, both, config, {})
+    with pytest.raises(UserError, match="codec is not at"):
+        write_published(target, both, load("model=leffa", "preset=small"), {})
+    assert not target.exists()
 
 
 def test_a_run_starts_from_a_published_file_or_from_the_stage_before(tmp_path):
