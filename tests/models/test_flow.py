@@ -157,8 +157,10 @@ def test_gradient_checkpointing_changes_nothing(model):
 
 def test_dropped_rows_do_not_learn_where_to_read():
     batch = random_batch(2)
-    for model in ("idm_vton", "imagdressing", "leffa"):
-        dropped = randomised(tiny_module(model, *ON[:2], "model.condition_dropout=1.0"))
+    nothing_else = [f"model.dropout.{name}=0" for name in ("image", "text", "both")]
+    for model, overrides in (("idm_vton", []), ("imagdressing", nothing_else), ("leffa", [])):
+        overrides = (*ON[:2], *overrides, "model.condition_dropout=1.0")
+        dropped = randomised(tiny_module(model, *overrides))
         dropped.training_step(batch, 0)
         assert dropped.last_losses["flow"] == 0
 
