@@ -111,22 +111,20 @@ class AttentionMaps:
 _recording: list[AttentionMaps | GarmentReads] = []
 
 
-@contextmanager
-def record_attention() -> Iterator[AttentionMaps]:
-    """Collect the attention maps of every `read_garment` while the context is open."""
-    with _recorded_by(AttentionMaps()) as maps:
-        yield maps
+def record_attention(maps: AttentionMaps | None = None):
+    """A context that collects the attention maps of every `read_garment` in `maps`, or new ones."""
+    return _recorded_by(AttentionMaps() if maps is None else maps)
+
+
+def record_reads(reads: GarmentReads | None = None):
+    """A context that collects queries and garment keys of every `read_garment` in `reads`, or new
+    ones.
+    """
+    return _recorded_by(GarmentReads() if reads is None else reads)
 
 
 @contextmanager
-def record_reads() -> Iterator[GarmentReads]:
-    """Collect queries and garment keys of every `read_garment` while the context is open."""
-    with _recorded_by(GarmentReads()) as reads:
-        yield reads
-
-
-@contextmanager
-def _recorded_by(recorder):
+def _recorded_by(recorder: AttentionMaps | GarmentReads) -> Iterator[AttentionMaps | GarmentReads]:
     _recording.append(recorder)
     try:
         yield recorder
