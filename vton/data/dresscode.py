@@ -112,9 +112,15 @@ class DressCode(Folder):
         return self.root / category
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
-        what = self.parts[part].what
-        count = len(labels.FROM_DRESSCODE)
-        ids = images.read_labels(files.path(part), what, files.origin(part), size, count)
+        ids = images.read_labels(
+            files.path(part),
+            self.parts[part].what,
+            files.origin(part),
+            size,
+            len(labels.FROM_DRESSCODE),
+            palettes=(labels.DRESSCODE_PALETTE, labels.VOC_PALETTE),
+            foreign={"VITON-HD": labels.VITON_HD_PALETTE},
+        )
         return labels.FROM_DRESSCODE[ids]
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
