@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
+from vton.progress import track
 from vton.weights.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
 
 # How a small AutoencoderKL is fitted. AdamW's peak rate is high because steps are few: 150 of them,
@@ -265,7 +267,8 @@ def train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable
     )
     vae.train()
     spreads = []
-    for step, image in zip(range(config.fit_steps), batches, strict=False):  # batches are endless
+    batches = islice(batches, config.fit_steps)  # they are endless
+    for step, image in enumerate(track(batches, "Fitting the codec", config.fit_steps, "step")):
         posterior = vae.encode(image).latent_dist
         output = vae.decode(posterior.sample()).sample
         loss = F.l1_loss(output, image) + F.mse_loss(output, image) + FIT_KL * posterior.kl().mean()
