@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,14 +11,14 @@ from torch.utils.data import Dataset
 
 from vton import config as configuration
 from vton.config import DataConfig
-from vton.data import labels, transforms
+from vton.data import crosscheck, labels, transforms
 from vton.data import record as records
 from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
 from vton.data.folder import Folder, PairFiles, Place, Split
-from vton.data.pairs import Pair, exchanged, limited
+from vton.data.pairs import Pair, exchanged, limited, require_unique_ids
 from vton.data.record import Record
 from vton.data.sample import DataError, Order, TryOnSample
 from vton.data.source import Source, lexists, open_source
@@ -86,6 +88,7 @@ class TryOnDataset(Dataset):
                 "pairs. A run that is known by its number of pairs must have them: use at most as "
                 "many, or 0 for all."
             )
+        require_unique_ids(pairs, f"{folder.dataset} {split} {order}")
         self.pairs = limited(pairs, limit)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
@@ -104,7 +107,7 @@ class TryOnDataset(Dataset):
     @property
     def pair_ids(self) -> list[str]:
         """Names of the pairs in list order, as TryOnSample.pair_id."""
-        return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
+        return [pair.id for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
         return self.sample(self.record(index))
@@ -169,7 +172,7 @@ class TryOnDataset(Dataset):
         config = self.folder.config
         if config.caption_source == "fallback":  # every garment has the same caption
             return ""
-        garments = [Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs]
+        garments = [replace(pair, person=pair.garment) for pair in self.pairs]
         count = 0
         left_out: dict[Pair, Source] = {}
         for garment in dict.fromkeys(garments):
@@ -186,8 +189,8 @@ class TryOnDataset(Dataset):
         first = next(iter(left_out))
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
-            f"'{config.caption_fallback}' (data.caption_fallback). The first is {first.garment}; "
-            f"captions come from {', '.join(names)}."
+            f"'{config.caption_fallback}' (data.caption_fallback). "
+            f"The first is {first.garment_id}; captions come from {', '.join(names)}."
         )
 
     def _decode(self, index: int) -> Record:
@@ -198,12 +201,18 @@ class TryOnDataset(Dataset):
         garment = garment_files.photo("garment")
         parse = files.labels("parse", person.size)
         joints = files.joints()
+        contents = {"parse": parse, "keypoints": joints}
         densepose = None
         if self.folder.config.densepose:
-            parts = files.densepose(person.size)
-            densepose = torch.from_numpy(transforms.resize_labels(parts, size))
+            contents["densepose"] = files.densepose(person.size)
+            resized = transforms.resize_labels(contents["densepose"], size)
+            densepose = torch.from_numpy(resized)
         silhouette = transforms.resize_silhouette(garment_files.garment_mask(garment), size)
-        repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
+        repaint = self._repaint(files, person, parse, joints)
+        if self.mask_source == "folder":
+            contents["agnostic_mask"] = repaint
+        crosscheck.require(files, contents)
+        repaint = transforms.resize_repaint(repaint, size)
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)
         agnostic = np.where(repaint[..., None], np.uint8(0), person)

@@ -161,7 +161,8 @@ class DressCode(Folder):
                     "<id>_1 (garment). Are the columns crossed?"
                 )
             listed = category or CATEGORIES[int(third[0])]
-            pair = Pair(person.removesuffix("_0"), garment.removesuffix("_1"), listed)
+            names = person.removesuffix("_0"), garment.removesuffix("_1")
+            pair = Pair(*names, listed, per_category=True)
             if order == "paired" and pair.person != pair.garment:
                 raise DataError(
                     f"{where} is a paired list but pairs {person} with {garment}. Restore the list."

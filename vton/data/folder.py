@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import ClassVar, Literal
 
@@ -227,7 +227,7 @@ class Folder(ABC):
 
         Then both files exist only for the swapped pair.
         """
-        swapped = Pair(pair.garment, pair.person, pair.category)
+        swapped = replace(pair, person=pair.garment, garment=pair.person)
         if pair == swapped:
             return False
         for part in ("person", "garment"):
@@ -277,7 +277,7 @@ class PairFiles:
     def origin(self, part: str) -> Origin:
         """Where a part comes from, for messages: it names the id that the file belongs to."""
         of_garment = self.folder.parts[part].of_garment
-        id_ = self.pair.garment if of_garment else self.pair.person
+        id_ = self.pair.garment_id if of_garment else self.pair.person_id
         return Origin(self.folder.dataset, self.split, id_)
 
     def path(self, part: str) -> Source | None:

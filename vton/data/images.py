@@ -73,11 +73,13 @@ class Origin:
     id: str
 
     def error(self, problem: str, path: Source, advice: str = "") -> FileError:
-        problem = f"{problem} ({path}). {advice}".strip()
-        error = FileError(f"{self.dataset} {self.split} {self.id}: {problem} {ADVICE}")
+        whole = f"{problem} ({path}). {advice}".strip()
+        error = FileError(f"{self.dataset} {self.split} {self.id}: {whole} {ADVICE}")
         error.origin = self
         error.path = path
-        error.problem = problem
+        error.problem = whole
+        error.kind = problem
+        error.advice = advice
         return error
 
 
@@ -86,7 +88,9 @@ class FileError(DataError):
 
     origin: Origin
     path: Source
-    problem: str  # what is wrong and what to do
+    problem: str  # what is wrong, where, and what to do
+    kind: str  # what is wrong, without the path
+    advice: str  # what to do, "" where that is plain
 
 
 def read_photo(
@@ -154,7 +158,7 @@ def read_mask(
         if 0 < grey.max() < THRESHOLD:
             hint = "Masks hold 0 and 255."
         raise origin.error(f"{what} is empty, its largest value is {grey.max():.0f}", path, hint)
-    inverted = _frame(mask).mean() > 0.5 if silhouette else mask.mean() > INVERTED
+    inverted = frame(mask).mean() > 0.5 if silhouette else mask.mean() > INVERTED
     if inverted:
         problem = f"{what} sets {mask.mean():.0%} of the picture: inverted mask"
         raise origin.error(problem, path, "White means set.")
@@ -305,7 +309,7 @@ def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.
     when it cannot be told.
     """
     pixels = np.asarray(image).astype(np.int16)
-    background = np.median(_frame(pixels), axis=0)
+    background = np.median(frame(pixels), axis=0)
     if background.min() < NEAR_WHITE:
         raise _underivable(f"background {background.tolist()} is not white", path, origin)
     differs = (np.abs(pixels - background) > BACKGROUND_NOISE).any(axis=2)
@@ -325,7 +329,7 @@ def _underivable(reason: str, path: Source, origin: Origin) -> FileError:
     return origin.error(f"garment mask cannot be derived: {reason}", path, advice)
 
 
-def _frame(pixels: np.ndarray) -> np.ndarray:
+def frame(pixels: np.ndarray) -> np.ndarray:
     """The pixels at the picture's border: (H, W, ...) -> (2 W + 2 H, ...)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
