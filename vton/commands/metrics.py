@@ -17,18 +17,18 @@ from torch import Tensor
 from vton.config import EvalConfig, Metric
 from vton.data import images
 from vton.data.images import Origin
-from vton.data.record import picture
+from vton.data.record import mask, picture
 from vton.data.sample import DataError, Order
 from vton.errors import UserError
 from vton.metrics import prepare
 from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import NEEDS
-from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
+from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files, target_of
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import Measurements, merge
+from vton.metrics.tally import Measurements, Tally, merge
 from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
 from vton.progress import Progress
@@ -55,14 +55,20 @@ def score_folders(
     model: str,
     data: str,
     mask_rule: str,
+    asked: Sequence[str] = (),
 ) -> list[Row] | None:
     """Rows for one pair of folders; None on all but the first of several processes.
 
     Without `repaint_mask` nothing is pasted back, and rows say so where the protocol would. Raises
     DataError naming every picture that is missing, extra, unreadable or of another size than most
-    of its folder, and UserError for metrics that lack a folder.
+    of its folder, and UserError for metrics that lack a folder. asked: the metrics that the user
+    named; those that this order does not have are said to be absent.
     """
     metrics = computable_metrics(folders, order, config)
+    untold = {}
+    if order == "unpaired" and asked:
+        reason = "unpaired pictures have no target to compare with"
+        untold = {name: reason for name in asked if name not in metrics}
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
     pairs, references = match_files(folders, order)
     any_size = config.size is not None
@@ -111,17 +117,49 @@ def score_folders(
             folders=given,
             mask=mask_rule,
             size=list(size),
-            targets={"n": len(references), "size": list(target_size)},
+            targets={
+                "n": len(references),
+                "size": list(target_size),
+                "without_prediction": without_prediction(pairs, references),
+            },
+            empty_masks=empty_masks(measured.tallies[order, model], folders),
             device=str(scorer.device),
             processes=world,
         ),
     )
-    if not rows:
+    if untold:
+        rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | untold
+    if not any(row.metrics for row in rows):
         raise DataError(
             f"FID and KID need two pictures on each side: {len(pairs)} in {folders.pred}, "
             f"{len(references)} in {folders.target}."
         )
     return rows
+
+
+def without_prediction(
+    pairs: Sequence[MatchedFiles], references: Sequence[MatchedFiles]
+) -> list[str]:
+    """Names of the reference pictures that no prediction belongs to."""
+    names = [reference.name for reference in references]
+    known = set(names)
+    drawn = {target_of(pair.name, known) for pair in pairs}
+    return [name for name in names if name not in drawn]
+
+
+def empty_masks(tally: Tally, folders: Folders) -> list[str]:
+    """Names of the pairs whose mask is empty: they count in the whole picture alone.
+
+    Raises DataError where all are.
+    """
+    if folders.mask is None:
+        return []
+    pairs = tally.pair_ids("image")
+    shown = set(tally.pair_ids("garment"))
+    empty = [name for name in pairs if name not in shown]
+    if len(empty) == len(pairs):
+        raise DataError(f"{folders.mask}: all {len(pairs)} masks are empty. They hold 0 and 255.")
+    return empty
 
 
 def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tuple[Metric, ...]:
@@ -148,14 +186,17 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:
     """The files of a pair as what its prediction, of height and width `size`, is compared with."""
-    pictures = {part: read(path) for part, path in pair.files.items() if part != "pred"}
+    pictures = {}
+    for part, path in pair.files.items():
+        if part != "pred" and part not in OWNERS:
+            pictures[part] = read(path)
     masks = {}
     for part, owner in OWNERS.items():
-        if part not in pictures:
+        if part not in pair.files:
             continue
-        masks[part] = pictures[part][:1] >= 128
+        masks[part] = read_mask(pair.files[part], part)
         if owner in pictures:
-            _require_one_shape(pair, part, pictures[part], owner, pictures[owner])
+            _require_one_shape(pair, part, masks[part], owner, pictures[owner])
     target = pictures.get("target")
     return Target(
         pair_id=pair.name,
@@ -180,6 +221,21 @@ def read(path: Path) -> Tensor:
     except images.FileError as error:
         raise DataError(error.problem) from None
     return picture(np.array(photo))
+
+
+def read_mask(path: Path, part: str) -> Tensor:
+    """A mask, bool (1, h, w), by the reader of data sets. Raises DataError naming the file.
+
+    One that shows where the garment lies may be empty: not every target shows it.
+    """
+    what = f"--{part.replace('_', '-')} picture"
+    origin = Origin("metrics", "", path.stem)
+    silhouette = part == "garment_mask"
+    try:
+        found = images.read_mask(path, what, origin, None, silhouette, may_be_empty=part == "mask")
+    except images.FileError as error:
+        raise DataError(error.problem) from None
+    return mask(found)
 
 
 def _require_one_shape(
