@@ -28,11 +28,12 @@ from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
-from vton.metrics.tally import Measurements, Tally, merge
+from vton.metrics.tally import Measurements, merge
 from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
 from vton.progress import Progress
 
+NAMED = 10  # names that stand for many in provenance
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
 # Folders that metrics take, besides the two that are compared.
@@ -84,8 +85,9 @@ def score_folders(
     scorer = Scorer(Extractors(config, device))
     rank, world = process_share()
 
-    def measure() -> Measurements:
-        """This process's share of the files."""
+    def measure() -> tuple[Measurements, list[str]]:
+        """This process's share of the files, and names of those whose mask is empty."""
+        empty = []
         if scorer.needs_reference:
             with Progress("Measuring targets", len(references), "picture") as progress:
                 for group in _groups(references[rank::world], config.batch_size):
@@ -99,12 +101,16 @@ def score_folders(
                 pictures = [prepare.resize(picture, size, resample) for picture in predicted]
                 scorer.update(targets, {model: Prediction(torch.stack(pictures))})
                 progress.advance(len(group) * world)
-        return scorer.measured
+        return scorer.measured, empty
 
     shares = gathered(measure)
     if shares is None:
         return None
-    measured = merge(shares)
+    measured = merge([share for share, _ in shares])
+    empty = sorted(name for _, names in shares for name in names)
+    if len(empty) == len(pairs):
+        raise DataError(f"{folders.mask}: all {len(empty)} masks are empty. They hold 0 and 255.")
+    without = without_prediction(pairs, references)
     given = {part: str(path) for part, path in vars(folders).items() if path}
     rows = compute_rows(
         measured.tallies[order, model],
@@ -120,9 +126,9 @@ def score_folders(
             targets={
                 "n": len(references),
                 "size": list(target_size),
-                "without_prediction": without_prediction(pairs, references),
+                "without_prediction": {"n": len(without), "first": without[:NAMED]},
             },
-            empty_masks=empty_masks(measured.tallies[order, model], folders),
+            empty_masks={"n": len(empty), "first": empty[:NAMED]},
             device=str(scorer.device),
             processes=world,
         ),
@@ -145,21 +151,6 @@ def without_prediction(
     known = set(names)
     drawn = {target_of(pair.name, known) for pair in pairs}
     return [name for name in names if name not in drawn]
-
-
-def empty_masks(tally: Tally, folders: Folders) -> list[str]:
-    """Names of the pairs whose mask is empty: they count in the whole picture alone.
-
-    Raises DataError where all are.
-    """
-    if folders.mask is None:
-        return []
-    pairs = tally.pair_ids("image")
-    shown = set(tally.pair_ids("garment"))
-    empty = [name for name in pairs if name not in shown]
-    if len(empty) == len(pairs):
-        raise DataError(f"{folders.mask}: all {len(pairs)} masks are empty. They hold 0 and 255.")
-    return empty
 
 
 def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tuple[Metric, ...]:

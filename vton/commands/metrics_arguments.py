@@ -69,23 +69,22 @@ def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
             )
     if any(name.startswith(("fid", "kid")) for row in rows for name in row.metrics):
         yield f"FID and KID compare with {targets['n']} pictures of {folders.target}."
-    without = targets["without_prediction"]
-    if without:
+    without, empty = targets["without_prediction"], facts["empty_masks"]
+    if without["n"]:
         yield (
-            f"{len(without)} of them have no prediction: {named(without)}. Where they do not belong "
-            "to the reference, name those that do with --list FILE."
+            f"{without['n']} of them have no prediction: {named(**without)}. Where they do not "
+            "belong to the reference, name those that do with --list FILE."
         )
-    if facts["empty_masks"]:
-        empty = facts["empty_masks"]
+    if empty["n"]:
         yield (
-            f"{len(empty)} masks of {folders.mask} are empty; these pairs count in the whole "
-            f"picture alone: {named(empty)}."
+            f"{empty['n']} masks of {folders.mask} are empty; these pairs count in the whole "
+            f"picture alone: {named(**empty)}."
         )
 
 
-def named(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+def named(n: int, first: Sequence[str]) -> str:
+    """The first few of n names."""
+    return ", ".join(first[:NAMED]) + (", ..." if n > NAMED else "")
 
 
 def settings(args: Namespace) -> EvalConfig:

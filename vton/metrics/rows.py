@@ -26,10 +26,10 @@ def compute_rows(
 ) -> list[Row]:
     """One row per region and category ("all" first) of one method in one order.
 
-    Metrics that cannot be computed are absent, never NaN, and provenance.absent says why. FID and KID need two pictures on each
-    side; KID's subsets are no larger than either set. A metric that is not defined for some of the
-    pairs is the mean of the others: provenance.left_out names these pairs and says why. A row
-    without any metric is written only if it says which metric lacks its network or its pairs.
+    Metrics that cannot be computed are absent, never NaN, and provenance.absent says why: FID and
+    KID need two pictures on each side. KID's subsets are no larger than either set. A metric that
+    is not defined for some of the pairs is the mean of the others: provenance.left_out names these
+    pairs and says why. A row without any metric is written only if it says so of one.
     """
     rows = []
     for region in REGIONS:
