@@ -97,6 +97,9 @@ def score_folders(
         with Progress("Scoring", len(pairs), "picture") as progress:
             for group in _groups(pairs[rank::world], config.batch_size):
                 targets = [read_target(pair, order, size) for pair in group]
+                for target in targets:
+                    if target.garment_mask is not None and not target.garment_mask.any():
+                        empty.append(target.pair_id)
                 predicted = [read(pair.files["pred"]) for pair in group]
                 pictures = [prepare.resize(picture, size, resample) for picture in predicted]
                 scorer.update(targets, {model: Prediction(torch.stack(pictures))})

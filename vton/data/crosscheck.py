@@ -109,10 +109,10 @@ def joint_shares(joints: np.ndarray, parse: np.ndarray) -> tuple[float, float] |
     """Shares of the joints that lie on the person, and on labels of their own limb.
 
     joints: (J, 3) x and y in [0, 1] and validity. parse: (H, W) in vton.data.labels. None for fewer
-    joints than prove anything.
+    joints than prove anything, and for a parse map that shows nobody.
     """
     found = np.flatnonzero(joints[:, 2])
-    if len(found) < FEWEST:
+    if len(found) < FEWEST or (parse[::4, ::4] > 0).mean() < PERSON_SHARE:
         return None
     near = {joint: _labels_at(joints[joint], parse) for joint in found}
     on_person = [near[joint].any() for joint in found]
