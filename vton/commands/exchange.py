@@ -17,7 +17,7 @@ from torch import Tensor
 from vton import registry
 from vton.commands.choice import chosen_run
 from vton.config import ConfigError, ExperimentConfig, as_override, load
-from vton.cost.meta import on_meta
+from vton.cost.meta import on_meta, settings_named
 from vton.errors import UserError
 from vton.models.settings import UNetConfig
 from vton.runs.folder import RunFolder
@@ -87,7 +87,8 @@ def require_whole_state(state: dict[str, Tensor], config: ExperimentConfig, sour
 
     Raises UserError listing the keys that are missing, unexpected or of another shape.
     """
-    own = on_meta(config).state_dict()
+    with settings_named(config):
+        own = on_meta(config).state_dict()
     check_state(own, state, source)
 
 

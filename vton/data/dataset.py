@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from vton import config as configuration
 from vton.config import DataConfig
-from vton.data import crosscheck, labels, transforms
+from vton.data import crosscheck, images, labels, transforms
 from vton.data import record as records
 from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
@@ -20,7 +21,7 @@ from vton.data.dresscode import DressCode
 from vton.data.folder import Folder, PairFiles, Place, Split
 from vton.data.pairs import Pair, exchanged, limited, require_unique_ids
 from vton.data.record import Record
-from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.sample import Category, DataError, Order, TryOnSample
 from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
@@ -50,6 +51,35 @@ def open_folder(config: DataConfig) -> Folder:
     """
     layout = config.synthetic.layout if config.name == "synthetic" else config.name
     return READERS[layout](dataset_root(config), config, config.name)
+
+
+class Person(NamedTuple):
+    """A person alone, as the reference of set metrics has them."""
+
+    index: int
+    person_id: str
+    category: Category
+    picture: torch.Tensor  # (3, H, W) uint8
+    worn: torch.Tensor  # (1, H, W) bool: where the picture shows the garment of the category
+
+
+class Persons(Dataset):
+    """The persons of a split in one order: item i is the Person of pair i."""
+
+    def __init__(self, pairs: TryOnDataset):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def require_files(self) -> None:
+        """As TryOnDataset.require_files, for what `person` reads."""
+        for pair in self.pairs.pairs:
+            for part in ("person", "parse"):
+                self.pairs.folder.files(self.pairs.split, self.pairs.order, pair).path(part)
+
+    def __getitem__(self, index: int) -> Person:
+        return self.pairs.person(index)
 
 
 class TryOnDataset(Dataset):
@@ -99,6 +129,8 @@ class TryOnDataset(Dataset):
         self._warp = warp
         if self.warp_source not in ("folder", "learned"):
             self._warp = warp_source(self.warp_source)
+        if self.warp_source == "folder":
+            self._require_one_warp_each()
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -130,6 +162,23 @@ class TryOnDataset(Dataset):
         person = self._files(self.pairs[index]).photo("person")
         garment = self._files(self.garments[index]).photo("garment")
         return self._picture(person), self._picture(garment)
+
+    def person(self, index: int) -> Person:
+        """The person of pair `index` and the garment they wear, without reading a garment's files.
+
+        Of a person whose own garment has no picture, there is this much.
+        """
+        files = self._files(self.pairs[index])
+        photo = files.photo("person")
+        parse = transforms.resize_labels(files.labels("parse", photo.size), self.size)
+        worn = np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
+        return Person(
+            index,
+            files.pair.person_id,
+            files.pair.category,
+            self._picture(photo),
+            records.mask(worn),
+        )
 
     def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Person and truth of pair `index` as stored, uint8 (3, h, w).
@@ -319,6 +368,58 @@ class TryOnDataset(Dataset):
             # copies best.
             return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
         return source
+
+    def _require_one_warp_each(self) -> None:
+        """Raise DataError where two pairs would read one warp, of other garments or for others."""
+        place = self._place("warped_garment")
+        known: dict[tuple[str, str], Pair] = {}
+        for pair in self.garments:
+            key = (pair.category, place.stem_of(pair))
+            other = known.setdefault(key, pair)
+            if other == pair:
+                continue
+            named, differing = "person", "garments"
+            if "{person}" not in place.stem:
+                named, differing = "garment", "persons"
+            raise DataError(
+                f"{self.folder.dataset} {self.split} {self.order}: {place.folder}/ has warped "
+                f"garments named by {named}, but {getattr(pair, named)} is listed with two "
+                f"{differing} ({other.id}, {pair.id}), of which one would get the other's warp. "
+                "Use data.warp_source=geometric, or a list that has each once."
+            )
+
+    def require_files(self) -> None:
+        """Raise DataError unless every file is there that samples are read from.
+
+        Only names are looked up, which is quick. The first missing one is named, and their number.
+        """
+        missing: dict[str, DataError] = {}
+        for pair, garment in zip(self.pairs, self.garments, strict=True):
+            for part in self._parts_read():
+                of_garment = part in ("garment", "garment_mask", "warped_garment", "warped_mask")
+                files = self._files(garment if of_garment else pair)
+                try:
+                    files.path(part)
+                except images.FileError as error:
+                    missing.setdefault(str(error.path), error)
+        if missing:
+            first = next(iter(missing.values()))
+            more = f" {len(missing) - 1:,} more files are missing." if len(missing) > 1 else ""
+            raise DataError(f"{first}{more}")
+
+    def _parts_read(self) -> list[str]:
+        """The parts that `record` reads from files."""
+        parts = ["person", "garment", "parse", "keypoints"]
+        optional = ["garment_mask"]
+        if self.folder.config.densepose:
+            optional.append("densepose")
+        if self.mask_source == "folder":
+            optional.append("agnostic_mask")
+        if self.warp_source == "folder":
+            optional += ["warped_garment", "warped_mask"]
+        if self.order == "unpaired":
+            optional += ["truth", "truth_parse"]
+        return parts + [part for part in optional if self._place(part) is not None]
 
     def _absent(self, part: str, setting: str, advice: str) -> DataError:
         names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))
