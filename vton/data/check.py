@@ -37,6 +37,7 @@ from vton.data.source import fingerprint
 from vton.progress import track
 
 Severity = Literal["required", "optional", "note"]
+Size = tuple[int, int]
 
 PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
     ("train", "paired"),
@@ -47,6 +48,15 @@ PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
 PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
+# Whose picture a part has the size of.
+OWNERS = {
+    "parse": "person",
+    "agnostic_mask": "person",
+    "densepose": "person",
+    "garment_mask": "garment",
+    "warped_mask": "warped_garment",
+    "truth_parse": "truth",
+}
 # Parts that mean nothing without another.
 DEPENDS_ON = {"warped_mask": "warped_garment", "truth_parse": "truth"}
 
@@ -370,6 +380,7 @@ def _check(folder: Folder, task: _Task) -> _Found:
     files = folder.files(task.split, task.order, task.pair)
     found = _Found()
     contents: dict[str, np.ndarray] = {}
+    sizes: dict[str, Size] = {}
     for part in task.parts:
         # A garment mask without folder is derived, which can fail too; other absent folders are
         # reported once.
@@ -381,7 +392,7 @@ def _check(folder: Folder, task: _Task) -> _Found:
         if part.startswith("truth") and task.order == "paired":
             continue  # the person is the truth
         try:
-            content = _read(files, part)
+            content = _read(files, part, sizes)
             if content is not None:
                 contents[part] = content
         except DataError as error:
@@ -448,42 +459,28 @@ def _garment_of(files: PairFiles) -> dict[str, np.ndarray]:
         return {}
 
 
-def _read(files: PairFiles, part: str) -> np.ndarray | None:
+def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | None:
     """Read one part as training would, for what others are held against.
 
-    Sizes are compared with the header of its picture.
+    sizes: (width, height) of the pictures of the pair that were read before, to compare with; those
+    of the broken and the missing are not there, which is their own problem.
     """
     if part in ("person", "garment", "warped_garment", "truth"):
-        photo = np.asarray(files.photo(part))
-        return photo if part in ("garment", "warped_garment") else None
+        photo = files.photo(part)
+        sizes[part] = photo.size
+        return np.asarray(photo) if part in ("garment", "warped_garment") else None
     if part == "keypoints":
         return files.joints()
+    size = sizes.get(OWNERS[part])
     if part == "densepose":
-        return files.densepose(_size(files, "person"))
-    if part == "parse":
-        return files.labels(part, _size(files, "person"))
-    if part == "truth_parse":
-        return files.labels(part, _size(files, "truth"))
-    if part == "agnostic_mask":
-        return files.mask(part, _size(files, "person"))
-    if part == "warped_mask":
-        return files.mask(part, _size(files, "warped_garment"))
-    if files.path("garment_mask") is not None:
-        return files.mask(part, _size(files, "garment"))
-    try:
-        garment = files.photo("garment")
-    except DataError:
-        return None  # reported as the garment's own problem
-    files.garment_mask(garment)
+        return files.densepose(size)
+    if part in ("parse", "truth_parse"):
+        return files.labels(part, size)
+    if part != "garment_mask" or files.path("garment_mask") is not None:
+        return files.mask(part, size)
+    if "garment" in sizes:
+        files.garment_mask(files.photo("garment"))
     return None
-
-
-def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
-    """(width, height) of a picture of the pair, None where it cannot be told."""
-    try:
-        return images.photo_size(files.path(picture))
-    except DataError:
-        return None  # a missing picture is reported as its own problem
 
 
 def _marker(config: DataConfig) -> Path:

@@ -92,6 +92,9 @@ class Folder(ABC):
         self.dataset = dataset
         self._listings: dict[tuple[Source, tuple[str, ...]], dict[str, str]] = {}
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
+        # Of the folders that files were looked for in: itself, and its files' names by stem.
+        self._listed: dict[tuple, tuple[Source, dict[str, str]]] = {}
+        self._crossing: tuple[object, bool] = (None, False)
         if not root.is_dir():
             raise DataError(
                 f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
@@ -169,18 +172,21 @@ class Folder(ABC):
         """
         kind = self.parts[part]
         place = self.place(part, split, order)
-        base = self.base(split, pair.category)
         if place is None:
             if part not in REQUIRED:
                 return None
+            base = self.base(split, pair.category)
             names = ", ".join(f"{known.folder}/" for known in self.places(part, order))
             raise DataError(
                 f"{self.dataset} {split}: no folder for the {kind.what} below {base}; known names: "
                 f"{names}. {ADVICE}"
             )
-        folder = base / place.folder
+        key = (place.folder, split, pair.category, kind.suffixes)
+        if key not in self._listed:
+            folder = self.base(split, pair.category) / place.folder
+            self._listed[key] = folder, self._names_by_stem(folder, kind.suffixes)
+        folder, names = self._listed[key]
         stem = place.stem_of(pair)
-        names = self._names_by_stem(folder, kind.suffixes)
         if stem in names:
             return folder / names[stem]
         neighbour = next(iter(names.values()), "")
@@ -225,8 +231,15 @@ class Folder(ABC):
     def _crossed(self, split: Split, order: Order, pair: Pair) -> bool:
         """Whether a line names the garment first, a slip of some scripts.
 
-        Then both files exist only for the swapped pair.
+        Then both files exist only for the swapped pair. Asked for every missing file of a pair in
+        turn, so that the last answer is kept.
         """
+        key = (split, order, pair)
+        if self._crossing[0] != key:
+            self._crossing = key, self._has_swapped_alone(split, order, pair)
+        return self._crossing[1]
+
+    def _has_swapped_alone(self, split: Split, order: Order, pair: Pair) -> bool:
         swapped = replace(pair, person=pair.garment, garment=pair.person)
         if pair == swapped:
             return False
