@@ -792,7 +792,7 @@ OVERRIDES = {
     "codec.patch=0": "codec.patch=0 must be at least 1",
     "codec.widths=[]": "codec.widths=[]",
     "model.name=idm_vton": "model.name=idm_vton: a file of configs/ is chosen by model=",
-    "model.mode=[1]": "model.mode=[1] is not a name",
+    "model.mode=[1]": "model.mode: Invalid value '[1]', expected one of",
     "model.mode=${nothing}": "model.mode=${nothing} is not a name",
     "model.unet=3": "model.unet: ",
     "model.condition_dropout=7": "model.condition_dropout=7.0 must be in [0, 1]",
