@@ -177,3 +177,8 @@ def test_unets_of_two_shapes_are_refused():
     with pytest.raises(ConfigError, match=r"reference_unet\.widths"):
         load("model=leffa", "preset=tiny", "model.unet.widths=[32,64,128]")
     assert registry.config_class("leffa").name == "leffa"
+
+
+def test_heads_that_no_tensor_shows_have_to_be_given(tmp_path):
+    with pytest.raises(UserError, match=r"model\.unet\.heads is in no tensor"):
+        import_run("leffa", PUBLISHED, f"runs={tmp_path}", "codec.groups=2")

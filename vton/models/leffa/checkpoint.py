@@ -6,7 +6,7 @@
 
 Both UNets have all names of diffusers' UNet2DConditionModel. Nothing reads their attn2.to_*, nor
 what lies behind the reference UNet's last feature, so files may lack these. Heads and norm groups
-are in no tensor: they are Stable Diffusion 1.5's unless overrides say otherwise.
+are in no tensor: they are Stable Diffusion 1.5's where the sizes are, else overrides say them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def read_published(path: Path) -> PublishedWeights:
     vae = below(tensors, VAE)
     if vae:
         settings += settings_of("codec", {"name": "kl", "pretrained": ""} | vae_shape(vae, path))
+    unknown = [] if "heads" in shape else ["model.unet.heads", "model.reference_unet.heads"]
     halves = {VAE + name: x for name, x in vae.items() if x.dtype != torch.float32}
-    return PublishedWeights(state, settings, extra=halves, codec=vae)
+    return PublishedWeights(state, settings, halves, undetermined=unknown, codec=vae)
 
 
 def read_networks(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -106,7 +107,8 @@ def complete(state: dict[str, Tensor], shape: dict, source: Path) -> dict[str, T
     """The state with zeros for tensors that nothing reads, where the file has left them out."""
     inputs, outputs = state["conv_in.weight"].shape[1], outputs_of(state)
     with torch.device("meta"):
-        settings = UNetConfig(**shape, groups=1)  # groups decide no shape
+        undecided = {"heads": [1] * len(shape["widths"]), "groups": 1}  # they decide no shape
+        settings = UNetConfig(**shape | undecided)
         stock = UNet2DConditionModel(**unet_arguments(settings, inputs, outputs))
     tail = set()
     if inputs == outputs:  # the reference UNet
