@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from lightning import seed_everything
 
 from vton import registry
 from vton.config import ExperimentConfig
+from vton.cost.meta import require_works, settings_named
 from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
 from vton.models.lora import load_base
 from vton.models.precision import DTYPES, codec_precision
+from vton.processes import is_first_process
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
@@ -25,9 +28,18 @@ from vton.weights.unfilled import unfilled
 
 
 def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
-    """The run folder, started, its data, and its module as training finds it."""
+    """The run folder, started, its data, and its module as training finds it.
+
+    The folder is started when everything is checked that can be checked before: that it is this
+    experiment's, settings, data and pair lists. Where the preparation fails after all, the start is
+    undone, so that a corrected command does not find another experiment there.
+    """
     run = RunFolder.of(config)
-    run.start(config)
+    fresh = not run.config.exists()
+    if fresh:
+        require_works(config)
+    else:
+        run.require_same(config)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
@@ -35,13 +47,30 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
     data = data_module(config)
     data.prepare_data()
     data.setup("fit")
-    codec = prepare_codec(run, config, data)
-    # Again, because fitting a codec draws numbers and loading it does not.
-    seed_everything(config.seed, verbose=False)
-    module = registry.module_class(config.model.name)(config, codec)
-    if config.train.start_from:
-        start_from(module, Path(config.train.start_from).expanduser())
-    return run, data, module
+    pairs = data.train_dataset().pairs
+    if config.train.picture_every:
+        data.eval_dataset("paired")
+        data.eval_dataset("unpaired")
+    root = str(data.root.resolve() if isinstance(data.root, Path) else data.root)
+    remark = run.compare_data(root, pairs.pair_ids)
+    if remark and is_first_process():
+        print(f"vton: {remark}", file=sys.stderr)
+
+    run.start(config)
+    run.remember_data(root, pairs.pair_ids)
+    try:
+        codec = prepare_codec(run, config, data)
+        # Again, because fitting a codec draws numbers and loading it does not.
+        seed_everything(config.seed, verbose=False)
+        with settings_named(config):
+            module = registry.module_class(config.model.name)(config, codec)
+        if config.train.start_from:
+            start_from(module, Path(config.train.start_from).expanduser())
+        return run, data, module
+    except Exception:
+        if fresh:
+            run.take_back()
+        raise
 
 
 def start_from(module: TrainedModule, folder: Path) -> None:

@@ -18,6 +18,7 @@ from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
 from vton.processes import from_every_process, process_share
 from vton.report.attention import attention_grid, attention_maps
+from vton.report.flow import flow_grid, garment_reads
 from vton.report.grid import try_on_grid
 from vton.training.ema import EMA
 from vton.training.telemetry import ends_step
@@ -119,11 +120,13 @@ class HeldOut(Callback):
         """Pictures of a batch by pair, and attention in them, to TensorBoard."""
         drawn = torch.stack([pictures[pair] for pair in batch.pair_id]).to(module.device)
         batch = batch.to(module.device)
-        maps = None
+        maps = reads = None
         read = slice(0, self.at_once)
         if isinstance(module, TryOnModule):  # on every process: weights may be in pieces
             with trainer.precision_plugin.forward_context():
                 maps = module.as_forward(attention_maps, module, batch[read], drawn[read])
+                if module.config.model.flow_loss.weight:
+                    reads = module.as_forward(garment_reads, module, batch[read], drawn[read])
         if not trainer.is_global_zero:
             return
         writer = trainer.logger.experiment
@@ -133,6 +136,9 @@ class HeldOut(Callback):
             attention = attention_grid(module, batch[read], drawn[read], maps)
         if attention is not None:
             writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
+        if reads is not None:
+            warped = flow_grid(module, batch[read], drawn[read], reads)
+            writer.add_image(f"flow/{order}", warped, step, dataformats="HWC")
 
 
 def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:

