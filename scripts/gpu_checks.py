@@ -66,11 +66,15 @@ def checks(tiny: bool, folder: Path):
     models = [model for model in registry.names() if model != "warp"]
     for compiled in (False, True):
         for model in models:
-            name = f"bench_{model}" + ("_compiled" if compiled else "")
-            command = [*vton, "bench", f"model={model}", *setting, *pairs, "--json", *repeats]
-            if compiled:
-                command += ["--against", "train.compile=true"]
-            yield name, command
+            for phase in (
+                "train",
+                "sample",
+            ):  # apart: sampling alone is in half precision throughout
+                command = [*vton, "bench", f"model={model}", *setting, *pairs]
+                command += ["--only", phase, "--json", *repeats]
+                if compiled:
+                    command += ["--against", "train.compile=true"]
+                yield f"bench_{model}_{phase}" + ("_compiled" if compiled else ""), command
 
 
 def without_weights(model: str) -> list[str]:
