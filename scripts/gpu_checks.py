@@ -70,7 +70,7 @@ def checks(tiny: bool, folder: Path):
                 "train",
                 "sample",
             ):  # apart: sampling alone is in half precision throughout
-                command = [*vton, "bench", f"model={model}", *setting, *pairs]
+                command = [*vton, "bench", f"model={model}", *setting]
                 command += ["--only", phase, "--json", *repeats]
                 if compiled:
                     command += ["--against", "train.compile=true"]
