@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vton.config import CodecConfig, ExperimentConfig
+from vton.config import CodecConfig, ExperimentConfig, load
 from vton.models.codecs import small_autoencoder
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_tryon
@@ -92,6 +92,7 @@ def write_base_weights(config: ExperimentConfig, root: Path) -> list[str]:
     Weights are random. config: of one of the architectures, whose `pretrained` are ignored.
     """
     model = config.model
+    paper = load(f"model={model.name}", "preset=paper").model
     overrides = []
 
     def source(key: str, folder: Path, **more: str) -> None:
@@ -105,7 +106,9 @@ def write_base_weights(config: ExperimentConfig, root: Path) -> list[str]:
     for seed, (name, settings) in enumerate(sorted(vars(model).items()), 2):
         key, folder = f"model.{name}", root / name
         if isinstance(settings, UNetConfig):
-            network = on_meta(lambda s=settings: plain_unet(s, channels))
+            base = getattr(paper, name).pretrained
+            inputs = 2 * channels + 1 if "inpaint" in base else channels
+            network = on_meta(lambda s=settings, i=inputs: plain_unet(s, channels, i))
             save(network, folder / "unet", seed)
             source(key, folder, subfolder="unet")
             overrides.append(f"{key}.positions=0")
@@ -150,8 +153,10 @@ def autoencoder(config: CodecConfig) -> AutoencoderKL:
     return network
 
 
-def plain_unet(settings: UNetConfig, channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(**unet_arguments(settings, channels, channels))
+def plain_unet(
+    settings: UNetConfig, channels: int, inputs: int | None = None
+) -> UNet2DConditionModel:
+    return UNet2DConditionModel(**unet_arguments(settings, inputs or channels, channels))
 
 
 def plain_tryon(model: IdmVtonConfig, channels: int) -> TryonNet:

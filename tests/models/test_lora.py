@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.batches import random_batch, tiny_module
+from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.commands.exchange import export_run, import_run, whole_weights
 from vton.config import ConfigError, load
@@ -18,7 +18,7 @@ LORA = ("model.lora.rank=2", "model.lora.alpha=4")
 
 @pytest.mark.parametrize("model", registry.names())
 def test_only_its_matrices_are_trained_and_saved(model):
-    module = tiny_module(model, *LORA)
+    module = randomised(tiny_module(model, *LORA))
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained == set(module.state_dict()) != set()
     assert all(is_lora(name) for name in trained)

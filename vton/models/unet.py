@@ -301,7 +301,8 @@ def garment_taps(
         handles.append(norm.register_forward_hook(collect(name)))
     try:
         with own_precision(unet):
-            unet(in_dtype_of(unet, sample), t, in_dtype_of(unet, context), **kwargs)
+            read = None if context is None else in_dtype_of(unet, context)
+            unet(in_dtype_of(unet, sample), t, read, **kwargs)
     except _LastTap:
         pass
     finally:
