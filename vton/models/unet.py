@@ -10,17 +10,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vton.config import ConfigError
 from vton.errors import UserError
 from vton.models.settings import UNetConfig
-from vton.weights.pretrained import from_pretrained
+from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
 
 # ---- building ----
 
@@ -133,6 +135,23 @@ def unet_shape(state: Mapping[str, Tensor]) -> dict:
         "context": state[f"{middle}transformer_blocks.0.attn2.to_k.weight"].shape[1],
         "linear_projection": state[f"{middle}proj_in.weight"].ndim == 2,
     }
+
+
+def write_unet(
+    folder: Path, state: Mapping[str, Tensor], arguments: dict, more: dict | None = None
+) -> None:
+    """A UNet's weights and config.json, as hub-format folders hold them.
+
+    arguments: the constructor's; more: further entries of config.json.
+    """
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        complete = UNet2DConditionModel(**arguments).config
+    config = {"_class_name": "UNet2DConditionModel"}
+    config |= {name: value for name, value in complete.items() if not name.startswith("_")}
+    write_json(folder / "config.json", config | (more or {}))
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(contiguous, folder / "diffusion_pytorch_model.safetensors", PUBLISHED_METADATA)
 
 
 def widen_input(weight: Tensor, inputs: int, places: Mapping[int, int]) -> Tensor:
