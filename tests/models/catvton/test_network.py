@@ -113,6 +113,16 @@ def test_places_are_those_within_each_picture():
     assert torch.equal(person, garment) and torch.equal(person[0], code.code(12, x.device))
 
 
+def test_a_stronger_code_of_the_garment_has_the_person_begin_by_reading_it():
+    shares = []
+    for factor in (1.0, 1.25):
+        module = tiny_module("catvton", f"model.garment_positions={factor}").eval()
+        with record_attention() as maps:
+            predict(module, random_batch(2), torch.randn(2, *module.latent_shape()))
+        shares.append(min(weights.sum(2).mean() for weights in maps.means().values()))
+    assert shares[0] < 0.5 < shares[1]
+
+
 @pytest.mark.parametrize(
     ("part", "trained"),
     [("attention", 49_574_080), ("transformer", 223_276_800), ("unet", 815_572_804)],

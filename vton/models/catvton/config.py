@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from vton.config import Bounds, ConfigError, ModelConfig
+from vton.config import Bounds, ConfigError, ModelConfig, PositiveFloat
 from vton.models.settings import TextConfig, UNetConfig
 
 
@@ -19,6 +19,9 @@ class CatvtonConfig(ModelConfig):
     unet: UNetConfig = field(default_factory=UNetConfig)
     # of the UNet. attention: self-attention; transformer: all around it; unet: everything
     trained: Literal["attention", "transformer", "unet"] = "attention"
+    # factor of unet.positions on the garment's tokens; above 1 the person starts by reading the
+    # garment rather than itself
+    garment_positions: PositiveFloat = 1.0
     # skipped: its layers hand their input back, and the block adds it. text: they read captions
     cross_attention: Literal["skipped", "text"] = "skipped"
     text: TextConfig = field(default_factory=TextConfig)  # with cross_attention=text

@@ -45,7 +45,7 @@ class CatvtonModule(TryOnModule):
         )
         if model.unet.positions:
             self.check_seam()
-        read_canvas(unet, model.axis, self.reads_text)
+        read_canvas(unet, model.axis, self.reads_text, model.garment_positions)
         only = partial(is_trained, part=model.trained, text=self.reads_text)
         # A UNet that learns whole is saved whole, with the layers that are skipped.
         self.add("unet", unet, only=None if model.trained == "unet" else only)

@@ -18,13 +18,13 @@ from typing import Literal
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.diffusion.objective import Noised, Objective
 from vton.models.attention import merge_heads, read_garment, split_heads
-from vton.models.unet import execution_order
+from vton.models.unet import PositionCode, execution_order
 
 Axis = Literal["height", "width"]
 DIMENSIONS = {"height": 2, "width": 3}  # of (B, c, h, w)
@@ -60,13 +60,16 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
 class CanvasSelfAttention:
     """Ordinary self-attention over the canvas, in which the person's tokens read the garment's.
 
-    positions: a code of each token's place within its own picture, (B, M, D) -> (B, M, D), for
-    UNets that start from scratch; None = none, as published.
+    positions: a code of each token's place within its own picture, for
+    UNets that start from scratch; None = none, as published. emphasis: its factor for the garment.
+        Keys start equal to queries, so that above 1 the person starts by reading the garment at its
+        own place, at 1 as much itself.
     """
 
-    def __init__(self, axis: Axis, positions: nn.Module | None = None):
+    def __init__(self, axis: Axis, positions: PositionCode | None = None, emphasis: float = 1.0):
         self.axis = axis
         self.positions = positions
+        self.emphasis = emphasis
 
     def __call__(
         self,
@@ -85,7 +88,8 @@ class CanvasSelfAttention:
         size = person.shape[1:3]
         person, garment = person.flatten(1, 2), garment.flatten(1, 2)
         if self.positions is not None:
-            person, garment = self.positions(person), self.positions(garment)
+            code = self.positions.code(person.shape[1], person.device).to(person.dtype)
+            person, garment = person + code, garment + self.emphasis * code
         out = self.attend(attn, torch.cat([person, garment], 1), garment.shape[1])
         person, garment = (half.unflatten(1, size) for half in out.chunk(2, 1))
         return torch.cat([person, garment], along).flatten(1, 2)
@@ -128,14 +132,17 @@ class TextCrossAttention(AttnProcessor2_0):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
-def read_canvas(unet: UNet2DConditionModel, axis: Axis, text: bool = False) -> None:
+def read_canvas(
+    unet: UNet2DConditionModel, axis: Axis, text: bool = False, emphasis: float = 1.0
+) -> None:
     """Set up a stock UNet for canvases. text: its cross-attention reads captions.
 
-    A position code of the UNet's becomes one of places within each picture.
+    A position code of the UNet's becomes one of places within each picture, `emphasis` times as
+    large for the garment.
     """
     for name in execution_order(unet):
         block = unet.get_submodule(name)
-        block.attn1.set_processor(CanvasSelfAttention(axis, block.pos_embed))
+        block.attn1.set_processor(CanvasSelfAttention(axis, block.pos_embed, emphasis))
         block.attn2.set_processor(TextCrossAttention() if text else SkippedCrossAttention())
         block.pos_embed = None  # the block itself would also add it to what cross-attention skips
 
