@@ -147,8 +147,8 @@ def test_claims_follow_the_metric_and_leave_misprints_out(published):
     fia = models.query("name == 'fia_vton/viton_hd' and row == 'gardiff' and than == 'idm_vton'")
     assert set(fia["metric"]) == {"ssim", "lpips"}  # its unpaired FID of IDM-VTON is a misprint
     for model in ("gardiff", "catvton"):
-        name = f"{model}/viton_hd"
-        own = models.query("name == @name and row == @model and than == 'ladi_vton'")
+        own = models[models["name"] == f"{model}/viton_hd"]
+        own = own.query("row == @model and than == 'ladi_vton'")
         assert len(own) == 6 and (own["sign"] == 1).all()
 
 
