@@ -25,12 +25,12 @@ def test_totals(published):
         "misprint": 6,
     }
     assert published.models == [
-        "catvton",
         "gardiff",
         "idm_vton",
         "imagdressing",
         "tryondiffusion",
         "ladi_vton",
+        "catvton",
     ]
 
 
