@@ -15,12 +15,12 @@ def published():
 
 def test_totals(published):
     kinds = published.values.groupby("kind").size().to_dict()
-    assert kinds == {"comparison": 345, "requoted": 513, "ablation": 124, "user_study": 25}
-    assert published.values["name"].nunique() == 46
+    assert kinds == {"comparison": 475, "requoted": 461, "ablation": 154, "user_study": 26}
+    assert published.values["name"].nunique() == 54
     assert published.values["mark"].value_counts().to_dict() == {
-        "stated": 869,
+        "stated": 977,
         "recalled": 64,
-        "inferred": 29,
+        "inferred": 30,
         "second_hand": 39,
         "misprint": 6,
     }
@@ -30,6 +30,7 @@ def test_totals(published):
         "imagdressing",
         "tryondiffusion",
         "ladi_vton",
+        "leffa",
         "catvton",
     ]
 
@@ -57,6 +58,8 @@ def test_every_value_has_source_table_and_protocol_and_stands_once(published):
         ("catvton/dresscode", "CatVTON", "unpaired", "kid", "1.403", 0.001403, "stated"),
         ("catvton/ablation/dream", "dream_0", "paired", "fid", "10.4534", 10.4534, "stated"),
         ("deco_vton/ablation", "deco", "paired", "kid", "0.010", 1e-5, "second_hand"),
+        ("leffa/ablation", "loss_per_head", "paired", "kid", "0.74", 0.00074, "stated"),
+        ("leffa/viton_hd", "Leffa", "unpaired", "fid", "8.52", 8.52, "stated"),
         ("ladi_vton/viton_hd", "LaDI-VTON", "unpaired", "kid", "1.60", 0.0016, "recalled"),
         ("ladi_vton/dresscode", "LaDI-VTON", "paired", "fid", "4.14", 4.14, "second_hand"),
         ("idm_vton/viton_hd", "IDM-VTON", "unstated", "fid", "6.29", 6.29, "second_hand"),
@@ -156,7 +159,7 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
     """Each file of configs/ablation holds the rows of the studies of its architecture."""
     studies = set(published.values["study"]) | set(published.directions["study"])
     studies.discard("")
-    architectures = ["catvton", "gardiff", "idm_vton", "imagdressing", "tryondiffusion"]
+    architectures = ["catvton", "gardiff", "idm_vton", "imagdressing", "leffa", "tryondiffusion"]
     assert sorted(studies) == [*architectures, "tryondiffusion_pairs"]
     for study in studies:
         path = CONFIGS / "ablation" / f"{study.removesuffix('_pairs')}.yaml"

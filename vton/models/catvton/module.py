@@ -112,6 +112,11 @@ class CatvtonModule(TryOnModule):
             text=self.reading("text", batch) if self.reads_text else None,
         )
 
+    def wearing(self, conditions: Conditions) -> Tensor:
+        """Dropped samples don't, though their z_t shows the garment where t is small."""
+        _, garment = halves(conditions["masked"], self.config.model.axis)
+        return garment.flatten(1).any(1)
+
     # ---- training ----
 
     def adjusted(self, noised: Noised, conditions: Conditions) -> Noised:
