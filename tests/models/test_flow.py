@@ -158,7 +158,8 @@ def test_gradient_checkpointing_changes_nothing(model):
 def test_dropped_rows_do_not_learn_where_to_read():
     batch = random_batch(2)
     nothing_else = [f"model.dropout.{name}=0" for name in ("image", "text", "both")]
-    for model, overrides in (("idm_vton", []), ("imagdressing", nothing_else), ("leffa", [])):
+    for model in ATTENDING:
+        overrides = nothing_else if model == "imagdressing" else []
         overrides = (*ON[:2], *overrides, "model.condition_dropout=1.0")
         dropped = randomised(tiny_module(model, *overrides))
         dropped.training_step(batch, 0)
