@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.batches import random_batch, randomised, smooth, tiny_module
-from vton.config import ConfigError, FlowLossConfig
+from vton.config import ConfigError, FlowLossConfig, load
+from vton.cost.counting import step_flops
 from vton.models.attention import GarmentRead, read_garment, record_attention, record_reads
 from vton.models.flow import (
     FlowLayer,
@@ -190,3 +191,11 @@ def test_recording_changes_nothing_and_keeps_the_garments_keys():
     (read,) = reads.layers
     assert read.q is q and torch.equal(read.k, k[:, :, -4:]) and read.rows == [0, 2]
     assert set(maps.means()) == {(6, 4)}
+
+
+def test_its_flops_are_counted():
+    without, on = (
+        step_flops(load("model=leffa", "preset=tiny", "train.batch_size=1", *overrides))
+        for overrides in ((), ON)
+    )
+    assert 0 < on - without < 0.2 * without
