@@ -21,7 +21,7 @@ from vton.models.flow import (
 )
 
 ON = ("model.flow_loss.weight=1.0", "model.flow_loss.until=1.0", "model.condition_dropout=0.0")
-ATTENDING = ["idm_vton", "imagdressing", "leffa", "tryondiffusion"]
+ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "tryondiffusion"]
 SETTINGS = FlowLossConfig()
 
 
@@ -143,6 +143,7 @@ def test_it_teaches_queries_and_garment_keys(model):
 @pytest.mark.parametrize("model", ATTENDING)
 def test_gradient_checkpointing_changes_nothing(model):
     settings = {
+        "catvton": ["model.unet.gradient_checkpointing"],
         "tryondiffusion": ["model.base.gradient_checkpointing"],
         "imagdressing": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
         "idm_vton": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
