@@ -346,8 +346,11 @@ class TrainConfig:
     # run folder whose weights training starts from, such as an import's; "" = those of the model's
     # own settings
     start_from: str = ""
-    batch_size: PositiveInt = 16  # per device
+    batch_size: PositiveInt = 16  # per device; with global_batch at most
     accumulate: PositiveInt = 1  # batches per optimizer step
+    # samples per optimizer step over all devices, from which accumulate follows; 0 = batch_size x
+    # accumulate x devices
+    global_batch: NonNegativeInt = 0
     # adamw8bit: AdamW with moments of 8 bits; muon: orthogonalised momentum for weights of hidden
     # layers, AdamW for the rest
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
