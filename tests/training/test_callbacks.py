@@ -190,7 +190,8 @@ def test_only_a_gradient_has_a_norm(gradient):
 def test_with_the_flow_loss_the_warped_garment_is_shown():
     module = tiny_module("leffa", "model.flow_loss.weight=1")
     found = trainer(global_step=2, precision_plugin=Precision())
-    look = HeldOut({"paired": random_batch(2)}, every=2, pictures=2, ema=None)
+    batch = random_batch(2)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch)}, every=2, at_once=2, ema=None)
     look.on_train_batch_end(found, module, None, None, 1)
     assert found.logger.pictures.keys() == {"images/paired", "attention/paired", "flow/paired"}
 
