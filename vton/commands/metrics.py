@@ -21,7 +21,7 @@ from vton.data.record import picture
 from vton.data.sample import DataError, Order
 from vton.errors import UserError
 from vton.metrics import prepare
-from vton.metrics.extractors import Extractors
+from vton.metrics.extractors import PARTS, SET_METRICS, Extractors
 from vton.metrics.garment_scores import NEEDS
 from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
 from vton.metrics.protocol import METRICS
@@ -34,16 +34,22 @@ from vton.processes import gathered, process_share
 from vton.progress import Progress
 
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
-WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
+WITHOUT_TARGET = (*SET_METRICS, *NEEDS)  # metrics that unpaired pictures have
+OF_PARTS = tuple(name for name in METRICS if name.rpartition("_")[2] in PARTS)
 # Folders that metrics take, besides the two that are compared.
 FOLDERS_OF = {
-    "garment": ("cami_u", "mp_lpips"),
+    "garment": ("cami_u", "mp_lpips", "m_dino", "m_clip_i", "vton_iqa"),
     "garment_mask": ("mp_lpips",),
-    "mask": ("cami_u", "mp_lpips"),
+    "mask": ("cami_u", "mp_lpips", *OF_PARTS),
     "prompts": ("image_reward",),
 }
 # Masks, and the pictures that they belong to.
-OWNERS = {"mask": "target", "repaint_mask": "target", "garment_mask": "garment"}
+OWNERS = {
+    "mask": "target",
+    "repaint_mask": "target",
+    "pred_mask": "pred",
+    "garment_mask": "garment",
+}
 
 
 def score_folders(
@@ -75,7 +81,7 @@ def score_folders(
             f"metrics need at least {LEAST_SIDE} pixels."
         )
 
-    scorer = Scorer(Extractors(config, device))
+    scorer = Scorer(Extractors(config, device, worn_masks=folders.pred_mask is not None))
     rank, world = process_share()
 
     def measure() -> Measurements:
@@ -143,12 +149,21 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
         for metric in metrics:
             if metric in users and not getattr(folders, folder):
                 raise UserError(f"{metric} needs --{folder.replace('_', '-')}.")
+    for metric in ("m_dino", "m_clip_i"):
+        if metric in metrics and not (folders.pred_mask or folders.mask):
+            raise UserError(
+                f"{metric} needs --pred-mask, which says where the predictions show the garment; "
+                "in paired order --mask will do."
+            )
     return tuple(metrics)
 
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:
     """The files of a pair as what its prediction, of height and width `size`, is compared with."""
-    pictures = {part: read(path) for part, path in pair.files.items() if part != "pred"}
+    wanted = set(pair.files) - {"pred"}
+    if "pred_mask" in wanted:
+        wanted.add("pred")  # whose shape it must have
+    pictures = {part: read(pair.files[part]) for part in sorted(wanted)}
     masks = {}
     for part, owner in OWNERS.items():
         if part not in pictures:
@@ -159,14 +174,15 @@ def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Targ
     target = pictures.get("target")
     return Target(
         pair_id=pair.name,
-        person_id=pair.name,
+        person_id=pair.person,
         category=pair.category,
         order=order,
         size=size,
-        person=target,
+        person=pictures.get("person", target),
         truth=target,
         garment_mask=masks.get("mask"),
         repaint_mask=masks.get("repaint_mask"),
+        worn_mask=masks.get("pred_mask"),
         garment=pictures.get("garment"),
         silhouette=masks.get("garment_mask"),
         prompt=pair.prompt,

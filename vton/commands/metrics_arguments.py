@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,22 +16,33 @@ from vton.config import ConfigError, EvalConfig, as_override, load, nearest
 from vton.errors import UserError, one_line
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
-from vton.metrics.results import write_results
+from vton.metrics.results import Row, write_results
 from vton.processes import process_group
-from vton.report.tables import print_table, table_json
+from vton.report.noise import compared
+from vton.report.tables import print_differences, print_table, table_json
 
 
 def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
     device = usable_device(args.device)
-    model = args.name or folders.pred.name
     data = args.data or folders.target.name
+    names = [args.name or folders.pred.name]
+    every = [folders]
+    if args.against:
+        other = Path(args.against)
+        every.append(replace(folders, pred=other))
+        same = other.name == names[0]  # .../mine/out against .../theirs/out
+        names.append(str(other) if same else other.name)
+
+    rows: list[Row] = []
     with process_group():
-        rows = score_folders(
-            folders, args.order, config, device, model=model, data=data, mask_rule=args.mask_rule
-        )
-    if rows is None:  # another process reports
+        for model, some in zip(names, every, strict=True):
+            found = score_folders(
+                some, args.order, config, device, model=model, data=data, mask_rule=args.mask_rule
+            )
+            rows += found or []
+    if not rows:  # another process reports
         return
 
     facts = rows[0].provenance
@@ -40,12 +52,17 @@ def run(args: Namespace) -> None:
             f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.",
             file=sys.stderr,
         )
+    if args.against:
+        for differences in compared(rows, *names):
+            differences.keep()
     if args.out:
         write_results(Path(args.out), rows)
     if args.json:
         print(table_json(rows))
-    else:
-        print_table(rows)
+        return
+    print_table(rows, intervals=args.intervals)
+    if args.against:
+        print_differences(compared(rows, *names))
 
 
 def settings(args: Namespace) -> EvalConfig:
