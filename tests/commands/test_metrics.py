@@ -416,7 +416,7 @@ def test_unpaired_garments_are_scored_where_masks_say_they_are(capsys, tmp_path,
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
     folders = ("--garment", shop, "--pred-mask", tmp_path / "masks", "--weights", weights)
     asked = ("--order", "unpaired", "--metrics", "fd_dinov2,cmmd,m_dino,m_clip_i,vton_iqa")
-    image, garment = run(capsys, pred, target, *asked, *folders)
+    garment, image = run(capsys, pred, target, *asked, *folders)
     assert set(image["metrics"]) == {"fd_dinov2", "cmmd", "vton_iqa"} and image["n"] == 5
     assert set(garment["metrics"]) == {"m_dino", "m_clip_i"} and garment["n"] == 5
     for row in (image, garment):
@@ -437,6 +437,21 @@ def test_unpaired_garments_are_scored_where_masks_say_they_are(capsys, tmp_path,
     distance.update(pictures, names, real=False)
     distance.update(persons, ids(5), real=True)
     assert image["metrics"]["fd_dinov2"] == pytest.approx(distance.compute().item(), abs=1e-6)
+
+    # By the person's name alone, their own garment would be taken for the one in the picture.
+    by_person = write(tmp_path / "by_person", ids(5), 1, size=(128, 96))
+    options = ("--target", target, "--order", "unpaired", "--garment", shop, "--weights", weights)
+    score = ("--metrics", "vton_iqa")
+    message = refusal(capsys, "--pred", by_person, *options, *score)
+    assert "its name says no garment; give --list a file" in message
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("".join(f"{a}.jpg {b}.jpg\n" for a, b in zip(ids(5), garments, strict=True)))
+    (row,) = run(capsys, by_person, target, *options[2:], *score, "--list", pairs)
+    assert row["metrics"]["vton_iqa"] == pytest.approx(image["metrics"]["vton_iqa"], abs=1e-9)
+    nameless = write(tmp_path / "nameless", ["a", "b"], 1, size=(128, 96))
+    write(shop, ["a", "b"], 3, size=(128, 96), suffix=".jpg")
+    message = refusal(capsys, "--pred", nameless, *options, *score)
+    assert "a.png: its name says no person of" in message
 
     without = ("--pred", pred, "--target", target, *asked, "--garment", shop)
     assert "m_dino needs --pred-mask" in refusal(capsys, *without)

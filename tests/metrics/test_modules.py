@@ -11,7 +11,7 @@ import torch.distributed as distributed
 from PIL import Image
 from torch import nn
 from torchmetrics import MetricCollection
-from torchmetrics.image import FrechetInceptionDistance
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision import transforms
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, Dinov2Model
 
@@ -79,7 +79,7 @@ def test_fd_dinov2_is_torchmetrics_frechet_distance_of_transformers_features(wei
     metric = filled(FrechetDinoDistance(weights=weights))
     assert metric.name == "fd_dinov2" and not metric.higher_is_better
     found = metric.compute().item()
-    assert found > 0.01
+    assert found > 1e-3
     assert found == pytest.approx(expected.compute().item(), abs=1e-6)
 
 

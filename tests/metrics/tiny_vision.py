@@ -17,6 +17,7 @@ from transformers import (
     DINOv3ViTConfig,
 )
 
+from vton.metrics.vision import randomise
 from vton.metrics.vton_iqa import VtonIqa
 from vton.weights.metric_networks import VISION, VTON_IQA
 
@@ -47,8 +48,7 @@ def write_networks(folder: Path) -> Path:
             ("dinov2", Dinov2Model(dinov2_config())),
             ("clip", CLIPVisionModelWithProjection(clip_config())),
         ):
-            for parameter in network.parameters():  # else tokens and biases are zero
-                parameter.data.normal_(0, 0.15)
+            randomise(network, seed=5)  # so that features tell pictures apart
             network.save_pretrained(folder / VISION[name])
     return folder
 

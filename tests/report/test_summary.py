@@ -219,6 +219,9 @@ def test_the_command_says_which_differences_are_noise(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["table", str(tmp_path), "--intervals"])
     low, high = rows[0].provenance["intervals"]["psnr"]
+    first = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert float(first["psnr_low"]) == pytest.approx(low, abs=1e-3)
+    assert float(first["psnr_high"]) == pytest.approx(high, abs=1e-3)
     shown = f"[{low:.2f}, {high:.2f}]"
     assert shown in capsys.readouterr().out and shown in (tmp_path / "table.md").read_text()
 
@@ -227,3 +230,4 @@ def test_tables_of_rows_without_deviations_are_as_they_were(tmp_path):
     write_results(tmp_path / "results.json", [row("gardiff"), row("idm_vton")])
     write_tables(tmp_path)
     assert "noise" not in (tmp_path / "table.md").read_text()
+    assert "_low" not in (tmp_path / "table.csv").read_text()

@@ -24,6 +24,7 @@ from vton.metrics import prepare
 from vton.metrics.extractors import PARTS, SET_METRICS, Extractors
 from vton.metrics.garment_scores import NEEDS
 from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
+from vton.metrics.pictures import require_none
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.rows import compute_rows
@@ -71,6 +72,7 @@ def score_folders(
     metrics = computable_metrics(folders, order, config)
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
     pairs, references = match_files(folders, order)
+    _require_persons(pairs, metrics, folders)
     any_size = config.size is not None
     predicted_size = common_size([pair.files["pred"] for pair in pairs], any_size)
     target_size = common_size([pair.files["target"] for pair in references], any_size)
@@ -156,6 +158,19 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
                 "in paired order --mask will do."
             )
     return tuple(metrics)
+
+
+def _require_persons(
+    pairs: Sequence[MatchedFiles], metrics: Sequence[Metric], folders: Folders
+) -> None:
+    """Raise DataError naming predictions whose person is not known but looked at by a metric."""
+    if "vton_iqa" not in metrics:
+        return
+    problems = []
+    for pair in pairs:
+        if not {"target", "person"} & pair.files.keys():
+            problems.append(f"{pair.files['pred']}: its name says no person of {folders.target}")
+    require_none(problems, f"the predictions in {folders.pred}, which vton_iqa scores")
 
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:

@@ -103,6 +103,12 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         garment = named[name].garment
         if order == "unpaired" and not garment:
             garment = listed.get(person, "")
+            if person and not garment and any(part in parts for part in OF_GARMENT):
+                problems.append(
+                    f"{predictions[name]}: its name says no garment; give --list a file that "
+                    "names person and garment on each line"
+                )
+                continue
         files = {"pred": predictions[name]}
         if order == "paired":
             files["target"] = targets[person]

@@ -210,7 +210,6 @@ class GarmentParts(KeyedMetric):
     ):
         super().__init__(f"{score}_edge", protocol, weights, **kwargs)
         self.score = score
-        self.higher_is_better = score != "lpips"
         self._add_table("edge")
         self._add_table("texture")
 

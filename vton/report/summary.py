@@ -22,7 +22,7 @@ from vton.metrics.results import Row, read_results
 from vton.report.caption import caption
 from vton.report.columns import metric_cell, metric_columns, metric_heading
 from vton.report.costs import COSTS, costs, training_of
-from vton.report.noise import in_words
+from vton.report.noise import in_words, interval
 from vton.report.tables import (
     best_models,
     grouped,
@@ -158,13 +158,18 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """Every row as numbers: metrics as stored, `<metric>_std` over seeds, costs in plain units."""
+    """Every row as numbers: metrics as stored, `<metric>_std` over seeds, costs in plain units.
+
+    Where intervals are known, `<metric>_low` and `<metric>_high` stand at the end.
+    """
     metrics = metric_columns(rows)
     deviations = map("{}_std".format, metrics)
+    known = [metric for metric in metrics if any(interval(row, metric) for row in rows)]
+    ends = [f"{metric}_{end}" for metric in known for end in ("low", "high")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     identity = ["model", "data", "order", "region", "category", "n", "seeds"]
-    writer.writerow([*identity, *metrics, *deviations, *COSTS])
+    writer.writerow([*identity, *metrics, *deviations, *COSTS, *ends])
     for group in grouped(rows).values():
         for row in group:
             facts = row.provenance
@@ -174,6 +179,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
             line += map(row.metrics.get, metrics)
             line += map(spread.get, metrics)
             line += map(facts["costs"].get, COSTS)
+            for metric in known:
+                line += interval(row, metric) or (None, None)
             writer.writerow(line)
     return text.getvalue()
 
