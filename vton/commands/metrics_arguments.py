@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,16 @@ import torch
 from vton.commands.metrics import score_folders
 from vton.config import ConfigError, EvalConfig, as_override, load, nearest
 from vton.errors import UserError, one_line
+from vton.metrics.extractors import SET_METRICS
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, write_results
 from vton.processes import process_group
 from vton.report.noise import compared
 from vton.report.tables import print_differences, print_table, table_json
+
+NAMED = 3  # names that stand for many
+SET_TITLES = {"fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 
 
 def run(args: Namespace) -> None:
@@ -39,19 +44,25 @@ def run(args: Namespace) -> None:
     with process_group():
         for model, some in zip(names, every, strict=True):
             found = score_folders(
-                some, args.order, config, device, model=model, data=data, mask_rule=args.mask_rule
+                some,
+                args.order,
+                config,
+                device,
+                model=model,
+                data=data,
+                mask_rule=args.mask_rule,
+                asked=config.metrics if args.metrics else (),
             )
             rows += found or []
     if not rows:  # another process reports
         return
 
-    facts = rows[0].provenance
-    size, stored = facts["size"], facts["targets"]["size"]
-    if size != stored:
-        print(
-            f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.",
-            file=sys.stderr,
-        )
+    lines: dict[str, None] = {}  # each once, though two methods may have it
+    for model, some in zip(names, every, strict=True):
+        own = [row for row in rows if row.model == model]
+        lines |= dict.fromkeys(remarks(own, some))
+    for line in lines:
+        print(f"vton: {line}", file=sys.stderr)
     if args.against:
         for differences in compared(rows, *names):
             differences.keep()
@@ -63,6 +74,44 @@ def run(args: Namespace) -> None:
     print_table(rows, intervals=args.intervals)
     if args.against:
         print_differences(compared(rows, *names))
+
+
+def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
+    """What a reader of the rows would not expect."""
+    facts = rows[0].provenance
+    size, targets = facts["size"], facts["targets"]
+    stored = targets["size"]
+    if size != stored:
+        yield f"targets of {stored} (height, width) were brought to the predictions' {size}."
+        if abs(size[0] * stored[1] - size[1] * stored[0]) > max(stored):
+            yield (
+                "these shapes differ, so the pictures are compared distorted and even perfect ones "
+                "score badly. Where predictions have margins around them, crop these first "
+                f"(height to width {stored[0]}:{stored[1]}); where they were stretched, --size "
+                f"{stored[0]}x{stored[1]} stretches them back."
+            )
+    names = {name.removesuffix("_random") for row in rows for name in row.metrics}
+    of_sets = [SET_TITLES[metric] for metric in SET_METRICS if metric in names]
+    if of_sets:
+        *first, last = of_sets
+        sets = f"{', '.join(first)} and {last} compare" if first else f"{last} compares"
+        yield f"{sets} with {targets['n']} pictures of {folders.target}."
+    without, empty = targets["without_prediction"], facts["empty_masks"]
+    if without["n"]:
+        yield (
+            f"{without['n']} of them have no prediction: {named(**without)}. Where they do not "
+            "belong to the reference, name those that do with --list FILE."
+        )
+    if empty["n"]:
+        yield (
+            f"{empty['n']} masks of {folders.mask} are empty; these pairs count in the whole "
+            f"picture alone: {named(**empty)}."
+        )
+
+
+def named(n: int, first: Sequence[str]) -> str:
+    """The first few of n names."""
+    return ", ".join(first[:NAMED]) + (", ..." if n > NAMED else "")
 
 
 def settings(args: Namespace) -> EvalConfig:

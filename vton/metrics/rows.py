@@ -33,10 +33,10 @@ def compute_rows(
 ) -> list[Row]:
     """One row per region and category ("all" first) of one method in one order.
 
-    Metrics that cannot be computed are absent, never NaN. FID and KID need two pictures on each
-    side; KID's subsets are no larger than either set. A metric that is not defined for some of the
-    pairs is the mean of the others: provenance.left_out names these pairs and says why. A row
-    without any metric is written only if it says which metric lacks its network or its pairs.
+    Metrics that cannot be computed are absent, never NaN, and provenance.absent says why: FID and
+    KID need two pictures on each side. KID's subsets are no larger than either set. A metric that
+    is not defined for some of the pairs is the mean of the others: provenance.left_out names these
+    pairs and says why. A row without any metric is written only if it says so of one.
     """
     rows = []
     for region in REGIONS:
@@ -49,6 +49,9 @@ def compute_rows(
                 if spread is not None:
                     deviations[name] = spread
             gaps = _gaps(tally, region, ids, extractors)
+            few = _too_few(tally, reference, region, category, extractors)
+            if few:
+                gaps["absent"] = gaps.get("absent", {}) | few
             if not metrics and not gaps:
                 continue
             row = Row(
@@ -170,6 +173,29 @@ def _confidence(
         intervals[name] = resampling.interval(metrics[name], spread)
         texts[name] = resampling.as_text(spread)
     return {"intervals": intervals, "deviations": texts}
+
+
+def _too_few(
+    tally: Tally,
+    reference: PictureFeatures,
+    region: Region,
+    category: str,
+    extractors: Extractors,
+) -> dict[str, str]:
+    """Why distances of sets are absent where they were asked for, by name.
+
+    A region in which no picture has features, as the garment of unpaired ones, is not theirs.
+    """
+    absent = {}
+    for metric, network in SET_METRICS.items():
+        if metric not in extractors.metrics:
+            continue
+        predicted = len(tally.features.ids(region, category, network))
+        references = len(reference.ids(region, category, network))
+        if predicted and min(predicted, references) < 2:
+            reason = f"it needs two pictures on each side, here are {predicted} and {references}"
+            absent[extractors.name(metric)] = reason
+    return absent
 
 
 def _gaps(
