@@ -229,5 +229,5 @@ def test_the_command_says_which_differences_are_noise(tmp_path, capsys):
 def test_tables_of_rows_without_deviations_are_as_they_were(tmp_path):
     write_results(tmp_path / "results.json", [row("gardiff"), row("idm_vton")])
     write_tables(tmp_path)
-    assert "noise" not in (tmp_path / "table.md").read_text()
+    assert "## Differences and noise" not in (tmp_path / "table.md").read_text()
     assert "_low" not in (tmp_path / "table.csv").read_text()
