@@ -34,6 +34,7 @@ DIGITS = {  # after the point; columns stand in this order
     "m_dino": 4,
     "m_clip_i": 4,
     "vton_iqa": 4,
+    "place_error": 4,
 }
 ORDER = tuple(DIGITS)
 KID_SCALE = 1000  # results hold KID as computed; tables multiply it by this, as papers do
