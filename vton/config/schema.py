@@ -343,8 +343,11 @@ class TrainConfig:
     """Length, optimizer and precision of a training, and what it writes on the way."""
 
     steps: PositiveInt = 10_000  # optimizer steps
-    batch_size: PositiveInt = 16  # per device
+    batch_size: PositiveInt = 16  # per device; with global_batch at most
     accumulate: PositiveInt = 1  # batches per optimizer step
+    # samples per optimizer step over all devices, from which accumulate follows; 0 = batch_size x
+    # accumulate x devices
+    global_batch: NonNegativeInt = 0
     # muon: orthogonalised momentum for weights of hidden layers, AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4  # after warm-up
