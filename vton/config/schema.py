@@ -257,12 +257,18 @@ class DataConfig:
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
     garment_caption: str = "a photo of {}"
-    caption_fallback: str = "shirts"  # annotation of a garment that has none
+    caption_fallback: str = "shirts"  # annotation of a top that has none
+    caption_fallback_lower: str = "pants"  # the same of trousers and skirts
+    caption_fallback_dresses: str = "dresses"  # the same of dresses
     # fallback: caption_fallback for every garment
     caption_source: Literal["folder", "fallback"] = "folder"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    # names of pair lists in the root; "" = the known names (vton/data/viton_hd.py, dresscode.py)
+    list_train: str = ""
+    list_paired: str = ""
+    list_unpaired: str = ""
     # folder of latents and embeddings computed ahead (vton data cache); "" = compute every time
     encoded: str = ""
     workers: NonNegativeInt = 4  # loader processes

@@ -71,6 +71,7 @@ CHUNK = 64  # groups of files handed to a process at once
 SETTINGS = (
     *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),
     *("warp_folder", "warp_folder_unpaired", "warp_key", "densepose"),
+    *("list_train", "list_paired", "list_unpaired"),
 )
 
 

@@ -18,7 +18,7 @@ from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
-from vton.data.folder import Folder, PairFiles, Place, Split
+from vton.data.folder import Folder, PairFiles, Place, Split, fallback_caption
 from vton.data.pairs import Pair, exchanged, limited, require_unique_ids
 from vton.data.record import Record
 from vton.data.sample import Category, DataError, Order, TryOnSample
@@ -236,9 +236,10 @@ class TryOnDataset(Dataset):
         files = dict.fromkeys(left_out.values())
         names = [str(file) if lexists(file) else f"{file} (absent)" for file in files]
         first = next(iter(left_out))
+        words = dict.fromkeys(f"'{fallback_caption(config, pair.category)}'" for pair in left_out)
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
-            f"'{config.caption_fallback}' (data.caption_fallback). "
+            f"{', '.join(words)} (data.caption_fallback). "
             f"The first is {first.garment_id}; captions come from {', '.join(names)}."
         )
 
