@@ -129,6 +129,7 @@ def meta_batch(size: tuple[int, int], count: int = 1) -> TryOnBatch:
         densepose=image,
         truth=image,
         truth_garment_mask=mask,
+        person_other=image,
         position=list(range(count)),
     )
 

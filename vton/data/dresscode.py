@@ -51,6 +51,12 @@ class DressCode(Folder):
         "densepose": file_kind(
             "DensePose picture", "image-densepose/{person}_0", "dense/{person}_5"
         ),
+        "person_other": file_kind(
+            "picture of the person in other clothes",
+            "person-other/{person}_0",
+            "image_synthesis/{person}_0",
+            "edited_image/{person}_0",
+        ),
         "warped_garment": file_kind("warped garment", "warped_cloth/{person}_0"),
         "warped_mask": file_kind("warped garment mask", "warped_mask/{person}_0"),
         "truth": file_kind("true unpaired picture", "gt-unpaired/{person}__{garment}"),

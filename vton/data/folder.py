@@ -303,12 +303,15 @@ class PairFiles:
         """The part's file; None when the data set has no folder for this optional part."""
         return self.folder.locate(part, self.split, self.order, self.pair, self.origin(part))
 
-    def photo(self, part: str) -> Image.Image | None:
-        """An upright RGB picture, None where the part is absent."""
+    def photo(self, part: str, size: tuple[int, int] | None = None) -> Image.Image | None:
+        """An upright RGB picture, None where the part is absent.
+
+        size: (width, height) that it must have, None for any.
+        """
         path = self.path(part)
         if path is None:
             return None
-        return images.read_photo(path, self.folder.parts[part].what, self.origin(part))
+        return images.read_photo(path, self.folder.parts[part].what, self.origin(part), size)
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) bool, None where the part is absent.

@@ -74,6 +74,12 @@ class VitonHD(Folder):
         "densepose": file_kind(
             "DensePose picture", "image-densepose/{person}", "densepose/{person}"
         ),
+        "person_other": file_kind(
+            "picture of the person in other clothes",
+            "person-other/{person}",
+            "image_synthesis/{person}",
+            "edited_image/{person}",
+        ),
         "warped_garment": file_kind("warped garment", "cloth-warp/{person}"),
         "warped_mask": file_kind("warped garment mask", "cloth-warp-mask/{person}"),
         "truth": file_kind("true unpaired picture", "gt-unpaired/{person}__{garment}"),
