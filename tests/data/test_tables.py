@@ -21,6 +21,7 @@ from tests.data.folders import (
 from vton.cli import main
 from vton.data import labels
 from vton.data.check import check_folder, require_clean
+from vton.data.convert import convert
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.sample import DataError
 
@@ -242,3 +243,47 @@ def test_what_cannot_be_converted_is_one_line(root, tmp_path, capsys):
     assert "garment is missing" in refused(root, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert not list(tmp_path.glob(".x-*"))
+
+
+def igpair(root: Path) -> list[dict]:
+    entries = []
+    for number in range(3):
+        save(root / f"images/{number:04d}.jpg", figure(number)["photo"])
+        save(root / f"clothes/{number // 2:03d}.jpg", figure(number + 9)["photo"])
+        save(root / f"densepose/{number:04d}.png", figure(number)["parts"])
+        entry = {"image_file": f"/home/them/images/{number:04d}.jpg"}
+        entry |= {"cloth_file": f"clothes/{number // 2:03d}.jpg", "text": ["a  red top", "other"]}
+        entries.append(entry)
+    write_json(root / "IGPair.json", entries)
+    return entries
+
+
+def test_igpair_becomes_viton_hds_layout(tmp_path, capsys):
+    entries = igpair(tmp_path / "igpair")
+    said = converted(tmp_path / "igpair", tmp_path / "out", capsys)
+    assert said.startswith("3 train paired pairs") and "no parse maps" in said
+    out = tmp_path / "out"
+    lines = [f"{number:04d}.jpg {number:04d}.jpg" for number in range(3)]
+    assert (out / "train_pairs.txt").read_text().splitlines() == lines
+    for folder, place, count in (("image", "images/0002.jpg", 3), ("cloth", "clothes/001.jpg", 3)):
+        copied = (out / f"train/{folder}/0002.jpg").read_bytes()
+        assert copied == (tmp_path / "igpair" / place).read_bytes()
+        assert len(list((out / "train" / folder).iterdir())) == count
+    pair = open_folder(config("viton_hd", out)).pairs("train", "paired")[0]
+    files = open_folder(config("viton_hd", out)).files("train", "paired", pair)
+    assert files.annotation() == "a red top"
+    assert np.array_equal(files.densepose(None), figure(0)["parts"])
+
+    save(tmp_path / "secret.jpg", figure(0)["photo"])
+    first, second, _ = entries
+    for listed, words in (
+        ([first | {"image_file": "images/9999.jpg"}], "entry 1 of .* images/9999.jpg is missing"),
+        ([first | {"image_file": None}], "entry 1 of .* has no image_file"),
+        ([first | {"image_file": "../secret.jpg"}], "lies outside"),
+        ([first, second, second, second], "entry 4 of .* repeats 0001 with 000"),
+        ({}, "expected a list of entries"),
+    ):
+        write_json(tmp_path / "igpair/IGPair.json", listed)
+        with pytest.raises(DataError, match=words):
+            convert(config("viton_hd", tmp_path / "igpair"), tmp_path / "again")
+        assert not (tmp_path / "again").exists()

@@ -11,6 +11,7 @@ from vton.config import ConfigError, ExperimentConfig, as_override, load
 from vton.data.check import check_folder, format_problems, list_problems
 from vton.data.convert import convert, layout_of
 from vton.data.dataset import open_folder
+from vton.data.igpair import LACKING, is_igpair
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB
 from vton.data.source import open_source
@@ -90,6 +91,8 @@ def convert_set(args: Namespace) -> None:
     counts = convert(config, Path(args.out), shards=args.shards)
     pairs = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     print(f"{pairs} pairs in {args.out}. Use it: data={config.name} data.root={args.out}")
+    if is_igpair(Path(config.root)):
+        print(LACKING)
 
 
 def cache(config: ExperimentConfig) -> None:

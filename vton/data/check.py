@@ -68,6 +68,7 @@ EXAMPLES = 3  # files that stand for a kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
+CHECKS = 2  # raise it whenever a check is added: what was found clean before is read again
 # What a clean check depends on besides the files.
 SETTINGS = (
     *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),
@@ -497,7 +498,7 @@ def _marker(config: DataConfig) -> Path:
     root = dataset_root(config)
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
     settings = [getattr(config, name) for name in SETTINGS]
-    digest = hashlib.sha256(json.dumps([where, *settings]).encode())
+    digest = hashlib.sha256(json.dumps([CHECKS, where, *settings]).encode())
     for line in fingerprint(root):
         digest.update(os.fsencode(line))  # names may be in any bytes
     return _cache() / digest.hexdigest()

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vton.config import DataConfig
-from vton.data import labels
+from vton.data import igpair, labels
 from vton.data.check import PAIR_LISTS
 from vton.data.dataset import READERS, open_folder
 from vton.data.densepose import draw_parts
@@ -55,11 +55,15 @@ def convert(config: DataConfig, out: Path, shards: bool = False) -> dict[str, in
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists. Choose another folder.")
-    folder = open_folder(config)
+    foreign = igpair.is_igpair(Path(config.root))
+    folder = None if foreign else open_folder(config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         whole = Path(temporary) / out.name
-        counts = _write(folder, whole)
+        if folder is None:
+            counts = {"train paired": igpair.write_viton_hd(Path(config.root), whole)}
+        else:
+            counts = _write(folder, whole)
         if shards:
             reader = READERS[layout_of(whole)]
             plain = replace(config, name=layout_of(whole), root=str(whole), columns=())
