@@ -138,7 +138,7 @@ def score_folders(
     )
     if untold:
         rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | untold
-    if not any(row.metrics for row in rows):
+    if not any(row.metrics for row in rows) and set(metrics) <= {"fid", "kid"}:
         raise DataError(
             f"FID and KID need two pictures on each side: {len(pairs)} in {folders.pred}, "
             f"{len(references)} in {folders.target}."
