@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,7 +114,11 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
         state = read_safetensors(path)
     else:
         state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
-    build = partial(registry.module_class(config.model.name), config, codec)
+
+    def build() -> TrainedModule:
+        with settings_named(config):
+            return registry.module_class(config.model.name)(config, codec)
+
     if config.model.kind != "architecture":  # a warp is small, and solves for its splines
         module = build()
         load_state(module, state, path)
