@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lightning import seed_everything
+from torch import Tensor
 
 from vton import registry
 from vton.config import ExperimentConfig
@@ -110,10 +111,11 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     """
     path = checkpoint_path(run, checkpoint)
     codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
-    if checkpoint == "weights":
-        state = read_safetensors(path)
-    else:
-        state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
+
+    def read() -> dict[str, Tensor]:
+        if checkpoint == "weights":
+            return read_safetensors(path)
+        return averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
 
     def build() -> TrainedModule:
         with settings_named(config):
@@ -121,23 +123,23 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
 
     if config.model.kind != "architecture":  # a warp is small, and solves for its splines
         module = build()
-        load_state(module, state, path)
+        load_state(module, read(), path)
         return module.eval()
     if config.model.lora.rank:  # the file holds LoRA's matrices alone
         module = build()
         if config.train.start_from:
             start_from(module, Path(config.train.start_from).expanduser())
-        load_state(module, state, path)
+        load_state(module, read(), path)
         module.compute_in(config.train.precision)
         return module.eval()
 
     with unfilled() as left:
         module = build()
     dtype = DTYPES[config.train.precision]
-    load_state(module, dict(state), path, dtype)
+    load_state(module, read(), path, dtype)
     if left.among(module, *module.frozen.values()):  # weights that no file holds
         module = build()
-        load_state(module, state, path)
+        load_state(module, read(), path)
     module.compute_in(config.train.precision)
     return module.eval()
 
