@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -268,8 +269,12 @@ def _group(problem: Problem) -> tuple:
     """Equal for problems of one kind, up to numbers; problems without a kind stand alone."""
     if not problem.kind:
         return (problem,)
-    words = re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", problem.kind)
-    return problem.split, words, problem.advice
+    return problem.split, _without_numbers(problem.kind), problem.advice
+
+
+@lru_cache(maxsize=1000)
+def _without_numbers(words: str) -> str:
+    return re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", words)
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:
