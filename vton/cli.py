@@ -318,7 +318,11 @@ def add_data(commands) -> None:
         "data.encoded",
     )
     add_overrides(data)
-    data.add_argument("--out", help="shard: new folder, which data.root then names")
+    data.add_argument(
+        "--out",
+        help="shard: new folder, which data.root then names; check: file for the whole list "
+        "(JSON where it ends in .json)",
+    )
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     add_json(data, "check: print the problems as JSON")
 

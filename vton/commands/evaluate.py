@@ -88,7 +88,7 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
     below its pictures.
     """
     stages = stage.in_order()
-    data_modules = open_data(stages, "weights", [order])
+    data_modules = open_data(stages, "weights", [order], needs_reference=False)
     before = None
     for part, data in zip(stages, data_modules, strict=True):
         target = folder if part is stage else folder / part.config.model.stage
@@ -101,7 +101,10 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
 
 
 def open_data(
-    stages: Sequence[Stage], checkpoint: str, orders: Iterable[Order]
+    stages: Sequence[Stage],
+    checkpoint: str,
+    orders: Iterable[Order],
+    needs_reference: bool = True,
 ) -> list[TryOnDataModule]:
     """The data of every stage, after all checks that can be made before hours of sampling.
 
@@ -112,8 +115,12 @@ def open_data(
         checkpoint_path(stage.run, checkpoint)  # raises where there is none
         learned_warp(stage.config)  # raises where it is not usable
     data_modules = [data_module(stage.config) for stage in stages]
-    for data in data_modules:
+    for stage, data in zip(stages, data_modules, strict=True):
         data.prepare_data()
+        for order in orders:
+            data.eval_dataset(order).require_files()
+        if needs_reference and {"fid", "kid"} & set(stage.config.eval.metrics):
+            data.persons_dataloader().dataset.require_files()
     for place in range(1, len(stages)):
         require_same_pairs(stages[place], data_modules[place], data_modules[place - 1], orders)
     return data_modules

@@ -97,14 +97,20 @@ class Sampler:
         seconds = {}
         for method in sampled_methods(self.stage):
             folder = prediction_folder(self.stage.run, method, order)
+            # What was drawn before stays until its successor is complete.
+            partial = folder.with_name(f".{folder.name}.partial")
             if self.trainer.is_global_zero:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
             self.trainer.strategy.barrier()
             before = None
             if self.stage.before is not None:
                 before = prediction_folder(self.stage.before.run, method, order)
             started = time.perf_counter()
-            self.draw(data, order, folder, before, shuffled=method.endswith(CONTROL))
+            self.draw(data, order, partial, before, shuffled=method.endswith(CONTROL))
+            if self.trainer.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            self.trainer.strategy.barrier()
             pairs = len(data.eval_dataset(order))
             seconds[method] = round((time.perf_counter() - started) / pairs, 4)
         return seconds

@@ -371,7 +371,7 @@ class TryOnModule(TrainedModule, Denoiser):
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
         """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
         draws = []
-        for order, pair in zip(batch.order, batch.pair_id, strict=True):
+        for order, pair in zip(batch.order, batch.pair_name, strict=True):
             draws.append(noise.generator(seed, "sample", order, pair))
         draw = drawing(self.latent_shape(), draws, self.device)
         with self.reading_once():
