@@ -106,7 +106,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 def vton_arguments(words: list[str]) -> list[str] | None:
     """What `vton` gets in the end; None where the command is no `vton` command."""
     if words[0] == "make":
-        # Under `make test`, a second make would name its folder, and take over the first's settings.
+        # Under `make test`, a second make would name its folder and take over the settings.
         outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
         env = {name: value for name, value in os.environ.items() if name not in outer}
         dry = ["make", "-n", *words[1:]]

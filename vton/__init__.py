@@ -1,7 +1,15 @@
 """vton: virtual try-on diffusion architectures compared on equal terms."""
 
+import os
+
 from vton import _torchvision
 
 __version__ = "0.1.0"
 
 _torchvision.install()
+
+# How long a thread of libgomp spins at a barrier before it sleeps. Torch's threads meet thousands
+# of barriers in a training step, and beside another busy process a spinning thread burns the time
+# that the one it waits for would need. libgomp reads it when torch is loaded.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"

@@ -22,6 +22,14 @@ def process_share() -> tuple[int, int]:
     return 0, 1
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all, also before they are connected."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    # torchrun sets the first, Lightning's own launcher the second.
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """A context in which the processes that torchrun started can exchange results, over gloo.

@@ -11,8 +11,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
 from vton.training import telemetry
+from vton.training.console import Console
 from vton.training.finite import FiniteNumbers
-from vton.training.held_out import Console, HeldOut
+from vton.training.held_out import HeldOut
 from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
 
@@ -149,29 +150,29 @@ def test_memory_of_a_run_on_the_cpu_is_this_processs_beside_a_gpu_too(monkeypatc
     assert peak_memory_gib(torch.device("cuda", 1)) == 3
 
 
-def test_the_console_says_each_step_once(capsys):
-    found, console, module = trainer(accumulate_grad_batches=2), Console(steps=4), Module()
+def test_the_console_says_the_last_step_once(capsys):
+    found, console, module = trainer(accumulate_grad_batches=2), Console(), Module()
+    found.max_steps = 4
     console.on_train_start(found, module)
     for batch_idx in range(8):
         found.global_step = (batch_idx + 1) // 2
-        console.on_train_batch_end(
-            found, module, module.learn([0], float(batch_idx)), None, batch_idx
-        )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[:2] for line in lines] == [
-        [f"step {step}/4", f"loss {2 * step - 1.5:.4f}"] for step in range(1, 5)
-    ]
+        outputs = module.learn([0], float(batch_idx))
+        console.on_train_batch_end(found, module, outputs, None, batch_idx)
+    console.teardown(found, module, "fit")
+    assert capsys.readouterr().err == "Training: step 4/4, loss 3.5000\n"
 
 
-def test_other_processes_print_and_keep_nothing(capsys):
-    found, console, module = (
-        trainer(is_global_zero=False, global_step=1),
-        Console(steps=4),
-        Module(),
-    )
+def test_the_console_says_what_held_out_pairs_score(capsys):
+    look = HeldOut({}, every=2, pictures=1, ema=None)
+    look.step = 2
+    look.scores = {"val/paired/psnr": 20.0, "val/paired/psnr_garment": 17.125}
+    found, console, module = trainer(), Console(look), Module()
+    found.max_steps = 3
     console.on_train_start(found, module)
+    found.global_step = 2
     console.on_train_batch_end(found, module, module.learn([0], 1.0), None, 0)
-    assert console.losses == [] and capsys.readouterr().out == ""
+    line = "Training: step 1/3, loss 0.5000, paired garment 17.12 dB"
+    assert capsys.readouterr().err.startswith(line)
 
 
 @pytest.mark.parametrize("gradient", [3.0, None])

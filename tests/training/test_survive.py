@@ -160,7 +160,9 @@ def test_a_signal_writes_a_checkpoint_and_its_exit_code(
     Loader processes get the signal too, as `timeout`, systemd and SLURM send it to all of a job,
     terminals Ctrl-C.
     """
-    rare = ("train.checkpoint_every=1000", f"data.workers={workers}")
+    # A look at held-out pairs gets a line in the log.
+    looking = ("train.picture_every=5", "train.val_pairs=2", "train.pictures=1")
+    rare = ("train.checkpoint_every=1000", f"data.workers={workers}", *looking)
     started = Started(processes, tmp_path, rendered, "stopped", "train.steps=200", *rare)
     while "step 5/" not in (started.log.read_text() if started.log.exists() else ""):
         assert started.process.is_alive()

@@ -31,6 +31,7 @@ from vton.metrics.scorer import Scorer
 from vton.metrics.tally import Measurements, merge
 from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
+from vton.progress import Progress
 
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
@@ -80,13 +81,18 @@ def score_folders(
     def measure() -> Measurements:
         """This process's share of the files."""
         if scorer.needs_reference:
-            for group in _groups(references[rank::world], config.batch_size):
-                scorer.update_reference([read_target(pair, "paired", size) for pair in group])
-        for group in _groups(pairs[rank::world], config.batch_size):
-            targets = [read_target(pair, order, size) for pair in group]
-            resample = scorer.protocol.resample
-            pictures = [prepare.resize(read(pair.files["pred"]), size, resample) for pair in group]
-            scorer.update(targets, {model: Prediction(torch.stack(pictures))})
+            with Progress("Measuring targets", len(references), "picture") as progress:
+                for group in _groups(references[rank::world], config.batch_size):
+                    scorer.update_reference([read_target(pair, "paired", size) for pair in group])
+                    progress.advance(len(group) * world)
+        resample = scorer.protocol.resample
+        with Progress("Scoring", len(pairs), "picture") as progress:
+            for group in _groups(pairs[rank::world], config.batch_size):
+                targets = [read_target(pair, order, size) for pair in group]
+                predicted = [read(pair.files["pred"]) for pair in group]
+                pictures = [prepare.resize(picture, size, resample) for picture in predicted]
+                scorer.update(targets, {model: Prediction(torch.stack(pictures))})
+                progress.advance(len(group) * world)
         return scorer.measured
 
     shares = gathered(measure)

@@ -21,6 +21,7 @@ from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
 from vton.models.base import Worn
+from vton.progress import Progress
 from vton.runs.assemble import data_module, load_module
 from vton.runs.cascade import Stage, WithLowres
 from vton.runs.folder import RunFolder
@@ -125,7 +126,9 @@ class Sampler:
             pairs = WithLowres(pairs, before, self.stage.config)
         self.writer.folder = folder
         loader = data.loader_of(pairs)
-        self.trainer.predict(self.module, dataloaders=loader, return_predictions=False)
+        doing = f"Drawing {order}{CONTROL if shuffled else ''}"
+        with Progress(doing, len(pairs), "pair") as self.writer.progress:
+            self.trainer.predict(self.module, dataloaders=loader, return_predictions=False)
         self.trainer.strategy.barrier()
 
 
@@ -139,6 +142,7 @@ class PictureWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.size = size
         self.folder = Path()
+        self.progress: Progress
 
     def write_on_batch_end(
         self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx
@@ -149,3 +153,4 @@ class PictureWriter(BasePredictionWriter):
             silhouettes = unpad_picture(as_pictures(prediction.silhouettes), self.size)
             write_pictures(self.folder / SILHOUETTES, batch.pair_id, silhouettes)
         write_pictures(self.folder, batch.pair_id, unpad_picture(pictures, self.size))
+        self.progress.advance(len(batch) * trainer.world_size)

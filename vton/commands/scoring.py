@@ -7,6 +7,7 @@ are computed. One pass over the truths measures them all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from vton.commands.baselines import LEARNED, baseline_methods
 from vton.commands.sampling import SampledStage, prediction_folder, sampled_methods
 from vton.data.dataset import TryOnDataset
+from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.metrics.extractors import Extractors
 from vton.metrics.pictures import PictureFolder
@@ -22,7 +24,8 @@ from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
 from vton.metrics.tally import Measurements, merge
 from vton.metrics.target import Method, Prediction, Target, targets_of
-from vton.processes import gathered
+from vton.processes import gathered, process_share
+from vton.progress import Progress
 from vton.runs.cascade import Stage, interpolated
 from vton.runs.folder import git_commit
 
@@ -78,15 +81,24 @@ def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
     data = sampled.data
     if scorer.needs_reference:
         persons = data.eval_dataset("paired")
-        for batch in data.eval_dataloader("paired"):
+        for batch in counted(data, "paired", "Measuring the test persons"):
             scorer.update_reference(load_targets(batch, persons, scorer))
     for order in sampled.stage.config.eval.orders:
         pairs = data.eval_dataset(order)
         methods = methods_of(sampled, order)
-        for batch in data.eval_dataloader(order):
+        for batch in counted(data, order, f"Scoring {order}"):
             predictions = {name: method(batch) for name, method in methods.items()}
             scorer.update(load_targets(batch, pairs, scorer), predictions)
     return scorer.measured
+
+
+def counted(data: TryOnDataModule, order: Order, doing: str) -> Iterator[TryOnBatch]:
+    """This process's batches of an order, with their progress."""
+    _, processes = process_share()
+    with Progress(doing, len(data.eval_dataset(order)), "pair") as progress:
+        for batch in data.eval_dataloader(order):
+            yield batch
+            progress.advance(len(batch) * processes)
 
 
 def load_targets(batch: TryOnBatch, pairs: TryOnDataset, scorer: Scorer) -> list[Target]:

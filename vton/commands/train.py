@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from contextlib import nullcontext
 
@@ -17,10 +16,11 @@ from vton.runs.checkpoint import finish_from_checkpoint, states_file, training_s
 from vton.runs.encodings import use_encodings
 from vton.runs.folder import RunFolder
 from vton.training.checkpoint import Checkpoints
+from vton.training.console import Console
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.finite import FiniteNumbers
-from vton.training.held_out import Console, HeldOut
+from vton.training.held_out import HeldOut
 from vton.training.preemption import Preemption
 from vton.training.telemetry import Telemetry
 from vton.training.trainer import make_trainer, quiet_libraries
@@ -154,7 +154,7 @@ def callbacks(
         keep_last=train.keep_last,
         keep_best=train.keep_best,
     )
-    console = None if sys.stdout.isatty() else Console(train.steps, held_out)
+    console = Console(held_out)
     preemption = Preemption(checkpoints)
 
     acting = [finite, ema, telemetry, held_out, checkpoints, console, preemption]

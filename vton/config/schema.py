@@ -311,11 +311,13 @@ class TrainConfig:
     steps: PositiveInt = 10_000  # optimizer steps
     batch_size: PositiveInt = 16  # per device
     accumulate: PositiveInt = 1  # batches per optimizer step
-    lr: PositiveFloat = 1e-4  # of AdamW, after warm-up
+    # muon: orthogonalised momentum for weights of hidden layers, AdamW for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: PositiveFloat = 1e-4  # after warm-up
     warmup_steps: NonNegativeInt = 500  # in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
     betas: Annotated[tuple[float, float], Bounds(0, 1, open_high=True)] = (0.9, 0.999)  # AdamW's
-    weight_decay: NonNegativeFloat = 0.01  # AdamW's
+    weight_decay: NonNegativeFloat = 0.01
     grad_clip: NonNegativeFloat = 1.0  # norm; 0 = off
     # decay of the average over trained parameters; 0 = off
     ema: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9999

@@ -58,6 +58,7 @@ from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import token_grid
 from vton.models.codecs import Codec
+from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
 from vton.models.sharding import shard_module
 
@@ -194,15 +195,7 @@ class TrainedModule(LightningModule):
 
     def configure_optimizers(self):
         train = self.config.train
-        optimizer = torch.optim.AdamW(
-            list(self.trained_parameters()),
-            lr=train.lr,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-            # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it
-            # scales them back itself.
-            fused=train.precision != "fp16",
-        )
+        optimizer = build_optimizer(self, self.trained_parameters(), self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

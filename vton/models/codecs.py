@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from vton.models.ldm import (
     autoencoder_to_ldm,
     read_ldm_checkpoint,
 )
+from vton.progress import track
 from vton.weights.pretrained import (
     below,
     check_state,
@@ -299,7 +301,8 @@ def train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable
     )
     vae.train()
     spreads = []
-    for step, image in zip(range(config.fit_steps), batches, strict=False):  # batches are endless
+    batches = islice(batches, config.fit_steps)  # they are endless
+    for step, image in enumerate(track(batches, "Fitting the codec", config.fit_steps, "step")):
         posterior = vae.encode(image).latent_dist
         output = vae.decode(posterior.sample()).sample
         loss = F.l1_loss(output, image) + F.mse_loss(output, image) + FIT_KL * posterior.kl().mean()

@@ -20,6 +20,7 @@ from vton.data.sample import DataError, TryOnBatch
 from vton.data.shards import SHARD_MB, ShardWriter
 from vton.models.base import TryOnModule
 from vton.processes import own_device
+from vton.progress import Progress
 from vton.weights import metric_networks
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,11 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
     out = Path(config.data.encoded).expanduser()
     module.to(own_device(config.trainer.accelerator))
     computed = kept = 0
-    with ShardWriter(out, SHARD_MB, replaceable=STORED) as writer:
+    pairs = len(data.train_dataset().pairs)
+    with (
+        ShardWriter(out, SHARD_MB, replaceable=STORED) as writer,
+        Progress("Computing encodings", pairs, "pair") as progress,
+    ):
         former = Encodings(str(out), ahead)
         for batch in data.listed_dataloader():
             keys, encodings, stale = [], [], []
@@ -113,6 +118,7 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
                 write_encodings(writer, index, encodings[row], keys[row])
             computed += len(stale)
             kept += len(batch) - len(stale)
+            progress.advance(len(batch))
     return computed, kept
 
 

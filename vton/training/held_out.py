@@ -1,8 +1,7 @@
-"""A fixed set of held-out pairs, drawn every so often while training; and lines for log files."""
+"""A fixed set of held-out pairs, drawn every so often while training."""
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 
 from lightning import Callback
@@ -87,43 +86,3 @@ def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:
         if len(of_garment):
             scores["psnr_garment"] = of_garment.mean().item()
     return scores
-
-
-class Console(Callback):
-    """One line every so often where there is no terminal for a progress bar.
-
-    Its loss is the first process's share.
-    """
-
-    LINES = 40  # in a whole run
-
-    def __init__(self, steps: int, held_out: HeldOut | None = None):
-        self.every = max(1, steps // self.LINES)
-        self.held_out = held_out
-        self.losses: list[float] = []
-
-    def on_train_start(self, trainer, module) -> None:
-        self.started = time.perf_counter()
-        self.first_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if not trainer.is_global_zero:
-            return
-        self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
-        step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if due and ends_step(trainer, batch_idx):
-            self.print_line(step, trainer.max_steps)
-            self.losses.clear()
-
-    def print_line(self, step: int, steps: int) -> None:
-        loss = sum(self.losses) / len(self.losses)
-        columns = [f"step {step}/{steps}", f"loss {loss:.4f}"]
-        scores = self.held_out.scores if self.held_out else {}
-        for name, value in scores.items():
-            if "psnr" in name:
-                columns.append(f"{name.removeprefix('val/')} {value:.3f}")
-        pace = (time.perf_counter() - self.started) / max(step - self.first_step, 1)
-        minutes = pace * (steps - step) / 60
-        columns += [f"{pace:.2f} s/step", f"{minutes:.1f} min left"]
-        print("  ".join(columns), flush=True)

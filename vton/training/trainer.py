@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 
 from vton.config import ExperimentConfig
 from vton.training.checkpoint import AtomicCheckpointIO
@@ -21,7 +19,6 @@ def make_trainer(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -
     It has no logger. `vton train` adds one, and callbacks, once it knows the run.
     """
     trainer = config.trainer
-    progress = [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else []
     return Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
@@ -35,11 +32,11 @@ def make_trainer(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=bool(progress),
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
         plugins=[AtomicCheckpointIO(), precision_plugin(trainer, config.train.precision)],
-        callbacks=[*progress, *callbacks],
+        callbacks=list(callbacks),
         logger=False,
     )
 

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from rich.progress import Progress
-
 from vton.data.sample import DataError
 from vton.data.synthetic import write_dresscode, write_viton_hd
 from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Layout
 from vton.data.synthetic.files import Writer
+from vton.progress import Progress
 
 RENDERER_VERSION = 2  # raise it whenever any file comes out different
 STAMP = "synthetic.json"  # written last: a folder without it is not complete
@@ -54,11 +52,10 @@ def write(
     entries = catalogue.entries
     chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     records = []
-    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task(f"Rendering {root.name}", total=len(entries))
+    with Progress(f"Rendering {layout}", len(entries), "sample") as progress:
         for written in _run(partial(_write_chunk, writer), chunks, workers):
             records += written
-            progress.advance(task, len(written))
+            progress.advance(len(written))
     _WRITERS[layout].write_lists(writer, records)
     (root / STAMP).write_text(json.dumps(_stamp(catalogue), indent=2) + "\n", encoding="utf-8")
 

@@ -247,13 +247,14 @@ class GarmentAttention:
 
 
 def attended_centres(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
-    """F_i = sum_j A_ij g_j, (B, Q, 2) float32: mean row and column, in cells of the garment's grid.
+    """F_i = sum_j A_ij g_j, (B, Q, 2), float32 at least: mean row and column, in cells of the garment's grid.
 
     A = softmax(q k^T / sqrt d), the mean of heads; q (B, N, Q, d), k (B, N, M, d); g_j is the place
     of garment token j, whose grid has M cells.
     """
     with torch.autocast(q.device.type, enabled=False):
-        weights = (q.float() @ k.float().mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)
+        q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)
         rows, columns = (torch.arange(side, device=q.device) for side in grid)
         places = torch.cartesian_prod(rows, columns).to(weights.dtype)
         return weights @ places

@@ -1,0 +1,125 @@
+"""Muon beside AdamW."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.batches import random_batch, tiny_module
+from vton.config import ConfigError
+from vton.models.optimizers import (
+    MOMENTUM,
+    UPDATE_RMS,
+    Muon,
+    hidden_weights,
+    orthogonalised,
+    split_groups,
+)
+
+OPTIONS = {"lr": 0.02, "betas": (0.9, 0.999), "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 40), (2, 40, 6)])
+def test_singular_values_come_near_one_and_vectors_stay(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalised(matrices)
+    u, values, v = torch.linalg.svd(matrices, full_matrices=False)
+    projected = torch.diagonal(u.mT @ found @ v.mT, dim1=1, dim2=2)
+    well_conditioned = values > 0.05 * values.norm(dim=1, keepdim=True)
+    assert projected[well_conditioned].sub(1).abs().max() < 0.35
+    rebuilt = u @ torch.diag_embed(projected) @ v
+    torch.testing.assert_close(found, rebuilt, atol=1e-4, rtol=0)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = {
+        "conv_in": nn.Conv2d(3, 4, 3),
+        "hidden": nn.Conv2d(4, 4, 3),
+        "again": nn.Conv2d(4, 4, 3),
+        "norm": nn.GroupNorm(1, 4),
+        "linear": nn.Linear(4, 6),
+        "conv_out": nn.Conv2d(4, 3, 1),
+    }
+    return nn.ModuleDict(layers)
+
+
+def with_gradients(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_weights_of_hidden_layers_get_it_and_the_rest_get_adamw():
+    module = network()
+    hidden = hidden_weights(module)
+    names = {name for name, parameter in module.named_parameters() if parameter in hidden}
+    assert names == {"hidden.weight", "again.weight", "linear.weight"}
+
+    plain = network()
+    with_gradients(module)
+    with_gradients(plain)
+    Muon(split_groups([{"params": list(module.parameters())}], hidden), **OPTIONS).step()
+    torch.optim.AdamW(plain.parameters(), **OPTIONS).step()
+    ours = dict(module.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, ours[name]) == (name not in names), name
+
+
+def test_an_update_is_what_the_definition_says():
+    """Two steps of equal weights, one matrix at a time."""
+    module = network()
+    weight = module["hidden"].weight
+    expected = weight.detach().clone()
+    momentum = torch.zeros_like(expected)
+    groups = split_groups([{"params": list(module.parameters())}], hidden_weights(module))
+    optimizer = Muon(groups, **OPTIONS)
+    for seed in range(2):
+        with_gradients(module)
+        weight.grad += seed
+        gradient = weight.grad.clone()
+        optimizer.step()
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
+        direction = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
+        update = orthogonalised(direction.reshape(1, 4, 36)).view_as(expected)
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * UPDATE_RMS * 6 * update
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_its_state_comes_back():
+    module = network()
+    groups = split_groups([{"params": list(module.parameters())}], hidden_weights(module))
+    optimizer = Muon(groups, **OPTIONS)
+    with_gradients(module)
+    optimizer.step()
+    copy = network()
+    copy.load_state_dict(module.state_dict())
+    copies = split_groups([{"params": list(copy.parameters())}], hidden_weights(copy))
+    again = Muon(copies, **OPTIONS)
+    again.load_state_dict(deepcopy(optimizer.state_dict()))
+    for network_, optimizer_ in ((module, optimizer), (copy, again)):
+        with_gradients(network_)
+        optimizer_.step()
+    for ours, theirs in zip(module.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_model_learns_with_it():
+    module = tiny_module("gardiff", "train.optimizer=muon", "train.warmup_steps=0")
+    optimizer = module.configure_optimizers()["optimizer"]
+    batch = random_batch(2)
+    losses = []
+    for _ in range(8):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_shards_are_refused():
+    module = tiny_module("gardiff", "train.optimizer=muon", "trainer.strategy=fsdp")
+    with pytest.raises(ConfigError, match=r"train\.optimizer=muon needs whole matrices"):
+        module.configure_optimizers()

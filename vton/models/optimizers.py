@@ -1,0 +1,134 @@
+"""The optimizers that `train.optimizer` chooses from.
+
+adamw   AdamW for all parameters (arXiv 1711.05101)
+muon    Muon for the weights of hidden layers, AdamW for the rest
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vton.config import ConfigError, ExperimentConfig
+
+# Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024): a quintic that
+# brings singular values from (0, 1] to about 1 in five steps.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+QUINTIC_STEPS = 5
+MOMENTUM = 0.95
+UPDATE_RMS = 0.2  # of AdamW's updates, so that both take the same learning rate (arXiv 2502.16982)
+OUTER_LAYERS = ("conv_in", "conv_out", "proj_out")  # of a network: they meet data, not features
+
+
+def build_optimizer(
+    module: nn.Module, groups: Iterable[dict], config: ExperimentConfig
+) -> torch.optim.Optimizer:
+    """The optimizer of a module's parameter groups. Raises ConfigError where it can't be used."""
+    train = config.train
+    options = {
+        "lr": train.lr,
+        "betas": train.betas,
+        "weight_decay": train.weight_decay,
+        # One kernel for all tensors. Lightning's fp16 cannot clip gradients with it, as it scales
+        # them back itself.
+        "fused": train.precision != "fp16",
+    }
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(list(groups), **options)
+    if config.trainer.strategy in ("fsdp", "deepspeed"):
+        raise ConfigError(
+            f"train.optimizer=muon needs whole matrices, which trainer.strategy="
+            f"{config.trainer.strategy} cuts into shards; use adamw or trainer.strategy=ddp."
+        )
+    return Muon(split_groups(groups, hidden_weights(module)), **options)
+
+
+def hidden_weights(module: nn.Module) -> set[nn.Parameter]:
+    """Weights of linear and convolutional layers between features and features."""
+    weights = set()
+    for name, layer in module.named_modules():
+        hidden = name.rpartition(".")[2] not in OUTER_LAYERS
+        if hidden and isinstance(layer, (nn.Linear, nn.Conv2d)):
+            weights.add(layer.weight)
+    return weights
+
+
+def split_groups(groups: Iterable[dict], hidden: set[nn.Parameter]) -> list[dict]:
+    """Every group in two, of which `muon` says which is which; empty ones are left out."""
+    split = []
+    for group in groups:
+        for muon in (True, False):
+            chosen = [p for p in group["params"] if (p in hidden) == muon]
+            if chosen:
+                split.append(group | {"params": chosen, "muon": muon})
+    return split
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `muon=True` take orthogonalised momentum instead.
+
+    A weight (out, in, ...) is one matrix (out, in x ...). Its update has the singular vectors of
+    its Nesterov momentum and singular values of about 1, scaled to the RMS of AdamW's updates.
+    Weights of equal shape are computed together. Weight decay is AdamW's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        every_group = self.param_groups
+        try:
+            self.param_groups = [group for group in every_group if not group["muon"]]
+            super().step()
+        finally:
+            self.param_groups = every_group
+        for group in every_group:
+            if group["muon"]:
+                self.step_matrices(group)
+        return loss
+
+    def step_matrices(self, group: dict) -> None:
+        by_shape = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is not None:
+                by_shape[weight.shape].append(weight)
+        for weights in by_shape.values():
+            directions = [self.nesterov(weight).flatten(1) for weight in weights]
+            updates = orthogonalised(torch.stack(directions))
+            rows, columns = updates.shape[1:]
+            rate = group["lr"] * UPDATE_RMS * max(rows, columns) ** 0.5
+            for weight, update in zip(weights, updates, strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update.view_as(weight), alpha=rate)
+
+    def nesterov(self, weight: nn.Parameter) -> Tensor:
+        """The momentum after this gradient, looked ahead by one step."""
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+            state["step"] = torch.zeros(())  # AdamW asks every state for it when one is loaded
+        state["step"] += 1
+        state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
+        return weight.grad.lerp(state["momentum"], MOMENTUM)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """(N, rows, columns) with their singular values brought near 1 by Newton-Schulz steps."""
+    dtype = torch.bfloat16 if matrices.is_cuda else torch.float32
+    x = matrices.to(dtype)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = QUINTIC
+    for _ in range(QUINTIC_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, b * gram + c * gram @ gram, x, beta=a)
+    if tall:
+        x = x.mT
+    return x.to(matrices.dtype)
