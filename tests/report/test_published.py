@@ -15,16 +15,22 @@ def published():
 
 def test_totals(published):
     kinds = published.values.groupby("kind").size().to_dict()
-    assert kinds == {"comparison": 216, "requoted": 597, "ablation": 60, "user_study": 25}
-    assert published.values["name"].nunique() == 39
+    assert kinds == {"comparison": 248, "requoted": 597, "ablation": 60, "user_study": 25}
+    assert published.values["name"].nunique() == 40
     assert published.values["mark"].value_counts().to_dict() == {
-        "stated": 804,
-        "recalled": 54,
+        "stated": 832,
+        "recalled": 58,
         "inferred": 29,
         "second_hand": 6,
         "misprint": 5,
     }
-    assert published.models == ["gardiff", "idm_vton", "imagdressing", "tryondiffusion"]
+    assert published.models == [
+        "gardiff",
+        "idm_vton",
+        "imagdressing",
+        "tryondiffusion",
+        "stableviton",
+    ]
 
 
 def test_every_value_has_source_table_and_protocol_and_stands_once(published):
@@ -143,7 +149,13 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
     """Each file of configs/ablation holds the rows of the studies of its architecture."""
     studies = set(published.values["study"]) | set(published.directions["study"])
     studies.discard("")
-    architectures = ["gardiff", "idm_vton", "imagdressing", "tryondiffusion"]
+    architectures = [
+        "gardiff",
+        "idm_vton",
+        "imagdressing",
+        "tryondiffusion",
+        "stableviton",
+    ]
     assert sorted(studies) == [*architectures, "tryondiffusion_pairs"]
     for study in studies:
         path = CONFIGS / "ablation" / f"{study.removesuffix('_pairs')}.yaml"

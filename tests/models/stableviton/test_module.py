@@ -16,7 +16,6 @@ from vton.models.stableviton.network import attended_centres, without_effect
 LOSS = (
     "model.attention_loss.weight=0.5",
     "model.attention_loss.blocks=[1]",
-    "model.attention_loss.above_tokens=20",
 )
 
 
@@ -188,7 +187,7 @@ def test_attention_over_the_garment_is_recorded():
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (["model.unet.pretrained=x"], r"model\.unet\.pretrained=x: .*use model\.pretrained"),
+        (["model.clip.pretrained=x"], r"model\.clip\.pretrained=x: .*use model\.pretrained"),
         (["model.pretrained=x"], r"model\.unet\.positions=0, not 2\.5"),
         (["model.levels=[true,false]"], r"model\.levels=\[True, False\]"),
         (["model.levels=[false,false,true]"], "false for the last"),

@@ -247,10 +247,10 @@ class GarmentAttention:
 
 
 def attended_centres(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
-    """F_i = sum_j A_ij g_j, (B, Q, 2), float32 at least: mean row and column, in cells of the garment's grid.
+    """F_i = sum_j A_ij g_j, (B, Q, 2): mean row and column, in cells of the garment's grid.
 
-    A = softmax(q k^T / sqrt d), the mean of heads; q (B, N, Q, d), k (B, N, M, d); g_j is the place
-    of garment token j, whose grid has M cells.
+    A = softmax(q k^T / sqrt d), the mean of heads, in float32 at least; q (B, N, Q, d), k
+    (B, N, M, d); g_j is the place of garment token j, whose grid has M cells.
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
