@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add_ablate(commands)
     add_table(commands)
     add_info(commands)
+    add_bench(commands)
     add_verify(commands)
     add_import(commands)
     add_export(commands)
@@ -268,6 +269,26 @@ def add_info(commands) -> None:
     add_json(info)
 
 
+def add_bench(commands) -> None:
+    text = "time a training step and the drawing of pictures on this machine, with random weights"
+    bench = add_command(commands, "bench", "bench:run", text)
+    add_overrides(bench)
+    bench.add_argument(
+        "--against",
+        nargs="+",
+        metavar="key=value",
+        help="time the same setting with these changes too, in turns, and print the ratio",
+    )
+    bench.add_argument("--only", choices=("train", "sample"), help="default: both")
+    bench.add_argument(
+        "--warmup", type=int, default=2, help="rounds that don't count (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--repeats", type=int, default=5, help="rounds that count (default: %(default)s)"
+    )
+    add_json(bench, "print the results as JSON")
+
+
 def add_verify(commands) -> None:
     text = "reference inputs and weights through our code: errors per tensor"
     verify = add_command(commands, "verify", "verify:run", text)
@@ -318,7 +339,11 @@ def add_data(commands) -> None:
         "data.encoded",
     )
     add_overrides(data)
-    data.add_argument("--out", help="shard: new folder, which data.root then names")
+    data.add_argument(
+        "--out",
+        help="shard: new folder, which data.root then names; check: file for the whole list "
+        "(JSON where it ends in .json)",
+    )
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     add_json(data, "check: print the problems as JSON")
 

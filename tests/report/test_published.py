@@ -15,12 +15,12 @@ def published():
 
 def test_totals(published):
     kinds = published.values.groupby("kind").size().to_dict()
-    assert kinds == {"comparison": 260, "requoted": 597, "ablation": 60, "user_study": 25}
-    assert published.values["name"].nunique() == 42
+    assert kinds == {"comparison": 390, "requoted": 545, "ablation": 90, "user_study": 26}
+    assert published.values["name"].nunique() == 50
     assert published.values["mark"].value_counts().to_dict() == {
-        "stated": 832,
+        "stated": 940,
         "recalled": 68,
-        "inferred": 29,
+        "inferred": 30,
         "second_hand": 8,
         "misprint": 5,
     }
@@ -30,6 +30,7 @@ def test_totals(published):
         "imagdressing",
         "tryondiffusion",
         "ladi_vton",
+        "leffa",
         "stableviton",
     ]
 
@@ -54,6 +55,8 @@ def test_every_value_has_source_table_and_protocol_and_stands_once(published):
         # Read as x1000.
         ("gardiff/dresscode/lower_body", "GarDiff", "unpaired", "kid", "2.88", 0.00288, "inferred"),
         ("gardiff/ablation", "base+GFA", "paired", "ssim", "0.898", 0.898, "stated"),
+        ("leffa/ablation", "loss_per_head", "paired", "kid", "0.74", 0.00074, "stated"),
+        ("leffa/viton_hd", "Leffa", "unpaired", "fid", "8.52", 8.52, "stated"),
         ("ladi_vton/viton_hd", "LaDI-VTON", "unpaired", "kid", "1.60", 0.0016, "recalled"),
         ("ladi_vton/dresscode", "LaDI-VTON", "paired", "fid", "4.14", 4.14, "second_hand"),
         ("idm_vton/viton_hd", "IDM-VTON", "unstated", "fid", "6.29", 6.29, "second_hand"),
@@ -156,8 +159,9 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
         "gardiff",
         "idm_vton",
         "imagdressing",
-        "tryondiffusion",
+        "leffa",
         "stableviton",
+        "tryondiffusion",
     ]
     assert sorted(studies) == [*architectures, "tryondiffusion_pairs"]
     for study in studies:

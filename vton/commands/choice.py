@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from vton.config import as_text
 from vton.runs.cascade import Stage, load_stage
 from vton.runs.folder import RunFolder
 
@@ -16,7 +17,7 @@ def chosen_run(args: Namespace) -> RunFolder:
     for override in args.overrides:
         key, _, value = override.partition("=")
         if key == "runs":
-            runs = value
+            runs = as_text(value)
     return RunFolder.newest(runs, args.model)
 
 

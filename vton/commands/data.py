@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vton.config import ConfigError, ExperimentConfig, load
-from vton.data.check import check_folder, format_problems
+from vton.data.check import check_folder, format_problems, list_problems
 from vton.data.dataset import open_folder
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB
+from vton.files import write_atomically
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode
 
@@ -19,7 +20,7 @@ from vton.runs.encodings import encode
 def run(args: Namespace) -> int:
     config = load(*args.overrides)
     if args.action == "check":
-        return check(config, args.json)
+        return check(config, args.json, args.out)
     if args.action == "make":
         make(config)
     elif args.action == "shard":
@@ -29,13 +30,20 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def check(config: ExperimentConfig, as_json: bool) -> int:
-    """Name every bad file. Exit code 1 if one is required."""
+def check(config: ExperimentConfig, as_json: bool, out: str | None) -> int:
+    """Name every bad file, to people by kind. Exit code 1 if one is required.
+
+    out: a file for the whole list, as JSON where its name ends so.
+    """
     problems = check_folder(config.data, workers=config.data.workers)
+    as_text = json.dumps([asdict(problem) for problem in problems], indent=2, default=str)
+    if out:
+        whole = as_text if Path(out).suffix == ".json" else list_problems(problems)
+        write_atomically(Path(out), f"{whole}\n")
     if as_json:
-        print(json.dumps([asdict(problem) for problem in problems], indent=2, default=str))
+        print(as_text)
     else:
-        print(format_problems(problems))
+        print(format_problems(problems, where=out or ""))
     return int(any(problem.severity == "required" for problem in problems))
 
 

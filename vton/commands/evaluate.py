@@ -16,6 +16,7 @@ from PIL import Image
 
 from vton.commands.baselines import learned_warp, warp_methods
 from vton.commands.choice import chosen_stage
+from vton.commands.places import print_places
 from vton.commands.sampling import (
     SampledStage,
     Sampler,
@@ -75,6 +76,7 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
         show_results(sampled.stage.run, sampled.stage.config, rows)
         if not as_json:
             print_report(rows, sampled.stage, seconds)
+            print_places(sampled.places)
         tables.append(rows)
     if as_json and tables:
         print(table_json(*tables))
@@ -88,7 +90,7 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
     below its pictures.
     """
     stages = stage.in_order()
-    data_modules = open_data(stages, "weights", [order])
+    data_modules = open_data(stages, "weights", [order], needs_reference=False)
     before = None
     for part, data in zip(stages, data_modules, strict=True):
         target = folder if part is stage else folder / part.config.model.stage
@@ -101,7 +103,10 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
 
 
 def open_data(
-    stages: Sequence[Stage], checkpoint: str, orders: Iterable[Order]
+    stages: Sequence[Stage],
+    checkpoint: str,
+    orders: Iterable[Order],
+    needs_reference: bool = True,
 ) -> list[TryOnDataModule]:
     """The data of every stage, after all checks that can be made before hours of sampling.
 
@@ -112,8 +117,12 @@ def open_data(
         checkpoint_path(stage.run, checkpoint)  # raises where there is none
         learned_warp(stage.config)  # raises where it is not usable
     data_modules = [data_module(stage.config) for stage in stages]
-    for data in data_modules:
+    for stage, data in zip(stages, data_modules, strict=True):
         data.prepare_data()
+        for order in orders:
+            data.eval_dataset(order).require_files()
+        if needs_reference and {"fid", "kid"} & set(stage.config.eval.metrics):
+            data.persons_dataloader().dataset.require_files()
     for place in range(1, len(stages)):
         require_same_pairs(stages[place], data_modules[place], data_modules[place - 1], orders)
     return data_modules

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from vton import registry
 from vton.commands.choice import chosen_run
-from vton.config import ConfigError, ExperimentConfig, load
-from vton.cost.meta import on_meta
+from vton.config import ConfigError, ExperimentConfig, as_override, load
+from vton.cost.meta import on_meta, settings_named
 from vton.errors import UserError
+from vton.models.codecs import build_codec
 from vton.models.settings import UNetConfig
+from vton.runs.codec import keep_codec
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import check_state, read_safetensors, write_tensors
+from vton.weights.pretrained import check_state, load_state, read_safetensors, write_tensors
+from vton.weights.published import PublishedWeights
 
 EXTRA = "published_extra.safetensors"  # in a run's folder of checkpoints
 
@@ -52,7 +55,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
         raise UserError(f"Nothing to import at {path}.")
     read_published = checkpoint_code(model, "read_published")
     published = read_published(path)
-    name = f"name={model}-{path.resolve().stem}"
+    require_determined(published, overrides, path)
+    name = as_override("name", f"{model}-{path.resolve().stem}")
     config = load(f"model={model}", "preset=paper", name, *published.settings, *overrides)
     require_whole_state(published.state, config, path)
 
@@ -61,11 +65,29 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
         raise UserError(
             f"{run.path} holds weights already; give the import another name (name=...)."
         )
+    codec = None
+    if published.codec:
+        codec = build_codec(config.codec)
+        load_state(codec.vae, published.codec, path)
     run.start(config)
+    if codec is not None:
+        keep_codec(run, codec)
     if published.extra:
         write_tensors(run.checkpoints / EXTRA, published.extra)
     write_tensors(run.weights, published.state)
     return run
+
+
+def require_determined(published: PublishedWeights, overrides: Sequence[str], source: Path) -> None:
+    """Raise UserError for settings that neither the files nor the overrides say."""
+    given = {override.partition("=")[0] for override in overrides}
+    for key in published.undetermined:
+        if key not in given:
+            raise UserError(
+                f"{source}: {key} is in no tensor and does not follow from their sizes. Put the "
+                f"network's configuration beside the file, or give {key}=[...], one number per "
+                "level."
+            )
 
 
 def require_whole_state(state: dict[str, Tensor], config: ExperimentConfig, source: Path) -> None:
@@ -73,7 +95,8 @@ def require_whole_state(state: dict[str, Tensor], config: ExperimentConfig, sour
 
     Raises UserError listing the keys that are missing, unexpected or of another shape.
     """
-    own = on_meta(config).state_dict()
+    with settings_named(config):
+        own = on_meta(config).state_dict()
     check_state(own, state, source)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from vton.config import EvalConfig, Metric
 from vton.data import images
 from vton.data.images import Origin
-from vton.data.record import picture
+from vton.data.record import mask, picture
 from vton.data.sample import DataError, Order
 from vton.errors import UserError
 from vton.metrics import prepare
 from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import NEEDS
-from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
+from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files, target_of
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.rows import compute_rows
@@ -33,6 +33,7 @@ from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
 from vton.progress import Progress
 
+NAMED = 10  # names that stand for many in provenance
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
 # Folders that metrics take, besides the two that are compared.
@@ -55,14 +56,20 @@ def score_folders(
     model: str,
     data: str,
     mask_rule: str,
+    asked: Sequence[str] = (),
 ) -> list[Row] | None:
     """Rows for one pair of folders; None on all but the first of several processes.
 
     Without `repaint_mask` nothing is pasted back, and rows say so where the protocol would. Raises
     DataError naming every picture that is missing, extra, unreadable or of another size than most
-    of its folder, and UserError for metrics that lack a folder.
+    of its folder, and UserError for metrics that lack a folder. asked: the metrics that the user
+    named; those that this order does not have are said to be absent.
     """
     metrics = computable_metrics(folders, order, config)
+    untold = {}
+    if order == "unpaired" and asked:
+        reason = "unpaired pictures have no target to compare with"
+        untold = {name: reason for name in asked if name not in metrics}
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
     pairs, references = match_files(folders, order)
     any_size = config.size is not None
@@ -78,8 +85,9 @@ def score_folders(
     scorer = Scorer(Extractors(config, device))
     rank, world = process_share()
 
-    def measure() -> Measurements:
-        """This process's share of the files."""
+    def measure() -> tuple[Measurements, list[str]]:
+        """This process's share of the files, and names of those whose mask is empty."""
+        empty = []
         if scorer.needs_reference:
             with Progress("Measuring targets", len(references), "picture") as progress:
                 for group in _groups(references[rank::world], config.batch_size):
@@ -89,16 +97,23 @@ def score_folders(
         with Progress("Scoring", len(pairs), "picture") as progress:
             for group in _groups(pairs[rank::world], config.batch_size):
                 targets = [read_target(pair, order, size) for pair in group]
+                for target in targets:
+                    if target.garment_mask is not None and not target.garment_mask.any():
+                        empty.append(target.pair_id)
                 predicted = [read(pair.files["pred"]) for pair in group]
                 pictures = [prepare.resize(picture, size, resample) for picture in predicted]
                 scorer.update(targets, {model: Prediction(torch.stack(pictures))})
                 progress.advance(len(group) * world)
-        return scorer.measured
+        return scorer.measured, empty
 
     shares = gathered(measure)
     if shares is None:
         return None
-    measured = merge(shares)
+    measured = merge([share for share, _ in shares])
+    empty = sorted(name for _, names in shares for name in names)
+    if len(empty) == len(pairs):
+        raise DataError(f"{folders.mask}: all {len(empty)} masks are empty. They hold 0 and 255.")
+    without = without_prediction(pairs, references)
     given = {part: str(path) for part, path in vars(folders).items() if path}
     rows = compute_rows(
         measured.tallies[order, model],
@@ -111,17 +126,34 @@ def score_folders(
             folders=given,
             mask=mask_rule,
             size=list(size),
-            targets={"n": len(references), "size": list(target_size)},
+            targets={
+                "n": len(references),
+                "size": list(target_size),
+                "without_prediction": {"n": len(without), "first": without[:NAMED]},
+            },
+            empty_masks={"n": len(empty), "first": empty[:NAMED]},
             device=str(scorer.device),
             processes=world,
         ),
     )
-    if not rows:
+    if untold:
+        rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | untold
+    if not any(row.metrics for row in rows):
         raise DataError(
             f"FID and KID need two pictures on each side: {len(pairs)} in {folders.pred}, "
             f"{len(references)} in {folders.target}."
         )
     return rows
+
+
+def without_prediction(
+    pairs: Sequence[MatchedFiles], references: Sequence[MatchedFiles]
+) -> list[str]:
+    """Names of the reference pictures that no prediction belongs to."""
+    names = [reference.name for reference in references]
+    known = set(names)
+    drawn = {target_of(pair.name, known) for pair in pairs}
+    return [name for name in names if name not in drawn]
 
 
 def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tuple[Metric, ...]:
@@ -148,14 +180,17 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:
     """The files of a pair as what its prediction, of height and width `size`, is compared with."""
-    pictures = {part: read(path) for part, path in pair.files.items() if part != "pred"}
+    pictures = {}
+    for part, path in pair.files.items():
+        if part != "pred" and part not in OWNERS:
+            pictures[part] = read(path)
     masks = {}
     for part, owner in OWNERS.items():
-        if part not in pictures:
+        if part not in pair.files:
             continue
-        masks[part] = pictures[part][:1] >= 128
+        masks[part] = read_mask(pair.files[part], part)
         if owner in pictures:
-            _require_one_shape(pair, part, pictures[part], owner, pictures[owner])
+            _require_one_shape(pair, part, masks[part], owner, pictures[owner])
     target = pictures.get("target")
     return Target(
         pair_id=pair.name,
@@ -180,6 +215,21 @@ def read(path: Path) -> Tensor:
     except images.FileError as error:
         raise DataError(error.problem) from None
     return picture(np.array(photo))
+
+
+def read_mask(path: Path, part: str) -> Tensor:
+    """A mask, bool (1, h, w), by the reader of data sets. Raises DataError naming the file.
+
+    One that shows where the garment lies may be empty: not every target shows it.
+    """
+    what = f"--{part.replace('_', '-')} picture"
+    origin = Origin("metrics", "", path.stem)
+    silhouette = part == "garment_mask"
+    try:
+        found = images.read_mask(path, what, origin, None, silhouette, may_be_empty=part == "mask")
+    except images.FileError as error:
+        raise DataError(error.problem) from None
+    return mask(found)
 
 
 def _require_one_shape(

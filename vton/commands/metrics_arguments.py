@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from vton.config import ConfigError, EvalConfig, as_override, load, nearest
 from vton.errors import UserError, one_line
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
-from vton.metrics.results import write_results
+from vton.metrics.results import Row, write_results
 from vton.processes import process_group
 from vton.report.tables import print_table, table_json
+
+NAMED = 3  # names that stand for many
 
 
 def run(args: Namespace) -> None:
@@ -28,24 +31,60 @@ def run(args: Namespace) -> None:
     data = args.data or folders.target.name
     with process_group():
         rows = score_folders(
-            folders, args.order, config, device, model=model, data=data, mask_rule=args.mask_rule
+            folders,
+            args.order,
+            config,
+            device,
+            model=model,
+            data=data,
+            mask_rule=args.mask_rule,
+            asked=config.metrics if args.metrics else (),
         )
     if rows is None:  # another process reports
         return
 
-    facts = rows[0].provenance
-    size, stored = facts["size"], facts["targets"]["size"]
-    if size != stored:
-        print(
-            f"vton: targets of {stored} (height, width) were brought to the predictions' {size}.",
-            file=sys.stderr,
-        )
+    for line in remarks(rows, folders):
+        print(f"vton: {line}", file=sys.stderr)
     if args.out:
         write_results(Path(args.out), rows)
     if args.json:
         print(table_json(rows))
     else:
         print_table(rows)
+
+
+def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
+    """What a reader of the rows would not expect."""
+    facts = rows[0].provenance
+    size, targets = facts["size"], facts["targets"]
+    stored = targets["size"]
+    if size != stored:
+        yield f"targets of {stored} (height, width) were brought to the predictions' {size}."
+        if abs(size[0] * stored[1] - size[1] * stored[0]) > max(stored):
+            yield (
+                "these shapes differ, so the pictures are compared distorted and even perfect ones "
+                "score badly. Where predictions have margins around them, crop these first "
+                f"(height to width {stored[0]}:{stored[1]}); where they were stretched, --size "
+                f"{stored[0]}x{stored[1]} stretches them back."
+            )
+    if any(name.startswith(("fid", "kid")) for row in rows for name in row.metrics):
+        yield f"FID and KID compare with {targets['n']} pictures of {folders.target}."
+    without, empty = targets["without_prediction"], facts["empty_masks"]
+    if without["n"]:
+        yield (
+            f"{without['n']} of them have no prediction: {named(**without)}. Where they do not "
+            "belong to the reference, name those that do with --list FILE."
+        )
+    if empty["n"]:
+        yield (
+            f"{empty['n']} masks of {folders.mask} are empty; these pairs count in the whole "
+            f"picture alone: {named(**empty)}."
+        )
+
+
+def named(n: int, first: Sequence[str]) -> str:
+    """The first few of n names."""
+    return ", ".join(first[:NAMED]) + (", ..." if n > NAMED else "")
 
 
 def settings(args: Namespace) -> EvalConfig:

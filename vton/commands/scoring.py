@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from vton.commands.baselines import LEARNED, baseline_methods
+from vton.commands.places import METRIC
 from vton.commands.sampling import SampledStage, prediction_folder, sampled_methods
-from vton.data.dataset import TryOnDataset
+from vton.data.dataset import Person, Persons, TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.metrics.extractors import Extractors
@@ -70,7 +71,18 @@ def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> li
             split="test",
             provenance=details,
         )
+    add_places(rows, sampled)
     return rows
+
+
+def add_places(rows: list[Row], sampled: SampledStage) -> None:
+    """The distance to the true places in the model's own row of the garment, where it is known."""
+    name = sampled_methods(sampled.stage)[0]
+    for row in rows:
+        errors = sampled.places.get(row.order)
+        if errors and (row.model, row.region, row.category) == (name, "garment", "all"):
+            row.metrics[METRIC] = errors.mean
+            row.provenance["places"] = errors.as_json()
 
 
 def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
@@ -80,9 +92,13 @@ def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
     """
     data = sampled.data
     if scorer.needs_reference:
-        persons = data.eval_dataset("paired")
-        for batch in counted(data, "paired", "Measuring the test persons"):
-            scorer.update_reference(load_targets(batch, persons, scorer))
+        loader = data.persons_dataloader()
+        persons = loader.dataset
+        _, processes = process_share()
+        with Progress("Measuring the test persons", len(persons), "person") as progress:
+            for batch in loader:
+                scorer.update_reference([reference_target(one, persons, scorer) for one in batch])
+                progress.advance(len(batch) * processes)
     for order in sampled.stage.config.eval.orders:
         pairs = data.eval_dataset(order)
         methods = methods_of(sampled, order)
@@ -99,6 +115,22 @@ def counted(data: TryOnDataModule, order: Order, doing: str) -> Iterator[TryOnBa
         for batch in data.eval_dataloader(order):
             yield batch
             progress.advance(len(batch) * processes)
+
+
+def reference_target(one: Person, persons: Persons, scorer: Scorer) -> Target:
+    """A person as a picture of the reference of FID and KID."""
+    picture = one.picture
+    if scorer.protocol.from_originals:
+        picture, _ = persons.pairs.originals(one.index)
+    return Target(
+        pair_id=one.person_id,
+        person_id=one.person_id,
+        category=one.category,
+        order="paired",
+        size=tuple(one.picture.shape[-2:]),
+        person=picture,
+        garment_mask=one.worn,
+    )
 
 
 def load_targets(batch: TryOnBatch, pairs: TryOnDataset, scorer: Scorer) -> list[Target]:

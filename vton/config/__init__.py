@@ -12,7 +12,7 @@ from vton.config.bounds import (
     PositiveInt,
 )
 from vton.config.errors import ConfigError, nearest
-from vton.config.files import CONFIGS, GROUPS, ablation, as_override, choices, flatten
+from vton.config.files import CONFIGS, GROUPS, ablation, as_override, as_text, choices, flatten
 from vton.config.loading import (
     data_root,
     load,
@@ -27,6 +27,7 @@ from vton.config.schema import (
     DataConfig,
     EvalConfig,
     ExperimentConfig,
+    FlowLossConfig,
     MaskRule,
     Metric,
     ModelConfig,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -59,6 +60,21 @@ def require_no_gaps(settings: dict, where: str = "") -> None:
 def as_override(key: str, value: Any) -> str:
     """`key=value` as the command line takes it; JSON is YAML."""
     return f"{key}={json.dumps(value)}"
+
+
+def as_text(value: str) -> str:
+    """The value of a setting that is text, from the command line: as it is written.
+
+    Quotes around all of it come off, as YAML takes them off.
+    """
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        try:
+            unquoted = yaml.safe_load(value)
+        except YAMLError:
+            return value
+        if isinstance(unquoted, str):
+            return unquoted
+    return value
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -18,9 +18,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, LiteralNode, OmegaConf, StringNode
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -28,6 +28,7 @@ from vton.config.errors import ConfigError, first_line, nearest
 from vton.config.files import (
     GROUPS,
     ablation,
+    as_text,
     default_settings,
     file_of,
     flatten,
@@ -48,7 +49,7 @@ def load(*overrides: str) -> ExperimentConfig:
     preset = chosen["preset"]
     model_class = config_class(chosen["model"])
     row = _ablation_row(chosen["ablation"]) if chosen["ablation"] else []
-    given = _parse([*row, *dotted])
+    given = _parse([*row, *dotted], model_class)
 
     model = _read_chosen("model", chosen)
     presets = model.pop("presets", {})
@@ -114,7 +115,7 @@ def load_shared(*overrides: str) -> ExperimentConfig:
         _read_chosen("preset", chosen),
         _read_chosen("data", chosen),
         _read_chosen("trainer", chosen),
-        _parse([override for override in dotted if not override.startswith("model.")]),
+        _parse([word for word in dotted if not word.startswith("model.")], ModelConfig),
         {"preset": chosen["preset"], "trainer.name": chosen["trainer"]},
     ]
     return _checked(ModelConfig, layers)
@@ -131,13 +132,17 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
         raise ConfigError(f"No run configuration at {path}.")
     stored = read_settings(path)
     given: dict[str, Any] = {}
-    for override in overrides:
-        given |= _parse_for_run(override)
     try:
         name = _name(flatten(stored), "model.name")
         if not name:
             raise ConfigError("no model.name: not a run's config.yaml.")
-        return _checked(config_class(name), [stored, given])
+        model_class = config_class(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for override in overrides:
+        given |= _parse_for_run(override, model_class)
+    try:
+        return _checked(model_class, [stored, given])
     except ConfigError as error:
         if any(str(error).startswith(key) for key in given):
             raise
@@ -181,13 +186,41 @@ def _key_and_value(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _parse(overrides: Sequence[str]) -> dict[str, Any]:
-    """Overrides with dotted keys as settings. Raises ConfigError."""
+def _parse(overrides: Sequence[str], model_class: type[TrainedConfig]) -> dict[str, Any]:
+    """Overrides with dotted keys as settings, in their order. Raises ConfigError.
+
+    Values are YAML, except those of settings that are text: 2024_01_01 and /data/set #2 stay as
+    they are written, unless they are written in quotes.
+    """
+    settings: dict[str, Any] = {}
     for override in overrides:
-        key, _ = _key_and_value(override)
+        key, value = _key_and_value(override)
         if key in ("model.name", "trainer.name"):
             group = key.removesuffix(".name")
             raise ConfigError(f"{override}: a file of configs/ is chosen by {group}=.")
+        if _is_text(key, model_class):
+            text = {key: as_text(value)}
+            require_no_gaps(text)
+            settings |= text
+        else:
+            settings |= _parse_yaml([override])
+    return settings
+
+
+def _is_text(key: str, model_class: type[TrainedConfig]) -> bool:
+    """Whether the schema has text at this dotted key, free or one of several words."""
+    node: Any = _schema(model_class)
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node:
+            return False
+        node = node._get_node(name)
+    if isinstance(node, StringNode):
+        return not node._metadata.optional
+    words = get_args(node._metadata.ref_type) if isinstance(node, LiteralNode) else ()
+    return bool(words) and all(isinstance(word, str) for word in words)
+
+
+def _parse_yaml(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
@@ -198,13 +231,13 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
     return flatten(content)
 
 
-def _parse_for_run(override: str) -> dict[str, Any]:
+def _parse_for_run(override: str, model_class: type[TrainedConfig]) -> dict[str, Any]:
     """One override of a trained run as settings. Raises ConfigError."""
     group, name = _key_and_value(override)
     if group in ("model", "preset", "ablation"):
         raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
     if group not in ("data", "trainer"):
-        return _parse([override])
+        return _parse([override], model_class)
     settings = flatten(read_settings(file_of(group, name)))
     if group == "trainer":
         return settings | {"trainer.name": name}
@@ -261,6 +294,11 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[dict]) -> Experi
 def _assign(config: DictConfig, key: str, value: Any) -> None:
     """Set one dotted key. Raises ConfigError if the schema lacks it or refuses the value."""
     try:
+        # OmegaConf would make text of a number, after YAML has dropped zeros and underscores.
+        if isinstance(value, bool | int | float):
+            node = OmegaConf.select(config, key, throw_on_missing=False)
+            if isinstance(node, str) and _is_text(key, OmegaConf.get_type(config.model)):
+                raise ConfigError(f"{key}={value} is text, but YAML reads a number: use quotes.")
         OmegaConf.update(config, key, value)
     except (ConfigKeyError, ConfigAttributeError) as error:
         known = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vton import registry
-from vton.config import ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig
 from vton.data.sample import JOINTS, TryOnBatch
+from vton.errors import UserError, one_line
 from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
 
@@ -32,6 +35,50 @@ def on_meta(config: ExperimentConfig) -> TrainedModule:
     with torch.device("meta"), quiet(log):  # which weights a real run would use is no news here
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))
     return module.to(META)  # Lightning otherwise takes it for a module on the CPU
+
+
+def require_works(config: ExperimentConfig) -> None:
+    """Build the configured networks and take one step with them, on the meta device.
+
+    Raises ConfigError in one line where a constructor or a layer refuses the settings. What cannot
+    run without numbers is let pass.
+    """
+    with settings_named(config):
+        module = on_meta(config)
+        try:
+            with deciding_numbers():
+                training_loss(module, meta_batch(config.data.size))
+        except (NotImplementedError, RuntimeError) as error:
+            if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
+                raise
+
+
+@contextmanager
+def settings_named(config: ExperimentConfig) -> Iterator[None]:
+    """A context in which a library's refusal of the settings becomes a ConfigError.
+
+    Errors of this repository's own code keep their traceback, except those of tensors that do not
+    fit each other, which settings cause too.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if not isinstance(error, RuntimeError) and _raised_here(error):
+            raise
+        raise ConfigError(
+            f"model={config.model.name}: its networks cannot be built or run with these settings "
+            f"({type(error).__name__}: {one_line(error)}). Check data.size and the settings below "
+            "model and codec that were changed."
+        ) from error
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether the innermost frame of an error is in this package."""
+    package = str(Path(__file__).resolve().parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(package)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The data check: names every bad or missing file before a run meets the first of them.
 
-It reads each file with the functions that training uses, so the two cannot disagree. Real archives
-have known oddities (untagged garments, people lists that are empty, four "unpaired" lines that are
-paired): these are notes, not problems.
+It also asks whether the files of a sample belong together (crosscheck.py). It reads each file with
+the functions that training uses, so the two cannot disagree. Real archives have known oddities
+(untagged garments, people lists that are empty, four "unpaired" lines that are paired): these are
+notes, not problems.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 
 from vton.config import DataConfig
-from vton.data import images
+from vton.data import crosscheck, images
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
 from vton.data.folder import REQUIRED, Folder, PairFiles, Split
 from vton.data.images import FileError, Origin
@@ -32,8 +34,10 @@ from vton.data.pairs import Pair
 from vton.data.sample import DataError, Order
 from vton.data.shards import ShardError
 from vton.data.source import fingerprint
+from vton.progress import track
 
 Severity = Literal["required", "optional", "note"]
+Size = tuple[int, int]
 
 PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
     ("train", "paired"),
@@ -44,10 +48,22 @@ PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
 PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
+# Whose picture a part has the size of.
+OWNERS = {
+    "parse": "person",
+    "agnostic_mask": "person",
+    "densepose": "person",
+    "garment_mask": "garment",
+    "warped_mask": "warped_garment",
+    "truth_parse": "truth",
+}
+# Parts that mean nothing without another.
+DEPENDS_ON = {"warped_mask": "warped_garment", "truth_parse": "truth"}
 
 # Optional parts that published sets have; a note says which are absent.
 PUBLISHED_OPTIONS = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")
 NAMED_IDS = 8  # of those that a note is about
+EXAMPLES = 3  # files that stand for a kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
@@ -71,10 +87,20 @@ class Problem:
     path: str
     severity: Severity
     message: str  # what is wrong and what to do
+    kind: str = ""  # what is wrong, in words that its likes share; "" where it has none
+    advice: str = ""  # what to do
 
     def __str__(self) -> str:
         where = " ".join(filter(None, (self.dataset, self.split, self.sample_id)))
         return f"{where}: {self.message}"
+
+
+@dataclass
+class _Found:
+    """What the files of one task showed."""
+
+    problems: list[Problem] = field(default_factory=list)
+    shares: tuple[float, float] | None = None  # crosscheck.joint_shares of its person
 
 
 @dataclass(frozen=True)
@@ -112,22 +138,53 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         return [Problem(config.name, "", "", str(dataset_root(config)), "required", str(error))]
     problems: list[Problem] = []
     tasks: dict[tuple, _Task] = {}
+    checked: list[TryOnDataset] = []
     for split, order in PAIR_LISTS:
         try:
             pairs = TryOnDataset(folder, split, order)
         except DataError as error:
             problems.append(_about_list(folder, split, error))
             continue
+        checked.append(pairs)
         problems += _notes(pairs)
         problems += _absent_folders(pairs)
         problems += _captions(pairs)
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
-    for of_task in _run(config, folder, list(tasks.values()), workers):
-        problems += of_task
+    shares: dict[Split, list[tuple[float, float]]] = {}
+    broken: set[tuple[Split, str]] = set()
+    todo = list(tasks.values())
+    everything = track(_run(config, folder, todo, workers), "Checking", len(todo), "file group")
+    for task, found in zip(todo, everything, strict=True):
+        problems += found.problems
+        if found.shares is not None:
+            shares.setdefault(task.split, []).append(found.shares)
+        for problem in found.problems:
+            if problem.severity == "required":
+                broken.add((problem.split, problem.sample_id))
+    for split, of_split in shares.items():
+        doubt = crosscheck.on_average(of_split)
+        if doubt:
+            where = str(folder.root)
+            problems.append(Problem(folder.dataset, split, "", where, "required", f"{doubt}."))
+    problems += _completeness(folder, checked, broken)
     # A list that two orders share, or a folder that many files lie in, fails several times with the
     # same words.
     return list(dict.fromkeys(problems))
+
+
+def _completeness(
+    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, str]]
+) -> Iterator[Problem]:
+    """A note on the pairs that can be used, where these are not all."""
+    for pairs in checked:
+        whole = 0
+        for pair in pairs.pairs:
+            ids = {(pairs.split, pair.person_id), (pairs.split, pair.garment_id)}
+            whole += not ids & broken
+        if whole < len(pairs.pairs):
+            note = f"{pairs.order}: {whole:,} of {len(pairs.pairs):,} listed pairs are complete"
+            yield _note(pairs, note)
 
 
 def require_clean(config: DataConfig, workers: int = 1) -> None:
@@ -154,19 +211,59 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
     )
 
 
-def format_problems(problems: Sequence[Problem]) -> str:
-    """Notes, then every problem on a line of its own, then the count."""
+def format_problems(problems: Sequence[Problem], where: str = "") -> str:
+    """For people: notes, then problems grouped by kind with examples, then the count.
+
+    where: the file that has the whole list, "" where there is none.
+    """
     lines = []
+    cut = False
     for severity in ("note", "required", "optional"):
+        groups: dict[tuple, list[Problem]] = {}
         for problem in problems:
             if problem.severity == severity:
-                lines.append(f"{severity:<9} {problem}")
+                groups.setdefault(_group(problem), []).append(problem)
+        for group in groups.values():
+            if len(group) == 1:
+                lines.append(f"{severity:<9} {group[0]}")
+                continue
+            first = group[0]
+            examples = [f"{one.sample_id} ({one.path})" for one in group[:EXAMPLES]]
+            more = ", ..." if len(group) > EXAMPLES else ""
+            cut = cut or len(group) > EXAMPLES
+            place = " ".join(filter(None, (first.dataset, first.split)))
+            line = f"{severity:<9} {place}: {len(group):,} x {first.kind}: {', '.join(examples)}"
+            lines.append(f"{line}{more}. {first.advice}".rstrip())
     count = Counter(problem.severity for problem in problems)
+    if cut:
+        lines.append(
+            f"The whole list is in {where}."
+            if where
+            else "--out FILE writes the whole list, --json prints it."
+        )
     if count["required"] or count["optional"]:
         lines.append(f"{count['required']} required and {count['optional']} optional problems.")
     else:
         lines.append("All files can be read.")
     return "\n".join(lines)
+
+
+def list_problems(problems: Sequence[Problem]) -> str:
+    """Every note and problem on a line of its own."""
+    lines = []
+    for severity in ("note", "required", "optional"):
+        for problem in problems:
+            if problem.severity == severity:
+                lines.append(f"{severity:<9} {problem}")
+    return "\n".join(lines)
+
+
+def _group(problem: Problem) -> tuple:
+    """Equal for problems of one kind, up to numbers; problems without a kind stand alone."""
+    if not problem.kind:
+        return (problem,)
+    words = re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", problem.kind)
+    return problem.split, words, problem.advice
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:
@@ -180,6 +277,13 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
         notes.append(note)
     sources = [f"{name} from {source}" for name, source in sorted(pairs.sources.items())]
     notes.append(f"{order}: {', '.join(sources)}")
+    for part, owner in DEPENDS_ON.items():
+        if owner == "truth" and order == "paired":
+            continue  # the person is the truth
+        there = folder.places(part, order) if part in folder.parts else ()
+        if folder.place(owner, split, order) is None and any(folder.has(p, split) for p in there):
+            what, of = folder.parts[part].what, folder.parts[owner].what
+            notes.append(f"{order}: there is a folder with {what}, but none with {of}: left out")
     absent = [part for part in PUBLISHED_OPTIONS if folder.place(part, split, order) is None]
     if absent:
         names = ", ".join(folder.parts[part].what for part in absent)
@@ -252,10 +356,8 @@ def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
             yield _Task(pairs.split, pairs.order, pair, parts, tuple(required))
 
 
-def _run(
-    config: DataConfig, folder: Folder, tasks: list[_Task], workers: int
-) -> Iterable[list[Problem]]:
-    """The problems of each task, in order."""
+def _run(config: DataConfig, folder: Folder, tasks: list[_Task], workers: int) -> Iterable[_Found]:
+    """What each task found, in order."""
     if workers <= 1 or len(tasks) < POOL_FROM:
         for task in tasks:
             yield _check(folder, task)
@@ -271,46 +373,70 @@ def _open_in_worker(config: DataConfig) -> None:
     _folder = open_folder(config)
 
 
-def _check_in_worker(task: _Task) -> list[Problem]:
+def _check_in_worker(task: _Task) -> _Found:
     return _check(_folder, task)
 
 
-def _check(folder: Folder, task: _Task) -> list[Problem]:
-    """The problems of one task's files."""
+def _check(folder: Folder, task: _Task) -> _Found:
+    """The problems of one task's files, and of what they say of one another."""
     files = folder.files(task.split, task.order, task.pair)
-    problems = []
+    found = _Found()
+    contents: dict[str, np.ndarray] = {}
+    sizes: dict[str, Size] = {}
     for part in task.parts:
         # A garment mask without folder is derived, which can fail too; other absent folders are
         # reported once.
         if part != "garment_mask" and folder.place(part, task.split, task.order) is None:
             continue
+        owner = DEPENDS_ON.get(part)
+        if owner and folder.place(owner, task.split, task.order) is None:
+            continue  # a note says so
         if part.startswith("truth") and task.order == "paired":
             continue  # the person is the truth
-        problem = _check_part(files, part, task)
-        if problem is not None:
-            problems.append(problem)
-    return problems
+        try:
+            content = _read(files, part, sizes)
+            if content is not None:
+                contents[part] = content
+        except DataError as error:
+            found.problems.append(_problem(error, files, part, task))
+    found.problems += _doubts(files, contents, task)
+    if "parse" in contents and "keypoints" in contents:
+        found.shares = crosscheck.joint_shares(contents["keypoints"], contents["parse"])
+    return found
 
 
-def _check_part(files: PairFiles, part: str, task: _Task) -> Problem | None:
+def _problem(error: DataError, files: PairFiles, part: str, task: _Task) -> Problem:
+    """What a reader raised, as a problem of the part's file."""
     dataset = files.folder.dataset
     severity: Severity = "required" if part in task.required else "optional"
-    try:
-        content = _read(files, part)
-        if part == "parse" and not np.isin(content, GARMENT_LABELS[task.pair.category]).any():
-            severity = _severity_without_garment(files, task)
-            problem = f"parse map shows no garment of {task.pair.category}"
-            advice = "Without keypoints there is nothing to paint."
-            raise files.origin(part).error(problem, files.path(part), advice)
-    except FileError as error:
-        path = str(error.path)
-        return Problem(dataset, task.split, error.origin.id, path, severity, error.problem)
-    except ShardError as error:
+    if isinstance(error, FileError):
+        path, id_ = str(error.path), error.origin.id
+        where = (dataset, task.split, id_, path)
+        return Problem(*where, severity, error.problem, error.kind, error.advice)
+    if isinstance(error, ShardError):
         path = str(files.path(part))
         return Problem(dataset, task.split, files.origin(part).id, path, "required", str(error))
-    except DataError as error:
-        return _about_list(files.folder, task.split, error)
-    return None
+    return _about_list(files.folder, task.split, error)
+
+
+def _doubts(files: PairFiles, contents: dict[str, np.ndarray], task: _Task) -> Iterator[Problem]:
+    """What the files of one person, garment or pair say against one another."""
+    told = dict(contents)
+    if "warped_garment" in told:
+        told |= _garment_of(files)
+    for part, words, certain in crosscheck.doubts(files, told):
+        if part == "garment_mask" and task.parts != GARMENT_PARTS:
+            continue  # said with the garment's own files
+        error = files.origin(part).error(words, files.path(part))
+        problem = _problem(error, files, part, task)
+        yield problem if certain else replace(problem, severity="note")
+    parse = contents.get("parse")
+    if parse is not None and not np.isin(parse, GARMENT_LABELS[task.pair.category]).any():
+        words = f"parse map shows no garment of {task.pair.category}"
+        advice = "Without keypoints there is nothing to paint."
+        error = files.origin("parse").error(words, files.path("parse"), advice)
+        severity = _severity_without_garment(files, task)
+        yield replace(_problem(error, files, "parse", task), severity=severity)
 
 
 def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
@@ -326,42 +452,37 @@ def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
         return "note"  # reported as the keypoints' own problem
 
 
-def _read(files: PairFiles, part: str) -> np.ndarray | None:
-    """Read one part as training would; a parse map is returned.
+def _garment_of(files: PairFiles) -> dict[str, np.ndarray]:
+    """Picture and silhouette of a pair's garment, {} where they are broken themselves."""
+    try:
+        garment = files.photo("garment")
+        return {"garment": np.asarray(garment), "garment_mask": files.garment_mask(garment)}
+    except DataError:
+        return {}
 
-    Sizes are compared with the header of its picture.
+
+def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | None:
+    """Read one part as training would, for what others are held against.
+
+    sizes: (width, height) of the pictures of the pair that were read before, to compare with; those
+    of the broken and the missing are not there, which is their own problem.
     """
     if part in ("person", "garment", "warped_garment", "truth"):
-        files.photo(part)
-    elif part == "keypoints":
-        files.joints()
-    elif part == "densepose":
-        files.densepose(_size(files, "person"))
-    elif part == "parse":
-        return files.labels(part, _size(files, "person"))
-    elif part == "truth_parse":
-        return files.labels(part, _size(files, "truth"))
-    elif part == "agnostic_mask":
-        files.mask(part, _size(files, "person"))
-    elif part == "warped_mask":
-        files.mask(part, _size(files, "warped_garment"))
-    elif files.path("garment_mask") is not None:
-        files.mask(part, _size(files, "garment"))
-    else:
-        try:
-            garment = files.photo("garment")
-        except DataError:
-            return None  # reported as the garment's own problem
-        files.garment_mask(garment)
+        photo = files.photo(part)
+        sizes[part] = photo.size
+        return np.asarray(photo) if part in ("garment", "warped_garment") else None
+    if part == "keypoints":
+        return files.joints()
+    size = sizes.get(OWNERS[part])
+    if part == "densepose":
+        return files.densepose(size)
+    if part in ("parse", "truth_parse"):
+        return files.labels(part, size)
+    if part != "garment_mask" or files.path("garment_mask") is not None:
+        return files.mask(part, size)
+    if "garment" in sizes:
+        files.garment_mask(files.photo("garment"))
     return None
-
-
-def _size(files: PairFiles, picture: str) -> tuple[int, int] | None:
-    """(width, height) of a picture of the pair, None where it cannot be told."""
-    try:
-        return images.photo_size(files.path(picture))
-    except DataError:
-        return None  # a missing picture is reported as its own problem
 
 
 def _marker(config: DataConfig) -> Path:

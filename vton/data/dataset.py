@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,16 +12,16 @@ from torch.utils.data import Dataset
 
 from vton import config as configuration
 from vton.config import DataConfig
-from vton.data import labels, transforms
+from vton.data import crosscheck, images, labels, transforms
 from vton.data import record as records
 from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
 from vton.data.folder import Folder, PairFiles, Place, Split
-from vton.data.pairs import Pair, exchanged, limited
+from vton.data.pairs import Pair, exchanged, limited, require_unique_ids
 from vton.data.record import Record
-from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.sample import Category, DataError, Order, TryOnSample
 from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
@@ -48,6 +51,35 @@ def open_folder(config: DataConfig) -> Folder:
     """
     layout = config.synthetic.layout if config.name == "synthetic" else config.name
     return READERS[layout](dataset_root(config), config, config.name)
+
+
+class Person(NamedTuple):
+    """A person alone, as the reference of set metrics has them."""
+
+    index: int
+    person_id: str
+    category: Category
+    picture: torch.Tensor  # (3, H, W) uint8
+    worn: torch.Tensor  # (1, H, W) bool: where the picture shows the garment of the category
+
+
+class Persons(Dataset):
+    """The persons of a split in one order: item i is the Person of pair i."""
+
+    def __init__(self, pairs: TryOnDataset):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def require_files(self) -> None:
+        """As TryOnDataset.require_files, for what `person` reads."""
+        for pair in self.pairs.pairs:
+            for part in ("person", "parse"):
+                self.pairs.folder.files(self.pairs.split, self.pairs.order, pair).path(part)
+
+    def __getitem__(self, index: int) -> Person:
+        return self.pairs.person(index)
 
 
 class TryOnDataset(Dataset):
@@ -86,6 +118,7 @@ class TryOnDataset(Dataset):
                 "pairs. A run that is known by its number of pairs must have them: use at most as "
                 "many, or 0 for all."
             )
+        require_unique_ids(pairs, f"{folder.dataset} {split} {order}")
         self.pairs = limited(pairs, limit)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
@@ -96,6 +129,8 @@ class TryOnDataset(Dataset):
         self._warp = warp
         if self.warp_source not in ("folder", "learned"):
             self._warp = warp_source(self.warp_source)
+        if self.warp_source == "folder":
+            self._require_one_warp_each()
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -104,7 +139,7 @@ class TryOnDataset(Dataset):
     @property
     def pair_ids(self) -> list[str]:
         """Names of the pairs in list order, as TryOnSample.pair_id."""
-        return [f"{pair.person}__{pair.garment}" for pair in self.pairs]
+        return [pair.id for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
         return self.sample(self.record(index))
@@ -127,6 +162,23 @@ class TryOnDataset(Dataset):
         person = self._files(self.pairs[index]).photo("person")
         garment = self._files(self.garments[index]).photo("garment")
         return self._picture(person), self._picture(garment)
+
+    def person(self, index: int) -> Person:
+        """The person of pair `index` and the garment they wear, without reading a garment's files.
+
+        Of a person whose own garment has no picture, there is this much.
+        """
+        files = self._files(self.pairs[index])
+        photo = files.photo("person")
+        parse = transforms.resize_labels(files.labels("parse", photo.size), self.size)
+        worn = np.isin(parse, labels.GARMENT_LABELS[files.pair.category])
+        return Person(
+            index,
+            files.pair.person_id,
+            files.pair.category,
+            self._picture(photo),
+            records.mask(worn),
+        )
 
     def originals(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Person and truth of pair `index` as stored, uint8 (3, h, w).
@@ -169,7 +221,7 @@ class TryOnDataset(Dataset):
         config = self.folder.config
         if config.caption_source == "fallback":  # every garment has the same caption
             return ""
-        garments = [Pair(pair.garment, pair.garment, pair.category) for pair in self.pairs]
+        garments = [replace(pair, person=pair.garment) for pair in self.pairs]
         count = 0
         left_out: dict[Pair, Source] = {}
         for garment in dict.fromkeys(garments):
@@ -186,8 +238,8 @@ class TryOnDataset(Dataset):
         first = next(iter(left_out))
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
-            f"'{config.caption_fallback}' (data.caption_fallback). The first is {first.garment}; "
-            f"captions come from {', '.join(names)}."
+            f"'{config.caption_fallback}' (data.caption_fallback). "
+            f"The first is {first.garment_id}; captions come from {', '.join(names)}."
         )
 
     def _decode(self, index: int) -> Record:
@@ -198,12 +250,18 @@ class TryOnDataset(Dataset):
         garment = garment_files.photo("garment")
         parse = files.labels("parse", person.size)
         joints = files.joints()
+        contents = {"parse": parse, "keypoints": joints}
         densepose = None
         if self.folder.config.densepose:
-            parts = files.densepose(person.size)
-            densepose = torch.from_numpy(transforms.resize_labels(parts, size))
+            contents["densepose"] = files.densepose(person.size)
+            resized = transforms.resize_labels(contents["densepose"], size)
+            densepose = torch.from_numpy(resized)
         silhouette = transforms.resize_silhouette(garment_files.garment_mask(garment), size)
-        repaint = transforms.resize_repaint(self._repaint(files, person, parse, joints), size)
+        repaint = self._repaint(files, person, parse, joints)
+        if self.mask_source == "folder":
+            contents["agnostic_mask"] = repaint
+        crosscheck.require(files, contents)
+        repaint = transforms.resize_repaint(repaint, size)
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)
         agnostic = np.where(repaint[..., None], np.uint8(0), person)
@@ -310,6 +368,58 @@ class TryOnDataset(Dataset):
             # copies best.
             return "folder" if exists and self.folder.config.name != "synthetic" else "geometric"
         return source
+
+    def _require_one_warp_each(self) -> None:
+        """Raise DataError where two pairs would read one warp, of other garments or for others."""
+        place = self._place("warped_garment")
+        known: dict[tuple[str, str], Pair] = {}
+        for pair in self.garments:
+            key = (pair.category, place.stem_of(pair))
+            other = known.setdefault(key, pair)
+            if other == pair:
+                continue
+            named, differing = "person", "garments"
+            if "{person}" not in place.stem:
+                named, differing = "garment", "persons"
+            raise DataError(
+                f"{self.folder.dataset} {self.split} {self.order}: {place.folder}/ has warped "
+                f"garments named by {named}, but {getattr(pair, named)} is listed with two "
+                f"{differing} ({other.id}, {pair.id}), of which one would get the other's warp. "
+                "Use data.warp_source=geometric, or a list that has each once."
+            )
+
+    def require_files(self) -> None:
+        """Raise DataError unless every file is there that samples are read from.
+
+        Only names are looked up, which is quick. The first missing one is named, and their number.
+        """
+        missing: dict[str, DataError] = {}
+        for pair, garment in zip(self.pairs, self.garments, strict=True):
+            for part in self._parts_read():
+                of_garment = part in ("garment", "garment_mask", "warped_garment", "warped_mask")
+                files = self._files(garment if of_garment else pair)
+                try:
+                    files.path(part)
+                except images.FileError as error:
+                    missing.setdefault(str(error.path), error)
+        if missing:
+            first = next(iter(missing.values()))
+            more = f" {len(missing) - 1:,} more files are missing." if len(missing) > 1 else ""
+            raise DataError(f"{first}{more}")
+
+    def _parts_read(self) -> list[str]:
+        """The parts that `record` reads from files."""
+        parts = ["person", "garment", "parse", "keypoints"]
+        optional = ["garment_mask"]
+        if self.folder.config.densepose:
+            optional.append("densepose")
+        if self.mask_source == "folder":
+            optional.append("agnostic_mask")
+        if self.warp_source == "folder":
+            optional += ["warped_garment", "warped_mask"]
+        if self.order == "unpaired":
+            optional += ["truth", "truth_parse"]
+        return parts + [part for part in optional if self._place(part) is not None]
 
     def _absent(self, part: str, setting: str, advice: str) -> DataError:
         names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))

@@ -30,32 +30,54 @@ MIRROR = np.arange(COUNT, dtype=np.uint8)
 MIRROR[3:] = MIRROR[3:].reshape(-1, 2)[:, ::-1].ravel()
 
 FAR = 60  # RGB distance from every part colour beyond which a pixel is no part colour, JPEG or not
-# Share of far pixels from which a picture is no DensePose picture; real ones have below 0.01.
-FAR_SHARE = 0.1
+DARK = (
+    40  # brightest channel up to which a pixel may be background; the darkest part colour has 163
+)
+# Share of the body's pixels, those that are not background, from which a picture is no DensePose
+# picture. At 128x96, where borders count most, rendered ones have up to .06, and IUV pictures,
+# other colour maps and grey have .44 or more.
+FAR_SHARE = 0.2
+FAINT = 2  # levels up to which JPEG leaves black
 
 
 def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
     """Part ids (H, W) uint8 of a colour picture, each pixel by its nearest part colour.
 
-    size: as for `images.read_mask`. Raises DataError when the picture is not in these colours.
+    size: as for `images.read_mask`. A lossless grey picture of the ids themselves is read as such.
+    Raises DataError when the picture is in other colours.
     """
     photo = np.asarray(images.read_photo(path, "DensePose picture", origin, size))
+    if photo.max() <= DARK and (photo > FAINT).any():
+        return _ids_in_grey(photo, path, origin)
     # Tables over 64 levels per channel: entries differ by at least 12, so rounding to 4 levels
     # confuses none.
     levels = photo.astype(np.int32) >> 2
     cell = levels @ np.array([64 * 64, 64, 1], dtype=np.int32)
     part, far = _nearest_part()
-    share = far[cell[::4, ::4]].mean()
+    few = cell[::4, ::4]
+    body = photo[::4, ::4].max(axis=2) > DARK
+    share = far[few][body].mean() if body.any() else 0.0
     if share > FAR_SHARE:
-        problem = f"DensePose picture: {share:.0%} of it is in none of the part colours"
-        advice = "It must show part ids in OpenCV's Parula colours on black."
+        problem = f"DensePose picture: {share:.0%} of its body is in none of the part colours"
+        advice = "It must show part ids in OpenCV's Parula colours on black (not IUV)."
         raise origin.error(problem, path, advice)
     return part[cell]
 
 
+def _ids_in_grey(photo: np.ndarray, path: Source, origin: Origin) -> np.ndarray:
+    """Part ids of a picture too dark to be in colours. Raises DataError unless it is exact."""
+    grey = (photo == photo[..., :1]).all()
+    if not grey or photo.max() >= COUNT or path.suffix.lower() != ".png":
+        problem = "DensePose picture is nearly black: it looks like part ids, not their colours"
+        advice = "Store the ids as a grey PNG of values 0 to 24, or draw them in Parula colours."
+        raise origin.error(problem, path, advice)
+    return np.ascontiguousarray(photo[..., 0])
+
+
 def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
     """Part ids (H, W) uint8 of a picture that stores them as grey values. Raises DataError."""
-    return images.read_labels(path, "DensePose map", origin, size, COUNT)
+    palettes = (COLOURS.tobytes() + bytes(3 * (256 - COUNT)),)
+    return images.read_labels(path, "DensePose map", origin, size, COUNT, palettes)
 
 
 def draw_parts(parts: np.ndarray) -> np.ndarray:

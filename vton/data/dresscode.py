@@ -112,9 +112,15 @@ class DressCode(Folder):
         return self.root / category
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
-        what = self.parts[part].what
-        count = len(labels.FROM_DRESSCODE)
-        ids = images.read_labels(files.path(part), what, files.origin(part), size, count)
+        ids = images.read_labels(
+            files.path(part),
+            self.parts[part].what,
+            files.origin(part),
+            size,
+            len(labels.FROM_DRESSCODE),
+            palettes=(labels.DRESSCODE_PALETTE, labels.VOC_PALETTE),
+            foreign={"VITON-HD": labels.VITON_HD_PALETTE},
+        )
         return labels.FROM_DRESSCODE[ids]
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
@@ -155,7 +161,8 @@ class DressCode(Folder):
                     "<id>_1 (garment). Are the columns crossed?"
                 )
             listed = category or CATEGORIES[int(third[0])]
-            pair = Pair(person.removesuffix("_0"), garment.removesuffix("_1"), listed)
+            names = person.removesuffix("_0"), garment.removesuffix("_1")
+            pair = Pair(*names, listed, per_category=True)
             if order == "paired" and pair.person != pair.garment:
                 raise DataError(
                     f"{where} is a paired list but pairs {person} with {garment}. Restore the list."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import ClassVar, Literal
 
@@ -92,6 +92,9 @@ class Folder(ABC):
         self.dataset = dataset
         self._listings: dict[tuple[Source, tuple[str, ...]], dict[str, str]] = {}
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
+        # Of the folders that files were looked for in: itself, and its files' names by stem.
+        self._listed: dict[tuple, tuple[Source, dict[str, str]]] = {}
+        self._crossing: tuple[object, bool] = (None, False)
         if not root.is_dir():
             raise DataError(
                 f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
@@ -169,18 +172,21 @@ class Folder(ABC):
         """
         kind = self.parts[part]
         place = self.place(part, split, order)
-        base = self.base(split, pair.category)
         if place is None:
             if part not in REQUIRED:
                 return None
+            base = self.base(split, pair.category)
             names = ", ".join(f"{known.folder}/" for known in self.places(part, order))
             raise DataError(
                 f"{self.dataset} {split}: no folder for the {kind.what} below {base}; known names: "
                 f"{names}. {ADVICE}"
             )
-        folder = base / place.folder
+        key = (place.folder, split, pair.category, kind.suffixes)
+        if key not in self._listed:
+            folder = self.base(split, pair.category) / place.folder
+            self._listed[key] = folder, self._names_by_stem(folder, kind.suffixes)
+        folder, names = self._listed[key]
         stem = place.stem_of(pair)
-        names = self._names_by_stem(folder, kind.suffixes)
         if stem in names:
             return folder / names[stem]
         neighbour = next(iter(names.values()), "")
@@ -196,7 +202,7 @@ class Folder(ABC):
             in_use = self.place("warped_garment", split, order)
             places = [mask for garment, mask in self._warp_places(order) if garment == in_use]
         for place in places:
-            if self._has(place, split):
+            if self.has(place, split):
                 return place
         return None
 
@@ -207,7 +213,7 @@ class Folder(ABC):
         stem = self.parts[self.config.warp_key].places[0].stem
         return ((Place(name, stem), Place(f"{name}-mask", stem)),)
 
-    def _has(self, place: Place, split: Split) -> bool:
+    def has(self, place: Place, split: Split) -> bool:
         """Whether every category has this folder.
 
         Raises DataError where a file or a broken link has its name: what it stands for must not be
@@ -225,9 +231,16 @@ class Folder(ABC):
     def _crossed(self, split: Split, order: Order, pair: Pair) -> bool:
         """Whether a line names the garment first, a slip of some scripts.
 
-        Then both files exist only for the swapped pair.
+        Then both files exist only for the swapped pair. Asked for every missing file of a pair in
+        turn, so that the last answer is kept.
         """
-        swapped = Pair(pair.garment, pair.person, pair.category)
+        key = (split, order, pair)
+        if self._crossing[0] != key:
+            self._crossing = key, self._has_swapped_alone(split, order, pair)
+        return self._crossing[1]
+
+    def _has_swapped_alone(self, split: Split, order: Order, pair: Pair) -> bool:
+        swapped = replace(pair, person=pair.garment, garment=pair.person)
         if pair == swapped:
             return False
         for part in ("person", "garment"):
@@ -277,7 +290,7 @@ class PairFiles:
     def origin(self, part: str) -> Origin:
         """Where a part comes from, for messages: it names the id that the file belongs to."""
         of_garment = self.folder.parts[part].of_garment
-        id_ = self.pair.garment if of_garment else self.pair.person
+        id_ = self.pair.garment_id if of_garment else self.pair.person_id
         return Origin(self.folder.dataset, self.split, id_)
 
     def path(self, part: str) -> Source | None:

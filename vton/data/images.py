@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,12 +27,27 @@ RESTORE = "Restore it from the archive."
 RESTORE_OR_DROP = "Restore it or take its pairs out of the list."
 
 THRESHOLD = 128  # grey level from which a pixel of a mask file is set
+# What tells a mask from another picture. JPEG keeps equal channels equal to a level at every
+# quality, and no mask of the rendered sets or of VITON-HD has a region of grey; agnostic pictures
+# are grey over .28 of theirs or more, and masks feathered by a Gaussian of H / 50 over .002.
+COLOURED = 24  # grey levels between the channels of a pixel that is not grey
+COLOURED_SHARE = 0.002  # of the picture, from which it is no mask
+DARKEST, BRIGHTEST = 48, 207  # grey levels between which a pixel is neither black nor white
+GREY_SIDE = 0.06  # of the longer side: squares wholly between them count
+GREY_SHARE = 0.08  # share of the picture that such squares may fill
 INVERTED = 0.8  # an agnostic mask that sets more of the picture than this is taken for inverted
 NEAR_WHITE = 225  # darkest background of an in-shop picture, grey levels; VITON-HD's is 240 to 255
 BACKGROUND_NOISE = 10  # grey levels by which JPEG and uneven light move a plain background
 SPECK = 5e-4  # share of the picture below which a connected region is JPEG noise
 PLAUSIBLE = (0.01, 0.95)  # share of an in-shop picture that a garment can fill
 DEEP = 257  # 16-bit grey levels per 8-bit one
+
+# What the guess at a picture in the place of a mask goes by.
+AGNOSTIC_GREY = 128  # that agnostic pictures are painted with
+AGNOSTIC_SHARE = 0.04  # of the picture in that grey
+LABEL_COLOURS = 32  # colours that a map of labels has at most
+
+SAME_COLOUR = 2  # levels per channel by which the published palettes of one label set differ
 
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -56,11 +73,13 @@ class Origin:
     id: str
 
     def error(self, problem: str, path: Source, advice: str = "") -> FileError:
-        problem = f"{problem} ({path}). {advice}".strip()
-        error = FileError(f"{self.dataset} {self.split} {self.id}: {problem} {ADVICE}")
+        whole = f"{problem} ({path}). {advice}".strip()
+        error = FileError(f"{self.dataset} {self.split} {self.id}: {whole} {ADVICE}")
         error.origin = self
         error.path = path
-        error.problem = problem
+        error.problem = whole
+        error.kind = problem
+        error.advice = advice
         return error
 
 
@@ -69,7 +88,9 @@ class FileError(DataError):
 
     origin: Origin
     path: Source
-    problem: str  # what is wrong and what to do
+    problem: str  # what is wrong, where, and what to do
+    kind: str  # what is wrong, without the path
+    advice: str  # what to do, "" where that is plain
 
 
 def read_photo(
@@ -109,42 +130,101 @@ def photo_size(path: Source) -> tuple[int, int] | None:
 
 
 def read_mask(
-    path: Source, what: str, origin: Origin, size: tuple[int, int] | None, silhouette: bool
+    path: Source,
+    what: str,
+    origin: Origin,
+    size: tuple[int, int] | None,
+    silhouette: bool,
+    may_be_empty: bool = False,
 ) -> np.ndarray:
     """A mask file as (H, W) bool, thresholded at 128 because many are JPEG. Raises DataError.
 
     size: (width, height) of the picture it belongs to, None to skip that comparison. silhouette:
     the mask outlines an object inside the picture. It may fill most of the picture, but not most of
-    its frame; then it is taken for inverted.
+    its frame; then it is taken for inverted. may_be_empty: a mask of nothing but 0 is returned; one
+    that is empty because its values are not 0 and 255 is refused all the same.
+
+    The one reader of masks, for every command: it also refuses other pictures in the place of a
+    mask, which colours, broad grey or a transparency that outlines something give away.
     """
     image = _decode(path, what, origin)
     _require_size(image, size, what, path, origin)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64) / DEEP
-    elif image.mode in ("RGB", "RGBA", "LA"):
-        grey = np.asarray(image.getchannel(0))  # three-channel masks repeat one channel
-    else:
-        grey = np.asarray(image.convert("L"))
+    grey = _grey_of_mask(image, what, path, origin)
     mask = grey >= THRESHOLD
     if not mask.any():
+        if may_be_empty and not grey.any():
+            return mask
         hint = "It must mark a region."
         if 0 < grey.max() < THRESHOLD:
             hint = "Masks hold 0 and 255."
         raise origin.error(f"{what} is empty, its largest value is {grey.max():.0f}", path, hint)
-    inverted = _frame(mask).mean() > 0.5 if silhouette else mask.mean() > INVERTED
+    inverted = frame(mask).mean() > 0.5 if silhouette else mask.mean() > INVERTED
     if inverted:
         problem = f"{what} sets {mask.mean():.0%} of the picture: inverted mask"
         raise origin.error(problem, path, "White means set.")
     return mask
 
 
-def read_labels(
-    path: Source, what: str, origin: Origin, size: tuple[int, int] | None, count: int
-) -> np.ndarray:
-    """A label map as (H, W) uint8 indices below `count`.
+def _grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) -> np.ndarray:
+    """(H, W) grey levels 0..255 of a mask. Raises DataError for what is another kind of picture."""
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.float64) / DEEP
+    if image.mode == "F":
+        raise origin.error(f"{what} holds floating-point values", path, "Save it as 8-bit grey.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        low, high = image.getchannel("A").getextrema()
+        if low < high:
+            problem = f"{what} is a cut-out: its transparency outlines something"
+            advice = "Save that outline as a grey picture of 0 and 255 without transparency."
+            raise origin.error(problem, path, advice)
+    if image.mode in ("1", "L"):
+        grey = np.asarray(image.convert("L"))
+    else:
+        rgb = np.asarray(image.convert("RGB"))
+        spread = rgb.max(axis=2) - rgb.min(axis=2)
+        coloured = (spread > COLOURED).mean()
+        if coloured > COLOURED_SHARE:
+            problem = f"{what} is coloured over {coloured:.0%} of it: {_looks_like(image)}"
+            raise origin.error(problem, path, "Masks are black and white.")
+        grey = rgb[..., 0]
+    step = max(1, max(grey.shape) // 128)
+    between = (grey[::step, ::step] > DARKEST) & (grey[::step, ::step] < BRIGHTEST)
+    side = max(3, round(GREY_SIDE * max(between.shape)))
+    broad = (ndimage.uniform_filter(between.astype(np.float32), side) > 0.99).mean()
+    if broad > GREY_SHARE:
+        problem = f"{what} is grey over {broad:.0%} of it: {_looks_like(image)}"
+        raise origin.error(problem, path, "Masks are black and white.")
+    return grey
 
-    Palette pictures give their indices, grey ones their values. Raises DataError for colour
-    pictures: ids cannot be read back from colours that a converter may have changed.
+
+def _looks_like(image: Image.Image) -> str:
+    """A guess at what lies in the place of a mask."""
+    rgb = np.asarray(image.convert("RGB")).astype(np.int16)
+    if (np.abs(rgb - AGNOSTIC_GREY).max(axis=2) <= 4).mean() > AGNOSTIC_SHARE:
+        return "it looks like an agnostic picture, the person under a grey region"
+    small = image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
+    if len(small.getcolors(64 * 64)) <= LABEL_COLOURS:
+        return "it looks like a map of labels in colours"
+    return "it looks like a photograph"
+
+
+def read_labels(
+    path: Source,
+    what: str,
+    origin: Origin,
+    size: tuple[int, int] | None,
+    count: int,
+    palettes: Sequence[bytes] = (),
+    foreign: Mapping[str, bytes] = MappingProxyType({}),
+) -> np.ndarray:
+    """A label map as (H, W) uint8 labels below `count`.
+
+    Grey pictures give their values, palette pictures their indices, unless the colours say
+    otherwise: see `_by_colour`. palettes, foreign: RGB entries in the order of the labels, those
+    this kind of map is known to have and, by name, those of maps with other labels. Raises
+    DataError for colour pictures: ids cannot be read back from colours that a converter may have
+    changed.
     """
     image = _decode(path, what, origin)
     if image.mode not in ("P", "L"):
@@ -155,6 +235,12 @@ def read_labels(
         raise origin.error(f"{what} has mode {image.mode}, not label indices", path, advice)
     _require_size(image, size, what, path, origin)
     label_map = np.array(image)
+    if image.mode == "P" and palettes:
+        try:
+            label_map = _by_colour(label_map, image, count, palettes, foreign)
+        except ValueError as error:
+            advice = "Restore it from the archive, or save the labels as grey values."
+            raise origin.error(f"{what} {error}", path, advice) from None
     if label_map.max() >= count:
         hint = ""
         if image.mode == "L":
@@ -162,6 +248,57 @@ def read_labels(
         problem = f"{what} has label {label_map.max()}, expected 0 to {count - 1}"
         raise origin.error(problem, path, hint)
     return label_map
+
+
+def _by_colour(
+    indices: np.ndarray,
+    image: Image.Image,
+    count: int,
+    palettes: Sequence[bytes],
+    foreign: Mapping[str, bytes],
+) -> np.ndarray:
+    """Labels of a palette picture, by the colours of the indices that occur.
+
+    Colours in the order of a known palette, or in none that is known: the indices are the labels.
+    Known colours in another order, as optimisers of PNG files leave them: the colours are. Raises
+    ValueError for the palette of maps with other labels, and where some colours are known, in
+    another order, and others are not.
+    """
+    used = np.unique(indices)
+    table = np.zeros((256, 3), np.int16)
+    entries = np.array(image.getpalette("RGB"), np.int16).reshape(-1, 3)
+    table[: len(entries)] = entries
+    colours = table[used]
+
+    known = [(np.frombuffer(palette, np.uint8).reshape(-1, 3), SAME_COLOUR) for palette in palettes]
+    known.append((np.arange(256, dtype=np.uint8).repeat(3).reshape(-1, 3), 0))  # values as greys
+    for palette, apart in known:
+        if _close(palette[used], colours, apart).all():
+            return indices
+    for name, entries in foreign.items():
+        palette = np.frombuffer(entries, np.uint8).reshape(-1, 3)
+        if len(used) > 2 and _close(palette[used], colours).all():
+            raise ValueError(f"has the colours of {name}'s labels")
+    for palette, apart in known:
+        close = _close(palette[None, :count], colours[:, None], apart)  # used x labels
+        if close.any(axis=1).all():
+            lookup = np.zeros(256, np.uint8)
+            lookup[used] = close.argmax(axis=1)
+            return lookup[indices]
+    own = _close(known[0][0][None, :count], colours[:, None])
+    moved = own.any(axis=1) & (own.argmax(axis=1) != used)
+    if moved.any():
+        index = used[moved][0]
+        raise ValueError(
+            f"has the colour of label {own[moved][0].argmax()} at index {index}, and colours "
+            "of no label"
+        )
+    return indices
+
+
+def _close(colours: np.ndarray, others: np.ndarray, apart: int = SAME_COLOUR) -> np.ndarray:
+    """Which colours (..., 3) are equal up to the rounding of published palettes."""
+    return (np.abs(colours.astype(np.int16) - others) <= apart).all(axis=-1)
 
 
 def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.ndarray:
@@ -172,7 +309,7 @@ def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.
     when it cannot be told.
     """
     pixels = np.asarray(image).astype(np.int16)
-    background = np.median(_frame(pixels), axis=0)
+    background = np.median(frame(pixels), axis=0)
     if background.min() < NEAR_WHITE:
         raise _underivable(f"background {background.tolist()} is not white", path, origin)
     differs = (np.abs(pixels - background) > BACKGROUND_NOISE).any(axis=2)
@@ -192,7 +329,7 @@ def _underivable(reason: str, path: Source, origin: Origin) -> FileError:
     return origin.error(f"garment mask cannot be derived: {reason}", path, advice)
 
 
-def _frame(pixels: np.ndarray) -> np.ndarray:
+def frame(pixels: np.ndarray) -> np.ndarray:
     """The pixels at the picture's border: (H, W, ...) -> (2 W + 2 H, ...)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 

@@ -41,6 +41,15 @@ MIRROR[[LEFT_ARM, LEFT_LEG, LEFT_SHOE]] = RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE
 MIRROR[[RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE]] = LEFT_ARM, LEFT_LEG, LEFT_SHOE
 
 
+def _voc_palette() -> bytes:
+    """The palette of PASCAL VOC: the bits of an index, from the lowest, dealt to R, G and B."""
+    entries = np.zeros((256, 3), np.uint8)
+    for index in range(256):
+        for bit in range(8):
+            entries[index, bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+    return entries.tobytes()
+
+
 def _palette(colours: str) -> bytes:
     """256 RGB entries: the given ones (hexadecimal), then the grey ramp both data sets use."""
     palette = bytearray(np.arange(256, dtype=np.uint8).repeat(3))
@@ -59,3 +68,5 @@ DRESSCODE_PALETTE = _palette(
     "000000 800000 008000 808000 000080 800080 008080 808080 400000"
     "c00000 408000 c08000 400080 c00080 408080 c08080 004000 804000"
 )
+# What SCHP writes its label maps in, whichever labels they hold; DressCode's palette begins alike.
+VOC_PALETTE = _voc_palette()

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vton.config import DataConfig
 from vton.data import check, transforms
-from vton.data.dataset import TryOnDataset, dataset_root, open_folder
+from vton.data.dataset import Persons, TryOnDataset, dataset_root, open_folder
 from vton.data.derived.warp import WarpSource
 from vton.data.encoded import Encodings
 from vton.data.folder import Split
 from vton.data.loading import ignore_stop_signals
-from vton.data.sample import Order, TryOnBatch
+from vton.data.sample import DataError, Order, TryOnBatch
 from vton.data.shards import ShardPath
 from vton.data.source import Source
 from vton.data.stream import EndlessBatches, RankShare, TrainingStream
@@ -130,9 +130,21 @@ class TryOnDataModule(LightningDataModule):
         """Batches of `eval_dataset`."""
         return self.loader_of(self.eval_dataset(order, shuffled))
 
-    def loader_of(self, pairs: Dataset) -> DataLoader:
+    def loader_of(self, pairs: Dataset, **options) -> DataLoader:
         """Every pair exactly once over all processes; these may have unequal numbers of batches."""
-        return self._loader(pairs, batch_size=self.eval_batch_size, sampler=RankShare(len(pairs)))
+        share = RankShare(len(pairs))
+        return self._loader(pairs, batch_size=self.eval_batch_size, sampler=share, **options)
+
+    def persons_dataloader(self) -> DataLoader:
+        """Lists of the test split's persons, each exactly once over all processes.
+
+        Those of the paired list; where there is none, of the unpaired one.
+        """
+        try:
+            pairs = self.eval_dataset("paired")
+        except DataError:
+            pairs = self.eval_dataset("unpaired")
+        return self.loader_of(Persons(pairs), collate_fn=list)
 
     def val_batch(self, order: Order, count: int) -> TryOnBatch:
         """`count` fixed held-out pairs, spread evenly over the test list.
@@ -158,7 +170,6 @@ class TryOnDataModule(LightningDataModule):
         workers = self.config.workers
         return DataLoader(
             dataset,
-            collate_fn=TryOnBatch.collate,
             num_workers=workers,
             worker_init_fn=ignore_stop_signals,
             persistent_workers=workers > 0,
@@ -166,7 +177,7 @@ class TryOnDataModule(LightningDataModule):
             # All draws are seeded by place; this only keeps the loader from touching the global
             # random state.
             generator=torch.Generator().manual_seed(self.seed % 2**63),
-            **kwargs,
+            **{"collate_fn": TryOnBatch.collate, **kwargs},
         )
 
 

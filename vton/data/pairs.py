@@ -6,18 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vton.data.images import SUFFIXES
-from vton.data.sample import Category, DataError
+from vton.data.sample import Category, DataError, joined_id
 from vton.data.shards import ShardError
 from vton.data.source import Source
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a pair list. Paired order: person and garment have the same id."""
+    """One line of a pair list. Paired order: person and garment have the same name.
+
+    person, garment: names in file names. Data sets that number each category by itself set
+    `per_category`: then the ids, which are unique in the data set, begin with the category.
+    """
 
     person: str
     garment: str
     category: Category
+    per_category: bool = False
+
+    @property
+    def person_id(self) -> str:
+        return f"{self.category}/{self.person}" if self.per_category else self.person
+
+    @property
+    def garment_id(self) -> str:
+        return f"{self.category}/{self.garment}" if self.per_category else self.garment
+
+    @property
+    def id(self) -> str:
+        """The pair's name in file names and tables, as TryOnSample.pair_id."""
+        return joined_id(self.person_id, self.garment_id)
 
 
 def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
@@ -67,6 +85,18 @@ def _id(name: str, where: str) -> str:
             f"{where} names {name!r}; ids are plain file names inside the data set's folders."
         )
     return stem
+
+
+def require_unique_ids(pairs: Sequence[Pair], dataset: str) -> None:
+    """Raise DataError where different pairs have one id, as a__b with c and a with b__c do."""
+    by_id: dict[str, Pair] = {}
+    for pair in pairs:
+        other = by_id.setdefault(pair.id, pair)
+        if other != pair:
+            raise DataError(
+                f"{dataset}: {other.person} with {other.garment} and {pair.person} with "
+                f"{pair.garment} would both be called {pair.id}. Rename one of the files."
+            )
 
 
 def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:

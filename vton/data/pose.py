@@ -43,6 +43,8 @@ FROM_BODY_25 = np.array([*range(8), *range(9, 19)])  # without the mid hip and t
 VITON_HD_CANVAS = (768, 1024)  # width, height
 DRESSCODE_CANVAS = (384, 512)
 FARTHEST = 1e6  # px; numbers beyond it, NaN among them, are no coordinates
+LARGEST_FRACTION = 1.5  # of all found coordinates: up to it they are fractions, not pixels
+FEWEST_FRACTIONS = 3  # joints that show it
 
 # Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on:
 # a hue wheel of 18.
@@ -74,7 +76,7 @@ def read_body_25(path: Source, origin: Origin) -> np.ndarray:
         return np.zeros((JOINTS, 3), np.float32)
     bodies = [_body(person, path, origin) for person in people]
     body = max(bodies, key=lambda joints: joints[:, 2].sum())
-    return _normalised(body[FROM_BODY_25], VITON_HD_CANVAS)
+    return _normalised(body[FROM_BODY_25], VITON_HD_CANVAS, path, origin)
 
 
 def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
@@ -86,7 +88,7 @@ def read_coco_18(path: Source, origin: Origin) -> np.ndarray:
     if len(rows) != JOINTS or not all(isinstance(row, list) and len(row) >= 3 for row in rows):
         raise origin.error("keypoints are not 18 rows of x, y, confidence", path, RESTORE)
     table = [_numbers(row[:3], path, origin) for row in rows]
-    return _normalised(np.stack(table), DRESSCODE_CANVAS)
+    return _normalised(np.stack(table), DRESSCODE_CANVAS, path, origin)
 
 
 def draw_skeleton(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -125,8 +127,18 @@ def drop_outside(joints: np.ndarray) -> np.ndarray:
     return np.where(inside[:, None], joints, 0).astype(np.float32)
 
 
-def _normalised(joints: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Rows of x, y in pixels of the canvas and confidence as x, y in [0, 1] and validity."""
+def _normalised(
+    joints: np.ndarray, canvas: tuple[int, int], path: Source, origin: Origin
+) -> np.ndarray:
+    """Rows of x, y in pixels of the canvas and confidence as x, y in [0, 1] and validity.
+
+    Raises DataError for coordinates that are fractions of the picture already.
+    """
+    found = joints[(joints[:, 2] > 0) & (joints[:, :2] != 0).any(axis=1), :2]
+    if len(found) >= FEWEST_FRACTIONS and np.abs(found).max() <= LARGEST_FRACTION:
+        size = "{}x{}".format(*canvas)
+        problem = f"keypoints lie between 0 and {np.abs(found).max():.2g}, not in pixels of {size}"
+        raise origin.error(problem, path, f"Multiply x by {canvas[0]} and y by {canvas[1]}.")
     # Missing is 0,0,0 in VITON-HD and -1,-1,0 in DressCode, whose cropped heads are "present" at
     # y = 0.
     return drop_outside(np.column_stack([joints[:, :2] / canvas, joints[:, 2] > 0]))

@@ -40,6 +40,15 @@ class DataError(UserError):
         super().__init__(message)
 
 
+def joined_id(person_id: str, garment_id: str) -> str:
+    """The id of a pair: person__garment, behind the category's folder where ids have one.
+
+    >>> joined_id("dresses/000001", "dresses/000002")
+    'dresses/000001__000002'
+    """
+    return f"{person_id}__{garment_id.rpartition('/')[2]}"
+
+
 @dataclass
 class TryOnSample:
     """One person and one garment.
@@ -49,7 +58,7 @@ class TryOnSample:
 
     index: int  # position in the pair list; stable, so noise and results can be keyed by it
     dataset: str  # "viton_hd", "dresscode" or "synthetic"
-    person_id: str
+    person_id: str  # unique in the data set; with the category in front where names may recur
     garment_id: str
     order: Order
     category: Category
@@ -85,7 +94,7 @@ class TryOnSample:
 
         It names person and garment, so that the two orders never collide.
         """
-        return f"{self.person_id}__{self.garment_id}"
+        return joined_id(self.person_id, self.garment_id)
 
     def check(self) -> TryOnSample:
         """Return self; raise DataError naming the sample and the field that breaks the contract."""
@@ -204,8 +213,12 @@ class TryOnBatch:
     @property
     def pair_id(self) -> list[str]:
         """The pairs' names, as TryOnSample.pair_id."""
-        pairs = zip(self.person_id, self.garment_id, strict=True)
-        return [f"{person}__{garment}" for person, garment in pairs]
+        return list(map(joined_id, self.person_id, self.garment_id))
+
+    @property
+    def pair_name(self) -> list[str]:
+        """The pairs' ids without category: what noise is keyed by, as before ids had one."""
+        return [pair_id.rpartition("/")[2] for pair_id in self.pair_id]
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> TryOnBatch:
         """The batch with `function` applied to every tensor."""

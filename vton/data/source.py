@@ -32,14 +32,25 @@ def lexists(source: Source) -> bool:
 def fingerprint(source: Source) -> Iterator[str]:
     """Lines that change with the source.
 
-    Names, sizes and times of a folder's files, or the digest of shards.
+    Names, sizes and times of a folder's files, or the digest of shards. Links are followed, of
+    files and of folders, but no folder is entered again inside itself.
     """
     if isinstance(source, ShardPath):
         yield source.shards.digest
         return
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            yield f"{path} {status.st_size} {status.st_mtime_ns}\n"
+    yield from _files_of(str(source), ())
+
+
+def _files_of(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Lines of a folder's files and of those below it. above: the real folders it lies in."""
+    above = (*above, os.path.realpath(folder))
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            if os.path.realpath(entry.path) not in above:
+                yield from _files_of(entry.path, above)
+            continue
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nowhere
+            status = entry.stat(follow_symlinks=False)
+        yield f"{entry.path} {status.st_size} {status.st_mtime_ns}\n"

@@ -80,8 +80,8 @@ def to_sample(
     return TryOnSample(
         index=record.index,
         dataset=record.dataset,
-        person_id=pair.person,
-        garment_id=pair.garment,
+        person_id=pair.person_id,
+        garment_id=pair.garment_id,
         order=record.order,
         category=pair.category,
         position=position,

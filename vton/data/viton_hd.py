@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from vton.config import DataConfig
-from vton.data import captions, densepose, images, pose
+from vton.data import captions, densepose, images, labels, pose
 from vton.data.folder import Folder, PairFiles, Split, chosen, file_kind, warp_places
 from vton.data.images import Origin
 from vton.data.pairs import Pair, read_pair_list
@@ -79,8 +79,14 @@ class VitonHD(Folder):
         return self.root / split
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
-        what = self.parts[part].what
-        return images.read_labels(files.path(part), what, files.origin(part), size, LABELS)
+        return images.read_labels(
+            files.path(part),
+            self.parts[part].what,
+            files.origin(part),
+            size,
+            LABELS,
+            palettes=(labels.VITON_HD_PALETTE, labels.VOC_PALETTE),
+        )
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_body_25(path, origin)

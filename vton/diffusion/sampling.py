@@ -1,6 +1,7 @@
 """How pictures are drawn: one loop and one guidance formula for every architecture.
 
 prediction = uncond + w (cond - uncond)          (classifier-free guidance, arXiv 2207.12598)
+prediction = prediction (1 + r (s / s' - 1))     (guidance rescale, for models that ask for it)
 z = m z + (1 - m) noised(known)                  (latent blending, for models that ask for it)
 """
 # Shapes: B batch, C h w latents
@@ -80,6 +81,7 @@ class Guidance:
         self.denoiser = denoiser
         self.conditions = conditions
         self.scale = config.guidance
+        self.rescale = config.guidance_rescale
         low, high = config.guidance_interval
         self.low = low * objective.config.train_timesteps
         self.high = high * objective.config.train_timesteps
@@ -101,7 +103,20 @@ class Guidance:
         features = self.denoiser.garment_features(self.both, t, step)
         prediction = self.denoiser.denoise(torch.cat([z, z]), t, self.both, features)
         uncond, cond = prediction.float().chunk(2)
-        return uncond + self.scale * (cond - uncond)
+        guided = uncond + self.scale * (cond - uncond)
+        return rescaled(guided, cond, self.rescale) if self.rescale else guided
+
+
+def rescaled(guided: Tensor, cond: Tensor, strength: float) -> Tensor:
+    """A guided prediction with its spread moved towards that of the conditional one.
+
+        g (1 + r (s_cond / s_g - 1))        arXiv 2305.08891, Eq. 15 and 16
+
+    s: standard deviation over C, h and w of each sample. Strengths r above 1 extrapolate.
+    """
+    dims = tuple(range(1, guided.ndim))
+    ratio = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return guided * (1 + strength * (ratio - 1))
 
 
 def double(first: Conditions, second: Conditions) -> Conditions:

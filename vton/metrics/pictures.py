@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vton.data.sample import DataError
+from vton.data.sample import CATEGORIES, DataError
 
 SHOWN = 10  # problems listed in one error message
 # Folder below the pictures of a method that warps: white where the garment lies.
@@ -39,14 +39,17 @@ def as_pictures(masks: Tensor) -> Tensor:
 def write_pictures(folder: Path, pair_ids: Sequence[str], pictures: Tensor) -> None:
     """Store pictures (B, 3, H, W), uint8 or in [-1, 1], as `<pair_id>.png`.
 
-    A pair that comes twice overwrites its own file.
+    Ids that begin with their category go to a folder of that name. A pair that comes twice
+    overwrites its own file.
     """
     if pictures.dtype != torch.uint8:
         pictures = to_uint8(pictures)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = pictures.cpu().permute(0, 2, 3, 1).numpy()
     for pair_id, array in zip(pair_ids, arrays, strict=True):
-        Image.fromarray(array).save(folder / f"{pair_id}.png", compress_level=1)
+        path = folder / f"{pair_id}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(array).save(path, compress_level=1)
 
 
 def require_none(problems: Sequence[str], where: str) -> None:
@@ -80,7 +83,7 @@ class PictureFolder:
         the middle is named when it is loaded.
         """
         wanted = set(pair_ids)
-        there = {path.stem for path in self.folder.glob("*.png")}
+        there = set(self.names())
         problems = [f"missing {self.path(name)}" for name in sorted(wanted - there)]
         for name in sorted(there - wanted):
             problems.append(f"extra {self.path(name)} (not in the pair list)")
@@ -92,6 +95,12 @@ class PictureFolder:
 
         if self.silhouettes is not None:
             self.silhouettes.check(pair_ids, size)
+
+    def names(self) -> Iterator[str]:
+        """Names of the pictures there, those in folders of categories with the category."""
+        for place in (self.folder, *(self.folder / category for category in CATEGORIES)):
+            for path in place.glob("*.png"):
+                yield path.relative_to(self.folder).with_suffix("").as_posix()
 
     def path(self, pair_id: str) -> Path:
         return self.folder / f"{pair_id}.png"

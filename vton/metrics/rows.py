@@ -26,10 +26,10 @@ def compute_rows(
 ) -> list[Row]:
     """One row per region and category ("all" first) of one method in one order.
 
-    Metrics that cannot be computed are absent, never NaN. FID and KID need two pictures on each
-    side; KID's subsets are no larger than either set. A metric that is not defined for some of the
-    pairs is the mean of the others: provenance.left_out names these pairs and says why. A row
-    without any metric is written only if it says which metric lacks its network or its pairs.
+    Metrics that cannot be computed are absent, never NaN, and provenance.absent says why: FID and
+    KID need two pictures on each side. KID's subsets are no larger than either set. A metric that
+    is not defined for some of the pairs is the mean of the others: provenance.left_out names these
+    pairs and says why. A row without any metric is written only if it says so of one.
     """
     rows = []
     for region in REGIONS:
@@ -39,6 +39,13 @@ def compute_rows(
             predicted = tally.features.stack(region, category)
             metrics |= _distances(predicted, reference.stack(region, category), extractors)
             gaps = _gaps(tally, region, ids, extractors)
+            pictures = (
+                len(tally.features.stack(region, category)),
+                len(reference.stack(region, category)),
+            )
+            few = _too_few(extractors, metrics, *pictures)
+            if few:
+                gaps["absent"] = gaps.get("absent", {}) | few
             if not metrics and not gaps:
                 continue
             row = Row(
@@ -106,6 +113,15 @@ def _distances(
             protocol.kid_seed,
         )
     return distances
+
+
+def _too_few(
+    extractors: Extractors, metrics: Mapping[str, float], predicted: int, references: int
+) -> dict[str, str]:
+    """Why FID and KID are absent where they were asked for, by name."""
+    names = [extractors.name(name) for name in ("fid", "kid") if name in extractors.metrics]
+    reason = f"it needs two pictures on each side, here are {predicted} and {references}"
+    return {name: reason for name in names if name not in metrics}
 
 
 def _gaps(

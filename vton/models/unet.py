@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -108,8 +108,9 @@ def published_arguments(config: dict) -> dict:
 def unet_shape(state: Mapping[str, Tensor]) -> dict:
     """The fields of UNetConfig that a UNet2DConditionModel's tensors show.
 
-    The numbers of heads and of norm groups are in no tensor. Heads are Stable Diffusion's 8 per
-    level; groups are left out. Raises KeyError if the state is incomplete.
+    The numbers of heads and of norm groups are in no tensor. Heads are given where they follow from
+    a Stable Diffusion whose tokens have this width (`stock_heads`); groups are left out. Raises
+    KeyError if the state is incomplete.
     """
 
     def count(prefix: str) -> int:
@@ -124,15 +125,29 @@ def unet_shape(state: Mapping[str, Tensor]) -> dict:
         attention.append(count(f"down_blocks.{level}.attentions.0.") > 0)
         depth.append(blocks or 1)
     middle = "mid_block.attentions.0."
-    return {
+    shape = {
         "widths": widths,
         "attention": attention,
-        "heads": [8] * len(widths),
         "depth": depth,
         "layers": count("down_blocks.0.resnets."),
         "context": state[f"{middle}transformer_blocks.0.attn2.to_k.weight"].shape[1],
         "linear_projection": state[f"{middle}proj_in.weight"].ndim == 2,
     }
+    heads = stock_heads(widths, shape["context"])
+    return shape | ({"heads": heads} if heads else {})
+
+
+def stock_heads(widths: Sequence[int], context: int) -> list[int]:
+    """Attention heads per level of a Stable Diffusion; [] where they do not follow.
+
+    Version 1 has tokens of 768 and 8 heads in each level, version 2 tokens of 1024 and heads of
+    width 64. Networks of other sizes may have any number.
+    """
+    if context == 768 and all(width % 8 == 0 for width in widths):
+        return [8] * len(widths)
+    if context == 1024 and all(width % 64 == 0 for width in widths):
+        return [width // 64 for width in widths]
+    return []
 
 
 def widen_input(weight: Tensor, inputs: int, places: Mapping[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,10 +10,12 @@ from lightning import seed_everything
 
 from vton import registry
 from vton.config import ExperimentConfig
+from vton.cost.meta import require_works, settings_named
 from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.processes import is_first_process
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
@@ -21,9 +24,18 @@ from vton.weights.pretrained import load_state, read_checkpoint, read_safetensor
 
 
 def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
-    """The run folder, started, its data, and its module as training finds it."""
+    """The run folder, started, its data, and its module as training finds it.
+
+    The folder is started when everything is checked that can be checked before: that it is this
+    experiment's, settings, data and pair lists. Where the preparation fails after all, the start is
+    undone, so that a corrected command does not find another experiment there.
+    """
     run = RunFolder.of(config)
-    run.start(config)
+    fresh = not run.config.exists()
+    if fresh:
+        require_works(config)
+    else:
+        run.require_same(config)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
@@ -31,11 +43,28 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
     data = data_module(config)
     data.prepare_data()
     data.setup("fit")
-    codec = prepare_codec(run, config, data)
-    # Again, because fitting a codec draws numbers and loading it does not.
-    seed_everything(config.seed, verbose=False)
-    module_class = registry.module_class(config.model.name)
-    return run, data, module_class(config, codec)
+    pairs = data.train_dataset().pairs
+    if config.train.picture_every:
+        data.eval_dataset("paired")
+        data.eval_dataset("unpaired")
+    root = str(data.root.resolve() if isinstance(data.root, Path) else data.root)
+    remark = run.compare_data(root, pairs.pair_ids)
+    if remark and is_first_process():
+        print(f"vton: {remark}", file=sys.stderr)
+
+    run.start(config)
+    run.remember_data(root, pairs.pair_ids)
+    try:
+        codec = prepare_codec(run, config, data)
+        # Again, because fitting a codec draws numbers and loading it does not.
+        seed_everything(config.seed, verbose=False)
+        module_class = registry.module_class(config.model.name)
+        with settings_named(config):
+            return run, data, module_class(config, codec)
+    except Exception:
+        if fresh:
+            run.take_back()
+        raise
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:

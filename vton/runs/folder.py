@@ -1,6 +1,7 @@
 """The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
 
 config.yaml, environment.json           settings, commit and package versions
+data.json                               where the training pairs lay, how many, and their digest
 codec/                                  the codec, if it was fitted for this run
 checkpoints/                            last.ckpt, best.ckpt, weights.safetensors; with
                                         train.keep_last or train.keep_best above 1 also
@@ -17,11 +18,12 @@ The upper stages of a cascade are run folders in that of its first: `runs/<name>
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +83,8 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.data = self.path / "data.json"
         self.codec = self.path / "codec"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
@@ -135,22 +139,64 @@ class RunFolder:
         checkpoints = [path for path in (self.last, self.weights) if path.exists()]
         return max(path.stat().st_mtime for path in checkpoints)
 
-    def start(self, config: ExperimentConfig) -> None:
-        """Write configuration and environment, or check that the folder's run is the same
-        experiment.
+    def require_same(self, config: ExperimentConfig) -> None:
+        """Raise UserError, naming the keys that differ, if the folder holds another experiment."""
+        if not self.config.exists():
+            return
+        differing = differences(load_file(self.config), config)
+        if differing:
+            raise UserError(
+                f"{self.path} holds another experiment ({'; '.join(differing[:5])}). "
+                "Give this one a name (name=...) or remove the folder."
+            )
 
-        Raises UserError naming the keys that differ.
-        """
-        if self.config.exists():
-            differing = differences(load_file(self.config), config)
-            if differing:
-                raise UserError(
-                    f"{self.path} holds another experiment ({'; '.join(differing[:5])}). "
-                    "Give this one a name (name=...) or remove the folder."
-                )
+    def start(self, config: ExperimentConfig) -> None:
+        """Write configuration and environment. Raises UserError as `require_same`."""
+        self.require_same(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, to_yaml(config))
-        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2))
+        write_atomically(self.environment, json.dumps(environment(), indent=2))
+
+    def take_back(self) -> None:
+        """Undo `start` where nothing was fitted or trained since."""
+        if self.has_checkpoint or (self.codec / "done").exists():
+            return
+        for file in (self.data, self.environment, self.config):
+            file.unlink(missing_ok=True)
+        self._remove_if_empty(self.checkpoints)
+
+    def compare_data(self, root: str, pair_ids: Sequence[str]) -> str:
+        """What is to be said about going on with these training pairs, "" for nothing.
+
+        Raises UserError where they are not those that the run has learned from: places of the
+        training stream, which a checkpoint counts, would mean other pairs.
+        """
+        if not self.data.exists() or not (self.has_checkpoint or (self.codec / "done").exists()):
+            return ""
+        try:
+            before = json.loads(self.data.read_text(encoding="utf-8"))
+            n, digest, where = before["pairs"], before["sha256"], before["root"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{self.data} is not readable ({error}). Remove it; it is written again."
+            ) from None
+        if digest != digest_of_list(pair_ids):
+            raise UserError(
+                f"{self.path} was trained on another list of pairs: {n:,} of {where}, now "
+                f"{len(pair_ids):,} of {root}. Restore that list, or name another run (name=...)."
+            )
+        if where != root:
+            return f"{self.path} goes on with the pictures of {root}; it began with {where}."
+        return ""
+
+    def remember_data(self, root: str, pair_ids: Sequence[str]) -> None:
+        """Write data.json."""
+        known = {"root": root, "pairs": len(pair_ids), "sha256": digest_of_list(pair_ids)}
+        write_atomically(self.data, json.dumps(known, indent=1))
+
+    def _remove_if_empty(self, folder: Path) -> None:
+        with suppress(OSError):
+            folder.rmdir()
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:
@@ -167,8 +213,13 @@ class RunFolder:
                 f"Another process is training in {self.path}. "
                 "Let it finish or end it, or name another run (name=...)."
             ) from None
-        with lock:
-            yield
+        try:
+            with lock:
+                yield
+        finally:
+            if not self.config.exists():  # nothing was started
+                (self.path / ".train.lock").unlink(missing_ok=True)
+                self._remove_if_empty(self.path)
 
     def finish(self, training: dict) -> None:
         """Write training.json: the last thing that training does."""
@@ -197,6 +248,11 @@ class RunFolder:
                 f"Known runs: {neighbours(self.path)}."
             )
         return load_file(self.config, *overrides)
+
+
+def digest_of_list(names: Sequence[str]) -> str:
+    """SHA-256 of names in their order."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def neighbours(path: Path) -> str:

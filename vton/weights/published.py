@@ -34,6 +34,11 @@ class PublishedWeights:
     settings: list[str]  # dotted overrides that follow from the files
     # Tensors that we have no use for, kept so that an export is complete.
     extra: dict[str, Tensor] = field(default_factory=dict)
+    # Settings that are in no tensor and in no file beside them: the user must give them.
+    undetermined: list[str] = field(default_factory=list)
+    # An AutoencoderKL that the files hold, of the shape that `settings` give the codec; it becomes
+    # the run's own codec. Empty where the codec lies elsewhere.
+    codec: dict[str, Tensor] = field(default_factory=dict)
 
 
 def settings_of(key: str, values: Mapping[str, Any]) -> list[str]:

@@ -50,8 +50,8 @@ def read_published(path: Path) -> PublishedWeights:
     """A released UNet's weights, and the settings that they imply: the mode by its input channels.
 
     Heads and norm groups are in no tensor. They come from unet_config.json where it lies beside the
-    file, and are Stable Diffusion 1.5's otherwise. Raises UserError naming the file that is
-    absent, broken or of another model.
+    file. Without it the heads follow from the Stable Diffusion whose tokens have this width, or
+    have to be given. Raises UserError naming the file that is absent, broken or of another model.
     """
     file = path
     if path.is_dir():
@@ -61,7 +61,9 @@ def read_published(path: Path) -> PublishedWeights:
     mode = published_mode(state, file)
     shape = published_shape(state, file)
     settings = published_settings(state, mode, shape)
-    return PublishedWeights({our_name(name): x for name, x in state.items()}, settings)
+    ours = {our_name(name): x for name, x in state.items()}
+    undetermined = [] if "heads" in shape else ["model.unet.heads"]
+    return PublishedWeights(ours, settings, undetermined=undetermined)
 
 
 def published_mode(state: dict[str, Tensor], file: Path) -> str:

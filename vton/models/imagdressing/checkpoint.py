@@ -48,7 +48,10 @@ def read_published(path: Path) -> PublishedWeights:
     for network, tensors in networks.items():
         for name, tensor in tensors.items():
             state[f"{network}.{name}"] = tensor
-    return PublishedWeights(state, settings, extra)
+    undetermined = []
+    if not any(setting.startswith("model.unet.heads=") for setting in settings):
+        undetermined = ["model.unet.heads", "model.garment_unet.heads"]
+    return PublishedWeights(state, settings, extra, undetermined)
 
 
 def read_module(path: Path) -> dict[str, Tensor]:

@@ -168,7 +168,7 @@ class TryOnDiffusion(TryOnModule):
         draws = {}
         for name in self.images:
             draws[name] = []
-            for order, pair in zip(batch.order, batch.pair_id, strict=True):
+            for order, pair in zip(batch.order, batch.pair_name, strict=True):
                 key = (self.config.eval.seed, "augmentation", name, order, pair)
                 draws[name].append(noise.generator(*key))
         levels = [getattr(self.config.model.augmentation, name) for name in self.images]
