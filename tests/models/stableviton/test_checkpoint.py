@@ -39,7 +39,7 @@ FOLDER = Path(__file__).parents[2] / "vectors" / "stableviton"
 SIZE = (128, 64)
 # What the tensors of the small checkpoint cannot tell.
 SMALL = (
-    "model.unet.heads=[2,2,2,2]",
+    "model.unet.heads=[2, 2, 2, 2]",
     "model.unet.groups=3",
     "model.clip.heads=3",
     "codec.groups=3",
@@ -126,7 +126,7 @@ def test_a_run_from_scratch_is_exported_whole(tmp_path):
 
     exported = read_checkpoint(tmp_path / "mine.ckpt")["state_dict"]
     assert set(exported) >= UNUSED
-    groups = ("model.unet.groups=8", "codec.groups=8")
+    groups = ("model.unet.groups=8", "model.unet.heads=[8,8,8]", "codec.groups=8")
     imported = import_run(
         "stableviton",
         tmp_path / "mine.ckpt",

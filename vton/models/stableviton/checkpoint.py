@@ -154,7 +154,7 @@ def read_published(path: Path) -> PublishedWeights:
     """The weights that the public script trains, and the settings that the file implies.
 
     UNet, CLIP tower with mapper, and autoencoder stay in the file. Heads and norm groups are in no
-    tensor: they count as the published ones. Raises UserError naming the file that is absent,
+    tensor: they are those of the published size, or overrides say them. Raises UserError naming the file that is absent,
     broken or of another model.
     """
     if path.is_dir():
@@ -171,7 +171,10 @@ def read_published(path: Path) -> PublishedWeights:
         raise UserError(f"{path}: incomplete: no {error.args[0]}.") from None
     frozen = ("unet.", "clip.")
     state = {name: x for name, x in sections.networks.items() if not name.startswith(frozen)}
-    return PublishedWeights(state, settings, sections.unused)
+    undetermined = []
+    if "heads" not in unet_shape(below(sections.networks, "unet.")):
+        undetermined = ["model.unet.heads"]
+    return PublishedWeights(state, settings, sections.unused, undetermined)
 
 
 def published_settings(sections: Sections, path: Path) -> list[str]:
