@@ -154,8 +154,8 @@ def read_published(path: Path) -> PublishedWeights:
     """The weights that the public script trains, and the settings that the file implies.
 
     UNet, CLIP tower with mapper, and autoencoder stay in the file. Heads and norm groups are in no
-    tensor: they are those of the published size, or overrides say them. Raises UserError naming the file that is absent,
-    broken or of another model.
+    tensor: they are those of the published size, or overrides say them. Raises UserError naming the
+    file that is absent, broken or of another model.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; StableVITON is published as one checkpoint file.")
