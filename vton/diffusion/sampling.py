@@ -54,12 +54,14 @@ def sample(
     start = denoiser.start(conditions)
     if start is not None:
         z = objective.add_noise(start, noise, objective.at(noise.new_ones(len(start))))
+    if known is not None and known.from_start:
+        z = _keep_known(known, z, noise, solver, 0)
     for index, (t, time) in enumerate(zip(solver.timesteps, times, strict=True)):
         step = Step(index, len(times))
         prediction = guidance.predict(solver.scale_model_input(z, t), time, step)
         z = _solver_step(solver, prediction, index, z, draw, config)
         if known is not None and (known.steps is None or index < known.steps):
-            z = _keep_known(known, z, noise, solver, index)
+            z = _keep_known(known, z, noise, solver, index + 1)
         if watch:
             watch(step, prediction, z)
     return z
@@ -142,10 +144,12 @@ def _solver_step(
     return solver.step(prediction, solver.timesteps[index], z, **options).prev_sample
 
 
-def _keep_known(known: Known, z: Tensor, noise: Tensor, solver, index: int) -> Tensor:
-    """Put the known latents back outside the mask, at the noise level that z has now."""
-    is_last = index + 1 == len(solver.timesteps)
+def _keep_known(known: Known, z: Tensor, noise: Tensor, solver, coming: int) -> Tensor:
+    """Put the known latents back outside the mask, at the noise level of z.
+
+    coming: the number of the step that z goes into; after the last one z is clean.
+    """
     outside = known.latents
-    if known.noised and not is_last:
-        outside = solver.add_noise(known.latents, noise, solver.timesteps[index + 1])
+    if known.noised and coming < len(solver.timesteps):
+        outside = solver.add_noise(known.latents, noise, solver.timesteps[coming])
     return (1 - known.mask) * outside + known.mask * z

@@ -420,8 +420,7 @@ class TryOnModule(TrainedModule, Denoiser):
         mask = batch.truth_garment_mask
         if mask is None:
             mask = batch.agnostic_mask
-        with torch.autocast(batch.person.device.type, enabled=False):
-            losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
+        losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
         return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()

@@ -408,8 +408,7 @@ class FlowStep:
     def each(self, settings: FlowLossConfig, acts: Tensor) -> Tensor:
         """(L, B): the loss of each layer and sample."""
         layers = self.layers(settings).values()
-        with torch.autocast(self.person.device.type, enabled=False):
-            return flow_losses(layers, acts, self.garment, self.person, self.mask, settings)
+        return flow_losses(layers, acts, self.garment, self.person, self.mask, settings)
 
     def loss(self, **changed) -> Tensor:
         settings = replace(self.settings, **changed)
