@@ -66,6 +66,7 @@ def sharded(state, path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "name"),
     [
+        ("catvton", "attention.pth"),
         ("gardiff", "unet.pth"),
         ("imagdressing", "IMAGDressing.pt"),
         ("stableviton", "VITONHD.ckpt"),

@@ -273,6 +273,7 @@ class SyntheticConfig:
     train: PositiveInt = 512  # pairs; dresscode: per category
     test: PositiveInt = 64  # the same
     seed: NonNegativeInt = 0  # of people and garments
+    other_clothes: bool = False  # also every person in another garment, for data.person_other
     workers: PositiveInt = 2  # renderer processes
 
 
@@ -305,14 +306,25 @@ class DataConfig:
     warp_folder_unpaired: str = ""  # the same for unpaired test pairs
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
+    # deliver the picture of the person in other clothes, which maskless training reads; likewise
+    person_other: bool = False
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
     garment_caption: str = "a photo of {}"
-    caption_fallback: str = "shirts"  # annotation of a garment that has none
+    caption_fallback: str = "shirts"  # annotation of a top that has none
+    caption_fallback_lower: str = "pants"  # the same of trousers and skirts
+    caption_fallback_dresses: str = "dresses"  # the same of dresses
     # fallback: caption_fallback for every garment
     caption_source: Literal["folder", "fallback"] = "folder"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    # names of pair lists in the root; "" = the known names (vton/data/viton_hd.py, dresscode.py)
+    list_train: str = ""
+    list_paired: str = ""
+    list_unpaired: str = ""
+    # parquet tables: columns of other names than the known ones (vton/data/tables.py), such as
+    # [person=photo, garment=product, test=validation]
+    columns: tuple[str, ...] = ()
     # folder of latents and embeddings computed ahead (vton data cache); "" = compute every time
     encoded: str = ""
     workers: NonNegativeInt = 4  # loader processes
