@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.batches import random_batch, randomised, smooth, tiny_module
-from vton.config import ConfigError, FlowLossConfig
+from vton.config import ConfigError, FlowLossConfig, load
+from vton.cost.counting import step_flops
 from vton.models.attention import GarmentRead, read_garment, record_attention, record_reads
 from vton.models.flow import (
     FlowLayer,
@@ -20,7 +21,7 @@ from vton.models.flow import (
 )
 
 ON = ("model.flow_loss.weight=1.0", "model.flow_loss.until=1.0", "model.condition_dropout=0.0")
-ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "tryondiffusion"]
+ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "stableviton", "tryondiffusion"]
 SETTINGS = FlowLossConfig()
 
 
@@ -147,6 +148,7 @@ def test_gradient_checkpointing_changes_nothing(model):
         "imagdressing": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
         "idm_vton": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
         "leffa": [f"model.{n}.gradient_checkpointing" for n in ("unet", "reference_unet")],
+        "stableviton": ["model.unet.gradient_checkpointing"],
     }[model]
     gradients = []
     for overrides in ((), [f"{name}=true" for name in settings]):
@@ -159,7 +161,7 @@ def test_gradient_checkpointing_changes_nothing(model):
 def test_dropped_rows_do_not_learn_where_to_read():
     batch = random_batch(2)
     nothing_else = [f"model.dropout.{name}=0" for name in ("image", "text", "both")]
-    for model in ("catvton", "idm_vton", "imagdressing", "leffa"):
+    for model in ATTENDING:
         overrides = nothing_else if model == "imagdressing" else []
         overrides = (*ON[:2], *overrides, "model.condition_dropout=1.0")
         dropped = randomised(tiny_module(model, *overrides))
@@ -191,3 +193,11 @@ def test_recording_changes_nothing_and_keeps_the_garments_keys():
     (read,) = reads.layers
     assert read.q is q and torch.equal(read.k, k[:, :, -4:]) and read.rows == [0, 2]
     assert set(maps.means()) == {(6, 4)}
+
+
+def test_its_flops_are_counted():
+    without, on = (
+        step_flops(load("model=leffa", "preset=tiny", "train.batch_size=1", *overrides))
+        for overrides in ((), ON)
+    )
+    assert 0 < on - without < 0.2 * without

@@ -13,6 +13,7 @@ What an architecture defines:
     unconditional        conditions of the guidance branch
     garment_features     what depends on t but not on z_t, where there is any
     known                latents that sampling keeps outside a mask, where there are any
+    start                latents that sampling starts from, where it does not from pure noise
 
 and what it may change:
 
@@ -419,8 +420,7 @@ class TryOnModule(TrainedModule, Denoiser):
         mask = batch.truth_garment_mask
         if mask is None:
             mask = batch.agnostic_mask
-        with torch.autocast(batch.person.device.type, enabled=False):
-            losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
+        losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
         return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()

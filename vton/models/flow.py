@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from vton.config import FlowLossConfig
 from vton.models.attention import GarmentRead, token_grid
+from vton.models.codecs import full_precision
 
 # The garment's grid of so many tokens, as TryOnModule.garment_places says.
 GridOf = Callable[[int], tuple[int, int] | None]
@@ -76,9 +77,10 @@ def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) ->
     q: (R, N, Q, d); k: (R, N, M, d).
     """
     width = q.shape[-1]
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q):
         # Values as wide as the keys: attention kernels without the map want that.
-        values = F.pad(places.float(), (0, max(width - 2, 0))).expand(*k.shape[:-1], -1)
+        values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=torch.float32)
+        values[..., :2] = places
         scale = 1 / (temperature * width**0.5)
         out = F.scaled_dot_product_attention(q.float(), k.float(), values, scale=scale)
     return out[..., :2]
@@ -169,7 +171,8 @@ def flow_losses(
         of_layer = person.new_zeros(len(acts), dtype=torch.float32)
         if len(rows):
             field = flow_field(layer, settings.temperature, inside)
-            each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
+            with full_precision(field):
+                each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
             of_layer = of_layer.index_add(0, rows, each)
         losses.append(of_layer)
     return torch.stack(losses)

@@ -59,8 +59,6 @@ MASK_RULES = {"hd": leffa_hd, "dc": leffa_dc}
 def kind(name: str) -> Kind:
     if name.startswith("control."):
         return Kind.CONTROL
-    if name.startswith("mask.hd."):
-        return Kind.OUTLINE
     if name.startswith("mask.") or "timesteps_" in name or any(part in name for part in INTEGERS):
         return Kind.EXACT
     if name in STEPS:
@@ -403,13 +401,14 @@ class FlowStep:
             smallest = settings.smallest_layer
             for layer in flow_layers([read], size, lambda n: token_grid(n, size), smallest):
                 named[name] = layer
+            if read.q.shape[-2] == 1 and 1 / size[0] >= smallest:  # a token for the whole picture
+                named[name] = FlowLayer(read, (1, 1), (1, 1))
         return named
 
     def each(self, settings: FlowLossConfig, acts: Tensor) -> Tensor:
         """(L, B): the loss of each layer and sample."""
         layers = self.layers(settings).values()
-        with torch.autocast(self.person.device.type, enabled=False):
-            return flow_losses(layers, acts, self.garment, self.person, self.mask, settings)
+        return flow_losses(layers, acts, self.garment, self.person, self.mask, settings)
 
     def loss(self, **changed) -> Tensor:
         settings = replace(self.settings, **changed)
