@@ -139,18 +139,19 @@ class CodecConfig:
     """Pixels to latents and back."""
 
     name: Literal["identity", "linear", "kl"] = "kl"
-    # kl: diffusers folder or hub id; "" builds it from the fields below and trains it first
+    # kl: diffusers folder, hub id, or a checkpoint file of latent diffusion's code, whose first
+    # stage has the shape below; "" builds it from the fields below and trains it first
     pretrained: str = ""
     subfolder: str = "vae"
     # kl: of weights and arithmetic. auto: train.precision, but fp32 where the run fits it itself or
     # its folder says force_upcast
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
-    channels: PositiveInt = 4  # linear and kl from scratch: latent channels
-    # kl from scratch: channels per level; Stable Diffusion's by default
+    channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
+    # kl from scratch or a file: channels per level; Stable Diffusion's by default
     widths: Annotated[tuple[int, ...], Bounds(1)] = (128, 256, 512, 512)
-    layers: PositiveInt = 2  # kl from scratch: ResNet blocks per level
-    groups: PositiveInt = 32  # kl from scratch: GroupNorm
+    layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
+    groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
     fit_steps: PositiveInt = 2000  # kl from scratch: steps before the diffusion model starts
 
@@ -201,8 +202,9 @@ class ObjectiveConfig:
 class SamplerConfig:
     """How pictures are drawn. Every architecture goes through the same loop."""
 
-    # diffusers' schedulers; ddpm: DDIM with eta 1
-    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"
+    # diffusers' schedulers; ddpm: DDIM with eta 1; plms: the pseudo linear multistep method of
+    # latent diffusion's scripts (arXiv 2202.09778), whose first step takes a second evaluation
+    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc", "plms"] = "ddim"
     steps: PositiveInt = 50  # network evaluations per picture, twice as many with guidance
     guidance: NonNegativeFloat = 1.0  # 1 = off: one network pass per step
     # how far the spread of a guided prediction is brought back to that of the conditional one
@@ -236,6 +238,12 @@ class SamplerConfig:
             raise ConfigError(
                 f"sampler.clip_sample={self.clip_sample}: {self.solver} can only clip to 1; "
                 "use 0, 1, or solver ddim."
+            )
+        if self.solver == "plms" and (self.clip_sample or self.dynamic_threshold):
+            raise ConfigError(
+                f"sampler.clip_sample={self.clip_sample:g} and "
+                f"sampler.dynamic_threshold={self.dynamic_threshold:g}: plms bounds no clean "
+                "sample; use 0 for both, or solver ddim."
             )
 
 
@@ -570,4 +578,17 @@ class ExperimentConfig:
                 f"sampler.spacing={sampler.spacing} starts where zero_terminal_snr leaves pure "
                 "noise, from which objective.prediction=epsilon cannot recover a sample; "
                 "use leading, or v_prediction or sample."
+            )
+        if sampler.solver == "plms":
+            self._check_plms(rescaled)
+
+    def _check_plms(self, rescaled: bool):
+        """diffusers' scheduler knows the schedules and predictions of its time alone."""
+        objective = self.objective
+        if objective.continuous or rescaled or objective.prediction == "sample":
+            raise ConfigError(
+                f"sampler.solver=plms: objective.schedule={objective.schedule}, zero terminal SNR "
+                f"{'on' if rescaled else 'off'} and objective.prediction={objective.prediction}; "
+                "plms needs a table of timesteps, no zero terminal SNR, and epsilon or "
+                "v_prediction. Use solver ddim."
             )
