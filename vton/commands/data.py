@@ -1,4 +1,4 @@
-"""`vton data`: check, make, shard or cache a data folder."""
+"""`vton data`: check, make, convert, shard or cache a data folder."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from vton.config import ConfigError, ExperimentConfig, load
+from vton.config import ConfigError, ExperimentConfig, as_override, load
 from vton.data.check import check_folder, format_problems, list_problems
+from vton.data.convert import convert, layout_of
 from vton.data.dataset import open_folder
+from vton.data.igpair import LACKING, is_igpair
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB
+from vton.data.source import open_source
 from vton.files import write_atomically
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode
 
 
 def run(args: Namespace) -> int:
+    if args.action == "convert":
+        convert_set(args)
+        return 0
     config = load(*args.overrides)
     if args.action == "check":
         return check(config, args.json, args.out)
@@ -68,6 +74,25 @@ def shard(config: ExperimentConfig, out: str | None, shard_mb: float) -> None:
         f"{len(written.files):,} files in {len(written.names)} shards, {megabytes:,.1f} MB. "
         f"Use it: data.root={out}"
     )
+
+
+def convert_set(args: Namespace) -> None:
+    """Write any data set in the official layout. Raises ConfigError without SRC or --out."""
+    sources = [word for word in args.overrides if "=" not in word]
+    overrides = [word for word in args.overrides if "=" in word]
+    if len(sources) != 1 or not args.out:
+        raise ConfigError(
+            "vton data convert needs one source and a target: vton data convert SRC --out DIR."
+        )
+    (source,) = sources
+    if not any(word.startswith("data=") for word in overrides):
+        overrides.append(f"data={layout_of(open_source(source))}")
+    config = load(*overrides, as_override("data.root", source)).data
+    counts = convert(config, Path(args.out), shards=args.shards)
+    pairs = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    print(f"{pairs} pairs in {args.out}. Use it: data={config.name} data.root={args.out}")
+    if is_igpair(Path(config.root)):
+        print(LACKING)
 
 
 def cache(config: ExperimentConfig) -> None:

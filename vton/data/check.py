@@ -45,7 +45,7 @@ PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
     ("test", "unpaired"),
 )
 # Parts that belong to the person, to the garment and to both.
-PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
+PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose", "person_other")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
 # Whose picture a part has the size of.
@@ -53,6 +53,7 @@ OWNERS = {
     "parse": "person",
     "agnostic_mask": "person",
     "densepose": "person",
+    "person_other": "person",
     "garment_mask": "garment",
     "warped_mask": "warped_garment",
     "truth_parse": "truth",
@@ -67,10 +68,12 @@ EXAMPLES = 3  # files that stand for a kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
+CHECKS = 2  # raise it whenever a check is added: what was found clean before is read again
 # What a clean check depends on besides the files.
 SETTINGS = (
     *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),
     *("warp_folder", "warp_folder_unpaired", "warp_key", "densepose"),
+    *("list_train", "list_paired", "list_unpaired", "person_other", "columns"),
 )
 
 
@@ -351,6 +354,8 @@ def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
         required += ["warped_garment", "warped_mask"]
     if pairs.folder.config.densepose:
         required.append("densepose")
+    if pairs.folder.config.person_other:
+        required.append("person_other")
     for pair in pairs.pairs:
         for parts in (PERSON_PARTS, GARMENT_PARTS, PAIR_PARTS):
             yield _Task(pairs.split, pairs.order, pair, parts, tuple(required))
@@ -474,6 +479,9 @@ def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | N
     if part == "keypoints":
         return files.joints()
     size = sizes.get(OWNERS[part])
+    if part == "person_other":
+        files.photo(part, size)
+        return None
     if part == "densepose":
         return files.densepose(size)
     if part in ("parse", "truth_parse"):
@@ -490,7 +498,7 @@ def _marker(config: DataConfig) -> Path:
     root = dataset_root(config)
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
     settings = [getattr(config, name) for name in SETTINGS]
-    digest = hashlib.sha256(json.dumps([where, *settings]).encode())
+    digest = hashlib.sha256(json.dumps([CHECKS, where, *settings]).encode())
     for line in fingerprint(root):
         digest.update(os.fsencode(line))  # names may be in any bytes
     return _cache() / digest.hexdigest()
