@@ -166,7 +166,8 @@ def test_gradient_checkpointing_changes_nothing(model):
 def test_dropped_rows_do_not_learn_where_to_read():
     batch = random_batch(2)
     nothing_else = [f"model.dropout.{name}=0" for name in ("image", "text", "both")]
-    for model in ATTENDING:
+    # Dropout of StableVITON leaves the garment that is read by places.
+    for model in (name for name in ATTENDING if name != "stableviton"):
         overrides = nothing_else if model == "imagdressing" else []
         overrides = (*ON[:3], *overrides, "model.condition_dropout=1.0")
         dropped = randomised(tiny_module(model, *overrides))
