@@ -184,7 +184,7 @@ def test_code_that_cannot_run_in_float64_says_so(enlarged, monkeypatch):
     assert missed
     for check in missed:
         assert "cannot be computed in float64 (mat1 and mat2" in check.finding
-    with pytest.raises(UserError, match="--float64: .* cannot be computed in float64"):
+    with pytest.raises(UserError, match=r"--float64: .* cannot be computed in float64"):
         verify(enlarged, float64=True)
 
 
