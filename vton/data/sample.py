@@ -197,14 +197,8 @@ class TryOnBatch:
         columns = {}
         for column in fields(TryOnSample):
             values = [getattr(sample, column.name) for sample in samples]
-            absent = [value is None for value in values]
-            if any(absent) and not all(absent):
-                without = samples[absent.index(True)]
-                raise DataError(
-                    f"{without.dataset}: {column.name} is absent for {without.pair_id} but present "
-                    "for others of its batch; provide it for all samples or for none."
-                )
-            columns[column.name] = _stacked(values)
+            require_all_or_none(column.name, values, [vars(sample) for sample in samples])
+            columns[column.name] = stacked(values)
         return cls(**columns)
 
     def __len__(self) -> int:
@@ -251,7 +245,23 @@ class TryOnBatch:
         return chosen
 
 
-def _stacked(values: list):
+def require_all_or_none(name: str, values: Sequence, samples: Sequence[dict]) -> None:
+    """Raise DataError where a field is None for some samples of a batch and not for others.
+
+    samples: their other fields, by name
+    """
+    absent = [value is None for value in values]
+    if all(absent) or not any(absent):
+        return
+    without = samples[absent.index(True)]
+    pair = joined_id(without["person_id"], without["garment_id"])
+    raise DataError(
+        f"{without['dataset']}: {name} is absent for {pair} but present for others of its batch; "
+        "provide it for all samples or for none."
+    )
+
+
+def stacked(values: Sequence):
     """One field of all samples: tensors stacked, also inside dictionaries, all else a list."""
     first = values[0]
     if first is None:

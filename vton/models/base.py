@@ -120,6 +120,14 @@ class TrainedModule(LightningModule):
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
         """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
 
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """The fields of a batch with tensors that training and sampling read; None: all of them.
+
+        Loaders make no others, and a warped garment takes longer to make than all the rest.
+        """
+        return None
+
     def can_sample(self, batch: TryOnBatch) -> bool:
         """Whether the batch holds what `generate` needs; if not, training shows none of it."""
         return True
