@@ -279,6 +279,11 @@ def add_verify(commands) -> None:
         default="fp32",
         help="half precisions are held to looser bounds",
     )
+    verify.add_argument(
+        "--float64",
+        action="store_true",
+        help="hold every tensor against its float64 value too; done anyway where a bound is missed",
+    )
     add_json(verify, "print the checks as JSON")
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.cli import main
-from vton.commands.verify import check_tensor, verify
+from vton.commands.verify import check_tensor, explained, recompute, verify
 from vton.errors import UserError
-from vton.models.reference import Kind
+from vton.models.reference import Kind, Reference
 
 BIG = torch.tensor([40.0, -3.0])
 
@@ -83,3 +83,99 @@ def test_the_command_holds_our_code_against_the_reference(model, tmp_path, capsy
         main(["verify", str(tmp_path / "changed")])
     last = capsys.readouterr().out.splitlines()[-1]
     assert done.value.code == 1 and "failed: " in last
+
+
+VALUE = torch.tensor([1000.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("reference", "ours", "passed", "finding"),
+    [
+        (6.4e-4, -2.7e-4, True, "rounding of the reference"),
+        (1e-5, 3e-4, True, "rounding of ours"),
+        (0.0, 0.0, True, "no difference"),
+        (3e-3, 2.7e-4, False, "fault: more than rounding explains"),
+        (3e-3, 0.0, False, "fault: more than rounding explains"),
+        (0.0, 20.0, False, "fault of ours"),  # 4 times that would excuse anything
+        (0.0, float("nan"), False, "fault"),
+    ],
+)
+def test_float64_tells_rounding_from_faults(reference, ours, passed, finding):
+    stored, computed = (VALUE + torch.tensor([0.0, off]) for off in (reference, ours))
+    check = explained(check_tensor("x", stored, computed, Kind.CALL), stored, computed, VALUE)
+    assert check.passed == passed and check.finding.startswith(finding)
+    if passed and ours:
+        assert check.reference_rounding == pytest.approx(abs(reference), rel=1e-6)
+        assert check.our_rounding == pytest.approx(abs(ours), rel=1e-6)
+        assert check.bound == f"absolute {max(1e-4, 4 * abs(ours)):.2g}"
+    assert check.widened == (passed and abs(reference - ours) > 1e-4)
+
+
+def test_bounds_that_are_relative_stay_relative():
+    stored, computed = VALUE + 2.0, VALUE + torch.tensor([-1.0, 0.0])
+    check = explained(check_tensor("x", stored, computed, Kind.STEPS), stored, computed, VALUE)
+    assert check.passed and check.bound == "relative 0.004" and check.widened
+
+
+def test_what_is_always_float32_is_not_called_rounding():
+    stored, computed = VALUE, VALUE.float() + 1
+    check = explained(check_tensor("x", stored, computed, Kind.CALL), stored, computed, computed)
+    assert not check.passed and "always computed in float32" in check.finding
+    assert check.our_rounding is None
+
+
+@pytest.fixture(scope="module")
+def enlarged(tmp_path_factory):
+    """IDM-VTON's folder with garment features 300 times as large.
+
+    Its outputs are a float32 computation in another order of sums: without oneDNN.
+    """
+    folder = tmp_path_factory.mktemp("enlarged") / "idm_vton"
+    shutil.copytree(Path(__file__).parents[1] / "vectors" / "idm_vton", folder)
+    path = folder / "weights_unet_encoder.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"conv_in.weight": weights["conv_in.weight"] * 300}, path)
+    with torch.backends.mkldnn.flags(enabled=False):
+        computed = recompute(Reference(folder, torch.device("cpu")))
+    outputs = load_file(folder / "outputs.safetensors")
+    stored = {name: computed[name].detach().to(outputs[name].dtype) for name in outputs}
+    save_file(
+        {name: x.contiguous().clone() for name, x in stored.items()}, folder / "outputs.safetensors"
+    )
+    return folder
+
+
+def test_a_set_that_misses_its_bound_by_rounding_alone_holds_and_says_so(enlarged, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(enlarged), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    widened = [check for check in found["checks"] if check["widened"]]
+    assert done.value.code == 0 and widened
+    for check in widened:
+        assert check["max_absolute"] > 1e-4 and check["finding"].startswith("rounding of ")
+        assert check["max_absolute"] <= 4 * check["our_rounding"]
+    # Wherever the difference is measured it is explained, and the other tensors are unmoved.
+    assert all(check["finding"] for check in found["checks"] if check["our_rounding"])
+
+
+def test_a_changed_reference_is_a_fault_also_where_rounding_is_large(enlarged, tmp_path, capsys):
+    shutil.copytree(enlarged, tmp_path / "changed")
+    path = tmp_path / "changed" / "outputs.safetensors"
+    outputs = load_file(path)
+    name = "garment.discarded_sample"
+    save_file(outputs | {name: outputs[name] * 1.001}, path)
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(tmp_path / "changed")])
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [index for index, line in enumerate(lines) if line.startswith(name)]
+    assert done.value.code == 1 and "FAIL" in lines[place]
+    assert "fault: more than rounding explains" in lines[place + 1]
+    assert f"failed: {name}." in lines[-1]
+
+
+def test_float64_belongs_to_float32(enlarged):
+    with pytest.raises(UserError, match="leave out --dtype bf16"):
+        verify(enlarged, dtype="bf16", float64=True)
+    checks = verify(enlarged, float64=True)
+    held = [check for check in checks if check.our_rounding is not None]
+    assert len(held) > 50 and all(check.passed for check in held)

@@ -122,7 +122,9 @@ def test_guidance_doubles_the_step_and_nothing_else(model):
     assert guided["decode"] == single["decode"] and guided["weights"] == single["weights"]
     assert guided["step"]["networks"] == single["step"]["networks"] != []
     decoding = ["codec"] if guided["weights"]["codec"] else []  # pixels have nothing to decode
-    assert "codec" not in guided["step"]["networks"] and guided["decode"]["networks"] == decoding
+    assert "codec" not in guided["step"]["networks"]
+    # LaDI-VTON's skips end inside its codec's decoder.
+    assert [name for name in guided["decode"]["networks"] if name != "emasc"] == decoding
     assert 1.3 < guided["step"]["activations"] / single["step"]["activations"] < 3
     most = max(guided[phase]["activations"] for phase in ("step", "decode"))
     assert guided["peak"] == sum(guided["weights"].values()) + most

@@ -150,3 +150,12 @@ def test_nothing_is_learned_or_dropped():
     for module in (LPIPS("squeeze", None, seed=0), DISTS(None, seed=0, side=256)):
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert not module.backbone.training
+
+
+def test_the_longer_side_is_cut_to_whole_pixels():
+    """As torchvision's resize: 80x48 has a longer side of 426.67 where the shorter is 256."""
+    loss, sizes = PerceptualLoss(None, channels=(2, 2, 2, 2, 2)), []
+    loss.backbone.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+    for height, width in ((80, 48), (48, 80)):
+        loss.features(torch.zeros(1, 3, height, width))
+    assert sizes == [(426, 256), (256, 426)]

@@ -151,7 +151,7 @@ def test_sentences_about_winners_follow_the_numbers(results, published):
 def test_our_table_has_the_published_order_spread_and_absent_rows(results, published):
     view = Architectures(published, read_measured(results))
     shown = view.tables()._repr_html_()
-    assert "No run of imagdressing or tryondiffusion here." in shown
+    assert re.search(r"No run of imagdressing, .*tryondiffusion.* here\.", shown)
     assert "<b>0.6200 ± 0.0200</b>" in shown and "0.6100 ± 0.0000" in shown
     names = [name for name in re.findall(r"<th>([\w/\[\]]+)</th>", shown) if name != "runs"]
     assert names == ["gardiff", "idm_vton", "gardiff[shuffled]", "baseline/mean_colour"]

@@ -288,8 +288,8 @@ class PerceptualLoss(nn.Module):
 
     def features(self, picture: Tensor) -> list[Tensor]:
         """Pictures in [-1, 1] (B, 3, H, W) to the layers compared."""
-        enlargement = self.SIDE / min(picture.shape[-2:])
-        size = [round(side * enlargement) for side in picture.shape[-2:]]
+        shorter = min(picture.shape[-2:])
+        size = [side * self.SIDE // shorter for side in picture.shape[-2:]]  # as torchvision cuts
         picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
         return self.backbone((to_unit(picture) - self.shift) / self.scale)
 
