@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vton.config import DataConfig
-from vton.data import check, transforms
+from vton.data import check
 from vton.data.compact import EVERYTHING, WARP, CompactBatch, Fields, InBytes
 from vton.data.dataset import Persons, TryOnDataset, dataset_root, open_folder
 from vton.data.derived.warp import WarpSource
 from vton.data.encoded import Encodings
 from vton.data.folder import Split
 from vton.data.loading import ignore_stop_signals
+from vton.data.ranges import normalise
 from vton.data.sample import DataError, Order, TryOnBatch
 from vton.data.shards import ShardPath
 from vton.data.source import Source
