@@ -14,7 +14,7 @@ CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(or
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights compare ablate table data-check info list notebooks docs tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check info bench list notebooks docs tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ weights: $(READY) ## Fetch and check the pretrained metric networks (online, 0.9
 
 info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=paper
 	$(VTON) info model=$(MODEL) preset=$(PRESET) $(ARGS)
+
+bench: $(READY) ## Seconds per training step and picture, share of peak: make bench MODEL=gardiff
+	$(VTON) bench model=$(MODEL) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
 list: $(READY) ## Names of architectures, presets, data sets, trainers
 	$(VTON) list

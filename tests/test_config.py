@@ -1,6 +1,7 @@
 """Configuration: layers, errors that name the key and its neighbour, round trip."""
 
 import shutil
+from argparse import Namespace
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,6 +9,7 @@ from omegaconf import OmegaConf
 
 from vton import config as configuration
 from vton import registry
+from vton.commands.choice import chosen_run
 from vton.config import (
     CONFIGS,
     ConfigError,
@@ -22,6 +24,7 @@ from vton.config import (
 )
 from vton.config.bounds import check_bounds
 from vton.cost.meta import on_meta
+from vton.runs.folder import RunFolder
 
 
 def test_layers_are_joined_in_order():
@@ -184,3 +187,52 @@ def test_data_root_follows_the_environment(monkeypatch):
     assert str(configuration.data_root(data)) == "/elsewhere/viton_hd"
     data.root = "/given"
     assert str(configuration.data_root(data)) == "/given"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=2024_01_01", "2024_01_01"),
+        ("name=001", "001"),
+        ("name=1e3", "1e3"),
+        ("name=true", "true"),
+        ("name=null", "null"),
+        ("name='quoted'", "quoted"),
+        ('name="a b"', "a b"),
+        ("name=it's", "it's"),
+        ("name=[x", "[x"),
+        ("name=a: b", "a: b"),
+    ],
+)
+def test_text_is_kept_as_it_is_written(override, expected, tmp_path):
+    config = load(override, f"runs={tmp_path}/01")
+    assert (config.name, config.runs) == (expected, f"{tmp_path}/01")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_file(path) == config
+    assert load_file(path, f"data.caption_fallback={expected}").data.caption_fallback == expected
+
+
+def test_paths_may_hold_what_yaml_takes_for_something_else():
+    assert load("data.root=/data/set #2/zalando").data.root == "/data/set #2/zalando"
+    assert load("data.root=").data.root == ""
+    assert load("model.text.pretrained=/w/#1: a").model.text.pretrained == "/w/#1: a"
+    assert load("data.category=dresses").data.category == "dresses"
+
+
+def test_a_number_in_a_file_is_no_text(tmp_path):
+    """YAML would drop zeros and underscores before anyone sees them."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load("name=x")).replace("name: x\n", "name: 2024_01_01\n"))
+    with pytest.raises(ConfigError, match="name=20240101 is text, but YAML reads a number"):
+        load_file(path)
+
+
+def test_the_newest_run_is_found_below_a_folder_of_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load("runs=007", "name=1e3")
+    run = RunFolder.of(config)
+    run.start(config)
+    run.last.write_bytes(b"x")
+    chosen = chosen_run(Namespace(folder=None, model=None, overrides=["runs=007"]))
+    assert str(chosen.path) == "007/1e3"

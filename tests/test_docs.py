@@ -61,6 +61,7 @@ SMALLER = {
 # Commands that other tests run.
 TESTED = {
     "info": "tests/cost",
+    "bench": "tests/commands/test_bench.py",
     "ablate": "tests/commands/test_compare.py",
     "metrics": "tests/commands/test_metrics.py",
     "export": "tests/commands/test_exchange.py",

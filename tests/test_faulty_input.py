@@ -24,7 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.batches import tiny_module
+from tests.data.folders import JOINTS as JOINT_PLACES
 from tests.data.folders import (
+    TO_DRESSCODE,
+    body_25,
     coco_18,
     config,
     figure,
@@ -140,7 +143,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 def same(field: str, tolerance: float = 0.0) -> Works:
     def check(found: TryOnSample, sound: TryOnSample) -> None:
-        assert (getattr(found, field) - getattr(sound, field)).abs().mean() <= tolerance
+        assert (getattr(found, field) - getattr(sound, field)).abs().float().mean() <= tolerance
 
     return check
 
@@ -192,6 +195,99 @@ def renamed(root: Path, new: str) -> None:
 
 def accented(found: TryOnSample, sound: TryOnSample) -> None:
     assert found.pair_id == "übung_试穿__übung_试穿" and (found.person == sound.person).all()
+
+
+def agnostic_instead(mode: str) -> Harm:
+    """The person under a grey region, where the mask should be."""
+
+    def harm(path: Path, _) -> None:
+        person = np.array(Image.open(path.parents[1] / "image/01000_00.jpg"))
+        person[np.asarray(Image.open(path)) > 0] = 128
+        Image.fromarray(person).convert(mode).save(path)
+
+    return harm
+
+
+def labels_in_colours(path: Path, _) -> None:
+    parse = Image.open(path.parents[1] / "image-parse-v3/01000_00.png")
+    parse.convert("RGB").save(path)
+
+
+def cut_out(path: Path, _) -> None:
+    """A garment on nothing, as background removers save it."""
+    garment = Image.open(path.parents[1] / "cloth/01000_00.jpg")
+    garment.putalpha(Image.open(path).convert("L"))
+    garment.save(path, format="PNG")
+
+
+def resorted(image: Image.Image) -> Image.Image:
+    """The same colours by other indices, as an optimiser of PNG files leaves them."""
+    order = np.random.default_rng(0).permutation(256).astype(np.uint8)
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[order[: len(colours)]] = colours
+    moved = Image.fromarray(order[np.asarray(image)])
+    moved.putpalette(palette.tobytes())
+    return moved
+
+
+def grey_palette_resorted(image: Image.Image) -> Image.Image:
+    """Grey labels that an optimiser has stored with a palette of its own order."""
+    grey = Image.fromarray(np.asarray(image))
+    grey.putpalette(bytes(np.arange(256, dtype=np.uint8).repeat(3)))
+    return resorted(grey)
+
+
+def in_palette(palette: bytes, change=lambda ids: ids) -> Callable[[Image.Image], Image.Image]:
+    def repaint(image: Image.Image) -> Image.Image:
+        other = Image.fromarray(change(np.asarray(image)))
+        other.putpalette(palette)
+        return other
+
+    return repaint
+
+
+def half_known(image: Image.Image) -> Image.Image:
+    """Two labels exchanged with their colours, and one in a colour of no label."""
+    palette = bytearray(labels.VITON_HD_PALETTE)
+    upper, pants = 3 * labels.UPPER, 3 * labels.PANTS
+    palette[upper : upper + 3], palette[pants : pants + 3] = (
+        palette[pants : pants + 3],
+        palette[upper : upper + 3],
+    )
+    palette[3 * labels.FACE : 3 * labels.FACE + 3] = (201, 13, 77)
+    return in_palette(bytes(palette))(image)
+
+
+def atr(ids: np.ndarray) -> np.ndarray:
+    """DressCode's numbers of the labels."""
+    return np.vectorize(TO_DRESSCODE.get)(ids).astype(np.uint8)
+
+
+def iuv(path: Path, _) -> None:
+    """Part, U and V in three channels, as detectron2's `dump` is often saved."""
+    parts = figure(1000)["parts"]
+    rng = np.random.default_rng(0)
+    uv = rng.integers(0, 256, (*parts.shape, 2)).astype(np.uint8) * (parts > 0)[..., None]
+    Image.fromarray(np.dstack([parts, uv])).save(path, quality=95)
+
+
+def ids_as(suffix: str) -> Harm:
+    """DensePose's part ids as grey values."""
+
+    def harm(path: Path, _) -> None:
+        path.unlink()
+        save(path.with_suffix(suffix), figure(1000)["parts"])
+
+    return harm
+
+
+def channels_reversed(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image)[..., ::-1].copy())
+
+
+def scaled(by: float) -> dict:
+    return body_25(JOINT_PLACES * by)
 
 
 def crossed(path: Path, _) -> None:
@@ -282,6 +378,74 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
         "parse map has label .* luminance",
     ),
     "parse map: 16 bit": (PARSE, saved(deep), "parse map has mode I;16"),
+    "mask: constant transparency": (
+        MASK,
+        saved(lambda image: image.convert("RGBA")),
+        same("agnostic_mask"),
+    ),
+    "mask: an agnostic picture": (
+        MASK,
+        agnostic_instead("RGB"),
+        "agnostic mask is coloured over .* it looks like an agnostic picture",
+    ),
+    "mask: an agnostic picture in grey": (
+        MASK,
+        agnostic_instead("L"),
+        "agnostic mask is grey over .* it looks like an agnostic picture",
+    ),
+    "mask: a parse map": (MASK, labels_in_colours, "it looks like a map of labels in colours"),
+    "mask: a photograph": (
+        MASK,
+        lambda path, _: shutil.copy(path.parents[1] / "image/01000_00.jpg", path),
+        "agnostic mask is coloured over",
+    ),
+    "garment mask: a cut-out": (SILHOUETTE, cut_out, "garment mask is a cut-out"),
+    "parse map: re-sorted palette": (PARSE, saved(resorted), same("parse")),
+    "parse map: grey palette, re-sorted": (PARSE, saved(grey_palette_resorted), same("parse")),
+    "parse map: SCHP's palette": (PARSE, saved(in_palette(labels.VOC_PALETTE)), same("parse")),
+    "parse map: SCHP's palette, re-sorted": (
+        PARSE,
+        saved(lambda image: resorted(in_palette(labels.VOC_PALETTE)(image))),
+        same("parse"),
+    ),
+    "parse map: some known colours elsewhere": (
+        PARSE,
+        saved(half_known),
+        "parse map has the colour of label .* and colours of no label",
+    ),
+    "parse map: ATR's numbers in grey": (
+        PARSE,
+        saved(lambda image: Image.fromarray(atr(np.asarray(image)))),
+        "keypoints do not fit: .*another parser",
+    ),
+    "parse map: ATR's numbers in colours": (
+        PARSE,
+        saved(in_palette(labels.VOC_PALETTE, atr)),
+        "keypoints do not fit: .*another parser",
+    ),
+    "keypoints: fractions": (
+        JOINTS,
+        holding(scaled(1 / 1024)),
+        "keypoints lie between 0 and .* Multiply x by 768",
+    ),
+    "keypoints: of a smaller picture": (
+        JOINTS,
+        holding(scaled(1 / 2)),
+        "keypoints do not fit: only .* lie on the person",
+    ),
+    "DensePose: IUV": (PARTS, iuv, "of its body is in none of the part colours"),
+    "DensePose: BGR": (
+        PARTS,
+        saved(channels_reversed, quality=95),
+        "of its body is in none of the part colours",
+    ),
+    "DensePose: ids in grey": (PARTS, ids_as(".png"), same("densepose", 0.05)),
+    "DensePose: ids in grey JPEG": (PARTS, ids_as(".jpg"), "it looks like part ids"),
+    "DensePose: nobody": (
+        PARTS,
+        saved(lambda image: image.point(lambda _: 0)),
+        "DensePose picture does not fit: it shows next to no body part",
+    ),
     "parse map: truncated": (PARSE, cut, "parse map cannot be decoded"),
     "keypoints: nobody": (JOINTS, holding({"version": 1.3, "people": []}), nobody),
     "keypoints: zero bytes": (JOINTS, emptied, "keypoints cannot be read"),
@@ -389,6 +553,9 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
 # Named is another file than the one that was harmed: the one that no longer fits, or the folder
 # around it.
 NAMED_OTHERWISE = {
+    ("viton_hd", "parse map: ATR's numbers in grey"): JOINTS,
+    ("viton_hd", "parse map: ATR's numbers in colours"): JOINTS,
+    ("dresscode", "label map: LIP's numbers in grey"): "upper_body/keypoints/000001_2.json",
     ("viton_hd", "photo: wrong size"): PARSE,
     ("viton_hd", "list: crossed"): "test/image/01001_00.jpg",
     ("viton_hd", "keypoints: no folder"): "test",
@@ -424,6 +591,26 @@ DRESSCODE: dict[str, tuple[str, Harm, str | Works]] = {
         "upper_body/label_maps/000001_4.png",
         saved(lambda i: i.point(lambda v: v + 30)),
         "parse map has label .* expected 0 to 17",
+    ),
+    "label map: VITON-HD's colours": (
+        "upper_body/label_maps/000001_4.png",
+        saved(in_palette(labels.VITON_HD_PALETTE, lambda ids: labels.FROM_DRESSCODE[ids])),
+        "parse map has the colours of VITON-HD's labels",
+    ),
+    "label map: LIP's numbers in grey": (
+        "upper_body/label_maps/000001_4.png",
+        saved(lambda i: Image.fromarray(labels.FROM_DRESSCODE[np.asarray(i)])),
+        "keypoints do not fit: .*another parser",
+    ),
+    "label map: re-sorted palette": (
+        "upper_body/label_maps/000001_4.png",
+        saved(resorted),
+        same("parse"),
+    ),
+    "joints: fractions": (
+        "upper_body/keypoints/000001_2.json",
+        holding(coco_18(JOINT_PLACES / 512)),
+        "keypoints lie between 0 and .* Multiply x by 384",
     ),
     "DensePose labels: wrong size": (
         "upper_body/dense/000001_5.png",
@@ -605,7 +792,7 @@ OVERRIDES = {
     "codec.patch=0": "codec.patch=0 must be at least 1",
     "codec.widths=[]": "codec.widths=[]",
     "model.name=idm_vton": "model.name=idm_vton: a file of configs/ is chosen by model=",
-    "model.mode=[1]": "model.mode=[1] is not a name",
+    "model.mode=[1]": "model.mode: Invalid value '[1]', expected one of",
     "model.mode=${nothing}": "model.mode=${nothing} is not a name",
     "model.unet=3": "model.unet: ",
     "model.condition_dropout=7": "model.condition_dropout=7.0 must be in [0, 1]",

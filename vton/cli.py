@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add_ablate(commands)
     add_table(commands)
     add_info(commands)
+    add_bench(commands)
     add_verify(commands)
     add_import(commands)
     add_export(commands)
@@ -266,6 +267,26 @@ def add_info(commands) -> None:
         "--gpus", type=int, default=0, help="also the memory of training on so many, by strategy"
     )
     add_json(info)
+
+
+def add_bench(commands) -> None:
+    text = "time a training step and the drawing of pictures on this machine, with random weights"
+    bench = add_command(commands, "bench", "bench:run", text)
+    add_overrides(bench)
+    bench.add_argument(
+        "--against",
+        nargs="+",
+        metavar="key=value",
+        help="time the same setting with these changes too, in turns, and print the ratio",
+    )
+    bench.add_argument("--only", choices=("train", "sample"), help="default: both")
+    bench.add_argument(
+        "--warmup", type=int, default=2, help="rounds that don't count (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--repeats", type=int, default=5, help="rounds that count (default: %(default)s)"
+    )
+    add_json(bench, "print the results as JSON")
 
 
 def add_verify(commands) -> None:

@@ -14,11 +14,17 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from tests.data.folders import config as data_config
+from tests.data.folders import write_dresscode, write_viton_hd
+from tests.metrics.dressed import TinyExtractor
 from tests.running import trained, vton
 from vton import cli
+from vton.data.dataset import Persons, TryOnDataset, open_folder
 from vton.data.sample import TryOnBatch
 from vton.errors import UserError
+from vton.metrics import inception
 from vton.metrics.results import read_results
+from vton.metrics.target import targets_of
 from vton.runs.assemble import checkpoint_path, data_module, load_module
 from vton.runs.folder import RunFolder
 from vton.runs.provenance import training_facts
@@ -194,3 +200,64 @@ def test_control_keeps_names_and_truth_but_exchanges_garments(run):
     assert (control.garment == own.garment.roll(-1, 0)).all()
     for one, other in zip(own.warped_garment, control.warped_garment, strict=True):
         assert (one != other).any()
+
+
+ELSEWHERE = ("eval.shuffled=false", "eval.baselines=false", "eval.pictures=2")
+
+
+def test_missing_data_is_noticed_before_pictures_are_replaced(run, tmp_path, capsys):
+    """Another data set with a missing file: what the run had drawn before stays."""
+    drawn = run / "predictions" / "unpaired"
+    if not drawn.is_dir():
+        vton("eval", "--run", str(run), *FEW)
+    before = {path.name: path.read_bytes() for path in drawn.glob("*.png")}
+    assert before
+    root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))
+    for name in ("cloth/01002_00.jpg", "image-parse-v3/01001_00.png"):
+        (root / "test" / name).unlink()
+    asked = ("eval", "--run", str(run), "data=viton_hd", f"data.root={root}", *FEW, *ELSEWHERE)
+    said = refusal(capsys, *asked)
+    assert "is missing" in said and "1 more files are missing" in said
+    assert {path.name: path.read_bytes() for path in drawn.glob("*.png")} == before
+
+
+def test_a_picture_that_breaks_midway_leaves_the_former_ones(run, tmp_path, capsys):
+    drawn = run / "predictions" / "unpaired"
+    before = {path.name: path.read_bytes() for path in drawn.glob("*.png")}
+    root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))
+    photo = root / "test/image/01003_00.jpg"
+    photo.write_bytes(photo.read_bytes()[:300])
+    asked = ("data=viton_hd", f"data.root={root}", "eval.batch_size=1", *FEW, *ELSEWHERE)
+    assert "cannot be decoded" in refusal(capsys, "eval", "--run", str(run), *asked)
+    assert {path.name: path.read_bytes() for path in drawn.glob("*.png")} == before
+
+
+def test_fid_needs_the_photographs_of_persons_alone(run, tmp_path, capsys, monkeypatch):
+    """Persons whose own garment has no shop picture can be scored unpaired."""
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    copy = shutil.copytree(run, tmp_path / "run")
+    root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))
+    (root / "test_pairs.txt").write_text("01000_00 01001_00\n01002_00 01003_00\n")
+    for name in ("01000_00", "01002_00"):
+        (root / f"test/cloth/{name}.jpg").unlink()
+        (root / f"test/cloth-mask/{name}.jpg").unlink()
+    asked = ("data=viton_hd", f"data.root={root}", "eval.orders=[unpaired]", "eval.metrics=[fid]")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "--run", str(copy), *asked, *ELSEWHERE])
+    assert not stop.value.code, capsys.readouterr().err
+    rows = read_results(copy / "results.json")
+    assert rows and all(row.n == 2 and "fid_random" in row.metrics for row in rows)
+
+
+def test_the_reference_is_the_same_with_and_without_garments(tmp_path):
+    """What `person` reads equals what whole samples say of persons."""
+    root = write_dresscode(tmp_path, count=2)
+    pairs = TryOnDataset(
+        open_folder(data_config("dresscode", root, size=(64, 48))), "test", "paired"
+    )
+    for target, person in zip(
+        targets_of(TryOnBatch.collate(list(pairs))), Persons(pairs), strict=True
+    ):
+        assert torch.equal(target.person, person.picture)
+        assert torch.equal(target.garment_mask, person.worn)
+        assert (target.person_id, target.category) == (person.person_id, person.category)

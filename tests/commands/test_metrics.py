@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,97 @@ def test_every_bad_picture_is_named_with_its_path(capsys, pair):
 def test_wrong_requests_are_one_line(capsys, pair, options, expected):
     message = refusal(capsys, "--pred", pair[0], "--target", pair[1], *options)
     assert expected in message and len(message.splitlines()) == 1
+
+
+def masks_of(folder: Path, names, change=lambda mask: mask) -> Path:
+    folder.mkdir()
+    mask = np.zeros((64, 48), np.uint8)
+    mask[16:48, 12:36] = 255
+    for name in names:
+        Image.fromarray(change(mask)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("option", ["--mask", "--repaint-mask"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda mask: mask // 255, "is empty, its largest value is 1 .* Masks hold 0 and 255"),
+        (lambda mask: np.dstack([mask * 0] * 3 + [mask]), "is a cut-out: its transparency"),
+        (lambda mask: np.dstack([mask, mask // 2, mask * 0]), "is coloured over"),
+        (lambda mask: mask * 0 + 255, "inverted mask"),
+    ],
+)
+def test_masks_are_read_as_in_data_sets(capsys, pair, tmp_path, option, change, expected):
+    pred, target = pair
+    masks = masks_of(tmp_path / "masks", ids(), change)
+    said = refusal(capsys, "--pred", pred, "--target", target, *CHEAP, option, masks)
+    assert re.search(expected, said), said
+    assert f"{option} picture" in said and len(said.splitlines()) == 1
+
+
+def test_empty_masks_are_counted_and_said(capsys, pair, tmp_path):
+    pred, target = pair
+    masks = masks_of(tmp_path / "masks", ids())
+    nothing = Image.fromarray(np.zeros((64, 48), np.uint8))
+    nothing.save(masks / f"{ids()[2]}.png")
+    arguments = ["--pred", pred, "--target", target, *CHEAP, "--mask", masks, "--json"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["metrics", *map(str, arguments)])
+    done = capsys.readouterr()
+    assert not stop.value.code
+    counts = {row["region"]: row["n"] for row in json.loads(done.out)}
+    assert counts == {"image": COUNT, "garment": COUNT - 1}
+    assert f"1 masks of {masks} are empty" in done.err and ids()[2] in done.err
+    for name in ids():
+        nothing.save(masks / f"{name}.png")
+    assert f"all {COUNT} masks are empty" in refusal(capsys, *arguments[:-1])
+    said = refusal(capsys, "--pred", pred, "--target", target, *CHEAP, "--repaint-mask", masks)
+    assert "is empty" in said  # nothing painted: every picture would be its target
+
+
+def test_whatever_cannot_be_computed_has_its_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    pred, target = write(tmp_path / "p", ids(1), noise=9), write(tmp_path / "t", ids(1))
+    arguments = ["--pred", pred, "--target", target, "--metrics", "psnr", "fid", "kid"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["metrics", *map(str, arguments)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert not stop.value.code
+    for metric in ("fid_random", "kid_random"):
+        assert f"{metric} is absent: it needs two pictures on each side, here are 1 and 1." in out
+    pred, target = write(tmp_path / "p2", ids(3), noise=9), write(tmp_path / "t2", ids(3))
+    rows = run(capsys, pred, target, "--order", "unpaired", "--metrics", "ssim", "fid")
+    assert "no target to compare with" in rows[0]["provenance"]["absent"]["ssim"]
+
+
+def test_the_reference_is_counted_and_what_has_no_prediction_named(capsys, tmp_path, monkeypatch):
+    """DressCode's folder of images holds garments as well as persons."""
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    persons = ["000001_0", "000002_0", "000003_0"]
+    garments = [name.replace("_0", "_1") for name in persons]
+    target = write(tmp_path / "images", [*persons, *garments])
+    pred = write(tmp_path / "pred", persons, noise=9)
+    arguments = ["--pred", pred, "--target", target, "--order", "unpaired", "--metrics", "fid"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["metrics", *map(str, arguments), "--json"])
+    done = capsys.readouterr()
+    assert not stop.value.code
+    (row,) = json.loads(done.out)
+    stored = row["provenance"]["targets"]
+    assert stored["n"] == 6
+    assert stored["without_prediction"] == {"n": 3, "first": garments}
+    assert f"FID and KID compare with 6 pictures of {target}" in done.err
+    assert "3 of them have no prediction: 000001_1, 000002_1, 000003_1" in done.err
+    assert "--list" in done.err
+
+
+def test_padded_squares_are_said_to_be_distorted(capsys, tmp_path):
+    pred = write(tmp_path / "p", ids(2), size=(64, 64))
+    target = write(tmp_path / "t", ids(2), size=(64, 48))
+    arguments = ["--pred", pred, "--target", target, *CHEAP]
+    with pytest.raises(SystemExit):
+        cli.main(["metrics", *map(str, arguments)])
+    said = capsys.readouterr().err
+    assert "these shapes differ, so the pictures are compared distorted" in said
+    assert "crop these first" in said and "--size 64x48" in said

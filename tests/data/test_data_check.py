@@ -1,13 +1,17 @@
 """The data check: every broken file of a folder is reported, and nothing else is."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data import folders
 from tests.data.folders import body_25, config, figure, save, write_json
+from vton.cli import main
 from vton.data import check, labels
 from vton.data.check import check_folder, format_problems
+from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.sample import DataError
 
 
@@ -205,3 +209,59 @@ def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkey
     with pytest.raises(DataError, match=one_line):
         check.require_clean(settings)
     check.require_clean(config("viton_hd", root, limit_train=1))  # the broken file is not read
+
+
+def test_problems_are_grouped_by_kind_with_examples(tmp_path, capsys):
+    """A partial download: a screenful, and the whole list in a file."""
+    root = folders.write_dresscode(tmp_path / "d", count=2)
+    listed = (root / "train_pairs.txt").read_text()
+    for number in range(500):
+        listed += f"{900000 + number}_0.jpg\t{900000 + number}_1.jpg\t{number % 3}\n"
+    (root / "train_pairs.txt").write_text(listed)
+    whole = tmp_path / "whole.txt"
+    asked = ["data=dresscode", f"data.root={root}", "data.workers=0", "--out", str(whole)]
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", *asked])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) < 60
+    (photos,) = [line for line in said if "image is missing" in line]
+    assert "dresscode train: 500 x image is missing: upper_body/900000 (" in photos
+    assert photos.count("900") >= 3 and photos.endswith("take its pairs out of the list.")
+    assert any("6 of 506 listed pairs are complete" in line for line in said)
+    assert f"The whole list is in {whole}." in said
+    lines = whole.read_text().splitlines()
+    assert sum("image is missing" in line for line in lines) == 500
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", *asked[:-1], str(tmp_path / "whole.json")])
+    stored = json.loads((tmp_path / "whole.json").read_text())
+    assert sum(one["kind"] == "image is missing" for one in stored) == 500
+
+
+def test_a_part_whose_owner_is_absent_is_left_out_and_named(root):
+    for name in ("01000_00__01001_00", "01001_00__01002_00", "01002_00__01000_00"):
+        save(root / f"test/gt-unpaired-parse/{name}.png", figure(0)["parse"])
+    problems = check_folder(config("viton_hd", root))
+    assert not of(problems)
+    (line,) = [line for line in notes(problems) if "left out" in line]
+    assert "folder with parse map of the true unpaired picture, but none with true" in line
+    folder = open_folder(config("viton_hd", root))
+    assert TryOnDataset(folder, "test", "unpaired")[0].truth is None
+
+
+def test_a_clean_mark_follows_links(root, tmp_path):
+    """Folders and files that are links: a photograph cut behind them is noticed."""
+    elsewhere = tmp_path / "disk"
+    (root / "train/image").rename(elsewhere)
+    (root / "train/image").symlink_to(elsewhere)
+    photo = tmp_path / "photo.jpg"
+    (root / "test/image/01000_00.jpg").rename(photo)
+    (root / "test/image/01000_00.jpg").symlink_to(photo)
+    (root / "train/again").symlink_to(root / "train")  # a circle
+    settings = config("viton_hd", root)
+    check.require_clean(settings)
+    for path in (elsewhere / "00000_00.jpg", photo):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:400])
+        with pytest.raises(DataError, match="cannot be decoded"):
+            check.require_clean(settings)
+        path.write_bytes(whole)

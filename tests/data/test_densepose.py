@@ -51,14 +51,14 @@ def test_both_data_sets_give_the_same_picture(tmp_path):
 
 def test_pictures_win_over_labels_only_where_all_categories_have_them(tmp_path):
     write_dresscode(tmp_path, count=1)
-    parts = np.full((96, 72), 5, np.uint8)
+    parts = np.where(figure(0)["parse"] > 0, np.uint8(5), np.uint8(0))
     for identity in ("000000", "000001"):
         save(tmp_path / f"upper_body/image-densepose/{identity}_0.jpg", densepose.draw_parts(parts))
     everything = open_folder(config("dresscode", tmp_path, densepose=True))
     assert everything.place("densepose", "train", "paired").folder == "dense"
     upper = open_folder(config("dresscode", tmp_path, densepose=True, category="upper_body"))
     assert upper.place("densepose", "train", "paired").folder == "image-densepose"
-    assert (TryOnDataset(upper, "train", "paired").record(0).densepose == 5).all()
+    assert (TryOnDataset(upper, "train", "paired").record(0).densepose == 5).any()
 
 
 def test_absent_folder_is_an_error_only_when_asked_for(tmp_path):

@@ -23,7 +23,7 @@ def test_all_categories_from_the_root_list(root):
     pairs = dataset(root, "train", "paired").pairs
     assert [pair.category for pair in pairs] == [name for name in CATEGORIES for _ in range(2)]
     assert all(pair.person == pair.garment for pair in pairs)
-    assert pairs[0] == Pair("000000", "000000", "upper_body")
+    assert pairs[0] == Pair("000000", "000000", "upper_body", per_category=True)
 
 
 def test_paired_and_unpaired_lists_have_their_own_order(root):
@@ -58,7 +58,7 @@ def test_without_category_list_the_root_list_is_filtered(tmp_path):
 
 def test_sample_holds_what_the_files_hold(root):
     sample = dataset(root)[0]
-    assert (sample.person_id, sample.garment_id) == ("000003", "000002")
+    assert (sample.person_id, sample.garment_id) == ("upper_body/000003", "upper_body/000002")
     person, (_, silhouette) = figure(3), garment(2)
     pixels = ((sample.person + 1) * 127.5).numpy().transpose(1, 2, 0)
     assert abs(pixels - person["photo"]).mean() < 4  # JPEG

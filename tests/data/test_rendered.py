@@ -86,7 +86,7 @@ def test_a_removed_file_is_named(module, tmp_path):
     content = person.read_bytes()
     person.write_bytes(content[:100])
     try:
-        message = rf"synthetic train {pairs.pairs[0].person}: image .*{person.name}"
+        message = rf"synthetic train {pairs.pairs[0].person_id}: image .*{person.name}"
         with pytest.raises(DataError, match=message):
             pairs[0]
     finally:

@@ -5,9 +5,13 @@ import os
 
 import pytest
 
+from tests.data.folders import write_viton_hd
+from tests.running import SMALL, trained
+from vton.commands.train import train
 from vton.config import ConfigError, load, load_file
 from vton.errors import UserError
 from vton.files import write_atomically
+from vton.runs import assemble
 from vton.runs.folder import RunFolder, differences, environment
 
 
@@ -93,3 +97,82 @@ def test_atomic_write_leaves_no_temporary_file(tmp_path):
 
 def test_environment_names_this_checkout():
     assert environment()["commit"]
+
+
+def test_a_refused_setting_starts_no_folder(tmp_path, rendered):
+    """A constructor's or a layer's refusal is one line, and the corrected command may train."""
+    for setting, words in (
+        ("data.size=[100,75]", "divisible"),
+        ("data.size=[100,76]", "RuntimeError"),
+        ("model.unet.groups=7", "num_channels"),
+        ("model.clip.heads=7", "multiple of the number of attention heads"),
+        ("model.unet.heads=[0,0,0]", "ZeroDivisionError"),
+        ("model.clip.activation=none_such", "KeyError"),
+    ):
+        small = [word for word in SMALL if not word.startswith(setting.partition("=")[0])]
+        data = f"data.root={rendered}"
+        config = load("model=gardiff", f"runs={tmp_path}", "name=one", data, *small, setting)
+        with pytest.raises(UserError, match=words) as error:
+            train(config)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "one").exists()
+
+
+def test_a_refused_folder_of_data_starts_no_run(tmp_path):
+    root = write_viton_hd(tmp_path / "data", train=2, test=2)
+    (root / "train/cloth/00001_00.jpg").unlink()
+    settings = [word for word in SMALL if word != "data.check=false"]
+    config = load(
+        "model=gardiff",
+        f"runs={tmp_path}",
+        "name=one",
+        "data=viton_hd",
+        f"data.root={root}",
+        *settings,
+    )
+    with pytest.raises(UserError, match="garment is missing"):
+        train(config)
+    assert not (tmp_path / "one").exists()
+
+
+def test_what_fails_after_the_start_takes_it_back(tmp_path, rendered, monkeypatch):
+    def broken(*arguments):
+        raise UserError("no room for a codec")
+
+    monkeypatch.setattr(assemble, "prepare_codec", broken)
+    config = load(f"runs={tmp_path}", "name=one", f"data.root={rendered}", *SMALL)
+    with pytest.raises(UserError, match="no room"):
+        assemble.prepare_run(config)
+    assert not (tmp_path / "one/config.yaml").exists()
+
+
+def test_the_training_list_may_not_change_before_a_resume(tmp_path):
+    run = RunFolder.of(load(f"runs={tmp_path}", "name=one"))
+    run.start(load(f"runs={tmp_path}", "name=one"))
+    run.remember_data("/data/a", ["x__x", "y__y"])
+    assert run.compare_data("/data/a", ["y__y"]) == ""  # nothing was learned yet
+    run.last.write_bytes(b"x")
+    assert run.compare_data("/data/a", ["x__x", "y__y"]) == ""
+    said = run.compare_data("/data/b", ["x__x", "y__y"])
+    assert "goes on with the pictures of /data/b; it began with /data/a" in said
+    for other in (["y__y", "x__x"], ["x__x"], ["x__x", "z__z"]):
+        with pytest.raises(UserError, match="trained on another list of pairs: 2 of /data/a"):
+            run.compare_data("/data/a", other)
+    run.data.write_text("{")
+    with pytest.raises(UserError, match="Remove it"):
+        run.compare_data("/data/a", ["x__x"])
+    run.data.unlink()
+    assert run.compare_data("/data/a", ["x__x"]) == ""  # of a run that older code began
+
+
+def test_another_list_is_refused_by_the_command(tmp_path):
+    root = write_viton_hd(tmp_path / "data", train=4, test=2)
+    settings = ("data=viton_hd", f"data.root={root}", "train.picture_every=0")
+    run = trained("gardiff", tmp_path, root, "one", "train.steps=1", *settings)
+    assert json.loads(run.data.read_text())["pairs"] == 4
+    lines = (root / "train_pairs.txt").read_text().splitlines()
+    (root / "train_pairs.txt").write_text("\n".join(reversed(lines)))
+    with pytest.raises(UserError, match="another list of pairs"):
+        trained("gardiff", tmp_path, root, "one", "train.steps=2", *settings)
+    (root / "train_pairs.txt").write_text("\n".join(lines))
+    trained("gardiff", tmp_path, root, "one", "train.steps=2", *settings)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -12,10 +13,12 @@ from vton.errors import UserError
 from vton.weights.pretrained import (
     PUBLISHED_METADATA,
     check_state,
+    from_pretrained,
     read_ip_adapter,
     read_safetensors,
     read_weights,
     read_weights_folder,
+    stored_variant,
     write_tensors,
 )
 
@@ -121,3 +124,37 @@ def test_keys_are_listed_ten_at_a_time():
     )
     assert "3 unexpected (other.0, other.1, other.2)" in message
     assert "1 mismatched (layer.29 (5,) for (2,))" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("form", ["whole", "in pieces", "pickle"])
+def test_a_folder_with_the_half_precision_variant_alone_is_read(form, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    options = {"max_shard_size": "20KB"} if form == "in pieces" else {}
+    vae.half().save_pretrained(
+        tmp_path / "vae", variant="fp16", safe_serialization=form != "pickle", **options
+    )
+    assert stored_variant(tmp_path / "vae") == "fp16"
+    loaded = from_pretrained(AutoencoderKL, str(tmp_path), key="codec.pretrained", subfolder="vae")
+    assert loaded.dtype == torch.float32
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float())
+    read = read_weights_folder(tmp_path / "vae")
+    assert read.keys() == vae.state_dict().keys()
+
+
+def test_weights_without_a_variant_come_first(tmp_path):
+    for name in ("model.safetensors", "model.fp16.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    assert stored_variant(tmp_path) is None
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.non_ema.safetensors")
+    assert stored_variant(tmp_path) == "fp16"
+    (tmp_path / "model.fp16.safetensors").unlink()
+    assert stored_variant(tmp_path) == "non_ema"
+    assert stored_variant(tmp_path / "absent") is None

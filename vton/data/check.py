@@ -278,8 +278,10 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
     sources = [f"{name} from {source}" for name, source in sorted(pairs.sources.items())]
     notes.append(f"{order}: {', '.join(sources)}")
     for part, owner in DEPENDS_ON.items():
+        if owner == "truth" and order == "paired":
+            continue  # the person is the truth
         there = folder.places(part, order) if part in folder.parts else ()
-        if folder.place(owner, split, order) is None and any(folder._has(p, split) for p in there):
+        if folder.place(owner, split, order) is None and any(folder.has(p, split) for p in there):
             what, of = folder.parts[part].what, folder.parts[owner].what
             notes.append(f"{order}: there is a folder with {what}, but none with {of}: left out")
     absent = [part for part in PUBLISHED_OPTIONS if folder.place(part, split, order) is None]

@@ -202,7 +202,7 @@ class Folder(ABC):
             in_use = self.place("warped_garment", split, order)
             places = [mask for garment, mask in self._warp_places(order) if garment == in_use]
         for place in places:
-            if self._has(place, split):
+            if self.has(place, split):
                 return place
         return None
 
@@ -213,7 +213,7 @@ class Folder(ABC):
         stem = self.parts[self.config.warp_key].places[0].stem
         return ((Place(name, stem), Place(f"{name}-mask", stem)),)
 
-    def _has(self, place: Place, split: Split) -> bool:
+    def has(self, place: Place, split: Split) -> bool:
         """Whether every category has this folder.
 
         Raises DataError where a file or a broken link has its name: what it stands for must not be

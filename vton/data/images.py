@@ -270,22 +270,22 @@ def _by_colour(
     table[: len(entries)] = entries
     colours = table[used]
 
-    grey = bytes(np.arange(256, dtype=np.uint8).repeat(3))
-    known = [np.frombuffer(palette, np.uint8).reshape(-1, 3) for palette in (*palettes, grey)]
-    for palette in known:
-        if _close(palette[used], colours).all():
+    known = [(np.frombuffer(palette, np.uint8).reshape(-1, 3), SAME_COLOUR) for palette in palettes]
+    known.append((np.arange(256, dtype=np.uint8).repeat(3).reshape(-1, 3), 0))  # values as greys
+    for palette, apart in known:
+        if _close(palette[used], colours, apart).all():
             return indices
     for name, entries in foreign.items():
         palette = np.frombuffer(entries, np.uint8).reshape(-1, 3)
         if len(used) > 2 and _close(palette[used], colours).all():
             raise ValueError(f"has the colours of {name}'s labels")
-    for palette in known:
-        close = _close(palette[None, :count], colours[:, None])  # used x labels
+    for palette, apart in known:
+        close = _close(palette[None, :count], colours[:, None], apart)  # used x labels
         if close.any(axis=1).all():
             lookup = np.zeros(256, np.uint8)
             lookup[used] = close.argmax(axis=1)
             return lookup[indices]
-    own = _close(known[0][None, :count], colours[:, None])
+    own = _close(known[0][0][None, :count], colours[:, None])
     moved = own.any(axis=1) & (own.argmax(axis=1) != used)
     if moved.any():
         index = used[moved][0]
@@ -296,9 +296,9 @@ def _by_colour(
     return indices
 
 
-def _close(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _close(colours: np.ndarray, others: np.ndarray, apart: int = SAME_COLOUR) -> np.ndarray:
     """Which colours (..., 3) are equal up to the rounding of published palettes."""
-    return (np.abs(colours.astype(np.int16) - others) <= SAME_COLOUR).all(axis=-1)
+    return (np.abs(colours.astype(np.int16) - others) <= apart).all(axis=-1)
 
 
 def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from vton.files import replacing
 PUBLISHED_METADATA = {"format": "pt"}
 # File names in a folder of the hub's layout, without suffix.
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+WEIGHT_FILE = re.compile(
+    rf"(?:{'|'.join(WEIGHT_NAMES)})(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
 
 
 # ---- the hub's layout ----
@@ -39,8 +43,12 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
     is_network = issubclass(cls, nn.Module)
+    variant = None
     if is_network:
         kwargs["output_loading_info"] = True
+        variant = stored_variant(Path(source).expanduser() / kwargs.get("subfolder", ""))
+        if variant:
+            kwargs["variant"] = variant
     elif cls is AutoTokenizer:
         # Otherwise a folder that brings code has the terminal ask whether to run it.
         kwargs["trust_remote_code"] = False
@@ -57,7 +65,24 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     if info["missing_keys"]:
         missing = _first_ten(sorted(info["missing_keys"]))
         raise UserError(f"{key}={source}: the weights of {what} lack {missing}.")
-    return network
+    return network.float() if variant else network
+
+
+def stored_variant(folder: Path) -> str | None:
+    """The variant of the weights in a local folder that holds no others, such as fp16.
+
+    None where there are weights without a variant, or none at all. Of several variants fp16 comes
+    first: the others are weights of another training (non_ema).
+    """
+    variants = set()
+    for path in folder.glob("*") if folder.is_dir() else ():
+        match = WEIGHT_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["variant"] is None:
+            return None
+        variants.add(match["variant"])
+    return "fp16" if "fp16" in variants else min(variants, default=None)
 
 
 def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
@@ -98,11 +123,12 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
         for stem in WEIGHT_NAMES:
             for variant in ("", ".fp16"):
                 whole = folder / f"{stem}{variant}{suffix}"
-                index = folder / f"{whole.name}.index.json"
                 if whole.is_file():
                     return read_weights(whole)
-                if index.is_file():
-                    return _read_shards(index)
+                # transformers' and diffusers' names of the index of a variant in pieces
+                for name in (f"{whole.name}.index.json", f"{stem}{suffix}.index{variant}.json"):
+                    if (folder / name).is_file():
+                        return _read_shards(folder / name)
     expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
     raise UserError(f"{folder} holds no weights; expected one of {expected}.")
 

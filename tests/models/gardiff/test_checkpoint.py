@@ -22,6 +22,7 @@ from vton.errors import UserError
 from vton.models.gardiff.building import build_network
 from vton.models.gardiff.checkpoint import load_adapter, read_published, write_published
 from vton.models.gardiff.released import DecoupledUNet
+from vton.models.unet import stock_heads
 from vton.weights.pretrained import read_checkpoint
 
 CONTEXT = 48  # 64x48 in latents of 16x12
@@ -154,6 +155,20 @@ def test_a_file_alone_tells_its_mode_by_its_channels(released, tmp_path):
     assert "model.unet.heads=[2, 2]" in settings and "model.unet.groups=4" in settings
 
 
+def test_heads_follow_from_stable_diffusion_or_have_to_be_given(encoders, tmp_path):
+    assert stock_heads((320, 640, 1280, 1280), context=768) == [8, 8, 8, 8]
+    assert stock_heads((320, 640, 1280, 1280), context=1024) == [5, 10, 20, 20]  # SD 2.1
+    assert stock_heads((32, 64), context=1024) == []
+    torch.save(unet().state_dict(), tmp_path / "unet.pth")
+    with pytest.raises(UserError, match=r"model\.unet\.heads is in no tensor .* or give") as error:
+        import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", *encoders)
+    assert "\n" not in str(error.value) and not (tmp_path / "gardiff-unet").exists()
+    run = import_run(
+        "gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", "model.unet.heads=[2,4]", *encoders
+    )
+    assert run.load_config().model.unet.heads == (2, 4)
+
+
 def test_the_decoupled_mode_is_a_flat_unet_with_its_adapter(encoders, tmp_path):
     network = DecoupledUNet(unet(), clip_width=CONTEXT, tokens=3)
     state = {name.removeprefix("unet."): x for name, x in network.state_dict().items()}
@@ -162,7 +177,8 @@ def test_the_decoupled_mode_is_a_flat_unet_with_its_adapter(encoders, tmp_path):
         in state
     )
     torch.save(state, tmp_path / "unet.pth")
-    run = import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", *encoders)
+    heads = "model.unet.heads=[2,2]"
+    run = import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", heads, *encoders)
     model = run.load_config().model
     assert (model.mode, model.decoupled.tokens) == ("decoupled", 3)
     export_run(run, tmp_path / "again.pth")
@@ -223,7 +239,8 @@ def test_wrong_keys_are_listed(encoders, tmp_path):
     with pytest.raises(
         UserError, match=r"1 missing \(.*conv_norm_out\.weight\); 1 unexpected .*; 1 mismatched"
     ):
-        import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", *encoders)
+        heads = "model.unet.heads=[2,2]"
+        import_run("gardiff", tmp_path / "unet.pth", f"runs={tmp_path}", heads, *encoders)
 
 
 def test_the_papers_mode_and_trained_encoders_have_no_published_format(tmp_path):
