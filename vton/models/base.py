@@ -28,6 +28,7 @@ and what it may change:
     trained_parameters   groups of the optimizer
     networks             names and networks in `vton info`
     garment_places       where garment tokens lie, for pictures of attention
+    reads                the fields of a batch that it reads; loaders make no others
     can_sample           whether a batch holds what sampling needs
 
 What is no architecture but is trained and scored by the same commands (a learned warp) extends
