@@ -85,6 +85,6 @@ def randomised(module: torch.nn.Module, amount: float = 0.05) -> torch.nn.Module
 
 def as_loaded(batch: TryOnBatch, module: TryOnModule) -> TryOnBatch:
     """The batch with the fields alone that the module says it reads, as loaders make it."""
-    wanted = type(module).reads(module.config)
+    wanted = type(module).fields_read(module.config)
     unread = EVERYTHING - (EVERYTHING if wanted is None else wanted)
     return replace(batch, **dict.fromkeys(unread))

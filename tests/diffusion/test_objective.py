@@ -68,6 +68,7 @@ def test_a_perfect_prediction_gives_the_clean_sample_and_no_loss(prediction):
     x0, eps, t = latents(4), latents(4, 1), torch.tensor([0, 10, 500, 999])
     z_t, target = objective.add_noise(x0, eps, t), objective.target(x0, eps, t)
     torch.testing.assert_close(objective.clean(z_t, t, target), x0, atol=1e-4, rtol=0)
+    torch.testing.assert_close(objective.noise(z_t, t, target), eps, atol=1e-4, rtol=0)
     assert objective.loss(target, objective.noised(x0, eps, t)).abs().max() == 0
     assert (
         objective.loss(target + 1, objective.noised(x0, eps, t)) - objective.weight(t)

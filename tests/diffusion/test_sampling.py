@@ -214,3 +214,27 @@ def test_no_two_of_10_000_streams_collide():
     keys = itertools.product((0, 1), ("train", "sample"), range(2_500))
     draws = [torch.randint(2**62, (), generator=noise.generator(*key)).item() for key in keys]
     assert len(set(draws)) == len(draws) == 10_000
+
+
+def test_known_latents_from_the_start_meet_the_first_step_at_its_noise_level():
+    objective, mask = Objective(ObjectiveConfig()), torch.zeros(1, 1, 6, 5)
+    mask[..., :2] = 1
+    latents, start = torch.randn(1, 4, 6, 5), torch.randn(1, 4, 6, 5)
+    seen = {}
+    for from_start in (False, True):
+
+        class Fixed(Oracle):
+            def denoise(self, z_t, t, conditions, features, from_start=from_start):
+                seen.setdefault(from_start, []).append((z_t, t))
+                return super().denoise(z_t, t, conditions, features)
+
+            def known(self, conditions, from_start=from_start):
+                return Known(mask, latents, from_start=from_start)
+
+        sampler = SamplerConfig(solver="ddim", steps=4)
+        sample(Fixed(), {"truth": latents}, lambda: start, sampler, objective)
+    first, t = seen[True][0]
+    expected = objective.add_noise(latents, start, t)
+    torch.testing.assert_close(first, torch.where(mask > 0, start, expected))
+    assert torch.equal(seen[False][0][0], start)
+    torch.testing.assert_close(seen[True][1][0][..., 2:], seen[False][1][0][..., 2:])

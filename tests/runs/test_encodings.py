@@ -26,6 +26,7 @@ from vton.weights.pretrained import read_checkpoint
 
 PLAIN = ("data.augment.flip=0", "data.augment.colour=0")  # tiny's other changes are off already
 FROZEN = {
+    "catvton": ("model.cross_attention=text", "model.text.trained=false"),
     "gardiff": ("model.clip.trained=false",),
     "idm_vton": (
         "model.clip.trained=false",

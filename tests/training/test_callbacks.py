@@ -187,6 +187,14 @@ def test_only_a_gradient_has_a_norm(gradient):
     assert found.logger.scalars == ({} if gradient is None else {1: {"train/grad_norm": gradient}})
 
 
+def test_with_the_flow_loss_the_warped_garment_is_shown():
+    module = tiny_module("leffa", "model.flow_loss.weight=1")
+    found = trainer(global_step=2, precision_plugin=Precision())
+    look = HeldOut({"paired": random_batch(2)}, every=2, pictures=2, ema=None)
+    look.on_train_batch_end(found, module, None, None, 1)
+    assert found.logger.pictures.keys() == {"images/paired", "attention/paired", "flow/paired"}
+
+
 @pytest.mark.parametrize("plugin", [Precision(), MixedPrecision("bf16-mixed", "cpu")])
 def test_held_out_pictures_are_drawn_as_predictions_are(plugin):
     """In the precision of training; a pair whose picture shows no garment does not count as a

@@ -48,6 +48,7 @@ HELD_EQUAL = (
     "sampler",
     "train.batch_size",
     "train.accumulate",
+    "train.global_batch",
     "train.schedule",
     "train.warmup_steps",
     "train.precision",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vton.commands.baselines import learned_warp, warp_methods
 from vton.commands.choice import chosen_stage
+from vton.commands.places import print_places
 from vton.commands.sampling import (
     SampledStage,
     Sampler,
@@ -75,6 +76,7 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
         show_results(sampled.stage.run, sampled.stage.config, rows)
         if not as_json:
             print_report(rows, sampled.stage, seconds)
+            print_places(sampled.places)
         tables.append(rows)
     if as_json and tables:
         print(table_json(*tables))

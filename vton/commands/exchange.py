@@ -19,9 +19,11 @@ from vton.commands.choice import chosen_run
 from vton.config import ConfigError, ExperimentConfig, as_override, load
 from vton.cost.meta import on_meta, settings_named
 from vton.errors import UserError
+from vton.models.codecs import build_codec
 from vton.models.settings import UNetConfig
+from vton.runs.codec import keep_codec
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import check_state, read_safetensors, write_tensors
+from vton.weights.pretrained import check_state, load_state, read_safetensors, write_tensors
 from vton.weights.published import PublishedWeights
 
 EXTRA = "published_extra.safetensors"  # in a run's folder of checkpoints
@@ -63,7 +65,13 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
         raise UserError(
             f"{run.path} holds weights already; give the import another name (name=...)."
         )
+    codec = None
+    if published.codec:
+        codec = build_codec(config.codec)
+        load_state(codec.vae, published.codec, path)
     run.start(config)
+    if codec is not None:
+        keep_codec(run, codec)
     if published.extra:
         write_tensors(run.checkpoints / EXTRA, published.extra)
     write_tensors(run.weights, published.state)

@@ -16,12 +16,14 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vton.commands.baselines import learned_warp
+from vton.commands.places import measure_places
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
 from vton.models.base import Worn
 from vton.progress import Progress
+from vton.report.places import PlaceErrors
 from vton.runs.assemble import data_module, load_module
 from vton.runs.cascade import Stage, WithLowres
 from vton.runs.folder import RunFolder
@@ -44,6 +46,8 @@ class SampledStage:
     device: torch.device
     seconds: dict[Order, dict[str, float]]  # per picture, by method
     facts: dict[str, Any]  # how the pictures were made; filled on the first process
+    # how far from the true places the garment is read; filled on the first process
+    places: dict[Order, PlaceErrors]
 
 
 def sample_stage(stage: Stage, data: TryOnDataModule, checkpoint: str) -> SampledStage:
@@ -59,7 +63,10 @@ def sample_stage(stage: Stage, data: TryOnDataModule, checkpoint: str) -> Sample
     if config.data.pad:
         data = data_module(replace(config, data=config.data.unpadded()))
     device = sampler.trainer.strategy.root_device
-    return SampledStage(stage, data, learned_warp(config), device, seconds, facts)
+    places = {}
+    if config.eval.places and sampler.trainer.is_global_zero:
+        places = measure_places(sampler.module.to(device), data, stage)
+    return SampledStage(stage, data, learned_warp(config), device, seconds, facts, places)
 
 
 def sampled_methods(stage: Stage) -> list[str]:

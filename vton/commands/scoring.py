@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vton.commands.baselines import LEARNED, baseline_methods
+from vton.commands.places import METRIC
 from vton.commands.sampling import SampledStage, prediction_folder, sampled_methods
 from vton.data.dataset import Person, Persons, TryOnDataset
 from vton.data.module import TryOnDataModule
@@ -70,7 +71,18 @@ def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> li
             split="test",
             provenance=details,
         )
+    add_places(rows, sampled)
     return rows
+
+
+def add_places(rows: list[Row], sampled: SampledStage) -> None:
+    """The distance to the true places in the model's own row of the garment, where it is known."""
+    name = sampled_methods(sampled.stage)[0]
+    for row in rows:
+        errors = sampled.places.get(row.order)
+        if errors and (row.model, row.region, row.category) == (name, "garment", "all"):
+            row.metrics[METRIC] = errors.mean
+            row.provenance["places"] = errors.as_json()
 
 
 def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:

@@ -23,7 +23,7 @@ from vton.training.finite import FiniteNumbers
 from vton.training.held_out import HeldOut
 from vton.training.preemption import Preemption
 from vton.training.telemetry import Telemetry
-from vton.training.trainer import make_trainer, quiet_libraries
+from vton.training.trainer import make_trainer, quiet_libraries, with_shares_of_global_batch
 from vton.weights.pretrained import read_checkpoint
 
 
@@ -40,6 +40,8 @@ def train(config: ExperimentConfig) -> RunFolder:
     # The Trainer comes first: it knows which process this is and how many there are.
     trainer = make_trainer(config)
     first = trainer.is_global_zero
+    config = with_shares_of_global_batch(config, trainer.world_size)
+    trainer.accumulate_grad_batches = config.train.accumulate
     # The first process locks the folder for all, before Lightning starts the others.
     lock = RunFolder.of(config).training_lock() if first else nullcontext()
     with lock:
@@ -90,8 +92,8 @@ def read_progress(run: RunFolder, global_batch: int) -> dict:
     if before != global_batch:
         raise UserError(
             f"{run.path} was trained with {before} samples per step, this command asks for "
-            f"{global_batch} (train.batch_size x train.accumulate x processes). Make the product "
-            "equal, or name another run (name=...)."
+            f"{global_batch} (train.batch_size x train.accumulate x processes). Set "
+            f"train.global_batch={before}, or name another run (name=...)."
         )
     return training_so_far(checkpoint)
 

@@ -27,6 +27,7 @@ from vton.config.schema import (
     DataConfig,
     EvalConfig,
     ExperimentConfig,
+    FlowLossConfig,
     MaskRule,
     Metric,
     ModelConfig,

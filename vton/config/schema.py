@@ -29,6 +29,8 @@ MaskRule = Literal[
     "ladi",
     "dresscode_ref",
     "ootd",
+    "leffa_hd",
+    "leffa_dc",
     "hull",
     "box",
     "tryondiffusion",
@@ -79,11 +81,36 @@ class TrainedConfig:
 
 
 @dataclass
+class FlowLossConfig:
+    """Leffa's loss on where attention reads the garment; see vton/models/flow.py.
+
+    For every architecture whose layers read garment tokens that have places.
+    """
+
+    weight: NonNegativeFloat = 0.0  # 0 = off; the paper's is 1e-3
+    until: Fraction = 0.5  # samples with t below this part of objective.train_timesteps take part
+    temperature: PositiveFloat = 2.0  # of the softmax over garment tokens
+    # layers take part whose height is at least this part of the picture's; 0 = all
+    smallest_layer: NonNegativeFloat = 1 / 32
+    # of layers. sum: the paper's Eq. 4; mean: the code that its authors showed
+    over_layers: Literal["sum", "mean"] = "sum"
+    difference: Literal["square", "smooth_l1"] = "square"  # likewise
+    # mean: of the heads' places before warping; apart: a warped garment and a loss of each head
+    heads: Literal["mean", "apart"] = "mean"
+    upsampled: bool = True  # fields enlarged to the picture; false: the pictures shrunk to them
+    # places on the corners of the picture, not its rim, when enlarging and warping. False moves
+    # what reads its own place by up to half a token at the rim, as published.
+    align_corners: bool = False
+    from_step: NonNegativeInt = 0  # optimizer steps before it acts; the paper adds it last
+
+
+@dataclass
 class ModelConfig(TrainedConfig):
     """What every architecture's own config extends."""
 
     kind: ClassVar[ModelKind] = "architecture"
     condition_dropout: Fraction = 0.1  # probability that a training sample loses all its conditions
+    flow_loss: FlowLossConfig = field(default_factory=FlowLossConfig)
 
 
 @dataclass
@@ -154,6 +181,9 @@ class SamplerConfig:
     solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"
     steps: PositiveInt = 50  # network evaluations per picture, twice as many with guidance
     guidance: NonNegativeFloat = 1.0  # 1 = off: one network pass per step
+    # how far the spread of a guided prediction is brought back to that of the conditional one
+    # (arXiv 2305.08891): 0 not at all, 1 all the way; Leffa extrapolates
+    guidance_rescale: NonNegativeFloat = 0.0
     # fractions of the timestep range in which guidance acts
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     # which timesteps; trailing begins at pure noise
@@ -301,8 +331,11 @@ class TrainConfig:
     """Length, optimizer and precision of a training, and what it writes on the way."""
 
     steps: PositiveInt = 10_000  # optimizer steps
-    batch_size: PositiveInt = 16  # per device
+    batch_size: PositiveInt = 16  # per device; with global_batch at most
     accumulate: PositiveInt = 1  # batches per optimizer step
+    # samples per optimizer step over all devices, from which accumulate follows; 0 = batch_size x
+    # accumulate x devices
+    global_batch: NonNegativeInt = 0
     # muon: orthogonalised momentum for weights of hidden layers, AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4  # after warm-up
@@ -384,6 +417,9 @@ class EvalConfig:
     # folder of pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else `vton weights`' own
     weights: str = ""
     pictures: PositiveInt = 8  # rows of the grid
+    # rendered pairs on which to measure how far from the true place attention reads the garment,
+    # by layer and step; 0 = none
+    places: NonNegativeInt = 0
 
     def __post_init__(self):
         if not self.orders:

@@ -38,6 +38,7 @@ class Known(NamedTuple):
     # script of July 2024.
     noised: bool = True
     steps: int | None = None  # how many steps blend, counted from the first; None = all
+    from_start: bool = False  # also before the first step, which else begins with noise everywhere
 
 
 class Denoiser(nn.Module):

@@ -145,3 +145,12 @@ class Objective:
         if self.config.prediction == "epsilon":
             return (z_t - noise * prediction) / signal
         return signal * z_t - noise * prediction
+
+    def noise(self, z_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """eps as the prediction implies it."""
+        if self.config.prediction == "epsilon":
+            return prediction
+        signal, noise = self.signal_and_noise(t, z_t)
+        if self.config.prediction == "sample":
+            return (z_t - signal * prediction) / noise
+        return signal * prediction + noise * z_t

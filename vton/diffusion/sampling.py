@@ -1,6 +1,7 @@
 """How pictures are drawn: one loop and one guidance formula for every architecture.
 
 prediction = uncond + w (cond - uncond)          (classifier-free guidance, arXiv 2207.12598)
+prediction = prediction (1 + r (s / s' - 1))     (guidance rescale, for models that ask for it)
 z = m z + (1 - m) noised(known)                  (latent blending, for models that ask for it)
 """
 # Shapes: B batch, C h w latents
@@ -50,12 +51,14 @@ def sample(
     guidance = Guidance(denoiser, conditions, config, objective)
 
     z = start * solver.init_noise_sigma
+    if known is not None and known.from_start:
+        z = _keep_known(known, z, start, solver, 0)
     for index, (t, time) in enumerate(zip(solver.timesteps, times, strict=True)):
         step = Step(index, len(times))
         prediction = guidance.predict(solver.scale_model_input(z, t), time, step)
         z = _solver_step(solver, prediction, index, z, draw, config)
         if known is not None and (known.steps is None or index < known.steps):
-            z = _keep_known(known, z, start, solver, index)
+            z = _keep_known(known, z, start, solver, index + 1)
         if watch:
             watch(step, prediction, z)
     return z
@@ -77,6 +80,7 @@ class Guidance:
         self.denoiser = denoiser
         self.conditions = conditions
         self.scale = config.guidance
+        self.rescale = config.guidance_rescale
         low, high = config.guidance_interval
         self.low = low * objective.config.train_timesteps
         self.high = high * objective.config.train_timesteps
@@ -98,7 +102,20 @@ class Guidance:
         features = self.denoiser.garment_features(self.both, t, step)
         prediction = self.denoiser.denoise(torch.cat([z, z]), t, self.both, features)
         uncond, cond = prediction.float().chunk(2)
-        return uncond + self.scale * (cond - uncond)
+        guided = uncond + self.scale * (cond - uncond)
+        return rescaled(guided, cond, self.rescale) if self.rescale else guided
+
+
+def rescaled(guided: Tensor, cond: Tensor, strength: float) -> Tensor:
+    """A guided prediction with its spread moved towards that of the conditional one.
+
+        g (1 + r (s_cond / s_g - 1))        arXiv 2305.08891, Eq. 15 and 16
+
+    s: standard deviation over C, h and w of each sample. Strengths r above 1 extrapolate.
+    """
+    dims = tuple(range(1, guided.ndim))
+    ratio = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return guided * (1 + strength * (ratio - 1))
 
 
 def double(first: Conditions, second: Conditions) -> Conditions:
@@ -124,10 +141,12 @@ def _solver_step(
     return solver.step(prediction, solver.timesteps[index], z, **options).prev_sample
 
 
-def _keep_known(known: Known, z: Tensor, start: Tensor, solver, index: int) -> Tensor:
-    """Put the known latents back outside the mask, at the noise level that z has now."""
-    is_last = index + 1 == len(solver.timesteps)
+def _keep_known(known: Known, z: Tensor, start: Tensor, solver, coming: int) -> Tensor:
+    """Put the known latents back outside the mask, at the noise level of z.
+
+    coming: the number of the step that z goes into; after the last one z is clean.
+    """
     outside = known.latents
-    if known.noised and not is_last:
-        outside = solver.add_noise(known.latents, start, solver.timesteps[index + 1])
+    if known.noised and coming < len(solver.timesteps):
+        outside = solver.add_noise(known.latents, start, solver.timesteps[coming])
     return (1 - known.mask) * outside + known.mask * z

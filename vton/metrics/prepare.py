@@ -11,9 +11,10 @@ import io
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
+from vton.data.repaint import feathered as feathered_blend
 from vton.metrics.protocol import Protocol
 
 
@@ -76,17 +77,12 @@ def jpeg(picture: Tensor, quality: int) -> Tensor:
 def repaint(painted: Tensor, person: Tensor, mask: Tensor, feathered: bool) -> Tensor:
     """`painted` inside the mask, `person` outside; both are of one size.
 
-    feathered: CatVTON's blend. Pillow's Gaussian blurs the mask with a radius of a fiftieth of the
-    height, made odd, and the blend is truncated, not rounded.
+    feathered: CatVTON's blend through a blurred mask, not a hard edge.
     """
     mask = resize_mask(mask, painted.shape[-2:])
     if not feathered:
         return torch.where(mask, painted, person)
-    radius = painted.shape[-2] // 50 | 1
-    levels = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
-    blurred = levels.filter(ImageFilter.GaussianBlur(radius))
-    share = torch.from_numpy(np.array(blurred)).double() / 255
-    return (person * (1 - share) + painted * share).to(torch.uint8)
+    return feathered_blend(painted, person, mask[0].to(torch.uint8) * 255)
 
 
 def to_image(picture: Tensor) -> Image.Image:

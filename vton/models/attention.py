@@ -7,13 +7,16 @@ width, M garment tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Rows = Sequence[int] | slice | Tensor  # rows of a batch
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -30,15 +33,48 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def read_garment(
-    q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None, attn_mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tokens: int | None = None,
+    attn_mask: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt d + mask) v, (B, N, Q, d), by which a person's tokens read a garment's.
 
+    Every layer that reads the garment calls it: pictures of attention, the flow loss and the
+    measured distance to the true place all watch these calls.
+
     tokens: how many of the keys, the last ones, are the garment's; None: all.
+    rows: which rows of the whole batch these are; None: all.
     """
-    for maps in _recording:
-        maps.add(q, k, tokens or k.shape[-2], attn_mask)
+    for recorder in _recording:
+        recorder.add(q, k, tokens or k.shape[-2], attn_mask, rows)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+
+class GarmentRead(NamedTuple):
+    """One layer's call of `read_garment`, without the person's own keys."""
+
+    q: Tensor  # (R, N, Q, d), of the person
+    k: Tensor  # (R, N, M, d), of the garment
+    rows: Rows | None  # which rows of the whole batch the R are; None: all, in their order
+
+
+class GarmentReads:
+    """Queries and garment keys of every layer, in the order of execution.
+
+    They are the layers' own tensors, so that gradients flow through them. Nothing is computed while
+    they are recorded, which keeps gradient checkpointing exact.
+    """
+
+    def __init__(self):
+        self.layers: list[GarmentRead] = []
+
+    def add(
+        self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None, rows: Rows | None
+    ) -> None:
+        self.layers.append(GarmentRead(q, k[..., -tokens:, :], rows))
 
 
 class AttentionMaps:
@@ -51,7 +87,9 @@ class AttentionMaps:
         self.sums: dict[tuple[int, int], Tensor] = {}
         self.layers: dict[tuple[int, int], int] = {}
 
-    def add(self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None) -> None:
+    def add(
+        self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None, rows: Rows | None
+    ) -> None:
         """Count one layer in; its last `tokens` keys are the garment's."""
         queries, keys = q.shape[-2], k.shape[-2]
         if queries * keys > self.LARGEST:
@@ -70,18 +108,28 @@ class AttentionMaps:
         return {size: total / self.layers[size] for size, total in self.sums.items()}
 
 
-_recording: list[AttentionMaps] = []
+_recording: list[AttentionMaps | GarmentReads] = []
+
+
+def record_attention(maps: AttentionMaps | None = None):
+    """A context that collects the attention maps of every `read_garment` in `maps`, or new ones."""
+    return _recorded_by(AttentionMaps() if maps is None else maps)
+
+
+def record_reads(reads: GarmentReads | None = None):
+    """A context that collects queries and garment keys of every `read_garment` in `reads`, or new
+    ones.
+    """
+    return _recorded_by(GarmentReads() if reads is None else reads)
 
 
 @contextmanager
-def record_attention() -> Iterator[AttentionMaps]:
-    """Collect the attention maps of every `read_garment` while the context is open."""
-    maps = AttentionMaps()
-    _recording.append(maps)
+def _recorded_by(recorder: AttentionMaps | GarmentReads) -> Iterator[AttentionMaps | GarmentReads]:
+    _recording.append(recorder)
     try:
-        yield maps
+        yield recorder
     finally:
-        _recording.remove(maps)
+        _recording.remove(recorder)
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:

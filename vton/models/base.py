@@ -27,7 +27,8 @@ and what it may change:
     extra_losses         further losses
     trained_parameters   groups of the optimizer
     networks             names and networks in `vton info`
-    garment_places       where garment tokens lie, for pictures of attention
+    garment_places       where garment tokens lie, for pictures of attention and the flow loss
+    wearing              which samples read their garment, after dropout
     reads                the fields of a batch that it reads; loaders make no others
     can_sample           whether a batch holds what sampling needs
 
@@ -41,7 +42,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import NamedTuple
 
@@ -51,14 +52,15 @@ from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from vton.config import ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser, drop_rows
 from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
-from vton.models.attention import token_grid
+from vton.models.attention import GarmentReads, record_reads, token_grid
 from vton.models.codecs import Codec
+from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
 from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
 from vton.models.sharding import shard_module
@@ -128,6 +130,11 @@ class TrainedModule(LightningModule):
         Loaders make no others, and a warped garment takes longer to make than all the rest.
         """
         return None
+
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """`reads`, and what losses of all architectures read besides."""
+        return cls.reads(config)
 
     def can_sample(self, batch: TryOnBatch) -> bool:
         """Whether the batch holds what `generate` needs; if not, training shows none of it."""
@@ -222,6 +229,13 @@ class TryOnModule(TrainedModule, Denoiser):
         # names that checkpoints have.
         self.__dict__["denoiser"] = self if denoiser is None else denoiser
 
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        own = cls.reads(config)
+        if own is None or not config.model.flow_loss.weight:
+            return own
+        return own | {"person", "garment", "agnostic_mask", "truth_garment_mask"}
+
     # ---- what an architecture says about itself ----
 
     @abstractmethod
@@ -286,9 +300,18 @@ class TryOnModule(TrainedModule, Denoiser):
     def garment_places(self, tokens: int) -> tuple[int, int] | None:
         """Height and width of the grid that the last of so many garment tokens fill.
 
-        For pictures of attention. None: these tokens have no places in the in-shop garment.
+        For pictures of attention and the flow loss. None: these tokens have no places in the
+        in-shop garment.
         """
         return token_grid(tokens, self.config.data.size)
+
+    def wearing(self, conditions: Conditions) -> Tensor:
+        """(B,) bool: which samples read their garment; by default all, dropped ones among them.
+
+        The others take no part in the flow loss.
+        """
+        first = next(iter(conditions.values()))
+        return torch.ones(len(first), dtype=torch.bool, device=first.device)
 
     # ---- shared by all ----
 
@@ -367,14 +390,58 @@ class TryOnModule(TrainedModule, Denoiser):
         conditions = self.training_condition(batch, u)
         noised = self.adjusted(self.objective.noised(x0, eps, t), conditions)
         features = self.denoiser.garment_features(conditions, t)
-        prediction = self.denoiser.denoise(noised.z_t, t, conditions, features)
+        reads = record_reads() if self.flow_loss_acts() else nullcontext()
+        with reads as of_garment:
+            prediction = self.denoiser.denoise(noised.z_t, t, conditions, features)
         losses = self.losses(prediction, noised, batch)
         extra = self.extra_losses(batch, noised, prediction)
+        if of_garment is not None:
+            extra["flow"] = self.flow_loss(of_garment, batch, t, self.wearing(conditions))
 
         self.last_losses = {"t": t, "diffusion": losses.detach()}
         for name, loss in extra.items():
             self.last_losses[name] = loss.detach()
         return losses.mean() + sum(extra.values())
+
+    def flow_loss_acts(self) -> bool:
+        """Whether model.flow_loss is on at this step."""
+        settings = self.config.model.flow_loss
+        return settings.weight > 0 and self.global_step >= settings.from_step
+
+    def flow_layers(self, reads: GarmentReads, smallest: float) -> list[FlowLayer]:
+        """The recorded layers whose tokens have places, at least `smallest` of the picture's
+        height.
+
+        Raises ConfigError where there is none.
+        """
+        size = self.config.data.size
+        layers = flow_layers(reads.layers, size, self.garment_places, smallest)
+        if not layers:
+            raise ConfigError(
+                f"model.flow_loss: {self.config.model.name} has no layer of at least "
+                f"{smallest:g} of the picture's height that reads garment tokens with places; "
+                "leave model.flow_loss.weight at 0."
+            )
+        return layers
+
+    def flow_loss(
+        self, reads: GarmentReads, batch: TryOnBatch, t: Tensor, wearing: Tensor
+    ) -> Tensor:
+        """Leffa's loss (vton/models/flow.py), weighted, a scalar.
+
+        The mask is where the person shows the garment, or where that is not known what is painted.
+        wearing (B,) bool: samples that read their garment.
+        """
+        settings = self.config.model.flow_loss
+        if not wearing.any():
+            return batch.person.new_zeros(())
+        layers = self.flow_layers(reads, settings.smallest_layer)
+        acts = wearing & (t < settings.until * self.config.objective.train_timesteps)
+        mask = batch.truth_garment_mask
+        if mask is None:
+            mask = batch.agnostic_mask
+        losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
+        return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:

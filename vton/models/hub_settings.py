@@ -78,15 +78,19 @@ def check_expressible(arguments: dict, shape: dict, folder: Path) -> None:
     for name, value in theirs.items():
         if name.startswith("_") or name in WITHOUT_EFFECT:
             continue
-        if as_list(value) != as_list(ours[name]):
+        if not alike(value, ours[name]):
             raise UserError(
                 f"{folder}/config.json: {name}={value} is not supported; expected {ours[name]}."
             )
 
 
-def as_list(value):
-    """JSON has lists where code has tuples."""
-    return list(value) if isinstance(value, tuple) else value
+def alike(theirs, ours) -> bool:
+    """JSON has lists where code has tuples, and Stable Diffusion 1.5 one number for all levels."""
+    if not isinstance(ours, list | tuple):
+        return theirs == ours
+    if not isinstance(theirs, list | tuple):
+        theirs = [theirs] * len(ours)
+    return list(theirs) == list(ours)
 
 
 # ---- encoders ----

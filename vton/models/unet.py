@@ -10,17 +10,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vton.config import ConfigError
 from vton.errors import UserError
 from vton.models.settings import UNetConfig
-from vton.weights.pretrained import from_pretrained
+from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
 
 # ---- building ----
 
@@ -148,6 +150,23 @@ def stock_heads(widths: Sequence[int], context: int) -> list[int]:
     if context == 1024 and all(width % 64 == 0 for width in widths):
         return [width // 64 for width in widths]
     return []
+
+
+def write_unet(
+    folder: Path, state: Mapping[str, Tensor], arguments: dict, more: dict | None = None
+) -> None:
+    """A UNet's weights and config.json, as hub-format folders hold them.
+
+    arguments: the constructor's; more: further entries of config.json.
+    """
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        complete = UNet2DConditionModel(**arguments).config
+    config = {"_class_name": "UNet2DConditionModel"}
+    config |= {name: value for name, value in complete.items() if not name.startswith("_")}
+    write_json(folder / "config.json", config | (more or {}))
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(contiguous, folder / "diffusion_pytorch_model.safetensors", PUBLISHED_METADATA)
 
 
 def widen_input(weight: Tensor, inputs: int, places: Mapping[int, int]) -> Tensor:

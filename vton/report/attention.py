@@ -9,6 +9,7 @@ places   the garment, every place in its own colour
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -39,6 +40,19 @@ def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> 
     pictures: (B, 3, H, W) in [-1, 1], which are noised to the middle of the sampler's schedule and
         denoised once
     """
+    maps = AttentionMaps()
+    denoise_once(module, batch, pictures, record_attention(maps))
+    return maps
+
+
+@torch.no_grad()
+def denoise_once(
+    module: TryOnModule, batch: TryOnBatch, pictures: Tensor, recording: AbstractContextManager
+) -> None:
+    """Noise pictures (B, 3, H, W) to the middle of the sampler's schedule and denoise them there.
+
+    recording: is open while the network runs
+    """
     x0 = module.latents_of(replace(batch, person=pictures, encoded=None))
     times = sampling_times(module.config.sampler, module.objective)
     t = times[len(times) // 2].to(x0.device).expand(len(batch))
@@ -46,9 +60,8 @@ def attention_maps(module: TryOnModule, batch: TryOnBatch, pictures: Tensor) -> 
     z_t = module.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
     conditions = module.condition(batch)
     features = module.denoiser.garment_features(conditions, t)
-    with record_attention() as maps:
+    with recording:
         module.denoiser.denoise(z_t, t, conditions, features)
-    return maps
 
 
 def garment_attention(module: TryOnModule, maps: AttentionMaps) -> Tensor | None:

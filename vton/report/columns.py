@@ -19,6 +19,7 @@ DIGITS = {  # after the point; columns stand in this order
     "cami_s": 3,
     "mp_lpips": 4,
     "image_reward": 3,
+    "place_error": 4,
 }
 ORDER = tuple(DIGITS)
 KID_SCALE = 1000  # results hold KID as computed; tables multiply it by this, as papers do

@@ -34,6 +34,17 @@ def fit_run_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModul
     codec = fit_codec(codec, config.codec, fitting_batches(config, data), device)
     codec.save(run.codec)
     report_codec(run, codec, data)
+    finish_codec(run)
+
+
+def keep_codec(run: RunFolder, codec: Codec) -> None:
+    """Write a codec that a run did not fit, but brought along, as if it had."""
+    codec.save(run.codec)
+    finish_codec(run)
+
+
+def finish_codec(run: RunFolder) -> None:
+    """Mark the codec as whole, when all of its files are on the disk."""
     for file in run.codec.iterdir():
         sync(file)
     write_atomically(run.codec / "done", "")

@@ -73,6 +73,7 @@ RESUMABLE = (
     "train.steps",
     "train.batch_size",
     "train.accumulate",
+    "train.global_batch",
     "train.non_finite",
 )
 

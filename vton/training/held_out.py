@@ -13,6 +13,7 @@ from vton.data.sample import TryOnBatch
 from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
 from vton.report.attention import attention_grid, attention_maps
+from vton.report.flow import flow_grid, garment_reads
 from vton.report.grid import try_on_grid
 from vton.training.ema import EMA
 from vton.training.telemetry import ends_step
@@ -55,18 +56,23 @@ class HeldOut(Callback):
         """Pictures of a batch, and attention in them, to TensorBoard; returns the scores."""
         batch = batch.to(module.device)
         shown = batch[: self.pictures]
-        maps = None
+        maps = reads = None
         with trainer.precision_plugin.forward_context():  # hooks run outside of it
             output = module.generate(batch).float()
             drawn = output[: self.pictures]
             if isinstance(module, TryOnModule):
                 maps = module.as_forward(attention_maps, module, shown, drawn)
+                if module.config.model.flow_loss.weight:
+                    reads = module.as_forward(garment_reads, module, shown, drawn)
         if trainer.is_global_zero:
             writer = trainer.logger.experiment
             writer.add_image(f"images/{order}", try_on_grid(shown, drawn), step, dataformats="HWC")
             attention = None if maps is None else attention_grid(module, shown, drawn, maps)
             if attention is not None:
                 writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
+            if reads is not None:
+                warped = flow_grid(module, shown, drawn, reads)
+                writer.add_image(f"flow/{order}", warped, step, dataformats="HWC")
         scores = {f"val/{order}/{name}": score for name, score in score(output, batch).items()}
         if scores:
             trainer.logger.log_metrics(scores, step=step)

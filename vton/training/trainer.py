@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lightning import Callback, Trainer
 
-from vton.config import ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.training.strategies import precision_plugin, strategy
 
@@ -39,6 +41,31 @@ def make_trainer(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -
         callbacks=list(callbacks),
         logger=False,
     )
+
+
+def with_shares_of_global_batch(config: ExperimentConfig, processes: int) -> ExperimentConfig:
+    """The configuration whose batches, over all processes, add up to train.global_batch.
+
+    Raises ConfigError where they cannot.
+    """
+    train = config.train
+    if not train.global_batch:
+        return config
+    if train.accumulate > 1:
+        raise ConfigError(
+            f"train.accumulate={train.accumulate} follows from train.global_batch="
+            f"{train.global_batch} and train.batch_size; leave it out."
+        )
+    share, rest = divmod(train.global_batch, processes)
+    if rest:
+        raise ConfigError(
+            f"train.global_batch={train.global_batch} is no multiple of the {processes} processes."
+        )
+    accumulate = math.ceil(share / train.batch_size)
+    while share % accumulate:  # batches of a step are equally large
+        accumulate += 1
+    train = replace(train, accumulate=accumulate, batch_size=share // accumulate)
+    return replace(config, train=train)
 
 
 def quiet_libraries() -> None:

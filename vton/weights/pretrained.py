@@ -163,6 +163,11 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def write_json(path: Path, content: dict) -> None:
+    """An object as a JSON file, as hub-format folders have them."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises UserError."""
     if path.suffix == ".safetensors":

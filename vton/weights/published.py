@@ -36,6 +36,9 @@ class PublishedWeights:
     extra: dict[str, Tensor] = field(default_factory=dict)
     # Settings that are in no tensor and in no file beside them: the user must give them.
     undetermined: list[str] = field(default_factory=list)
+    # An AutoencoderKL that the files hold, of the shape that `settings` give the codec; it becomes
+    # the run's own codec. Empty where the codec lies elsewhere.
+    codec: dict[str, Tensor] = field(default_factory=dict)
 
 
 def settings_of(key: str, values: Mapping[str, Any]) -> list[str]:

@@ -72,6 +72,11 @@ LEAKS = {  # (rule, category, outfit): the papers' own omissions
     ("ootd", "lower_body", "skirt read as dress"),
     ("dresscode_ref", "dresses", "dress read as two pieces"),
     ("ladi", "dresses", "dress read as two pieces"),
+    ("leffa_dc", "upper_body", "dress"),
+    ("leffa_dc", "lower_body", "vest and skirt"),
+    ("leffa_dc", "lower_body", "skirt read as dress"),
+    ("leffa_hd", "lower_body", "skirt read as dress"),
+    ("leffa_dc", "dresses", "dress read as two pieces"),
 }
 
 

@@ -4,6 +4,7 @@ Masks:
 
     agnostic           `agnostic_mask`: the rules by name, and the project's own
     published_masks    the rules of papers and their repositories
+    automask           CatVTON's rule from DensePose and two parsers
     shapes             what rules draw with: a skeleton on a canvas, and morphology
 
 Warped garments:

@@ -12,8 +12,10 @@ rule with every number.
                     hands erased
     ladi            LaDI-VTON (Morelli et al., ACM MM 2023): dilated garment labels and arm lines
     dresscode_ref   DressCode (Morelli et al., ECCV 2022): as ladi, dilated more, with a neck line
-    ootd            OOTDiffusion, IDM-VTON's demo and Leffa: dilated labels, holes filled, largest
-                    region only
+    ootd            OOTDiffusion and IDM-VTON's demo: dilated labels, holes filled, largest region
+                    only
+    leffa_hd        Leffa's demo (Zhou et al., CVPR 2025), VITON-HD model: as ootd, with more kept
+    leffa_dc        the same, DressCode model: as dresscode_ref at 384x512, holes filled
     hull            CatVTON's manner: convex hull of the body part, softened; hides sleeve length
                     and hem
     box             TPD's manner: bounding box of the body part; hides everything
@@ -38,6 +40,7 @@ from vton.data import labels
 from vton.data.boxes import bounding_box
 from vton.data.derived import published_masks as published
 from vton.data.derived import shapes
+from vton.data.derived.leffa_masks import leffa_dc, leffa_hd
 from vton.data.derived.published_masks import (
     ARM_LABELS,
     HEAD_LABELS,
@@ -285,6 +288,8 @@ _RULES: dict[str, Callable[[np.ndarray, Skeleton, Category], np.ndarray]] = {
     "ladi": published.ladi,
     "dresscode_ref": published.dresscode_ref,
     "ootd": published.ootd,
+    "leffa_hd": leffa_hd,
+    "leffa_dc": leffa_dc,
     "hull": _hull,
     "box": _box,
     "tryondiffusion": _tryondiffusion,

@@ -107,6 +107,16 @@ class Canvas:
         if len(points) > 1:
             self._draw.line(points, fill=255, width=max(1, round(width)))
 
+    def curve(self, points: Iterable[Coordinates], width: int) -> None:
+        """Polyline with Pillow's own rounded joints, as several published rules draw it."""
+        self._draw.line(_tuples(points), fill=255, width=width, joint="curve")
+
+    def ring(self, centre: Coordinates, radius: float, width: int) -> None:
+        """Circle whose line goes inwards from the radius."""
+        x, y = map(float, centre)
+        circle = [x - radius, y - radius, x + radius, y + radius]
+        self._draw.arc(circle, 0, 360, fill=255, width=width)
+
     def limb(self, points: Iterable[Coordinates], width: float) -> None:
         """Polyline with a disc on every point."""
         points = list(points)

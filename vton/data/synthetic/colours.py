@@ -90,7 +90,7 @@ def colour_garment(
         if layer == Layer.INSIDE:
             albedo[index] = np.float32(garment.texture.base) * np.float32(0.72)
             continue
-        across, u, v, edge = _cloth_coordinates(worn, maps, layer, index)
+        across, u, v, edge = cloth_coordinates(worn, maps, layer, index)
         if lighting is not None:
             row, column = np.divmod(index, maps.grid.shape[1])
             folds = lighting.folds(maps.grid.x[column], maps.grid.y[row])
@@ -105,7 +105,7 @@ def colour_garment(
             albedo[index[edge]] = np.float32(garment.texture.trim)
 
 
-def _cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.ndarray) -> tuple:
+def cloth_coordinates(worn: Fitted, maps: BodyMaps, layer: Layer, index: np.ndarray) -> tuple:
     """Position across the part (-1..1), cloth coordinates u and v, whether on a trimmed edge."""
     garment = worn.garment
     v = maps.v.ravel()[index]

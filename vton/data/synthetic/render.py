@@ -67,7 +67,7 @@ def draw_person(
 
     An outfit's first garment is the one to try on.
     """
-    fitted = [_fit(outfit, person) for outfit in outfits]
+    fitted = [fit(outfit, person) for outfit in outfits]
     bands: list[list[tuple]] = [[] for _ in outfits]
     for rows in _bands(size, samples):
         grid = Grid.of(person.camera, size, samples, rows)
@@ -88,7 +88,7 @@ def draw_person(
     return drawings
 
 
-def _fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
+def fit(outfit: Sequence[Garment], person: Person) -> list[Fitted]:
     """The garments on the person; a top that is not tucked in is worn over what is below it."""
     lower = None
     for garment in outfit:
@@ -102,9 +102,9 @@ def draw_product(
     garment: Garment, size: tuple[int, int], samples: int = SAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
     """The in-shop picture (H, W, 3) uint8 on white, evenly lit, and its silhouette (H, W) bool."""
-    body = mannequin(_ARM_ANGLES.get(garment.sleeve, _ARM_ANGLE))
+    body = product_body(garment)
     worn = Fitted(garment, body)
-    camera = _product_camera(worn)
+    camera = product_camera(worn)
     pictures = []
     masks = []
     for rows in _bands(size, samples):
@@ -118,6 +118,11 @@ def draw_product(
         pictures.append(_average(albedo * shade[:, None], maps.grid.shape, samples))
         masks.append(_centres(layers, samples) != Layer.BACKGROUND)
     return np.concatenate(pictures), np.concatenate(masks)
+
+
+def product_body(garment: Garment) -> Body:
+    """The mannequin that shows a garment in its product picture."""
+    return mannequin(_ARM_ANGLES.get(garment.sleeve, _ARM_ANGLE))
 
 
 def _bands(size: tuple[int, int], samples: int) -> list[range]:
@@ -177,7 +182,7 @@ def _backdrop_colour(person: Person, grid: Grid, index: np.ndarray) -> np.ndarra
     return person.backdrop.colour(across[column].astype(np.float32), down[row].astype(np.float32))
 
 
-def _product_camera(worn: Fitted) -> Camera:
+def product_camera(worn: Fitted) -> Camera:
     """Centres the garment and lets it fill nine tenths of the picture's width or height."""
     step = 0.03
     grid = Grid(np.arange(-1.3, 1.3, step, np.float32), np.arange(-0.4, 3.0, step, np.float32))

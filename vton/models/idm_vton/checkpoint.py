@@ -12,14 +12,11 @@ folder, which the run's settings name.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from vton.config import ExperimentConfig
@@ -37,14 +34,14 @@ from vton.models.hub_settings import (
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.resampler import IP_ADAPTER_HEAD, resampler_shape
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
-from vton.models.unet import published_arguments, unet_arguments
+from vton.models.unet import published_arguments, unet_arguments, write_unet
 from vton.weights.pretrained import (
-    PUBLISHED_METADATA,
     below,
     hub_folder,
     load_state,
     read_json,
     read_weights_folder,
+    write_json,
 )
 from vton.weights.published import PublishedWeights, settings_of
 
@@ -221,20 +218,6 @@ def write_garment_net(
         copy_pretrained(settings, settings.subfolder, "model.garment_unet", folder)
 
 
-def write_unet(
-    folder: Path, state: dict[str, Tensor], arguments: dict, more: dict | None = None
-) -> None:
-    """A UNet's weights and configuration; more: further entries of the configuration."""
-    folder.mkdir(parents=True)
-    with torch.device("meta"):
-        complete = UNet2DConditionModel(**arguments).config
-    config = {"_class_name": "UNet2DConditionModel"}
-    config |= {name: value for name, value in complete.items() if not name.startswith("_")}
-    write_json(folder / "config.json", config | (more or {}))
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(contiguous, folder / "diffusion_pytorch_model.safetensors", PUBLISHED_METADATA)
-
-
 def write_clip(state: dict[str, Tensor], settings: ClipConfig, folder: Path) -> None:
     if state:
         encoder = loaded(clip_image_encoder(settings), state)
@@ -287,7 +270,3 @@ def copy_pretrained(settings, subfolder: str, key: str, target: Path) -> None:
             f"{key} is neither in the run's weights nor anywhere else ({key}.pretrained is empty)."
         )
     shutil.copytree(hub_folder(settings.pretrained, subfolder, f"{key}.pretrained"), target)
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

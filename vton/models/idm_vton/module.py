@@ -109,6 +109,11 @@ class IdmVtonModule(TryOnModule):
             conditions["size_ids"] = size_ids(batch.person, square=True)
         return self.drop(conditions, u < self.config.model.condition_dropout)
 
+    def wearing(self, conditions: Conditions) -> Tensor:
+        return (
+            conditions["garment"] >= 0 if "garment" in conditions else super().wearing(conditions)
+        )
+
     def null_prompt(self) -> NullPrompt:
         """The negative prompt, and CLIP's states of an all-zero pixel tensor: a picture of its mean
         colour.

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import (
     ImagePromptProcessor,
+    Rows,
     as_slice,
     merge_heads,
     read_garment,
@@ -118,7 +119,7 @@ class GarmentSelfAttention:
             worn = as_slice(garment.garment)
             k_g = self.project(attn.to_k, attn, g)[worn]
             v_g = self.project(attn.to_v, attn, g)[worn]
-            out[rows] = joint_attention(q[rows], k[rows], v[rows], k_g, v_g)
+            out[rows] = joint_attention(q[rows], k[rows], v[rows], k_g, v_g, rows)
         if garment.bare:
             rows = as_slice(garment.bare)
             out[rows] = attention_with_zeros(q[rows], k[rows], v[rows], zeros=g.shape[1])
@@ -140,9 +141,15 @@ class TextCrossAttention(AttnProcessor2_0):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
-def joint_attention(q: Tensor, k: Tensor, v: Tensor, k_g: Tensor, v_g: Tensor) -> Tensor:
-    """One softmax over person and garment tokens; all (B, heads, tokens, d)."""
-    return read_garment(q, torch.cat([k, k_g], 2), torch.cat([v, v_g], 2), tokens=k_g.shape[2])
+def joint_attention(
+    q: Tensor, k: Tensor, v: Tensor, k_g: Tensor, v_g: Tensor, rows: Rows | None = None
+) -> Tensor:
+    """One softmax over person and garment tokens; all (B, heads, tokens, d).
+
+    rows: which rows of the whole batch these are; None: all
+    """
+    k, v = torch.cat([k, k_g], 2), torch.cat([v, v_g], 2)
+    return read_garment(q, k, v, tokens=k_g.shape[2], rows=rows)
 
 
 def attention_with_zeros(q: Tensor, k: Tensor, v: Tensor, zeros: int) -> Tensor:

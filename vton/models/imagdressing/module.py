@@ -178,6 +178,9 @@ class ImagDressing(TryOnModule):
             known=known,
         )
 
+    def wearing(self, conditions: Conditions) -> Tensor:
+        return conditions["garment_scale"] > 0
+
     def read_beside(self, batch: TryOnBatch, no_image: Tensor, no_text: Tensor) -> list[str]:
         """What the garment UNet reads beside each garment: rows that differ in it don't share."""
         if self.config.model.image_branch:

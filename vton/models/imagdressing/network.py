@@ -63,7 +63,7 @@ def hybrid_attention(
     if garments is None:
         return out
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
-    added = read_garment(q[garments.chosen], k_garment, v_garment)
+    added = read_garment(q[garments.chosen], k_garment, v_garment, rows=garments.chosen)
     scale = garments.scale.view(-1, 1, 1, 1)
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 
@@ -86,7 +86,8 @@ def weighted_joint_attention(
     bias = torch.cat([own_bias, garment_bias], 3)
     joined_k = torch.cat([k[rows], k_garment], 2)
     joined_v = torch.cat([v[rows], v_garment], 2)
-    out = F.scaled_dot_product_attention(q[rows], joined_k, joined_v, attn_mask=bias)
+    tokens = k_garment.shape[2]
+    out = read_garment(q[rows], joined_k, joined_v, tokens, attn_mask=bias, rows=rows)
     if len(garments.rows) == len(q):
         return out
     return F.scaled_dot_product_attention(q, k, v).index_copy(0, garments.rows, out)

@@ -151,6 +151,9 @@ class TryOnDiffusion(TryOnModule):
 
     # ---- conditions ----
 
+    def wearing(self, conditions: Conditions) -> Tensor:
+        return conditions["null"] == 0 if "null" in conditions else super().wearing(conditions)
+
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
         """The 1024 stage trains on crops of the person, drawn from (seed, position)."""
         if self.config.model.stage != "sr1024":

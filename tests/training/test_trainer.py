@@ -1,0 +1,52 @@
+"""How a global batch is shared out."""
+
+import pytest
+
+from tests.running import trained
+from vton.config import ConfigError, load
+from vton.training.trainer import with_shares_of_global_batch
+from vton.weights.pretrained import read_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch_size", "processes", "expected"),
+    [
+        (24, 6, 4, (6, 1)),
+        (24, 6, 1, (6, 4)),
+        (24, 16, 1, (12, 2)),  # at most batch_size, and equally large
+        (14, 4, 1, (2, 7)),
+        (24, 16, 8, (3, 1)),
+        (7, 4, 7, (1, 1)),
+        (0, 6, 4, (6, 1)),
+    ],
+)
+def test_batches_add_up_to_the_global_batch(wanted, batch_size, processes, expected):
+    config = load(f"train.global_batch={wanted}", f"train.batch_size={batch_size}")
+    shared = with_shares_of_global_batch(config, processes)
+    assert (shared.train.batch_size, shared.train.accumulate) == expected
+    if wanted:
+        assert shared.train.batch_size * shared.train.accumulate * processes == wanted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "message"),
+    [
+        (("train.global_batch=10",), 4, "no multiple of the 4 processes"),
+        (("train.global_batch=8", "train.accumulate=2"), 1, "leave it out"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(overrides, processes, message):
+    with pytest.raises(ConfigError, match=message):
+        with_shares_of_global_batch(load(*overrides), processes)
+
+
+def test_training_steps_by_the_global_batch(tmp_path, rendered):
+    """It goes on with other batches of the same sum, and not with another sum."""
+    settings = ("train.batch_size=2", "train.picture_every=0")
+    run = trained(
+        "gardiff", tmp_path, rendered, "run", *settings, "train.global_batch=4", "train.steps=2"
+    )
+    assert read_checkpoint(run.last)["callbacks"]["Checkpoints"]["global_batch"] == 4
+    more = ("train.batch_size=4", "train.picture_every=0", "train.steps=3")
+    trained("gardiff", tmp_path, rendered, "run", *more, "train.global_batch=4")
+    assert read_checkpoint(run.last)["global_step"] == 3

@@ -1,0 +1,91 @@
+"""`vton eval` with eval.places: how far from the true place attention reads the garment.
+
+It draws a few rendered test pairs again, watches every layer and step (vton/report/places.py), and
+writes places.json and a picture for each order.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vton.data.module import TryOnDataModule
+from vton.data.sample import Order, TryOnBatch
+from vton.data.synthetic.correspondence import Correspondence
+from vton.errors import UserError
+from vton.files import write_atomically
+from vton.models.base import TryOnModule
+from vton.progress import Progress
+from vton.report.places import PlaceErrors, Watch, places_grid
+from vton.runs.cascade import Stage
+
+METRIC = "place_error"
+
+
+@torch.no_grad()
+def measure_places(
+    module: TryOnModule, data: TryOnDataModule, stage: Stage
+) -> dict[Order, PlaceErrors]:
+    """Errors of every configured order, on eval.places pairs spread over the test list.
+
+    Empty for architectures whose layers read no garment tokens with places. Raises UserError for
+    data whose true places nobody knows.
+    """
+    config = stage.config
+    if not isinstance(module, TryOnModule) or stage.before is not None:
+        return {}
+    known = None
+    if config.data.name == "synthetic" and not config.data.pad:
+        known = Correspondence.of(Path(str(data.root)))
+    if known is None:
+        raise UserError(
+            f"eval.places={config.eval.places}: the true places are known for rendered data "
+            "without padding only (data=synthetic data.pad=false); set eval.places=0."
+        )
+    found = {}
+    for order in config.eval.orders:
+        watch = Watch(module)
+        batch = data.val_batch(order, config.eval.places)
+        size = config.eval.batch_size
+        grid = None
+        with Progress(f"Places read, {order}", len(batch), "pair") as progress:
+            for start in range(0, len(batch), size):
+                part = batch[list(range(start, min(start + size, len(batch))))].to(module.device)
+                truth = truth_of(part, known)
+                pictures = watch.draw(part, truth, config.eval.seed)
+                errors = watch.errors()
+                if grid is None and errors is not None:
+                    few = slice(0, config.eval.pictures)
+                    read = {number: places[few] for number, places in watch.read.items()}
+                    best = errors.best.layer
+                    grid = places_grid(part[few], pictures[few], truth[few], read, best)
+                progress.advance(len(part))
+        if errors is None:
+            return {}
+        Image.fromarray(grid).save(stage.run.path / f"places_{order}.png")
+        found[order] = errors
+    content = {order: errors.as_json() for order, errors in found.items()}
+    write_atomically(stage.run.path / "places.json", json.dumps(content, indent=1) + "\n")
+    return found
+
+
+def truth_of(batch: TryOnBatch, known: Correspondence) -> torch.Tensor:
+    """(B, H, W, 2): the true places of each pair."""
+    pairs = zip(batch.person_id, batch.garment_id, strict=True)
+    return torch.from_numpy(np.stack([known.places(*pair) for pair in pairs]))
+
+
+def print_places(found: dict[Order, PlaceErrors]) -> None:
+    """A line for each order."""
+    for order, errors in found.items():
+        best = errors.best
+        print(
+            f"{order}: the garment is read {errors.mean:.3f} of its picture's height from the true "
+            f"place (layer {best.layer + 1} of {len(errors.layers)}: {best.mean:.3f}; a token's "
+            f"own place {errors.own_place:.3f}, everywhere alike {errors.everywhere:.3f}), "
+            f"{errors.pairs} pairs."
+        )

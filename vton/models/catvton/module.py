@@ -1,0 +1,163 @@
+"""CatVTON (Chong et al., ICLR 2025, arXiv 2407.15886) behind the contract; DeCo-VTON by settings.
+
+Here a batch becomes the canvas that vton/models/catvton/network.py works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vton.config import ConfigError, ExperimentConfig
+from vton.data.sample import TryOnBatch
+from vton.diffusion.denoiser import Conditions, Denoiser
+from vton.diffusion.objective import Noised
+from vton.models.base import Reading, TryOnModule
+from vton.models.catvton.config import CatvtonConfig
+from vton.models.catvton.network import (
+    DIMENSIONS,
+    CatVton,
+    beside,
+    dream,
+    halves,
+    is_trained,
+    read_canvas,
+)
+from vton.models.codecs import latent_mask
+from vton.models.encoders import text_encoder
+from vton.models.unet import build_unet
+from vton.registry import register
+
+
+@register(CatvtonConfig)
+class CatvtonModule(TryOnModule):
+    """One UNet over a canvas; as published, its self-attention alone learns."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(("person", "agnostic", "agnostic_mask", "garment"))
+
+    def build(self) -> Denoiser:
+        model: CatvtonConfig = self.config.model
+        channels = self.codec.channels
+        height, width = self.config.data.size
+        unet = build_unet(
+            model.unet, 2 * channels + 1, channels, key="model.unet", aspect=height / width
+        )
+        if model.unet.positions:
+            self.check_seam()
+        read_canvas(unet, model.axis, self.reads_text, model.garment_positions)
+        only = partial(is_trained, part=model.trained, text=self.reads_text)
+        # A UNet that learns whole is saved whole, with the layers that are skipped.
+        self.add("unet", unet, only=None if model.trained == "unet" else only)
+        if self.reads_text:
+            self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
+        return CatVton(
+            unet,
+            model.axis,
+            garment_free=model.unconditional == "garment_free",
+            anchored=model.garment_latents == "anchored",
+        )
+
+    def check_seam(self) -> None:
+        """Raise ConfigError where a level's tokens lie across the seam, as these have no place."""
+        model: CatvtonConfig = self.config.model
+        side = self.latent_shape()[DIMENSIONS[model.axis] - 1]
+        for level in range(len(model.unet.widths)):
+            if side % 2:
+                raise ConfigError(
+                    f"data.size={list(self.config.data.size)}: level {level} of the UNet has "
+                    f"{side} lines of tokens along the canvas's {model.axis}, which no seam "
+                    f"halves, and model.unet.positions={model.unet.positions:g} needs halves. "
+                    "Use another size."
+                )
+            side = (side + 1) // 2
+
+    @property
+    def reads_text(self) -> bool:
+        return self.config.model.cross_attention == "text"
+
+    def trained_parameters(self) -> list[dict]:
+        model: CatvtonConfig = self.config.model
+        parameters = []
+        for name, parameter in self.unet.named_parameters():
+            if is_trained(name, model.trained, self.reads_text):
+                parameters.append(parameter)
+        if self.reads_text and model.text.trained:
+            parameters += self.text.read_parameters()
+        return [{"params": parameters}]
+
+    # ---- the canvas ----
+
+    def latents_of(self, batch: TryOnBatch) -> Tensor:
+        """The person, unmasked, and the garment."""
+        axis = self.config.model.axis
+        return beside(self.reading("person", batch), self.reading("garment", batch), axis)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        channels, height, width = super().latent_shape()
+        if self.config.model.axis == "height":
+            return channels, 2 * height, width
+        return channels, height, 2 * width
+
+    def picture(self, z: Tensor, batch: TryOnBatch) -> Tensor:
+        person, _ = halves(z, self.config.model.axis)
+        return super().picture(person, batch)
+
+    def condition(self, batch: TryOnBatch) -> Conditions:
+        masked = self.reading("agnostic", batch)
+        return self.denoiser.condition(
+            mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
+            masked=masked,
+            garment=self.reading("garment", batch),
+            text=self.reading("text", batch) if self.reads_text else None,
+        )
+
+    def wearing(self, conditions: Conditions) -> Tensor:
+        """Dropped samples don't, though their z_t shows the garment where t is small."""
+        _, garment = halves(conditions["masked"], self.config.model.axis)
+        return garment.flatten(1).any(1)
+
+    # ---- training ----
+
+    def adjusted(self, noised: Noised, conditions: Conditions) -> Noised:
+        model: CatvtonConfig = self.config.model
+        if model.dream is None:
+            return noised
+        with torch.no_grad():
+            prediction = self.denoiser.denoise(noised.z_t, noised.t, conditions, {})
+        where = None
+        if model.loss_on == "person":
+            person, garment = halves(noised.z_t[:, :1], model.axis)
+            where = beside(torch.ones_like(person), torch.zeros_like(garment), model.axis)
+        return dream(noised, prediction, self.objective, model.dream, where)
+
+    def losses(self, prediction: Tensor, noised: Noised, batch: TryOnBatch) -> Tensor:
+        model: CatvtonConfig = self.config.model
+        if model.loss_on == "canvas":
+            return super().losses(prediction, noised, batch)
+        person, _ = halves(prediction, model.axis)
+        target, _ = halves(noised.target, model.axis)
+        return super().losses(person, noised._replace(target=target), batch)
+
+    # ---- what the encoders say ----
+
+    def readings(self) -> dict[str, Reading]:
+        readings = super().readings()
+        readings["agnostic"] = self.latents("agnostic")
+        readings["garment"] = self.latents("garment")
+        if self.reads_text:
+            settings = (self.config.model.text.penultimate,)
+            readings["text"] = Reading(("text",), ("person_caption",), self.read_captions, settings)
+        return readings
+
+    def read_captions(self, batch: TryOnBatch) -> Tensor:
+        """Tokens (B, L, C) of the persons' captions; equal ones are read once."""
+        captions: Sequence[str] = batch.person_caption
+        known = list(dict.fromkeys(captions))
+        with self.gradients_if(self.config.model.text.trained):
+            tokens, _ = self.part("text")(known)
+        return tokens[[known.index(caption) for caption in captions]]

@@ -1,0 +1,196 @@
+"""The flow loss of Leffa (Zhou et al., CVPR 2025, arXiv 2412.08486, Section 3.3) for any attention.
+
+Attention from person to garment says, for each place of the person, where in the garment picture it
+reads. The expected place is a flow field. It warps the garment picture, and the warped garment has
+to look like the person who wears it:
+
+    A_i  = softmax(q_i k_i^T / (tau sqrt d))     head i, over the garment's tokens alone     Eq. 2
+    F    = mean_i A_i C                          C: places of the garment's tokens           Eq. 3
+    L    = [t < bound] sum_layers |m I_garment(F) - m I_person|^2                            Eq. 4
+
+Maps of N x M tokens are not built: A_i C is ordinary attention with places as values.
+
+The settings (FlowLossConfig) hold the paper's form by default; over_layers=mean and
+difference=smooth_l1 are the form of the code that its authors showed for four days.
+"""
+# Shapes: B batch, R rows of it that read a garment, N heads, Q person tokens, M garment tokens,
+# d head width, H W picture, h w grid of tokens
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vton.config import FlowLossConfig
+from vton.models.attention import GarmentRead, token_grid
+from vton.models.codecs import full_precision
+
+# The garment's grid of so many tokens, as TryOnModule.garment_places says.
+GridOf = Callable[[int], tuple[int, int] | None]
+
+
+class FlowLayer(NamedTuple):
+    """A layer whose queries and garment keys have places."""
+
+    read: GarmentRead
+    person: tuple[int, int]  # height and width of the queries' grid
+    garment: tuple[int, int]  # of the keys', the last of them where there are further ones
+
+
+def flow_layers(
+    reads: Iterable[GarmentRead],
+    size: tuple[int, int],
+    garment_grid: GridOf,
+    smallest: float = 0.0,
+) -> list[FlowLayer]:
+    """The layers with places whose height is at least `smallest` of the picture's."""
+    layers = []
+    for read in reads:
+        person = token_grid(read.q.shape[-2], size)
+        garment = garment_grid(read.k.shape[-2])
+        if person and garment and person[0] / size[0] >= smallest:
+            layers.append(FlowLayer(read, person, garment))
+    return layers
+
+
+# ---- from attention to places ----
+
+
+def corner_places(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """(h w, 2): x and y of each token, row by row; those of the corners are -1 and 1.
+
+    A grid of one row or column has -1 there, as torch.linspace gives it.
+    """
+    y = torch.linspace(-1, 1, grid[0], device=device)
+    x = torch.linspace(-1, 1, grid[1], device=device)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y], -1).flatten(0, 1)
+
+
+def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) -> Tensor:
+    """(R, N, Q, 2): the mean of `places` (M, 2) under each head's attention. In float32.
+
+    q: (R, N, Q, d); k: (R, N, M, d).
+    """
+    width = q.shape[-1]
+    with full_precision(q):
+        # Values as wide as the keys: attention kernels without the map want that.
+        values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=torch.float32)
+        values[..., :2] = places
+        scale = 1 / (temperature * width**0.5)
+        out = F.scaled_dot_product_attention(q.float(), k.float(), values, scale=scale)
+    return out[..., :2]
+
+
+def flow_field(layer: FlowLayer, temperature: float, rows: Tensor | None = None) -> Tensor:
+    """(R, N, 2, h, w): where in the garment picture every head of each person token reads.
+
+    rows: of the layer's R rows, those that are asked for.
+    """
+    q, k = layer.read.q, layer.read.k
+    height, width = layer.garment
+    k = k[..., -height * width :, :]  # a class token comes first
+    if rows is not None:
+        q, k = q[rows], k[rows]
+    places = expected_places(q, k, corner_places(layer.garment, q.device), temperature)
+    return places.unflatten(2, layer.person).permute(0, 1, 4, 2, 3)
+
+
+# ---- from places to the loss ----
+
+
+def warp_by_flow(garment: Tensor, field: Tensor, settings: FlowLossConfig) -> Tensor:
+    """The garment picture (R, 3, H, W) at the places of a field (R, 2, h, w): (R, 3, H', W').
+
+    H', W' are the picture's size, to which the field is enlarged, or without that the field's.
+    Black where a place lies outside.
+    """
+    corners = settings.align_corners
+    if settings.upsampled:
+        field = F.interpolate(
+            field, garment.shape[-2:], mode="bilinear", align_corners=corners
+        ).clamp(-1, 1)
+    else:
+        garment = shrunk(garment, field.shape[-2:])
+    grid = field.permute(0, 2, 3, 1)
+    return F.grid_sample(garment, grid, "bilinear", "zeros", align_corners=corners)
+
+
+def shrunk(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture at a layer's size, bilinear without a low-pass."""
+    return F.interpolate(picture, size, mode="bilinear", align_corners=False)
+
+
+def layer_losses(
+    field: Tensor, garment: Tensor, person: Tensor, mask: Tensor, settings: FlowLossConfig
+) -> Tensor:
+    """(R,): what one layer's warped garment differs from the person inside the mask.
+
+    field: (R, N, 2, h, w); pictures (R, 3, H, W) in [-1, 1]; mask (R, 1, H, W), 1 = garment on the
+    person. The mean is over all values of the picture, those outside the mask counted as 0.
+    """
+    if settings.heads == "mean":
+        field = field.mean(1, keepdim=True)
+    heads = field.shape[1]
+    if not settings.upsampled:
+        person = shrunk(person, field.shape[-2:])
+        mask = F.interpolate(mask, field.shape[-2:], mode="nearest")
+    repeated = garment.repeat_interleave(heads, 0)
+    warped = warp_by_flow(repeated, field.flatten(0, 1), settings).unflatten(0, (-1, heads))
+    mask = mask[:, None]
+    worn = (person[:, None] * mask).expand_as(warped)
+    if settings.difference == "smooth_l1":
+        difference = F.smooth_l1_loss(warped * mask, worn, reduction="none")
+    else:
+        difference = (warped * mask - worn) ** 2
+    return difference.flatten(1).mean(1)
+
+
+def flow_losses(
+    layers: Iterable[FlowLayer],
+    acts: Tensor,
+    garment: Tensor,
+    person: Tensor,
+    mask: Tensor,
+    settings: FlowLossConfig,
+) -> Tensor:
+    """(L, B): the loss of every layer and sample, before the weight; 0 where it does not act.
+
+    acts (B,) bool: samples that take part, if they read a garment in that layer. Pictures
+    (B, 3, H, W) in [-1, 1], mask (B, 1, H, W).
+    """
+    wanted = acts.nonzero().flatten()
+    garment, person, mask = garment.float(), person.float(), mask.float()
+    losses = []
+    for layer in layers:
+        inside, rows = taking_part(layer.read.rows, wanted, len(acts))
+        of_layer = person.new_zeros(len(acts), dtype=torch.float32)
+        if len(rows):
+            field = flow_field(layer, settings.temperature, inside)
+            with full_precision(field):
+                each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
+            of_layer = of_layer.index_add(0, rows, each)
+        losses.append(of_layer)
+    return torch.stack(losses)
+
+
+def taking_part(rows, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Places among a layer's own rows, and in the batch of `count`, of what is `wanted` in it.
+
+    rows: which rows of the batch the layer has; None: all.
+    """
+    own = torch.arange(count, device=wanted.device)
+    if rows is not None:
+        own = own[rows]
+    inside = torch.isin(own, wanted).nonzero().flatten()
+    return inside, own[inside]
+
+
+def over_layers(losses: Tensor, settings: FlowLossConfig) -> Tensor:
+    """Scalar of (L, B): sum or mean of layers, mean over the batch. Not yet weighted."""
+    total = losses.sum(0) if settings.over_layers == "sum" else losses.mean(0)
+    return total.mean()
