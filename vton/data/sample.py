@@ -70,8 +70,9 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    warped_garment: Tensor  # (3, H, W) in [-1, 1]; the garment bent onto the person, else white
-    warped_mask: Tensor  # (1, H, W) 0 or 1; where the warped garment lies, inside agnostic_mask
+    # (3, H, W) in [-1, 1]; the garment bent onto the person, else white; None where no model reads it
+    warped_garment: Tensor | None
+    warped_mask: Tensor | None  # (1, H, W) 0 or 1; where it lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
     keypoints: Tensor  # (J, 3) float: x and y in [0, 1] of width and height, and validity 0 or 1
     parse: Tensor  # (H, W) int64; labels of vton.data.labels, the same for every data set
@@ -119,7 +120,7 @@ class TryOnSample:
             self._reject("agnostic_mask", "is empty: nothing to paint")
         if (self.agnostic * self.agnostic_mask).abs().max() > 0:
             self._reject("agnostic", "is not 0 inside agnostic_mask (inverted mask?)")
-        if (self.warped_mask > self.agnostic_mask).any():
+        if self.warped_mask is not None and (self.warped_mask > self.agnostic_mask).any():
             self._reject("warped_mask", "leaves agnostic_mask")
         if self.order == "paired" and self.truth is None:
             self._reject("truth", "is absent in paired order")
@@ -150,7 +151,7 @@ class TryOnSample:
 
 PICTURES = ("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth")
 MASKS = ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")
-OPTIONAL = ("densepose", "truth", "truth_garment_mask")
+OPTIONAL = ("warped_garment", "warped_mask", "densepose", "truth", "truth_garment_mask")
 
 
 @dataclass
