@@ -70,7 +70,7 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    # (3, H, W) in [-1, 1]; the garment bent onto the person, else white; None where no model reads it
+    # (3, H, W) in [-1, 1]; the garment bent onto the person, else white; None if no model reads it
     warped_garment: Tensor | None
     warped_mask: Tensor | None  # (1, H, W) 0 or 1; where it lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
