@@ -117,6 +117,14 @@ def add_json(command: argparse.ArgumentParser, text: str = "print the rows as JS
     command.add_argument("--json", action="store_true", help=text)
 
 
+def add_intervals(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--intervals",
+        action="store_true",
+        help="behind each value its 95 %% interval over resampled pairs",
+    )
+
+
 def add_train(commands) -> None:
     text = "train, or resume the run that the same command started"
     train = add_command(commands, "train", "train:run", text)
@@ -142,6 +150,7 @@ def add_eval(commands) -> None:
         help="weights at the end of training (default), or those of a checkpoint; averaged if "
         "training keeps an average",
     )
+    add_intervals(evaluate)
     add_json(evaluate)
 
 
@@ -181,6 +190,11 @@ def add_metrics(commands) -> None:
         "--mask", metavar="DIR", help="where the targets show the garment: rows for that region"
     )
     metrics.add_argument(
+        "--pred-mask",
+        metavar="DIR",
+        help="where the predictions show the garment, for m_dino and m_clip_i",
+    )
+    metrics.add_argument(
         "--repaint-mask",
         metavar="DIR",
         help="where the method painted; elsewhere the target is pasted",
@@ -192,10 +206,18 @@ def add_metrics(commands) -> None:
         help="only these targets, the first word of each line: a pair list",
     )
     metrics.add_argument(
-        "--garment", metavar="DIR", help="in-shop pictures, for cami_u and mp_lpips"
+        "--garment",
+        metavar="DIR",
+        help="in-shop pictures, for cami_u, mp_lpips, m_dino, m_clip_i and vton_iqa",
     )
     metrics.add_argument("--garment-mask", metavar="DIR", help="their silhouettes, for mp_lpips")
     metrics.add_argument("--prompts", metavar="FILE", help="JSON, name to prompt, for image_reward")
+    metrics.add_argument(
+        "--against",
+        metavar="DIR",
+        help="another method's predictions of the same targets: also their scores, and the "
+        "difference of each metric with its interval",
+    )
     metrics.add_argument(
         "--mask-rule", default="not stated", help="how the predictions' agnostic masks were made"
     )
@@ -212,6 +234,7 @@ def add_metrics(commands) -> None:
     metrics.add_argument(
         "--out", metavar="FILE", help="also write the rows to this file, in the results.json format"
     )
+    add_intervals(metrics)
     add_json(metrics)
 
 
@@ -244,6 +267,7 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print runs, costs and commands, and stop"
     )
+    add_intervals(command)
     add_json(command, "print the rows as JSON; progress goes to stderr")
 
 
@@ -253,6 +277,7 @@ def add_table(commands) -> None:
     table.add_argument(
         "folder", nargs="?", help="of a comparison, or of several; default: compare.results"
     )
+    add_intervals(table)
     add_json(table)
 
 

@@ -13,17 +13,28 @@ import torch.distributed as distributed
 from PIL import Image
 
 from tests.metrics.dressed import TinyExtractor
+from tests.metrics.tiny_vision import (
+    clip_config,
+    dinov2_config,
+    write_networks,
+    write_vton_iqa,
+)
 from vton import cli
 from vton.commands.metrics import read, score_folders
 from vton.config import EvalConfig
-from vton.metrics import inception
+from vton.metrics import inception, vision
 from vton.metrics.matching import Folders
+from vton.metrics.modules import FrechetDinoDistance, GarmentSimilarity, TryOnQuality
 from vton.metrics.pixelwise import ssim
 from vton.metrics.protocol import protocol
 from vton.metrics.results import digest_of_ids
 
 COUNT = 7
 CHEAP = ("--metrics", "ssim,psnr")
+EVERYWHERE = ["ssim", "psnr", "lpips_random", "fid_random", "kid_random"]
+EVERYWHERE += ["fd_dinov2_random", "cmmd_random"]
+OF_GARMENTS = ["m_dino_true_mask_random", "m_clip_i_true_mask_random"]
+OF_GARMENTS += ["ssim_edge", "psnr_texture", "lpips_texture_random"]
 
 
 def write(
@@ -95,18 +106,27 @@ def scored(rank: int, world: int, root: Path) -> None:
     """One of several processes, for each batch size; the first writes the rows."""
     torch.set_num_threads(1)
     inception.Inception = TinyExtractor
+    vision.KINDS = {
+        "dinov2": vision.KINDS["dinov2"]._replace(random=dinov2_config, random_side=98),
+        "clip": vision.KINDS["clip"]._replace(random=clip_config, random_side=84),
+    }
     if world > 1:
         distributed.init_process_group(
             "gloo", init_method=f"file://{root}/meet{world}", rank=rank, world_size=world
         )
-    asked = Folders(root / "mine", root / "truth", mask=root / "mask")
+    truth = root / "truth"
+    asked = Folders(root / "mine", truth, mask=root / "mask", garment=truth)
+    metrics = ("ssim", "psnr", "lpips", "fid", "kid", "fd_dinov2", "cmmd")
+    of_garments = ("m_dino", "m_clip_i", "ssim_edge", "psnr_texture", "lpips_texture")
     for batch_size in (1, 8):
-        config = EvalConfig(metrics=("ssim", "psnr", "lpips", "fid", "kid"), batch_size=batch_size)
+        config = EvalConfig(metrics=metrics + of_garments, batch_size=batch_size)
         rows = score_folders(asked, "paired", config, "cpu", model="m", data="d", mask_rule="")
         if rank == 0:
-            found = [
-                [row.region, row.n, row.provenance["pairs_sha256"], row.metrics] for row in rows
-            ]
+            found = []
+            for row in rows:
+                facts = row.provenance
+                numbers = [row.metrics, facts["intervals"], facts["deviations"]]
+                found.append([row.region, row.n, facts["pairs_sha256"], numbers])
             (root / f"rows{world}-{batch_size}.json").write_text(json.dumps(found))
     if world > 1:
         distributed.destroy_process_group()
@@ -140,6 +160,37 @@ def test_processes_and_batch_sizes_cannot_be_seen_in_any_number(tmp_path):
         (region, 21, digest_of_ids(ids(21))) for region in ("image", "garment")
     ]
     assert len(others) == 5 and all(rows == first for rows in others)
+    image, garment = (numbers[0] for *_, numbers in first)
+    assert set(image) == set(EVERYWHERE) and set(garment) == set(EVERYWHERE + OF_GARMENTS)
+
+
+def test_every_row_has_intervals_and_another_method_is_compared_pair_by_pair(
+    capsys, pair, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    pred, target = pair
+    other = write(tmp_path / "theirs", ids(), noise=21)
+    asked = ("--metrics", "ssim,psnr,fid,kid")
+    mine, theirs = run(capsys, pred, target, *asked, "--against", other)
+    for row in (mine, theirs):
+        assert set(row["provenance"]["intervals"]) == set(row["metrics"])
+        for metric, (low, high) in row["provenance"]["intervals"].items():
+            assert low < row["metrics"][metric] < high
+    against = mine["provenance"]["against"]
+    assert against["model"] == "theirs" and set(against["differences"]) == set(mine["metrics"])
+    for metric, found in against["differences"].items():
+        expected = mine["metrics"][metric] - theirs["metrics"][metric]
+        assert found["difference"] == pytest.approx(expected) and found["paired"]
+        low, high = found["interval"]
+        assert found["within_noise"] == (low <= 0 <= high)
+    # 20 and 21 grey levels of noise are told apart on seven pairs, as both have the same grain.
+    assert not against["differences"]["psnr"]["within_noise"]
+    folders = ("--pred", pred, "--target", target, "--against", other)
+    with pytest.raises(SystemExit):
+        cli.main(["metrics", *map(str, folders), *asked, "--intervals"])
+    printed = capsys.readouterr().out
+    assert "mine minus theirs" in printed and "better" in printed and "[" in printed
+    assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
 
 
 def test_files_match_by_name_whatever_the_suffix_and_order(capsys, tmp_path):
@@ -155,6 +206,93 @@ def test_files_match_by_name_whatever_the_suffix_and_order(capsys, tmp_path):
     assert run(capsys, plain, target, *CHEAP, "--list", tmp_path / "list.txt")[0]["n"] == 2
 
 
+def test_two_naming_schemes_of_the_same_pictures_have_the_same_rows(capsys, tmp_path, monkeypatch):
+    """As VTON-IQA publishes its 14 sets, and as this project names files: pairs agree."""
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    target = write(tmp_path / "truth", ids(5), suffix=".jpg")
+    others = ids(5)[1:] + ids(5)[:1]  # every person in the next one's garment
+    theirs = [f"{person}_{garment}" for person, garment in zip(ids(5), others, strict=True)]
+    ours = [name.replace("_00_", "_00__") for name in theirs]
+    first = write(tmp_path / "theirs", theirs, seed=1, suffix=".jpg")
+    second = tmp_path / "ours"
+    second.mkdir()
+    for their, our in zip(theirs, ours, strict=True):
+        (second / f"{our}.jpg").write_bytes((first / f"{their}.jpg").read_bytes())
+    asked = ("--order", "unpaired", "--metrics", "fid,kid", "--against", second)
+    mine, other = run(capsys, first, target, *asked)
+    assert mine["metrics"] == other["metrics"] and mine["n"] == 5
+    digest = digest_of_ids(ours)
+    assert mine["provenance"]["pairs_sha256"] == other["provenance"]["pairs_sha256"] == digest
+    found = mine["provenance"]["against"]["differences"]["fid_random"]
+    assert found["paired"] and found["within_noise"] and found["difference"] == 0
+
+    # Scored as if these were the garments that people wear, every number would be wrong.
+    message = refusal(capsys, "--pred", first, "--target", target, *CHEAP)
+    assert f"{theirs[0]}.jpg: its name says garment {others[0]}" in message
+    assert "score such predictions with --order unpaired" in message
+    worn = write(tmp_path / "worn", [f"{name}_{name}" for name in ids(5)], noise=20)
+    plain = write(tmp_path / "plain", ids(5), noise=20)
+    (row,) = run(capsys, worn, target, *CHEAP)
+    (same,) = run(capsys, plain, target, *CHEAP)
+    assert row["metrics"] == same["metrics"]
+    assert row["provenance"]["pairs_sha256"] == same["provenance"]["pairs_sha256"]
+
+
+def test_the_root_of_a_data_set_stands_for_its_test_split(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    root = tmp_path / "DressCode"
+    persons = {"upper_body": ["000003", "000004", "000005"], "dresses": ["000006", "000007"]}
+    for seed, (category, numbers) in enumerate(persons.items()):
+        write(
+            root / category / "images", [f"{number}_0" for number in numbers], seed, suffix=".jpg"
+        )
+        # Garments and the training split lie in the same folder.
+        stray = [f"{number}_1" for number in numbers] + ["000001_0", "000001_1"]
+        write(root / category / "images", stray, seed + 10, suffix=".jpg")
+        lines = [
+            f"{person}_0.jpg\t{garment}_1.jpg\n"
+            for person, garment in zip(numbers, numbers[1:] + numbers[:1], strict=True)
+        ]
+        (root / category / "test_pairs_unpaired.txt").write_text("".join(lines))
+    by_pair = [
+        f"{person}_0_{garment}_1"
+        for numbers in persons.values()
+        for person, garment in zip(numbers, numbers[1:] + numbers[:1], strict=True)
+    ]
+    flat = write(tmp_path / "flat", by_pair, 5)
+    asked = ("--order", "unpaired", "--metrics", "fid,kid")
+    rows = run(capsys, flat, root, *asked)
+    found = [(row["category"], row["n"]) for row in rows]
+    assert found == [("all", 5), ("dresses", 2), ("upper_body", 3)]
+    assert rows[0]["provenance"]["targets"]["n"] == 5
+
+    by_person = tmp_path / "by_person"  # named by person alone: the list says the garment
+    for name in by_pair:
+        category = "upper_body" if name[:8] < "000006_0" else "dresses"
+        path = by_person / category / f"{name[:8]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((flat / f"{name}.png").read_bytes())
+    again = run(capsys, by_person, root, *asked)
+    for row, other in zip(rows, again, strict=True):
+        assert row["metrics"] == other["metrics"]
+        assert row["provenance"]["pairs_sha256"] == other["provenance"]["pairs_sha256"]
+
+    upper = ("--list", root / "upper_body" / "test_pairs_unpaired.txt")
+    (row,) = run(capsys, flat, root, *asked, *upper)
+    assert row["n"] == 3 and row["metrics"] == rows[2]["metrics"]
+
+    for category in persons:
+        (root / category / "test_pairs_unpaired.txt").unlink()
+    message = refusal(capsys, "--pred", flat, "--target", root, *asked)
+    assert "without its test_pairs_unpaired.txt; name the targets with --list" in message
+
+    test = tmp_path / "zalando" / "test"
+    write(test / "image", ids(3), suffix=".jpg"), write(test / "cloth", ids(3), 1, suffix=".jpg")
+    worn = write(tmp_path / "worn", [f"{name}_{name}" for name in ids(3)], noise=20)
+    (row,) = run(capsys, worn, test.parent, *CHEAP)
+    assert row["n"] == 3
+
+
 def test_targets_of_another_size_are_resized_as_the_protocol_says(capsys, tmp_path):
     pred, target = (
         write(tmp_path / "mine", ids(3), noise=5),
@@ -168,10 +306,9 @@ def test_targets_of_another_size_are_resized_as_the_protocol_says(capsys, tmp_pa
     }
     assert len(set(values.values())) == 3
     (row,) = run(capsys, pred, target, *CHEAP)
-    assert row["provenance"]["size"] == [64, 48] and row["provenance"]["targets"] == {
-        "n": 3,
-        "size": [128, 96],
-    }
+    targets = row["provenance"]["targets"]
+    assert row["provenance"]["size"] == [64, 48]
+    assert (targets["n"], targets["size"]) == (3, [128, 96])
 
 
 def test_unpaired_pictures_are_compared_as_sets(capsys, tmp_path, monkeypatch):
@@ -217,12 +354,19 @@ def test_folders_of_categories_give_rows_per_category(capsys, tmp_path):
 
 def test_repainting_pastes_the_target_and_is_named_where_it_is_missing(capsys, pair, tmp_path):
     pred, target = pair
-    masks = tmp_path / "painted"
+    masks, pasted = tmp_path / "painted", tmp_path / "pasted"
     masks.mkdir()
+    pasted.mkdir()
+    levels = np.zeros((64, 48), np.uint8)
+    levels[20:40, 10:30] = 255
     for name in ids():
-        Image.new("L", (48, 64), 0).save(masks / f"{name}_mask.png")
+        Image.fromarray(levels).save(masks / f"{name}_mask.png")
+        there = Image.open(target / f"{name}.png")
+        there.paste(Image.open(pred / f"{name}.png"), mask=Image.fromarray(levels))
+        there.save(pasted / f"{name}.png")
     (row,) = run(capsys, pred, target, *CHEAP, "--repaint-mask", masks)
-    assert row["metrics"] == {"ssim": pytest.approx(1), "psnr": 100}
+    (expected,) = run(capsys, pasted, target, *CHEAP)
+    assert row["metrics"] == expected["metrics"]
     assert row["provenance"]["metrics"]["changes"] == ["repaint=True"]
     (row,) = run(capsys, pred, target, *CHEAP, "--protocol", "catvton_compat", "--size", "64x48")
     assert row["provenance"]["metrics"]["changes"] == ["size=(64, 48)", "repaint=False"]
@@ -261,6 +405,63 @@ def test_every_bad_picture_is_named_with_its_path(capsys, pair):
 def test_wrong_requests_are_one_line(capsys, pair, options, expected):
     message = refusal(capsys, "--pred", pair[0], "--target", pair[1], *options)
     assert expected in message and len(message.splitlines()) == 1
+
+
+def test_unpaired_garments_are_scored_where_masks_say_they_are(capsys, tmp_path, monkeypatch):
+    """No truth is needed, and the name of the metric needs no excuse."""
+    weights = write_networks(tmp_path / "weights")
+    write_vton_iqa(weights)
+    target = write(tmp_path / "truth", ids(5), size=(128, 96), suffix=".jpg")
+    garments = ids(5)[1:] + ids(5)[:1]
+    names = [f"{person}_{garment}" for person, garment in zip(ids(5), garments, strict=True)]
+    pred = write(tmp_path / "mine", names, 1, size=(128, 96))
+    shop = write(tmp_path / "cloth", ids(5), 2, size=(128, 96), suffix=".jpg")
+    mask = np.zeros((128, 96), dtype=np.uint8)
+    mask[40:90, 10:90] = 255
+    (tmp_path / "masks").mkdir()
+    for name in names:
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    folders = ("--garment", shop, "--pred-mask", tmp_path / "masks", "--weights", weights)
+    asked = ("--order", "unpaired", "--metrics", "fd_dinov2,cmmd,m_dino,m_clip_i,vton_iqa")
+    garment, image = run(capsys, pred, target, *asked, *folders)
+    assert set(image["metrics"]) == {"fd_dinov2", "cmmd", "vton_iqa"} and image["n"] == 5
+    assert set(garment["metrics"]) == {"m_dino", "m_clip_i"} and garment["n"] == 5
+    for row in (image, garment):
+        assert set(row["provenance"]["intervals"]) == set(row["metrics"])
+
+    def stack(folder, names, suffix):
+        return torch.stack([read(folder / f"{name}{suffix}") for name in names])
+
+    pictures, worn = stack(pred, names, ".png"), torch.from_numpy(mask)[None, None] > 0
+    of_shop, persons = stack(shop, garments, ".jpg"), stack(target, ids(5), ".jpg")
+    similarity = GarmentSimilarity("clip_i", weights=str(weights))
+    similarity.update(pictures, worn.expand(5, -1, -1, -1), of_shop, names)
+    assert garment["metrics"]["m_clip_i"] == pytest.approx(similarity.compute().item(), abs=1e-9)
+    quality = TryOnQuality(weights=str(weights))
+    quality.update(pictures, persons, of_shop, names)
+    assert image["metrics"]["vton_iqa"] == pytest.approx(quality.compute().item(), abs=1e-9)
+    distance = FrechetDinoDistance(weights=str(weights))
+    distance.update(pictures, names, real=False)
+    distance.update(persons, ids(5), real=True)
+    assert image["metrics"]["fd_dinov2"] == pytest.approx(distance.compute().item(), abs=1e-6)
+
+    # By the person's name alone, their own garment would be taken for the one in the picture.
+    by_person = write(tmp_path / "by_person", ids(5), 1, size=(128, 96))
+    options = ("--target", target, "--order", "unpaired", "--garment", shop, "--weights", weights)
+    score = ("--metrics", "vton_iqa")
+    message = refusal(capsys, "--pred", by_person, *options, *score)
+    assert "its name says no garment; give --list a file" in message
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("".join(f"{a}.jpg {b}.jpg\n" for a, b in zip(ids(5), garments, strict=True)))
+    (row,) = run(capsys, by_person, target, *options[2:], *score, "--list", pairs)
+    assert row["metrics"]["vton_iqa"] == pytest.approx(image["metrics"]["vton_iqa"], abs=1e-9)
+    nameless = write(tmp_path / "nameless", ["a", "b"], 1, size=(128, 96))
+    write(shop, ["a", "b"], 3, size=(128, 96), suffix=".jpg")
+    message = refusal(capsys, "--pred", nameless, *options, *score)
+    assert "a.png: its name says no person of" in message
+
+    without = ("--pred", pred, "--target", target, *asked, "--garment", shop)
+    assert "m_dino needs --pred-mask" in refusal(capsys, *without)
 
 
 def masks_of(folder: Path, names, change=lambda mask: mask) -> Path:
@@ -341,7 +542,7 @@ def test_the_reference_is_counted_and_what_has_no_prediction_named(capsys, tmp_p
     stored = row["provenance"]["targets"]
     assert stored["n"] == 6
     assert stored["without_prediction"] == {"n": 3, "first": garments}
-    assert f"FID and KID compare with 6 pictures of {target}" in done.err
+    assert f"FID compares with 6 pictures of {target}" in done.err
     assert "3 of them have no prediction: 000001_1, 000002_1, 000003_1" in done.err
     assert "--list" in done.err
 

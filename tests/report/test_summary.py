@@ -6,8 +6,11 @@ import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 
+from vton.cli import main
 from vton.errors import UserError
+from vton.metrics import resampling
 from vton.metrics.results import Row, write_results
 from vton.report.summary import (
     comma_separated,
@@ -185,3 +188,46 @@ def test_tables_are_drawn_from_the_folder_alone(tmp_path):
         "table.csv",
         "table.tex",
     }
+
+
+def with_deviations(found, values):
+    """The row with what resampling says of a mean of these scores."""
+    deviations = resampling.deviations_of_means(values)
+    found.metrics["psnr"] = values.mean().item()
+    found.provenance["deviations"] = {"psnr": resampling.as_text(deviations)}
+    found.provenance["intervals"] = {"psnr": resampling.interval(values.mean().item(), deviations)}
+    return found
+
+
+def test_the_command_says_which_differences_are_noise(tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 200, dtype=torch.float64, generator=generator)
+    rows = [
+        with_deviations(row("gardiff"), 18 + noise[0]),
+        with_deviations(row("idm_vton"), 18.01 + noise[1]),
+        with_deviations(row("baseline/mean_colour"), 12 + noise[2]),
+    ]
+    write_results(tmp_path / "results.json", rows)
+    with pytest.raises(SystemExit) as done:
+        main(["table", str(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert not done.value.code
+    sentence = "paired, garment, psnr: within noise (95 %) are gardiff and idm_vton ("
+    assert sentence in printed and "All other differences are larger." in printed
+    text = (tmp_path / "table.md").read_text()
+    assert "## Differences and noise" in text and f"- {sentence}" in text and "[" not in text
+    with pytest.raises(SystemExit):
+        main(["table", str(tmp_path), "--intervals"])
+    low, high = rows[0].provenance["intervals"]["psnr"]
+    first = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert float(first["psnr_low"]) == pytest.approx(low, abs=1e-3)
+    assert float(first["psnr_high"]) == pytest.approx(high, abs=1e-3)
+    shown = f"[{low:.2f}, {high:.2f}]"
+    assert shown in capsys.readouterr().out and shown in (tmp_path / "table.md").read_text()
+
+
+def test_tables_of_rows_without_deviations_are_as_they_were(tmp_path):
+    write_results(tmp_path / "results.json", [row("gardiff"), row("idm_vton")])
+    write_tables(tmp_path)
+    assert "## Differences and noise" not in (tmp_path / "table.md").read_text()
+    assert "_low" not in (tmp_path / "table.csv").read_text()

@@ -57,7 +57,7 @@ def run_command(comparison: Comparison, args: Namespace) -> int:
         return 0
     failed = run_comparison(comparison)
     if (comparison.results_folder / "table.md").exists():
-        draw_table(comparison.results_folder, args.json)
+        draw_table(comparison.results_folder, args.json, args.intervals)
     if failed:
         print_progress(f"vton: failed: {'; '.join(failed)}. The same command tries again.")
     return int(bool(failed))

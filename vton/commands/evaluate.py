@@ -28,6 +28,7 @@ from vton.commands.scoring import from_files, score_stage, upsampled
 from vton.data.module import TryOnDataModule
 from vton.data.ranges import normalise
 from vton.data.sample import Order
+from vton.metrics.extractors import SET_METRICS
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, write_results
 from vton.metrics.target import Method
@@ -40,19 +41,22 @@ from vton.training.trainer import quiet_libraries
 
 
 def run_eval(args: Namespace) -> None:
-    evaluate(chosen_stage(args), checkpoint=args.checkpoint, as_json=args.json)
+    evaluate(chosen_stage(args), args.checkpoint, args.json, args.intervals)
 
 
 def run_predict(args: Namespace) -> None:
     predict(chosen_stage(args), args.order, Path(args.out))
 
 
-def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -> list[Row]:
+def evaluate(
+    stage: Stage, checkpoint: str = "weights", as_json: bool = False, intervals: bool = False
+) -> list[Row]:
     """Sample and score a trained network, after the stages whose pictures it enlarges.
 
     checkpoint: "weights", those at the end of training, or "last" or "best", the file of that name;
     all of them are averaged where training keeps an average. Everything is sampled first, in every
     configured order, then scored. Writes each run's predictions/, results and picture grids.
+    intervals: as for `print_table`.
     """
     started = time.perf_counter()
     stages = stage.in_order()
@@ -75,7 +79,7 @@ def evaluate(stage: Stage, checkpoint: str = "weights", as_json: bool = False) -
         write_results(results_file(sampled.stage), rows)
         show_results(sampled.stage.run, sampled.stage.config, rows)
         if not as_json:
-            print_report(rows, sampled.stage, seconds)
+            print_report(rows, sampled.stage, seconds, intervals)
             print_places(sampled.places)
         tables.append(rows)
     if as_json and tables:
@@ -121,7 +125,7 @@ def open_data(
         data.prepare_data()
         for order in orders:
             data.eval_dataset(order).require_files()
-        if needs_reference and {"fid", "kid"} & set(stage.config.eval.metrics):
+        if needs_reference and SET_METRICS.keys() & set(stage.config.eval.metrics):
             data.persons_dataloader().dataset.require_files()
     for place in range(1, len(stages)):
         require_same_pairs(stages[place], data_modules[place], data_modules[place - 1], orders)
@@ -154,7 +158,7 @@ def save_grids(sampled: SampledStage) -> None:
         Image.fromarray(grid).save(stage.run.grid(folder.name))
 
 
-def print_report(rows: Sequence[Row], stage: Stage, seconds: float) -> None:
+def print_report(rows: Sequence[Row], stage: Stage, seconds: float, intervals: bool) -> None:
     """Print the stage's table and where the files are."""
     run = stage.run
     if stage.config.model.upper_stage:
@@ -163,7 +167,7 @@ def print_report(rows: Sequence[Row], stage: Stage, seconds: float) -> None:
             source = f"pictures of {stage.before.run.path}"
         height, width = stage.config.data.picture_size
         print(f"{sampled_methods(stage)[0]}: enlarges {source}, to {height}x{width}.")
-    print_table(rows)
+    print_table(rows, intervals=intervals)
     print(
         f"{results_file(stage)}, {run.path}/pictures_*.png and {run.predictions}/ "
         f"written in {seconds:.0f} s."

@@ -21,9 +21,10 @@ from vton.data.record import mask, picture
 from vton.data.sample import DataError, Order
 from vton.errors import UserError
 from vton.metrics import prepare
-from vton.metrics.extractors import Extractors
+from vton.metrics.extractors import PARTS, SET_METRICS, Extractors
 from vton.metrics.garment_scores import NEEDS
-from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files, target_of
+from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
+from vton.metrics.pictures import require_none
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, provenance
 from vton.metrics.rows import compute_rows
@@ -34,17 +35,24 @@ from vton.processes import gathered, process_share
 from vton.progress import Progress
 
 NAMED = 10  # names that stand for many in provenance
+MAY_BE_EMPTY = ("mask", "pred_mask")
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
-WITHOUT_TARGET = ("fid", "kid", *NEEDS)  # metrics that unpaired pictures have
+WITHOUT_TARGET = (*SET_METRICS, *NEEDS)  # metrics that unpaired pictures have
+OF_PARTS = tuple(name for name in METRICS if name.rpartition("_")[2] in PARTS)
 # Folders that metrics take, besides the two that are compared.
 FOLDERS_OF = {
-    "garment": ("cami_u", "mp_lpips"),
+    "garment": ("cami_u", "mp_lpips", "m_dino", "m_clip_i", "vton_iqa"),
     "garment_mask": ("mp_lpips",),
-    "mask": ("cami_u", "mp_lpips"),
+    "mask": ("cami_u", "mp_lpips", *OF_PARTS),
     "prompts": ("image_reward",),
 }
 # Masks, and the pictures that they belong to.
-OWNERS = {"mask": "target", "repaint_mask": "target", "garment_mask": "garment"}
+OWNERS = {
+    "mask": "target",
+    "repaint_mask": "target",
+    "pred_mask": "pred",
+    "garment_mask": "garment",
+}
 
 
 def score_folders(
@@ -72,6 +80,7 @@ def score_folders(
         untold = {name: reason for name in asked if name not in metrics}
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
     pairs, references = match_files(folders, order)
+    _require_persons(pairs, metrics, folders)
     any_size = config.size is not None
     predicted_size = common_size([pair.files["pred"] for pair in pairs], any_size)
     target_size = common_size([pair.files["target"] for pair in references], any_size)
@@ -82,7 +91,7 @@ def score_folders(
             f"metrics need at least {LEAST_SIDE} pixels."
         )
 
-    scorer = Scorer(Extractors(config, device))
+    scorer = Scorer(Extractors(config, device, worn_masks=folders.pred_mask is not None))
     rank, world = process_share()
 
     def measure() -> tuple[Measurements, list[str]]:
@@ -138,7 +147,7 @@ def score_folders(
     )
     if untold:
         rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | untold
-    if not any(row.metrics for row in rows):
+    if not any(row.metrics for row in rows) and not scorer.extractors.garment.absent:
         raise DataError(
             f"FID and KID need two pictures on each side: {len(pairs)} in {folders.pred}, "
             f"{len(references)} in {folders.target}."
@@ -151,8 +160,7 @@ def without_prediction(
 ) -> list[str]:
     """Names of the reference pictures that no prediction belongs to."""
     names = [reference.name for reference in references]
-    known = set(names)
-    drawn = {target_of(pair.name, known) for pair in pairs}
+    drawn = {pair.person for pair in pairs}
     return [name for name in names if name not in drawn]
 
 
@@ -175,14 +183,35 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
         for metric in metrics:
             if metric in users and not getattr(folders, folder):
                 raise UserError(f"{metric} needs --{folder.replace('_', '-')}.")
+    for metric in ("m_dino", "m_clip_i"):
+        if metric in metrics and not (folders.pred_mask or folders.mask):
+            raise UserError(
+                f"{metric} needs --pred-mask, which says where the predictions show the garment; "
+                "in paired order --mask will do."
+            )
     return tuple(metrics)
+
+
+def _require_persons(
+    pairs: Sequence[MatchedFiles], metrics: Sequence[Metric], folders: Folders
+) -> None:
+    """Raise DataError naming predictions whose person is not known but looked at by a metric."""
+    if "vton_iqa" not in metrics:
+        return
+    problems = []
+    for pair in pairs:
+        if not {"target", "person"} & pair.files.keys():
+            problems.append(f"{pair.files['pred']}: its name says no person of {folders.target}")
+    require_none(problems, f"the predictions in {folders.pred}, which vton_iqa scores")
 
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:
     """The files of a pair as what its prediction, of height and width `size`, is compared with."""
     pictures = {}
     for part, path in pair.files.items():
-        if part != "pred" and part not in OWNERS:
+        # Of a prediction only the shape is wanted here, which its mask must have.
+        looked_at = "pred_mask" in pair.files if part == "pred" else part not in OWNERS
+        if looked_at:
             pictures[part] = read(path)
     masks = {}
     for part, owner in OWNERS.items():
@@ -194,14 +223,15 @@ def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Targ
     target = pictures.get("target")
     return Target(
         pair_id=pair.name,
-        person_id=pair.name,
+        person_id=pair.person,
         category=pair.category,
         order=order,
         size=size,
-        person=target,
+        person=pictures.get("person", target),
         truth=target,
         garment_mask=masks.get("mask"),
         repaint_mask=masks.get("repaint_mask"),
+        worn_mask=masks.get("pred_mask"),
         garment=pictures.get("garment"),
         silhouette=masks.get("garment_mask"),
         prompt=pair.prompt,
@@ -220,13 +250,15 @@ def read(path: Path) -> Tensor:
 def read_mask(path: Path, part: str) -> Tensor:
     """A mask, bool (1, h, w), by the reader of data sets. Raises DataError naming the file.
 
-    One that shows where the garment lies may be empty: not every target shows it.
+    One that shows where the garment lies may be empty: not every picture shows it.
     """
     what = f"--{part.replace('_', '-')} picture"
     origin = Origin("metrics", "", path.stem)
     silhouette = part == "garment_mask"
     try:
-        found = images.read_mask(path, what, origin, None, silhouette, may_be_empty=part == "mask")
+        found = images.read_mask(
+            path, what, origin, None, silhouette, may_be_empty=part in MAY_BE_EMPTY
+        )
     except images.FileError as error:
         raise DataError(error.problem) from None
     return mask(found)

@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,43 +15,65 @@ import torch
 from vton.commands.metrics import score_folders
 from vton.config import ConfigError, EvalConfig, as_override, load, nearest
 from vton.errors import UserError, one_line
+from vton.metrics.extractors import SET_METRICS
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, write_results
 from vton.processes import process_group
-from vton.report.tables import print_table, table_json
+from vton.report.noise import compared
+from vton.report.tables import print_differences, print_table, table_json
 
 NAMED = 3  # names that stand for many
+SET_TITLES = {"fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 
 
 def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
     device = usable_device(args.device)
-    model = args.name or folders.pred.name
     data = args.data or folders.target.name
+    names = [args.name or folders.pred.name]
+    every = [folders]
+    if args.against:
+        other = Path(args.against)
+        every.append(replace(folders, pred=other))
+        same = other.name == names[0]  # .../mine/out against .../theirs/out
+        names.append(str(other) if same else other.name)
+
+    rows: list[Row] = []
     with process_group():
-        rows = score_folders(
-            folders,
-            args.order,
-            config,
-            device,
-            model=model,
-            data=data,
-            mask_rule=args.mask_rule,
-            asked=config.metrics if args.metrics else (),
-        )
-    if rows is None:  # another process reports
+        for model, some in zip(names, every, strict=True):
+            found = score_folders(
+                some,
+                args.order,
+                config,
+                device,
+                model=model,
+                data=data,
+                mask_rule=args.mask_rule,
+                asked=config.metrics if args.metrics else (),
+            )
+            rows += found or []
+    if not rows:  # another process reports
         return
 
-    for line in remarks(rows, folders):
+    lines: dict[str, None] = {}  # each once, though two methods may have it
+    for model, some in zip(names, every, strict=True):
+        own = [row for row in rows if row.model == model]
+        lines |= dict.fromkeys(remarks(own, some))
+    for line in lines:
         print(f"vton: {line}", file=sys.stderr)
+    if args.against:
+        for differences in compared(rows, *names):
+            differences.keep()
     if args.out:
         write_results(Path(args.out), rows)
     if args.json:
         print(table_json(rows))
-    else:
-        print_table(rows)
+        return
+    print_table(rows, intervals=args.intervals)
+    if args.against:
+        print_differences(compared(rows, *names))
 
 
 def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
@@ -67,8 +90,12 @@ def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
                 f"(height to width {stored[0]}:{stored[1]}); where they were stretched, --size "
                 f"{stored[0]}x{stored[1]} stretches them back."
             )
-    if any(name.startswith(("fid", "kid")) for row in rows for name in row.metrics):
-        yield f"FID and KID compare with {targets['n']} pictures of {folders.target}."
+    names = {name.removesuffix("_random") for row in rows for name in row.metrics}
+    of_sets = [SET_TITLES[metric] for metric in SET_METRICS if metric in names]
+    if of_sets:
+        *first, last = of_sets
+        sets = f"{', '.join(first)} and {last} compare" if first else f"{last} compares"
+        yield f"{sets} with {targets['n']} pictures of {folders.target}."
     without, empty = targets["without_prediction"], facts["empty_masks"]
     if without["n"]:
         yield (

@@ -6,22 +6,28 @@ from argparse import Namespace
 from pathlib import Path
 
 from vton.config import load_shared
+from vton.report.noise import in_words
 from vton.report.summary import write_tables
-from vton.report.tables import print_table, table_json
+from vton.report.tables import grouped, print_sentences, print_table, table_json
 
 
 def run(args: Namespace) -> None:
     folder = Path(args.folder or load_shared().compare.results)
     comparisons = sorted(table.parent for table in folder.glob("*/table.md"))
     for comparison in comparisons or [folder]:
-        draw_table(comparison, args.json)
+        draw_table(comparison, args.json, args.intervals)
 
 
-def draw_table(folder: Path, as_json: bool) -> None:
-    """Write and print the tables of one comparison. Raises UserError if it has no rows."""
-    rows = write_tables(folder)
+def draw_table(folder: Path, as_json: bool, intervals: bool = False) -> None:
+    """Write and print the tables of one comparison, and which of its differences are noise.
+
+    intervals: behind each value of every metric the one that resampled pairs give it. Raises
+    UserError if there are no rows.
+    """
+    rows = write_tables(folder, intervals)
     if as_json:
         print(table_json(rows))
         return
-    print_table(rows)
+    print_table(rows, intervals=intervals)
+    print_sentences(in_words(grouped(rows)))
     print(f"{folder}/table.md, table.csv and table.tex written.")

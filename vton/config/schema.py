@@ -35,8 +35,9 @@ MaskRule = Literal[
     "box",
     "tryondiffusion",
 ]
-# iou: of silhouettes, in tables with a learned warp. The last four score garments for
-# IMAGDressing's table and need networks of their own: vton/metrics/garment_scores.py.
+# iou: of silhouettes, in tables with a learned warp. fd_dinov2, cmmd: of sets, like fid and kid.
+# *_edge, *_texture: of the garment's edge and inside. The last seven score garments one by one:
+# vton/metrics/garment_scores.py.
 Metric = Literal[
     "ssim",
     "psnr",
@@ -45,6 +46,17 @@ Metric = Literal[
     "fid",
     "kid",
     "iou",
+    "fd_dinov2",
+    "cmmd",
+    "ssim_edge",
+    "ssim_texture",
+    "psnr_edge",
+    "psnr_texture",
+    "lpips_edge",
+    "lpips_texture",
+    "m_dino",
+    "m_clip_i",
+    "vton_iqa",
     "cami_u",
     "cami_s",
     "mp_lpips",

@@ -8,20 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vton.config import EvalConfig
 from vton.metrics import inception, prepare
-from vton.metrics.garment_scores import NEEDS, GarmentNetworks, GarmentScores, with_stored
+from vton.metrics.garment_scores import (
+    NEEDS,
+    GarmentNetworks,
+    GarmentScores,
+    crop_features,
+    with_stored,
+)
 from vton.metrics.protocol import changes, configured
 from vton.models.perceptual import DISTS, LPIPS
 from vton.weights import metric_networks
+
+if TYPE_CHECKING:
+    from vton.metrics.vision import Vision
+
+
+# Distances between sets, and the networks whose features they compare.
+SET_METRICS = {"fid": "inception", "kid": "inception", "fd_dinov2": "dinov2", "cmmd": "clip"}
+VISION_OF_GARMENTS = {"m_dino": "dinov2", "m_clip_i": "clip"}
+VISION_METRICS = {"dinov2": ("fd_dinov2", "m_dino"), "clip": ("cmmd", "m_clip_i")}
+PARTS = ("edge", "texture")  # of a garment: `ssim_edge` and so on
 
 
 class Extractors:
@@ -35,8 +51,12 @@ class Extractors:
         config: EvalConfig,
         device: str | torch.device = "cpu",
         garment_networks: GarmentNetworks | None = None,
+        worn_masks: bool = False,
     ):
-        """garment_networks: those of the garment-driven metrics that no file brings."""
+        """garment_networks: those of the garment-driven metrics that no file brings.
+
+        worn_masks: whether targets say where the predictions show the garment
+        """
         self.metrics = config.metrics
         self.protocol = configured(config)
         self.device = torch.device(device)
@@ -46,7 +66,7 @@ class Extractors:
 
         net, seed = self.protocol.lpips_net, self.protocol.weights_seed
         self.lpips: LPIPS | None = None
-        if "lpips" in self.metrics:
+        if any(metric.partition("_")[0] == "lpips" for metric in self.metrics):
             self.lpips = self._ready(LPIPS(net, self._find("lpips", net), seed))
 
         self.dists: DISTS | None = None
@@ -63,10 +83,29 @@ class Extractors:
             if path is not None:
                 self.inception_side = self.protocol.inception_side
 
+        networks = garment_networks or GarmentNetworks()
+        plugged_in = [name for name in VISION_OF_GARMENTS if getattr(networks, name) is not None]
+        self.dinov2 = self._vision("dinov2", plugged_in)
+        self.clip = self._vision("clip", plugged_in)
+
         asked = [metric for metric in self.metrics if metric in NEEDS]
         folder = metric_networks.folder(config.weights) if asked else None
-        networks = with_stored(garment_networks or GarmentNetworks(), asked, folder, self.device)
-        self.garment = GarmentScores(asked, networks)
+        networks = with_stored(networks, asked, folder, self.device)
+        for metric, network in VISION_OF_GARMENTS.items():
+            if metric in asked and metric not in plugged_in:
+                networks = replace(networks, **{metric: crop_features(getattr(self, network))})
+        self.garment = GarmentScores(asked, networks, worn_masks)
+
+    def _vision(self, network: str, plugged_in: Sequence[str]) -> Vision | None:
+        """DINOv2 or CLIP, if a metric needs it that has no network of its own."""
+        needing = set(VISION_METRICS[network]) - set(plugged_in)
+        if not set(self.metrics) & needing:
+            return None
+        from vton.metrics.vision import Vision  # imports transformers
+
+        path = metric_networks.find_folder(network, self._folder)
+        self.files[network] = path
+        return self._ready(Vision(network, path, self.protocol.weights_seed))
 
     def _find(self, user: str, network: str) -> Path | None:
         path = metric_networks.find(network, self._folder)
@@ -84,13 +123,25 @@ class Extractors:
         A metric on other weights than the published ones, or on another backbone than LPIPS'
         AlexNet, has another name.
         """
+        base, _, part = metric.partition("_")
         if metric in NEEDS:
-            return self.garment.name(metric)
-        network = "inception" if metric in ("fid", "kid") else metric
-        if metric == "lpips" and self.protocol.lpips_net != "alex":
-            metric = f"lpips_{self.protocol.lpips_net}"
+            network = VISION_OF_GARMENTS.get(metric, "")
+            metric = self.garment.name(metric)
+        elif metric in SET_METRICS:
+            network = SET_METRICS[metric]
+        elif part in PARTS:
+            network = base
+            metric = f"{self._with_backbone(base)}_{part}"
+        else:
+            network = metric
+            metric = self._with_backbone(metric)
         random = network in self.files and self.files[network] is None
         return f"{metric}_random" if random else metric
+
+    def _with_backbone(self, metric: str) -> str:
+        if metric == "lpips" and self.protocol.lpips_net != "alex":
+            return f"lpips_{self.protocol.lpips_net}"
+        return metric
 
     def settings(self) -> dict[str, Any]:
         """For provenance: the protocol's numbers, what is changed in it, each network's weights."""
@@ -99,6 +150,12 @@ class Extractors:
             "changes": changes(self.protocol),
             "networks": self._described,
         }
+
+    @property
+    def set_networks(self) -> list[str]:
+        """Networks of the asked distances between sets, as SET_METRICS names them."""
+        networks = [SET_METRICS[metric] for metric in self.metrics if metric in SET_METRICS]
+        return list(dict.fromkeys(networks))
 
     @cached_property
     def _described(self) -> dict[str, str]:
@@ -134,6 +191,21 @@ class Extractors:
     def dists_features(self, pictures: Tensor) -> list[Tensor]:
         """DISTS' layers of pictures (B, 3, H, W)."""
         return self.dists.features(_channels_last(pictures / 255))
+
+    def set_features(
+        self, network: str, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None
+    ) -> Tensor:
+        """Features (B, D) by one of SET_METRICS' networks, as `inception_features` takes pictures.
+
+        Garments are grey outside their masks and cropped to them.
+        """
+        if network == "inception":
+            return self.inception_features(pictures, masks)
+        shown = list(pictures)
+        if masks is not None:
+            crops = zip(pictures, masks, strict=True)
+            shown = [inception.garment_crop(picture, mask) for picture, mask in crops]
+        return getattr(self, network).features(shown, garments=masks is not None)
 
     def inception_features(
         self, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None

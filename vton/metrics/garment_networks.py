@@ -27,6 +27,7 @@ from transformers import (
 
 from vton.data.ranges import from_bytes
 from vton.errors import UserError
+from vton.metrics import vton_iqa
 from vton.models.encoders import CLIP_MEAN, CLIP_STD, TextEncoder
 from vton.models.perceptual import LPIPS
 from vton.weights.pretrained import from_pretrained, load_state, read_checkpoint, read_json
@@ -253,7 +254,19 @@ def load_reward(folder: Path, device: torch.device) -> Callable[[NDArray, str], 
     return reward
 
 
+def load_iqa(folder: Path, device: torch.device) -> Callable[[NDArray, NDArray, NDArray], float]:
+    """VTON-IQA as a function of person, garment and picture. Raises UserError."""
+    network = vton_iqa.load(folder, device)
+
+    def score(*pictures: NDArray) -> float:
+        tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
+        return network(*tensors).item()
+
+    return score
+
+
 LOADERS = {
+    "iqa": load_iqa,
     "lpips": load_lpips,
     "clip": ClipSimilarity,
     "dift": DiffusionFeatures,

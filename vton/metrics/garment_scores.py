@@ -1,4 +1,9 @@
-"""The garment-driven metrics of IMAGDressing's table, and the networks that they take.
+"""Metrics of one prediction at a time, and the networks that they take.
+
+They are those of IMAGDressing's table, VTON-IQA, and the likeness of garment crops: M-DINO and
+M-CLIP-I, the cosine of DINOv2's or CLIP's features between the shop's garment and the prediction's,
+which OmniTry's benchmark introduced (arXiv 2508.13632). No truth is needed for it, only to know
+where the prediction shows the garment.
 
 Networks are plain functions, so that anyone's can be plugged in:
 Extractors(config, garment_networks=GarmentNetworks(face=...)). Those whose weights lie in the
@@ -8,6 +13,7 @@ folder of metric networks are loaded from it:
     clip-vit-base-patch32/      clip    CLIP ViT-B/32 in the hub's layout
     stable-diffusion-2-1/       dift    unet, vae, text_encoder, tokenizer, scheduler, likewise
     image_reward/               reward  ImageReward.pt, med_config.json and BERT's vocab.txt
+    vton_iqa/                   iqa     config.json and model.safetensors of VTON-IQA's release
 
 Human parsers, pose estimators and face embedders come with no package used here and have to be
 plugged in. Without a parser the garment is cut out of a prediction where the truth shows it; such a
@@ -24,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +41,10 @@ from vton.metrics import garment_driven, prepare
 from vton.metrics.garment_driven import SSIM_WINDOW, MetricError
 from vton.metrics.tally import Region
 from vton.metrics.target import Target
-from vton.weights.metric_networks import CLIP, DIFT, FILES, IMAGE_REWARD
+from vton.weights.metric_networks import CLIP, DIFT, FILES, IMAGE_REWARD, VTON_IQA
+
+if TYPE_CHECKING:
+    from vton.metrics.vision import Vision
 
 
 class Needs(NamedTuple):
@@ -50,9 +59,18 @@ NEEDS = {
     "cami_s": Needs("garment", ("parser", "pose", "face", "clip")),
     "mp_lpips": Needs("garment", ("parser", "dift", "lpips")),
     "image_reward": Needs("image", ("reward",)),
+    "vton_iqa": Needs("image", ("iqa",)),
+    "m_dino": Needs("garment", ("parser", "m_dino")),
+    "m_clip_i": Needs("garment", ("parser", "m_clip_i")),
 }
 # Where a network lies in the folder of metric networks.
-STORED_NETWORKS = {"lpips": FILES["alex"][0], "clip": CLIP, "dift": DIFT, "reward": IMAGE_REWARD}
+STORED_NETWORKS = {
+    "lpips": FILES["alex"][0],
+    "clip": CLIP,
+    "dift": DIFT,
+    "reward": IMAGE_REWARD,
+    "iqa": VTON_IQA,
+}
 
 
 @dataclass
@@ -73,6 +91,11 @@ class GarmentNetworks:
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
     # with a prompt: ImageReward
     reward: Callable[[NDArray, str], float] | None = None
+    # of person, garment and picture: VTON-IQA
+    iqa: Callable[[NDArray, NDArray, NDArray], float] | None = None
+    # features (D,) of a garment's crop; DINOv2's and CLIP's if nothing else is given
+    m_dino: Callable[[NDArray], Tensor] | None = None
+    m_clip_i: Callable[[NDArray], Tensor] | None = None
 
 
 def with_stored(
@@ -104,8 +127,10 @@ class GarmentScores:
     metrics: those that can be computed; absent: the others, with the networks they lack
     """
 
-    def __init__(self, asked: Sequence[str], networks: GarmentNetworks):
+    def __init__(self, asked: Sequence[str], networks: GarmentNetworks, worn_masks: bool = False):
+        """worn_masks: whether targets say where the predictions show the garment."""
         self.networks = networks
+        self.worn_masks = worn_masks
         self.metrics: list[str] = []
         self.absent: dict[str, str] = {}
         for metric in asked:
@@ -120,7 +145,8 @@ class GarmentScores:
 
     def name(self, metric: str) -> str:
         """How the metric is called in rows."""
-        by_true_mask = "parser" in NEEDS[metric].networks and self.networks.parser is None
+        finds = self.networks.parser is not None or self.worn_masks
+        by_true_mask = "parser" in NEEDS[metric].networks and not finds
         return f"{metric}_true_mask" if by_true_mask else metric
 
     def measure(
@@ -138,6 +164,9 @@ class GarmentScores:
         picture = _array(prediction.cpu())
         if "image_reward" in self.metrics:
             scores["image_reward"] = self.networks.reward(picture, target.prompt)
+        if "vton_iqa" in self.metrics:
+            person, garment = _array(target.person), _array(target.garment)
+            scores["vton_iqa"] = self.networks.iqa(person, garment, picture)
 
         about_garment = [metric for metric in self.metrics if NEEDS[metric].region == "garment"]
         shown = target.garment_mask is None or bool(target.garment_mask.any())
@@ -155,6 +184,8 @@ class GarmentScores:
         """Where the picture shows the garment, bool (H, W); None without a parser and a mask."""
         if self.networks.parser is not None:
             return self.networks.parser(picture)
+        if target.worn_mask is not None:
+            return prepare.resize_mask(target.worn_mask, picture.shape[:2])[0].numpy()
         if target.garment_mask is None:
             return None
         return prepare.resize_mask(target.garment_mask, picture.shape[:2])[0].numpy()
@@ -164,6 +195,8 @@ class GarmentScores:
             return self._cami_u(target, picture, worn)
         if metric == "cami_s":
             return self._cami_s(target, picture, worn)
+        if metric in ("m_dino", "m_clip_i"):
+            return self._likeness(metric, target, picture, worn)
         return self._mp_lpips(target, picture, worn)
 
     def _cami_u(self, target: Target, picture: NDArray, worn: NDArray) -> float:
@@ -189,6 +222,21 @@ class GarmentScores:
         )
         return scores["cami_s"]
 
+    def _likeness(self, metric: str, target: Target, picture: NDArray, worn: NDArray) -> float:
+        """Cosine of the features of two crops: the garment in the shop, and in the picture.
+
+        Both are white outside their masks, like an in-shop picture. One without a silhouette is
+        taken as it is. A picture without the garment scores 0.
+        """
+        if not worn.any():
+            return 0.0
+        garment = _array(target.garment)
+        if target.silhouette is not None and target.silhouette.any():
+            mask = prepare.resize_mask(target.silhouette, garment.shape[:2])[0].numpy()
+            garment = cut_out(garment, mask)
+        features = getattr(self.networks, metric)
+        return garment_driven.cosine(features(garment), features(cut_out(picture, worn)))
+
     def _mp_lpips(self, target: Target, picture: NDArray, worn: NDArray) -> float:
         garment = _array(target.garment)
         silhouette = target.silhouette[0].numpy()
@@ -211,6 +259,18 @@ def cut_out(picture: NDArray, mask: NDArray) -> NDArray:
         box.append(slice(first, last + 1))
     inside = mask[tuple(box)][..., None]
     return np.where(inside, picture[tuple(box)], np.uint8(255))
+
+
+def crop_features(vision: Vision) -> Callable[[NDArray], Tensor]:
+    """Features of a crop (H, W, 3) in the middle of a white square."""
+    from vton.metrics.vision import white_square
+
+    def features(crop: NDArray) -> Tensor:
+        square = white_square(torch.from_numpy(crop.copy()).permute(2, 0, 1))
+        with torch.inference_mode():
+            return vision.features([square])[0]
+
+    return features
 
 
 def _described(network: str) -> str:

@@ -54,14 +54,19 @@ def garment_crops(pictures: Tensor, mask: Tensor, side: int, style: str = "torch
 
     Grey is 128, which the network sees as 0.
     """
-    grey = torch.where(mask > 0, pictures, 128)
     crops = []
-    for picture, inside in zip(grey, mask[:, 0] > 0, strict=True):
-        rows = inside.any(1).nonzero()[:, 0]
-        columns = inside.any(0).nonzero()[:, 0]
-        crop = picture[None, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        crops.append(resize_to_square(crop, side, style))
+    for picture, inside in zip(pictures, mask, strict=True):
+        crops.append(resize_to_square(garment_crop(picture, inside)[None], side, style))
     return torch.cat(crops)
+
+
+def garment_crop(picture: Tensor, mask: Tensor) -> Tensor:
+    """The bounding box of a mask (1, H, W) in a picture (3, H, W), grey outside the mask."""
+    inside = mask[0] > 0
+    grey = torch.where(inside, picture, 128)
+    rows = inside.any(1).nonzero()[:, 0]
+    columns = inside.any(0).nonzero()[:, 0]
+    return grey[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 class Inception(nn.Module):

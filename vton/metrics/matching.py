@@ -1,9 +1,10 @@
 """Which files of several folders of pictures belong together, for `vton metrics`.
 
-Files are matched by name without suffix; a prediction `person__garment` also matches a target
-`person`. They lie directly in their folder, or in folders named upper_body, lower_body and dresses
-below it, which then give the category. Nothing else is searched: a stray folder of previews must
-not join a sample.
+Files are matched by what their names say (naming.py), without suffix. They lie directly in their
+folder, or in folders named upper_body, lower_body and dresses below it, which then give the
+category. The root of VITON-HD or DressCode stands for the pictures of its test split: persons as
+targets, garments as garments. Nothing else is searched: a stray folder of previews must not join a
+sample.
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ from pathlib import Path
 from vton.data import images
 from vton.data.images import SUFFIXES
 from vton.data.sample import CATEGORIES, DataError, Order
+from vton.metrics.naming import Named, Names, garment_in, other_garment, read_name
 from vton.metrics.pictures import require_none
 
-OPTIONAL_FOLDERS = ("mask", "repaint_mask", "garment", "garment_mask")  # the optional folders
+# The optional folders.
+OPTIONAL_FOLDERS = ("mask", "repaint_mask", "pred_mask", "garment", "garment_mask")
 OF_GARMENT = ("garment", "garment_mask")  # parts that are named by garment, the others by person
+# Where the roots of data sets hold the parts of their test split.
+VITON_HD_TEST = {
+    "target": "test/image",
+    "garment": "test/cloth",
+    "garment_mask": "test/cloth-mask",
+    "repaint_mask": "test/agnostic-mask",
+}
+IMAGES = "images"  # DressCode's, of persons (ID_0) and garments (ID_1)
+DRESSCODE_ENDINGS = {"target": "_0", "garment": "_1"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Folders:
     target: Path
     mask: Path | None = None  # where the targets show the garment: rows for the garment region
     repaint_mask: Path | None = None  # where the method painted; outside, the target is pasted
+    pred_mask: Path | None = None  # where the predictions show the garment; named as these
     garment: Path | None = None  # in-shop pictures, for garment-driven metrics
     garment_mask: Path | None = None  # their silhouettes
     prompts: Path | None = None  # JSON: name -> prompt
@@ -42,18 +55,22 @@ class Folders:
 
 @dataclass(frozen=True)
 class MatchedFiles:
-    """A prediction's name, and the files that belong to it by part of `Folders`.
+    """A pair's name, and the files that belong to it by part of `Folders`.
 
     Of a reference picture of FID and KID these are the target's alone.
     """
 
+    # Of the target in paired order. In unpaired order person__garment, as far as the file's name
+    # says them, so that methods which name their files otherwise have the same pairs.
     name: str
     files: Mapping[str, Path]
+    person: str  # the target's name; the pair's where there is none
     prompt: str = ""
 
     @property
     def category(self) -> str:
-        return self.name.split("/")[0] if "/" in self.name else "all"
+        named = self.person if "/" in self.person else self.name
+        return named.split("/")[0] if "/" in named else "all"
 
 
 def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], list[MatchedFiles]]:
@@ -63,91 +80,143 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
     DataError naming the files that have none.
     """
     predictions = pictures_in(folders.pred)
-    targets = pictures_in(folders.target)
+    problems: list[str] = []
+    targets, listed = _targets(folders, order, problems)
     parts = {}
     for part in OPTIONAL_FOLDERS:
         folder = getattr(folders, part)
         if folder is not None:
-            parts[part] = pictures_in(folder)
+            parts[part] = pictures_in(folder, part)
     prompts = read_prompts(folders.prompts) if folders.prompts else None
 
-    problems: list[str] = []
-    if folders.listed:
-        targets = _listed(targets, folders, problems)
+    of_targets = Names(targets)
+    named = {name: read_name(name, targets, of_targets) for name in predictions}
     if order == "paired":
-        predictions = _one_for_each_target(predictions, targets, folders, problems)
+        matched = _one_for_each_target(predictions, named, targets, folders, problems)
+    else:
+        matched = _each_once(predictions, named, listed, problems)
 
+    of_parts = {part: Names(stored) for part, stored in parts.items()}
     pairs = []
-    for name, path in predictions.items():
-        person = name
-        files = {"pred": path}
+    for pair, name in sorted(matched.items()):
+        person = named[name].person
+        garment = named[name].garment
+        if order == "unpaired" and not garment:
+            garment = listed.get(person, "")
+            if person and not garment and any(part in parts for part in OF_GARMENT):
+                problems.append(
+                    f"{predictions[name]}: its name says no garment; give --list a file that "
+                    "names person and garment on each line"
+                )
+                continue
+        files = {"pred": predictions[name]}
         if order == "paired":
-            person = target_of(name, targets)
             files["target"] = targets[person]
-        files |= _parts_of(name, person, parts)
+        elif person:
+            files["person"] = targets[person]
+        files |= _parts_of(name, person, garment, parts, of_parts)
         problems += _lacking(files, folders, parts)
         prompt = ""
         if prompts is not None:
-            prompt = prompts.get(name, prompts.get(person, ""))
-            if name not in prompts and person not in prompts:
-                problems.append(f"{path}: no prompt for it in {folders.prompts}")
-        pairs.append(MatchedFiles(name, files, prompt))
+            known = [key for key in (name, pair, person) if key in prompts]
+            if known:
+                prompt = prompts[known[0]]
+            else:
+                problems.append(f"{predictions[name]}: no prompt for it in {folders.prompts}")
+        pairs.append(MatchedFiles(pair, files, person or pair, prompt))
 
     references = []
     masks = {part: files for part, files in parts.items() if part == "mask"}
     for name, path in targets.items():
-        files = {"target": path} | _parts_of(name, name, masks)
+        files = {"target": path} | _parts_of(name, name, "", masks, of_parts)
         problems += _lacking(files, folders, masks)
-        references.append(MatchedFiles(name, files))
+        references.append(MatchedFiles(name, files, name))
     each_once = list(dict.fromkeys(problems))
     require_none(each_once, f"the files of {folders.pred} and {folders.target}")
     return pairs, references
 
 
-def target_of(prediction: str, targets: Iterable[str]) -> str:
-    """The target of a prediction: of its own name, or of the part before `__`."""
-    return prediction if prediction in targets else prediction.partition("__")[0]
+def _targets(
+    folders: Folders, order: Order, problems: list[str]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The targets to compare, and for listed ones the garment that the list puts beside them.
+
+    DressCode's folders of pictures hold the training split too: its own test lists choose.
+    """
+    targets = pictures_in(folders.target, "target")
+    if folders.listed:
+        return _listed(targets, {"": folders.listed}, folders, problems)
+    lists = {}
+    for category in CATEGORIES:
+        path = folders.target / category / f"test_pairs_{order}.txt"
+        if path.is_file():
+            lists[category] = path
+    if lists:
+        return _listed(targets, lists, folders, problems)
+    if any((folders.target / category / IMAGES).is_dir() for category in CATEGORIES):
+        raise DataError(
+            f"{folders.target}: DressCode's pictures of both splits, without its "
+            f"test_pairs_{order}.txt; name the targets with --list."
+        )
+    return targets, {}
 
 
-def garment_of(prediction: str) -> str:
-    """The garment in `person__garment`, with the category's folder if there is one."""
-    folder, slash, stem = prediction.rpartition("/")
-    return folder + slash + stem.rpartition("__")[2]
+def _listed(
+    targets: Mapping[str, Path],
+    lists: Mapping[str, Path],
+    folders: Folders,
+    problems: list[str],
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The targets that lists name, with or without their category, and garments beside them.
 
-
-def _listed(targets: Mapping[str, Path], folders: Folders, problems: list[str]) -> dict[str, Path]:
-    """The targets that `folders.listed` names, with or without their category."""
-    words = read_list(folders.listed)
+    lists: by the category whose targets they name, "" for all
+    """
     listed = {}
-    absent = set(words)
-    for name, path in targets.items():
-        bare = Path(name).name
-        if name in words or bare in words:
-            listed[name] = path
-            absent -= {name, bare}
-    for name in sorted(absent):
-        problems.append(f"{folders.target / name}: missing, but in {folders.listed}")
-    return listed
+    garments = {}
+    for category, path in lists.items():
+        words = read_list(path)
+        absent = set(words)
+        for name, picture in targets.items():
+            bare = Path(name).name
+            if category and not name.startswith(f"{category}/"):
+                continue
+            for word in (name, bare):
+                if word in words:
+                    listed[name] = picture
+                    garments[name] = words[word]
+                    absent.discard(word)
+        for name in sorted(absent):
+            where = folders.target / category / name
+            problems.append(f"{where}: missing, but in {path}")
+    return dict(sorted(listed.items())), garments
 
 
 def _one_for_each_target(
     predictions: Mapping[str, Path],
+    named: Mapping[str, Named],
     targets: Mapping[str, Path],
     folders: Folders,
     problems: list[str],
-) -> dict[str, Path]:
-    """The prediction of each target, in the targets' order.
+) -> dict[str, str]:
+    """The name of each target's prediction, by target.
 
-    Predictions without a target, second ones, and targets without a prediction are problems. Where
-    targets are listed, predictions of others are left out.
+    Predictions without a target, second ones, those in another garment, and targets without a
+    prediction are problems. Where targets are listed, predictions of others are left out.
     """
-    names: dict[str, str] = {}  # of predictions, by target
+    names: dict[str, str] = {}
     for name, path in predictions.items():
-        target = target_of(name, targets)
+        target = named[name].person
+        other = other_garment(target, named[name].garment) if target else ""
         if target in names:
             first = predictions[names[target]]
             problems.append(f"{path}: beside {first} a second prediction for {targets[target]}")
-        elif target in targets:
+        elif other:
+            problems.append(
+                f"{path}: its name says garment {other}, not the one that {target} wears; "
+                "score such predictions with --order unpaired"
+            )
+            names[target] = name
+        elif target:
             names[target] = name
         elif not folders.listed:
             problems.append(f"{path}: no picture of that name in {folders.target}")
@@ -155,21 +224,75 @@ def _one_for_each_target(
         if target not in names:
             missing = folders.pred / f"{target}{path.suffix}"
             problems.append(f"{missing}: missing, its target has no prediction")
-    return {names[target]: predictions[names[target]] for target in sorted(names)}
+    return names
 
 
-def _parts_of(name: str, person: str, parts: Mapping[str, Mapping[str, Path]]) -> dict[str, Path]:
-    """The files of the optional folders, by part, that belong to a picture of a person."""
+def _each_once(
+    predictions: Mapping[str, Path],
+    named: Mapping[str, Named],
+    listed: Mapping[str, str],
+    problems: list[str],
+) -> dict[str, str]:
+    """The predictions' names by pair. A second one of a pair is a problem.
+
+    Where targets are listed, predictions of other persons are left out, unless no name says whose
+    it is.
+    """
+    names: dict[str, str] = {}
+    told = bool(listed) and any(name.person for name in named.values())
+    for name, path in predictions.items():
+        person, garment = named[name]
+        if told and not person:
+            continue
+        garment = garment or listed.get(person, "")
+        pair = f"{person}__{garment}" if person and garment else person or name
+        if pair in names:
+            problems.append(f"{path}: a second prediction beside {predictions[names[pair]]}")
+        names[pair] = name
+    return names
+
+
+def _parts_of(
+    name: str,
+    person: str,
+    garment: str,
+    parts: Mapping[str, Mapping[str, Path]],
+    of_parts: Mapping[str, Names],
+) -> dict[str, Path]:
+    """The files of the optional folders, by part, that belong to a picture of a person.
+
+    garment: what the picture's name says of it; "" for the person's own
+    """
+    category = person.rpartition("/")[0] or name.rpartition("/")[0]
     files = {}
     for part, stored in parts.items():
-        names = (person, f"{person}_mask")
-        if part in OF_GARMENT:
-            names = (garment_of(name), person)
-        for candidate in names:
-            if candidate in stored:
-                files[part] = stored[candidate]
-                break
+        found = ""
+        if part == "pred_mask" and (name in stored or f"{name}_mask" in stored):
+            found = name if name in stored else f"{name}_mask"
+        elif part in OF_GARMENT:
+            words = garment or Path(name).name
+            found = garment_in(words, of_parts[part], category)
+            if not found:
+                found = _of_person(person or name, stored, of_parts[part], category)
+        else:
+            found = _of_person(person or name, stored, of_parts[part], category)
+        if found:
+            files[part] = stored[found]
     return files
+
+
+def _of_person(person: str, stored: Mapping[str, Path], names: Names, category: str) -> str:
+    """The name of a person's file: their own, with `_mask`, or DressCode's of their garment."""
+    bare = person.rpartition("/")[2]
+    own, _, last = bare.rpartition("_")
+    for candidate in (person, f"{person}_mask"):
+        if candidate in stored:
+            return candidate
+    for candidate in (bare, f"{bare}_mask", f"{own}_1" if last == "0" else ""):
+        found = names.find(candidate, category) if candidate else ""
+        if found:
+            return found
+    return ""
 
 
 def _lacking(files: Mapping[str, Path], folders: Folders, parts: Iterable[str]) -> Iterator[str]:
@@ -178,7 +301,7 @@ def _lacking(files: Mapping[str, Path], folders: Folders, parts: Iterable[str]) 
         if part in files:
             continue
         owner = "target"
-        if part in OF_GARMENT or "target" not in files:
+        if part in (*OF_GARMENT, "pred_mask") or "target" not in files:
             owner = "pred"
         yield f"{files[owner]}: no file for it in {getattr(folders, part)}"
 
@@ -186,35 +309,55 @@ def _lacking(files: Mapping[str, Path], folders: Folders, parts: Iterable[str]) 
 # ---- reading folders and lists ----
 
 
-def pictures_in(folder: Path) -> dict[str, Path]:
+def pictures_in(folder: Path, part: str = "pred") -> dict[str, Path]:
     """Files by name without suffix, sorted; `<category>/<name>` below folders of categories.
 
-    Raises DataError for a folder without pictures, and for two pictures of one name.
+    part: of `Folders`; it decides which pictures of a data set's root are meant. Raises DataError
+    for a folder without pictures, and for two pictures of one name.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.")
-    places = [folder / category for category in CATEGORIES if (folder / category).is_dir()]
-    paths: list[Path] = []
-    try:
-        for place in places or [folder]:
-            paths += place.iterdir()
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}.") from None
-
     pictures: dict[str, Path] = {}
-    for path in sorted(paths):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        name = str(path.relative_to(folder).with_suffix(""))
-        if name in pictures:
-            raise DataError(f"{path} and {pictures[name]} have one name; keep one of them.")
-        pictures[name] = path
+    for category, place, ending in _places(folder, part):
+        try:
+            paths = sorted(place.iterdir())
+        except OSError as error:
+            raise DataError(f"{place}: cannot be listed: {error.strerror}.") from None
+        for path in paths:
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            if not path.stem.endswith(ending):
+                continue
+            name = f"{category}/{path.stem}" if category else path.stem
+            if name in pictures:
+                raise DataError(f"{path} and {pictures[name]} have one name; keep one of them.")
+            pictures[name] = path
     if not pictures:
         raise DataError(
             f"{folder}: no pictures ({', '.join(SUFFIXES)}) in it, "
             "nor in folders of categories below it."
         )
     return dict(sorted(pictures.items()))
+
+
+def _places(folder: Path, part: str) -> Iterator[tuple[str, Path, str]]:
+    """Category, folder, and how the names there end, of every place that pictures lie in."""
+    subfolder = VITON_HD_TEST.get(part)
+    if subfolder and (folder / subfolder).is_dir():
+        yield "", folder / subfolder, ""
+        return
+    found = False
+    for category in CATEGORIES:
+        place = folder / category
+        if not place.is_dir():
+            continue
+        found = True
+        if part in DRESSCODE_ENDINGS and (place / IMAGES).is_dir():
+            yield category, place / IMAGES, DRESSCODE_ENDINGS[part]
+        else:
+            yield category, place, ""
+    if not found:
+        yield "", folder, ""
 
 
 def common_size(paths: Sequence[Path], any_size: bool) -> tuple[int, int]:
@@ -239,21 +382,28 @@ def common_size(paths: Sequence[Path], any_size: bool) -> tuple[int, int]:
     return height, width
 
 
-def read_list(path: Path) -> set[str]:
-    """The first word of each line, without a picture's suffix. Raises DataError without any."""
+def read_list(path: Path) -> dict[str, str]:
+    """The first word of each line and the second, "" without one, without pictures' suffixes.
+
+    Raises DataError for an empty list.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as a list of names: {error}.") from None
-    names = set()
+    names = {}
     for line in lines:
-        if line.strip():
-            word = Path(line.split()[0])
-            picture = word.suffix.lower() in SUFFIXES
-            names.add(str(word.with_suffix("") if picture else word))
+        words = list(map(_without_suffix, line.split()))
+        if words:
+            names[words[0]] = words[1] if len(words) > 1 else ""
     if not names:
         raise DataError(f"{path}: an empty list; it must name the targets to compare.")
     return names
+
+
+def _without_suffix(word: str) -> str:
+    path = Path(word)
+    return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
 
 
 def read_prompts(path: Path) -> dict[str, str]:

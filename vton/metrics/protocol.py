@@ -67,6 +67,8 @@ class Protocol:
     kid_degree: int = 3  # of the polynomial kernel (x.y / d + 1)^degree
     kid_seed: int = 0  # of the generator that draws KID's subsets
     weights_seed: int = 0  # of the fixed random weights
+    # Width of a garment's edge, as a share of the picture's shorter side: 12 px of 384.
+    edge_share: float = 1 / 32
 
     @property
     def from_originals(self) -> bool:

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from vton.metrics.distributions import frechet_distance, kernel_distance
-from vton.metrics.extractors import Extractors
+from vton.metrics import resampling
+from vton.metrics.distributions import (
+    FrechetDistance,
+    GaussianDistance,
+    PolynomialDistance,
+    SetDistance,
+)
+from vton.metrics.extractors import SET_METRICS, Extractors
+from vton.metrics.protocol import Protocol
 from vton.metrics.results import Row, digest_of_ids
 from vton.metrics.tally import REGIONS, PictureFeatures, Region, Tally
 
@@ -36,14 +43,13 @@ def compute_rows(
         for category in _categories(tally, region):
             ids = tally.pair_ids(region, category)
             metrics = _means(tally, region, ids, extractors)
-            predicted = tally.features.stack(region, category)
-            metrics |= _distances(predicted, reference.stack(region, category), extractors)
+            deviations = _deviations_of_means(tally, region, ids, extractors)
+            for name, value, spread in _distances(tally, reference, region, category, extractors):
+                metrics[name] = value
+                if spread is not None:
+                    deviations[name] = spread
             gaps = _gaps(tally, region, ids, extractors)
-            pictures = (
-                len(tally.features.stack(region, category)),
-                len(reference.stack(region, category)),
-            )
-            few = _too_few(extractors, metrics, *pictures)
+            few = _too_few(tally, reference, region, category, extractors)
             if few:
                 gaps["absent"] = gaps.get("absent", {}) | few
             if not metrics and not gaps:
@@ -62,6 +68,7 @@ def compute_rows(
                     **provenance,
                     "metrics": extractors.settings(),
                     "pairs_sha256": digest_of_ids(ids),
+                    **_confidence(metrics, deviations),
                     **gaps,
                 },
             )
@@ -93,35 +100,102 @@ def _means(
     return means
 
 
+def _deviations_of_means(
+    tally: Tally, region: Region, ids: Sequence[str], extractors: Extractors
+) -> dict[str, Tensor]:
+    """How the means of `_means` deviate over resampled pairs, as far as there are enough pairs."""
+    deviations: dict[str, Tensor] = {}
+    for metric in extractors.metrics:
+        if metric not in tally.scores[region]:
+            continue
+        values = tally.values(region, metric, ids)
+        if int(values.isfinite().sum()) >= resampling.LEAST_PAIRS:
+            spread = resampling.deviations_of_means(values)
+            # A draw can miss every pair that a metric is defined for.
+            deviations[extractors.name(metric)] = spread[spread.isfinite()]
+    return deviations
+
+
 def _distances(
-    predicted_ND: Tensor, reference_MD: Tensor, extractors: Extractors
-) -> dict[str, float]:
-    """FID and KID, as far as they are asked for and there are two pictures on each side."""
-    distances: dict[str, float] = {}
-    if min(len(predicted_ND), len(reference_MD)) < 2:
-        return distances
-    protocol = extractors.protocol
-    if "fid" in extractors.metrics:
-        distances[extractors.name("fid")] = frechet_distance(predicted_ND, reference_MD)
-    if "kid" in extractors.metrics:
-        distances[extractors.name("kid")] = kernel_distance(
-            predicted_ND,
-            reference_MD,
-            protocol.kid_subsets,
-            protocol.kid_subset_size,
-            protocol.kid_degree,
-            protocol.kid_seed,
-        )
-    return distances
+    tally: Tally,
+    reference: PictureFeatures,
+    region: Region,
+    category: str,
+    extractors: Extractors,
+) -> Iterator[tuple[str, float, Tensor | None]]:
+    """Distances of sets, as far as they are asked for and there are two pictures on each side.
+
+    Each with its name in rows and, where there are enough pictures, how it deviates.
+    """
+    for metric, network in SET_METRICS.items():
+        if metric not in extractors.metrics:
+            continue
+        predicted_ND = tally.features.stack(region, category, network)
+        reference_MD = reference.stack(region, category, network)
+        fewer = min(len(predicted_ND), len(reference_MD))
+        if fewer < 2:
+            continue
+        distance = _distance(metric, predicted_ND, reference_MD, extractors.protocol)
+        spread = drawn = factor = None
+        if fewer >= resampling.LEAST_PAIRS:
+            pair_ids = tally.features.ids(region, category, network)
+            person_ids = reference.ids(region, category, network)
+            drawn, factor = resampling.parts(pair_ids, tally.persons, person_ids)
+        if drawn:
+            spread = resampling.deviations_of_distance(distance, drawn, factor)
+        yield extractors.name(metric), distance.whole(), spread
+
+
+def _distance(metric: str, x_ND: Tensor, y_MD: Tensor, protocol: Protocol) -> SetDistance:
+    if metric in ("fid", "fd_dinov2"):
+        return FrechetDistance(x_ND, y_MD)
+    if metric == "cmmd":
+        return GaussianDistance(x_ND, y_MD)
+    return PolynomialDistance(
+        x_ND,
+        y_MD,
+        protocol.kid_subsets,
+        protocol.kid_subset_size,
+        protocol.kid_degree,
+        protocol.kid_seed,
+    )
+
+
+def _confidence(
+    metrics: Mapping[str, float], deviations: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """intervals: lower and upper end for each metric; deviations: what they come from, as text."""
+    if not deviations:
+        return {}
+    intervals = {}
+    texts = {}
+    for name, spread in deviations.items():
+        intervals[name] = resampling.interval(metrics[name], spread)
+        texts[name] = resampling.as_text(spread)
+    return {"intervals": intervals, "deviations": texts}
 
 
 def _too_few(
-    extractors: Extractors, metrics: Mapping[str, float], predicted: int, references: int
+    tally: Tally,
+    reference: PictureFeatures,
+    region: Region,
+    category: str,
+    extractors: Extractors,
 ) -> dict[str, str]:
-    """Why FID and KID are absent where they were asked for, by name."""
-    names = [extractors.name(name) for name in ("fid", "kid") if name in extractors.metrics]
-    reason = f"it needs two pictures on each side, here are {predicted} and {references}"
-    return {name: reason for name in names if name not in metrics}
+    """Why distances of sets are absent where they were asked for, by name.
+
+    A region in which no picture has features, as the garment of unpaired ones, is not theirs.
+    """
+    absent = {}
+    for metric, network in SET_METRICS.items():
+        if metric not in extractors.metrics:
+            continue
+        predicted = len(tally.features.ids(region, category, network))
+        references = len(reference.ids(region, category, network))
+        if predicted and min(predicted, references) < 2:
+            reason = f"it needs two pictures on each side, here are {predicted} and {references}"
+            absent[extractors.name(metric)] = reason
+    return absent
 
 
 def _gaps(

@@ -35,7 +35,13 @@ from vton.metrics.extractors import Extractors
 from vton.metrics.garment_scores import NEEDS
 from vton.metrics.tally import Measurements, PictureFeatures, Tally
 from vton.metrics.target import Prediction, Target
-from vton.metrics.truth import RegionTruth, comparison_size, regions_of, truths_of
+from vton.metrics.truth import (
+    RegionTruth,
+    comparison_size,
+    edge_and_texture,
+    regions_of,
+    truths_of,
+)
 
 PIXELS_AT_ONCE_ON_GPU = 32 * 512 * 384  # bounds the memory of the networks' feature maps
 
@@ -51,8 +57,8 @@ class Scorer:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether FID or KID is asked for."""
-        return self.extractors.inception is not None
+        """Whether a distance between sets is asked for: FID, KID, FD-DINOv2 or CMMD."""
+        return bool(self.extractors.set_networks)
 
     # ---- the reference of FID and KID ----
 
@@ -94,8 +100,10 @@ class Scorer:
                     size = pictures[place].shape[-2:]
                     masks.append(prepare.resize_mask(targets[place].garment_mask, size))
             shown = [pictures[place] for place in places]
-            features = self.extractors.inception_features(shown, masks)
-            reference.add(region, [targets[place].person_id for place in places], features)
+            ids = [targets[place].person_id for place in places]
+            for network in self.extractors.set_networks:
+                features = self.extractors.set_features(network, shown, masks)
+                reference.add(region, ids, features, network)
 
     # ---- predictions ----
 
@@ -154,6 +162,7 @@ class Scorer:
         prepared = []
         for target, picture in zip(targets, pictures, strict=True):
             tally.category[target.pair_id] = target.category
+            tally.persons[target.pair_id] = target.person_id
             size = comparison_size(target, self.protocol)
             mask = target.repaint_mask if self.protocol.repaint else None
             picture = prepare.prediction(picture, size, self.protocol, target.person, mask)
@@ -180,9 +189,9 @@ class Scorer:
         masks = None
         if truth.mask is not None:
             masks = truth.mask.repeat(methods, 1, 1, 1)
-        features = None
-        if extractors.inception is not None:
-            features = extractors.inception_features(shown, masks)
+        features = {}
+        for network in extractors.set_networks:
+            features[network] = extractors.set_features(network, shown, masks)
         lpips: list[Tensor] = []
         dists: list[Tensor] = []
         if truth.pictures is not None:
@@ -197,8 +206,8 @@ class Scorer:
         pairs = len(truth.pair_ids)
         for place, tally in enumerate(tallies):
             own = slice(place * pairs, (place + 1) * pairs)
-            if features is not None:
-                tally.features.add(truth.region, truth.pair_ids, features[own])
+            for network, of_all in features.items():
+                tally.features.add(truth.region, truth.pair_ids, of_all[own], network)
             if truth.pictures is None:
                 continue
             own_lpips = [layer[own] for layer in lpips]
@@ -206,6 +215,39 @@ class Scorer:
             scores = self._scores(truth, shown[own], own_lpips, own_dists)
             for metric, values in scores.items():
                 tally.add(truth.region, metric, truth.pair_ids, values)
+            if truth.mask is not None:
+                self._measure_parts(truth, shown[own], own_lpips, tally)
+
+    def _measure_parts(
+        self, truth: RegionTruth, pictures: Tensor, lpips: list[Tensor], tally: Tally
+    ) -> None:
+        """Measure the edge of the garment and its inside, as far as that is asked for.
+
+        A garment that is nowhere wider than two edges has no inside.
+        """
+        for part, mask in edge_and_texture(truth.mask, self.protocol.edge_share).items():
+            asked = [name for name in self.extractors.metrics if name.endswith(f"_{part}")]
+            kept = mask.flatten(1).any(1).nonzero()[:, 0]
+            if not asked:
+                continue
+            for row in set(range(len(mask))) - set(kept.tolist()):
+                for name in asked:
+                    reason = f"the garment is too thin to have a {part}"
+                    tally.leave_out(truth.region, name, truth.pair_ids[row], reason)
+            if not len(kept):
+                continue
+            pair_ids = [truth.pair_ids[row] for row in kept.tolist()]
+            x, y, weight = pictures[kept] / 255, truth.pictures[kept] / 255, mask[kept]
+            for name in asked:
+                if name.startswith("ssim"):
+                    values = pixelwise.ssim(x, y, weight, self.protocol)
+                elif name.startswith("psnr"):
+                    values = pixelwise.psnr(x, y, weight, self.protocol)
+                else:
+                    layers = [layer[kept] for layer in lpips]
+                    of_truth = [layer[kept] for layer in truth.lpips]
+                    values = self.extractors.lpips.distance(layers, of_truth, weight)
+                tally.add(truth.region, name, pair_ids, values)
 
     def _scores(
         self, truth: RegionTruth, pictures: Tensor, lpips: list[Tensor], dists: list[Tensor]
@@ -223,7 +265,7 @@ class Scorer:
             scores["ssim"] = pixelwise.ssim(x, y, truth.mask, self.protocol)
         if "psnr" in extractors.metrics:
             scores["psnr"] = pixelwise.psnr(x, y, truth.mask, self.protocol)
-        if extractors.lpips is not None:
+        if "lpips" in extractors.metrics:
             scores["lpips"] = extractors.lpips.distance(lpips, truth.lpips, truth.mask)
         if extractors.dists is not None:
             statistics = extractors.dists.statistics(dists, truth.mask)

@@ -23,22 +23,44 @@ def _for_each_region() -> dict[Region, dict]:
 
 @dataclass
 class PictureFeatures:
-    """Inception features of a set of pictures, by region and id."""
+    """Features of a set of pictures by network, region and id.
+
+    network: "inception", which is meant where none is named, "dinov2" or "clip"
+    """
 
     category: dict[str, str] = field(default_factory=dict)  # of every id
-    regions: dict[Region, dict[str, Tensor]] = field(default_factory=_for_each_region)
+    networks: dict[str, dict[Region, dict[str, Tensor]]] = field(default_factory=dict)
 
-    def add(self, region: Region, ids: Sequence[str], features_BD: Tensor) -> None:
+    @property
+    def regions(self) -> dict[Region, dict[str, Tensor]]:
+        """Inception's features by region and id."""
+        return self.of("inception")
+
+    def of(self, network: str) -> dict[Region, dict[str, Tensor]]:
+        """A network's features by region and id."""
+        return self.networks.setdefault(network, _for_each_region())
+
+    def add(
+        self,
+        region: Region,
+        ids: Sequence[str],
+        features_BD: Tensor,
+        network: str = "inception",
+    ) -> None:
         """Store the features of pictures. An id that is there already keeps what it has."""
-        stored = self.regions[region]
+        stored = self.of(network)[region]
         for name, feature in zip(ids, features_BD.float().cpu(), strict=True):
             # A copy, because a view of one row would keep the whole batch alive.
             stored.setdefault(name, feature.clone())
 
-    def stack(self, region: Region, category: str = "all") -> Tensor:
+    def ids(self, region: Region, category: str = "all", network: str = "inception") -> list[str]:
+        """Sorted ids of the pictures of a category or of all."""
+        return _of_category(self.of(network)[region], self.category, category)
+
+    def stack(self, region: Region, category: str = "all", network: str = "inception") -> Tensor:
         """Features (N, D) of a category or of all, sorted by id."""
-        stored = self.regions[region]
-        ids = _of_category(stored, self.category, category)
+        stored = self.of(network)[region]
+        ids = self.ids(region, category, network)
         if not ids:
             return torch.empty(0, 0)
         return torch.stack([stored[name] for name in ids])
@@ -54,6 +76,7 @@ class Tally:
     # region -> metric -> pair id -> why the pair has no score
     left_out: dict[Region, dict[str, dict[str, str]]] = field(default_factory=_for_each_region)
     features: PictureFeatures = field(default_factory=PictureFeatures)
+    persons: dict[str, str] = field(default_factory=dict)  # pair id -> person id
 
     @property
     def category(self) -> dict[str, str]:
@@ -81,7 +104,9 @@ class Tally:
         """
         if region == "image":
             return _of_category(self.category, self.category, category)
-        measured = set(self.features.regions[region])
+        measured: set[str] = set()
+        for regions in self.features.networks.values():
+            measured.update(regions[region])
         for scores in self.scores[region].values():
             measured.update(scores)
         for reasons in self.left_out[region].values():
@@ -97,6 +122,12 @@ class Tally:
         """Mean over the pairs; exactly rounded, hence the same for every order of summation."""
         scores = self.scores[region][metric]
         return math.fsum(scores[name] for name in pair_ids) / len(pair_ids)
+
+    def values(self, region: Region, metric: str, pair_ids: Sequence[str]) -> Tensor:
+        """Scores, float64 (N,), in the order of the pairs; NaN where a pair has none."""
+        scores = self.scores[region][metric]
+        values = [scores.get(name, math.nan) for name in pair_ids]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 def _of_category(ids: Iterable[str], categories: dict[str, str], category: str) -> list[str]:
@@ -134,8 +165,9 @@ def merge_features(parts: Sequence[PictureFeatures]) -> PictureFeatures:
     merged = PictureFeatures()
     for part in parts:
         merged.category |= part.category
-        for region, stored in part.regions.items():
-            merged.regions[region] = stored | merged.regions[region]
+        for network, regions in part.networks.items():
+            for region, stored in regions.items():
+                merged.of(network)[region] = stored | merged.of(network)[region]
     return merged
 
 
@@ -150,6 +182,7 @@ def merge_tallies(parts: Sequence[Tally]) -> Tally:
         raise ValueError(f"only parts of one order can be merged, got {sorted(orders) or 'none'}")
     merged = Tally(orders.pop(), features=merge_features([part.features for part in parts]))
     for part in parts:
+        merged.persons |= part.persons
         for region in REGIONS:
             for metric, scores in part.scores[region].items():
                 _merge_scores(merged.scores[region].setdefault(metric, {}), scores, metric)

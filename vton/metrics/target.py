@@ -28,6 +28,7 @@ class Target:
     truth: Tensor | None = None  # absent for real unpaired pairs
     garment_mask: Tensor | None = None  # where the truth shows the garment
     repaint_mask: Tensor | None = None  # where the method painted
+    worn_mask: Tensor | None = None  # where the prediction shows the garment, of any size
 
     # For the garment-driven metrics:
     garment: Tensor | None = None  # in-shop picture

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vton.metrics import prepare
@@ -74,6 +75,20 @@ def regions_of(targets: Sequence[Target]) -> Iterator[tuple[Region, list[int]]]:
             places.append(place)
     if places:
         yield "garment", places
+
+
+def edge_and_texture(mask: Tensor, share: float) -> dict[str, Tensor]:
+    """A garment's mask (B, 1, H, W) of 0 and 1 as its edge and, eroded by the edge, its inside.
+
+    share: width of the edge, of the picture's shorter side; at least a pixel. The eroding element
+    is a square. What the picture's border cuts off is no edge.
+    """
+    width = max(1, round(min(mask.shape[-2:]) * share))
+    outside = 1 - mask
+    grown = F.max_pool2d(outside, (2 * width + 1, 1), 1, (width, 0))
+    grown = F.max_pool2d(grown, (1, 2 * width + 1), 1, (0, width))
+    inside = 1 - grown
+    return {"edge": mask - inside, "texture": inside}
 
 
 def comparison_size(target: Target, protocol: Protocol) -> tuple[int, int]:

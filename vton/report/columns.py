@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from vton.metrics.results import Row
 
-HIGHER_IS_BETTER = ("ssim", "psnr", "iou", "cami_u", "cami_s", "image_reward")
+HIGHER_IS_BETTER = (
+    "ssim",
+    "psnr",
+    "iou",
+    "cami_u",
+    "cami_s",
+    "image_reward",
+    "m_dino",
+    "m_clip_i",
+    "vton_iqa",
+)
 DIGITS = {  # after the point; columns stand in this order
     "ssim": 4,
     "psnr": 2,
@@ -19,6 +29,11 @@ DIGITS = {  # after the point; columns stand in this order
     "cami_s": 3,
     "mp_lpips": 4,
     "image_reward": 3,
+    "fd_dinov2": 2,
+    "cmmd": 3,
+    "m_dino": 4,
+    "m_clip_i": 4,
+    "vton_iqa": 4,
     "place_error": 4,
 }
 ORDER = tuple(DIGITS)
@@ -70,3 +85,13 @@ def metric_cell(row: Row, metric: str) -> str:
     if spread is not None:
         cell += f" ± {spread * scale:.{digits}f}"
     return cell
+
+
+def interval_cell(interval: tuple[float, float] | None, metric: str) -> str:
+    """An interval as it stands behind its metric in tables; "" where it is not known."""
+    if interval is None:
+        return ""
+    scale = metric_scale(metric)
+    digits = DIGITS[base(metric)]
+    low, high = interval
+    return f" [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"

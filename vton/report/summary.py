@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from vton.errors import UserError
+from vton.metrics import resampling
 from vton.metrics.results import Row, read_results
 from vton.report.caption import caption
 from vton.report.columns import metric_cell, metric_columns, metric_heading
 from vton.report.costs import COSTS, costs, training_of
+from vton.report.noise import in_words, interval
 from vton.report.tables import (
     best_models,
     grouped,
@@ -60,8 +64,10 @@ class Column:
     best: frozenset[str] = frozenset()
 
 
-def write_tables(folder: Path) -> list[Row]:
+def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
     """Draw a comparison's table.md, table.csv and table.tex again; return its rows over seeds.
+
+    intervals: whether table.md shows those of every metric
 
     Raises UserError when there are no rows, or rows that cannot share a table.
     """
@@ -71,7 +77,7 @@ def write_tables(folder: Path) -> list[Row]:
             f"{folder} holds no {ROWS}. Give the folder of a comparison, or make one: make compare."
         )
     rows = over_seeds(read_results(folder / ROWS))
-    (folder / "table.md").write_text(markdown(rows), encoding="utf-8")
+    (folder / "table.md").write_text(markdown(rows, intervals), encoding="utf-8")
     (folder / "table.csv").write_text(comma_separated(rows), encoding="utf-8")
     (folder / "table.tex").write_text(latex(rows), encoding="utf-8")
     return rows
@@ -105,8 +111,8 @@ def comparison_table(rows: Sequence[Row]) -> tuple[list[str], list[Column]]:
     return list(methods), columns
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, its caption, and every metric of every region and category."""
+def markdown(rows: Sequence[Row], intervals: bool = False) -> str:
+    """The table, its caption, every metric of every region and category, and what is noise."""
     methods, columns = comparison_table(rows)
     head = "| method |"
     for column in columns:
@@ -117,7 +123,12 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines.append("")
     lines += map("- {}".format, caption(rows))
-    return "\n".join(lines) + f"\n\n## Every metric\n\n{table_markdown(rows)}"
+    text = "\n".join(lines) + f"\n\n## Every metric\n\n{table_markdown(rows, intervals)}"
+    sentences = in_words(grouped(rows))
+    if sentences:
+        text += "\n## Differences and noise\n\n"
+        text += "\n".join(map("- {}".format, sentences)) + "\n"
+    return text
 
 
 def latex(rows: Sequence[Row]) -> str:
@@ -147,13 +158,18 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """Every row as numbers: metrics as stored, `<metric>_std` over seeds, costs in plain units."""
+    """Every row as numbers: metrics as stored, `<metric>_std` over seeds, costs in plain units.
+
+    Where intervals are known, `<metric>_low` and `<metric>_high` stand at the end.
+    """
     metrics = metric_columns(rows)
     deviations = map("{}_std".format, metrics)
+    known = [metric for metric in metrics if any(interval(row, metric) for row in rows)]
+    ends = [f"{metric}_{end}" for metric in known for end in ("low", "high")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     identity = ["model", "data", "order", "region", "category", "n", "seeds"]
-    writer.writerow([*identity, *metrics, *deviations, *COSTS])
+    writer.writerow([*identity, *metrics, *deviations, *COSTS, *ends])
     for group in grouped(rows).values():
         for row in group:
             facts = row.provenance
@@ -163,6 +179,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
             line += map(row.metrics.get, metrics)
             line += map(spread.get, metrics)
             line += map(facts["costs"].get, COSTS)
+            for metric in known:
+                line += interval(row, metric) or (None, None)
             writer.writerow(line)
     return text.getvalue()
 
@@ -188,7 +206,30 @@ def _averaged(rows: Sequence[Row]) -> Row:
     provenance = first.provenance | {"seeds": seeds, "costs": _mean_costs(rows)}
     if spread:
         provenance["spread"] = spread
+    if len(rows) > 1:
+        provenance = _without_confidence(provenance) | _mean_confidence(rows, means)
     return replace(first, metrics=means, provenance=provenance)
+
+
+def _without_confidence(provenance: dict) -> dict:
+    """Those of the first seed would stay where not every row has them."""
+    return {key: provenance[key] for key in provenance if key not in ("deviations", "intervals")}
+
+
+def _mean_confidence(rows: Sequence[Row], means: dict[str, float]) -> dict[str, dict]:
+    """Deviations of the mean over seeds, and its intervals over pairs alone.
+
+    All seeds drew the same pairs, so that the deviations of their mean are the mean deviations.
+    """
+    texts = {}
+    intervals = {}
+    for metric, mean in means.items():
+        known = [row.provenance.get("deviations", {}).get(metric) for row in rows]
+        if all(known):
+            deviations = torch.stack(list(map(resampling.from_text, known))).mean(0)
+            texts[metric] = resampling.as_text(deviations)
+            intervals[metric] = resampling.interval(mean, deviations)
+    return {"deviations": texts, "intervals": intervals} if texts else {}
 
 
 def _mean_costs(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -213,13 +254,19 @@ def _main_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _quality_columns(title: str, rows: Sequence[Row]) -> list[Column]:
     every = metric_columns(rows)
-    metrics = [metric for metric in every if metric.split("_")[0] in QUALITY] or every
+    metrics = [metric for metric in every if _is_main(metric)] or every
     best = best_models(rows, metrics)
     columns = []
     for metric in metrics:
         cells = {row.model: metric_cell(row, metric) for row in rows}
         columns.append(Column(title, metric_heading(metric), cells, frozenset(best[metric])))
     return columns
+
+
+def _is_main(metric: str) -> bool:
+    """Whether a metric is one of QUALITY, of the whole region."""
+    words = metric.split("_")
+    return words[0] in QUALITY and not {"edge", "texture"} & set(words)
 
 
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:

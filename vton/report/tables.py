@@ -19,14 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from vton.errors import UserError
+from vton.metrics.resampling import LEAST_PAIRS
 from vton.metrics.results import Row
 from vton.report.columns import (
     base,
+    interval_cell,
     is_higher_better,
     metric_cell,
     metric_columns,
     metric_heading,
 )
+from vton.report.noise import PERCENT, Compared, Difference, interval
 
 NOTE = (
     "*_random: the metric's own network with fixed random weights. Such values compare methods "
@@ -35,27 +38,64 @@ NOTE = (
 GroupKey = tuple[str, str, str]  # order, region, category
 
 
-def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+def print_table(
+    rows: Sequence[Row], console: Console | None = None, intervals: bool = False
+) -> None:
     """Print each group of rows as a table; the best method of each column is bold.
 
     Where a table is wider than the console, the metrics that do not fit follow in further blocks.
+    intervals: behind each value the interval that resampled pairs give it.
     """
     console = console or Console()
     for key, group in grouped(rows).items():
         console.print(_title(key, group), style="bold", markup=False, highlight=False)
-        for block in _blocks(group, console):
+        for block in _blocks(group, console, intervals):
             console.print(block)
-    note = metric_notes(rows)
+    note = metric_notes(rows, intervals)
     if note:
         console.print(note, style="dim", markup=False)
 
 
-def table_markdown(rows: Sequence[Row]) -> str:
-    """The tables in Markdown."""
+def print_differences(compared: Sequence[Compared], console: Console | None = None) -> None:
+    """Print each as a table: a line for each metric, and in words what the difference says."""
+    console = console or Console()
+    for each in compared:
+        row, other = each.first, each.second
+        key = (row.order, row.region, row.category)
+        for title in (_title(key, [row]), f"{row.model} minus {other.model}"):
+            console.print(title, style="bold", markup=False, highlight=False)
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("metric", no_wrap=True)
+        table.add_column(f"difference ({PERCENT} %)", justify="right", no_wrap=True)
+        table.add_column("verdict")
+        for found in each.differences:
+            table.add_row(metric_heading(found.metric), found.shown, Text(_verdict(found)))
+        console.print(table)
+        if not each.differences:
+            console.print(f"Fewer than {LEAST_PAIRS} pairs: nothing is known of the noise.")
+
+
+def _verdict(found: Difference) -> str:
+    pairs = "" if found.paired else ", of other pairs"
+    if found.within_noise:
+        return f"within noise{pairs}"
+    better = (found.value > 0) == is_higher_better(found.metric)
+    return f"{'better' if better else 'worse'}{pairs}"
+
+
+def print_sentences(sentences: Sequence[str], console: Console | None = None) -> None:
+    """Print each as a paragraph of its own, wrapped."""
+    console = console or Console()
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
+
+
+def table_markdown(rows: Sequence[Row], intervals: bool = False) -> str:
+    """The tables in Markdown; intervals: as for `print_table`."""
     parts = []
     for key, group in grouped(rows).items():
-        parts.append(f"**{_title(key, group)}**\n\n{_markdown_table(group)}")
-    note = metric_notes(rows)
+        parts.append(f"**{_title(key, group)}**\n\n{_markdown_table(group, intervals)}")
+    note = metric_notes(rows, intervals)
     if note:
         parts.append(note.replace("*", r"\*"))
     return "\n\n".join(parts) + "\n"
@@ -123,25 +163,37 @@ def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[st
     return best
 
 
-def metric_notes(rows: Sequence[Row]) -> str:
-    """Notes on metrics: which networks are random, what is absent, what covers fewer pairs."""
+def metric_notes(rows: Sequence[Row], intervals: bool = False) -> str:
+    """Notes on metrics: which networks are random, what is absent, what covers fewer pairs.
+
+    intervals: whether they are shown and want a note, too
+    """
     notes = [*_random_notes(rows), *_absent_notes(rows), *_partial_notes(rows)]
+    if intervals:
+        notes.append(_interval_note(rows))
     return " ".join(notes)
 
 
-def _blocks(rows: Sequence[Row], console: Console) -> Iterator[Table]:
+def _blocks(rows: Sequence[Row], console: Console, intervals: bool) -> Iterator[Table]:
     """Tables of all metrics, each no wider than the console; at least one metric in each."""
     columns: list[str] = []
     for metric in metric_columns(rows):
-        wider = _screen_table(rows, [*columns, metric])
+        wider = _screen_table(rows, [*columns, metric], intervals)
         if columns and _width(wider, console) > console.width:
-            yield _screen_table(rows, columns)
+            yield _screen_table(rows, columns, intervals)
             columns = []
         columns.append(metric)
-    yield _screen_table(rows, columns)
+    yield _screen_table(rows, columns, intervals)
 
 
-def _screen_table(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
+def _cell(row: Row, metric: str, intervals: bool) -> str:
+    cell = metric_cell(row, metric)
+    if intervals:
+        cell += interval_cell(interval(row, metric), metric)
+    return cell
+
+
+def _screen_table(rows: Sequence[Row], metrics: Sequence[str], intervals: bool) -> Table:
     best = best_models(rows, metrics)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
@@ -151,7 +203,7 @@ def _screen_table(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
         cells = [Text(row.model)]
         for metric in metrics:
             style = "bold" if row.model in best[metric] else ""
-            cells.append(Text(metric_cell(row, metric), style))
+            cells.append(Text(_cell(row, metric, intervals), style))
         table.add_row(*cells)
     return table
 
@@ -162,7 +214,7 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, unlimited, table).maximum
 
 
-def _markdown_table(rows: Sequence[Row]) -> str:
+def _markdown_table(rows: Sequence[Row], intervals: bool) -> str:
     metrics = metric_columns(rows)
     best = best_models(rows, metrics)
     headings = map(metric_heading, metrics)
@@ -170,7 +222,7 @@ def _markdown_table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [row.model]
         for metric in metrics:
-            cell = metric_cell(row, metric)
+            cell = _cell(row, metric, intervals)
             cells.append(f"**{cell}**" if row.model in best[metric] else cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -249,6 +301,21 @@ def _random_notes(rows: Sequence[Row]) -> list[str]:
     if not names:
         return []
     return [NOTE.format(names=", ".join(sorted(names)))]
+
+
+def _interval_note(rows: Sequence[Row]) -> str:
+    """What the brackets are, or why there are none."""
+    lacking = [row.model for row in rows if row.metrics and not row.provenance.get("deviations")]
+    if not lacking:
+        return (
+            f"[low, high]: the {PERCENT} % interval over resampled pairs, and over training seeds "
+            "where there are several."
+        )
+    names = ", ".join(dict.fromkeys(lacking))
+    return (
+        f"No intervals are known for {names}: measured by an earlier version, or on fewer than "
+        f"{LEAST_PAIRS} pairs. Evaluate again."
+    )
 
 
 def _absent_notes(rows: Sequence[Row]) -> list[str]:

@@ -20,10 +20,19 @@ from rich.progress import wrap_file
 from vton.config import ConfigError, nearest
 from vton.errors import UserError
 from vton.files import file_digest, replacing, write_atomically
-from vton.weights.metric_networks import CLIP, FILES, IMAGE_REWARD, VARIABLE, digits_in_name
+from vton.weights.metric_networks import (
+    CLIP,
+    FILES,
+    IMAGE_REWARD,
+    VARIABLE,
+    VISION,
+    VTON_IQA,
+    digits_in_name,
+)
 
 TIMEOUT = 60  # seconds without a byte
 PYTORCH = "https://download.pytorch.org/models/"
+ZOZO = "https://research.zozo.com/data_release/vtoniqa/vtoniqa/"
 PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 
 
@@ -112,6 +121,23 @@ SOURCES: dict[str, tuple[PublishedFile, ...]] = {
             IMAGE_REWARD,
             {"vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"},
         ),
+    ),
+    # No commit of these is known here: what is fetched first is trusted.
+    "dinov2": _of_hub(
+        "facebook/dinov2-large",
+        "main",
+        VISION["dinov2"],
+        {"config.json": "", "model.safetensors": ""},
+    ),
+    "clip_l336": _of_hub(
+        "openai/clip-vit-large-patch14-336",
+        "main",
+        VISION["clip"],
+        {"config.json": "", "pytorch_model.bin": ""},
+    ),
+    "vton_iqa": (
+        PublishedFile(f"{ZOZO}config.json", f"{VTON_IQA}/config.json"),
+        PublishedFile(f"{ZOZO}model.safetensors", f"{VTON_IQA}/model.safetensors"),
     ),
 }
 USUAL = ("inception", "alex", "vgg", "squeeze")  # those of every evaluation

@@ -11,6 +11,9 @@ them with; each name ends in the first eight digits of the file's SHA-256, which
     vgg19-dcbb9e9d.pth                      the learned warp's perceptual loss
 
 The first is pytorch-fid's (weights-inception-... in torch-fidelity), the others are torchvision's.
+DINOv2 (FD-DINOv2, M-DINO) and CLIP ViT-L/14 at 336 px (CMMD, M-CLIP-I) are folders in the hub's
+layout, `dinov2-large/` and `clip-vit-large-patch14-336/`.
+
 A metric whose file is absent runs with random weights and is named `<metric>_random`. The
 garment-driven metrics have no such form: they are skipped if one of their networks is missing
 (garment_scores.py).
@@ -43,6 +46,9 @@ FILES = {
 }
 # Folders with the networks of the garment-driven metrics.
 CLIP, IMAGE_REWARD, DIFT = "clip-vit-base-patch32", "image_reward", "stable-diffusion-2-1"
+VTON_IQA = "vton_iqa"
+# Folders in the hub's layout with networks that have a random form, too.
+VISION = {"dinov2": "dinov2-large", "clip": "clip-vit-large-patch14-336"}
 
 
 def fetched_folder() -> Path:
@@ -80,6 +86,14 @@ def find(network: str, given: str, key: str = "eval.weights") -> Path | None:
         if (place / name).is_file():
             return place / name
     return None
+
+
+def find_folder(network: str, given: str, key: str = "eval.weights") -> Path | None:
+    """The folder of a network of VISION, or None. Raises ConfigError like `folder`."""
+    place = folder(given, key)
+    if place is None or not (place / VISION[network]).is_dir():
+        return None
+    return place / VISION[network]
 
 
 def for_loss(network: str, given: str, key: str) -> Path | None:

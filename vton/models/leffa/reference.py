@@ -59,8 +59,6 @@ MASK_RULES = {"hd": leffa_hd, "dc": leffa_dc}
 def kind(name: str) -> Kind:
     if name.startswith("control."):
         return Kind.CONTROL
-    if name.startswith("mask.hd."):
-        return Kind.OUTLINE
     if name.startswith("mask.") or "timesteps_" in name or any(part in name for part in INTEGERS):
         return Kind.EXACT
     if name in STEPS:
