@@ -69,6 +69,7 @@ def sharded(state, path: Path) -> None:
         ("catvton", "attention.pth"),
         ("gardiff", "unet.pth"),
         ("imagdressing", "IMAGDressing.pt"),
+        ("stableviton", "VITONHD.ckpt"),
         ("warp", "warping.pth"),
     ],
 )

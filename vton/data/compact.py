@@ -28,7 +28,7 @@ EVERYTHING: Fields = frozenset(
     (
         *("person", "agnostic", "agnostic_mask", "garment", "garment_mask"),
         *("warped_garment", "warped_mask", "pose_map", "keypoints", "parse"),
-        *("densepose", "truth", "truth_garment_mask"),
+        *("densepose", "truth", "truth_garment_mask", "person_other"),
     )
 )
 WARP: Fields = frozenset({"warped_garment", "warped_mask"})
@@ -39,7 +39,7 @@ MADE_OF = {
     "warped_garment": ("warped_mask",),
     "truth": ("person",),  # which it is in paired order
 }
-COLOURED = ("person", "garment", "warped_garment", "truth")
+COLOURED = ("person", "garment", "warped_garment", "truth", "person_other")
 
 
 def parts_of(wanted: Fields) -> Fields:

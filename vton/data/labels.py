@@ -35,6 +35,17 @@ FROM_DRESSCODE = np.array(
     dtype=np.uint8,
 )
 
+# GP-VTON's 29 labels (index = its id): `parse-bytedance`. Sleeves and trouser legs have their own
+# there; 11 is the skin of the neck.
+FROM_BYTEDANCE = np.array(
+    [
+        *(BACKGROUND, HAT, HAIR, GLOVE, SUNGLASSES, UPPER, DRESS, COAT, SOCKS),
+        *(PANTS, PANTS, NECK, SCARF, SKIRT, FACE, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG),
+        *(LEFT_SHOE, RIGHT_SHOE, UPPER, UPPER, BAG, DRESS, DRESS, COAT, COAT, BELT),
+    ],
+    dtype=np.uint8,
+)
+
 # The label that each label becomes when the picture is mirrored.
 MIRROR = np.arange(COUNT, dtype=np.uint8)
 MIRROR[[LEFT_ARM, LEFT_LEG, LEFT_SHOE]] = RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE

@@ -21,7 +21,7 @@ from vton.data.compact import EVERYTHING, CompactSample, Fields, parts_of
 from vton.data.record import Record, picture
 from vton.data.sample import DataError, TryOnSample
 
-PHOTOS = ("person", "garment", "warped_garment", "truth")  # of a record
+PHOTOS = ("person", "garment", "warped_garment", "truth", "person_other")  # of a record
 
 
 def resize_photo(image: Image.Image, size: Size) -> np.ndarray:
