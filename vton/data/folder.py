@@ -198,6 +198,8 @@ class Folder(ABC):
         neighbour = next(iter(names.values()), "")
         suffix = PurePath(neighbour).suffix or kind.suffixes[0]
         advice = RESTORE_OR_DROP
+        if kind.of_garment and split == "test" and order == "paired":
+            advice = "Restore it, or evaluate unpaired pairs alone (eval.orders=[unpaired])."
         if self._crossed(split, order, pair):
             advice = "Are the columns of the pair list crossed? Person comes first."
         raise origin.error(f"{kind.what} is missing", folder / (stem + suffix), advice)
