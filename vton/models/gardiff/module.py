@@ -15,6 +15,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from vton.config import ExperimentConfig
 from vton.data.ranges import from_bytes, to_bytes
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
@@ -34,6 +35,12 @@ class GarDiff(TryOnModule):
     """A latent UNet with the garment in its input channels and its cross-attention; paper mode has
     the adapter and is trained with the appearance loss.
     """
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(
+            ("person", "agnostic", "agnostic_mask", "garment", "warped_garment", "warped_mask")
+        )
 
     def build(self) -> Denoiser:
         model: GarDiffConfig = self.config.model
