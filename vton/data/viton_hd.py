@@ -75,6 +75,15 @@ class VitonHD(Folder):
             pairs.append(Pair(person, worn, CATEGORY))
         return pairs
 
+    def lacks(self, split: Split, order: Order) -> str:
+        if split == "train":
+            training = (self.root / "train_pairs.txt", self.root / "train")
+            if not any(map(lexists, training)):
+                return "no training pairs: neither train_pairs.txt nor train/"
+        elif order == "paired" and not self._worn("unpaired", self.pairs("test", "unpaired")):
+            return "no paired test pairs: no garment has the name of a person, who would wear it"
+        return ""
+
     def base(self, split: Split, category: Category) -> Source:
         return self.root / split
 
