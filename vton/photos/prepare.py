@@ -69,6 +69,7 @@ class Plan:
     pairs: list[tuple[str, str, Category]]  # ids of person and garment
     captions: dict[tuple[str, Category], str]  # of some garments
     settings: Settings
+    listed: bool  # whether somebody has chosen the pairs
 
 
 @dataclass
@@ -120,7 +121,7 @@ def plan(
     elif layout == "viton_hd" and any(of_pair != "upper_body" for _, _, of_pair in listed):
         raise UserError("VITON-HD's layout holds tops only; use --layout dresscode.")
     told = _read_captions(captions, garments, ids) if captions else {}
-    return Plan(list(used), listed, told, Settings(layout, **settings))
+    return Plan(list(used), listed, told, Settings(layout, **settings), pairs is not None)
 
 
 def prepare(plan: Plan, networks: Networks, out: Path, keep_going: bool = False) -> Outcome:
@@ -218,6 +219,8 @@ def _finish(
     for person, garment, category in plan.pairs:
         if ("person", person, category) in ready and ("garment", garment, category) in ready:
             pairs.append((person, garment, category))
+    if outcome.failed and not plan.listed:  # everybody who is left wears something
+        pairs = _pairs_of(ready)
     if not pairs:
         first = next(iter(outcome.failed.values()), "")
         raise UserError(f"no pair of a person and a garment is left. {first}".strip())
@@ -309,9 +312,20 @@ def _by_category(folder: Path, category: Category) -> dict[Category, list[Path]]
     return {name: _pictures(path) for name, path in found.items()}
 
 
-def _round(
-    persons: list[Path], garments: dict[Category, list[Path]]
-) -> list[tuple[Path, Path, Category]]:
+def _pairs_of(ready: set[tuple[str, str, Category]]) -> list[tuple[str, str, Category]]:
+    """As `_round`, of what is ready: kind, id and category."""
+    pairs = []
+    for category in CATEGORIES:
+        persons, garments = (
+            sorted(id_ for kind, id_, of in ready if (kind, of) == (wanted, category))
+            for wanted in ("person", "garment")
+        )
+        if persons and garments:
+            pairs += _round(persons, {category: garments})
+    return pairs
+
+
+def _round(persons: list, garments: dict[Category, list]) -> list[tuple]:
     """Pairs such that every person and every garment of a category is in one at least."""
     pairs = []
     for category, own in garments.items():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vton.data import labels, pose
 from vton.data.derived.published_masks import below_chin
 from vton.data.derived.shapes import Skeleton
+from vton.data.sample import Category
 from vton.errors import UserError
 from vton.photos import hub
 from vton.photos.backends import Facts
@@ -77,7 +78,9 @@ class _SegFormer:
         batch = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]
         return self.network(batch).logits[0]
 
-    def parse(self, picture: Image.Image, joints: np.ndarray) -> np.ndarray:
+    def parse(
+        self, picture: Image.Image, joints: np.ndarray, category: Category | None = None
+    ) -> np.ndarray:
         size = (picture.height, picture.width)
         scores = F.interpolate(self.scores(picture)[None], size, mode="bilinear")[0]
         ids = self.table[scores.argmax(0).numpy()]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vton.data import labels, pose
 from vton.data.boxes import bounding_box
+from vton.data.sample import Category
 from vton.files import file_digest
 from vton.photos.backends import OWN_LICENCE, Facts
 from vton.photos.framing import Frame, centred
@@ -24,18 +25,19 @@ from vton.photos.parser import network as networks
 from vton.photos.parser.network import HEIGHT, SHIPPED, WIDTH, Reading, SmallParser, read
 
 HEADS = (labels.FACE, labels.HAIR, labels.SUNGLASSES, labels.HAT)
-TRUNK = (
-    *(pose.NECK, pose.RIGHT_SHOULDER, pose.LEFT_SHOULDER, pose.RIGHT_HIP, pose.LEFT_HIP),
-    *(pose.NOSE, pose.RIGHT_KNEE, pose.LEFT_KNEE),
-)
+HEAD = (pose.NOSE, 14, 15, 16, 17)
+SHOULDERS = (pose.RIGHT_SHOULDER, pose.LEFT_SHOULDER)
+HIPS = (pose.RIGHT_HIP, pose.LEFT_HIP)
 CERTAIN = 0.3  # probability from which a joint counts as found
-A_PERSON = 0.25  # mean probability of the likelier five trunk joints from which there is somebody
+A_PERSON = 0.3  # `likelihood` from which there is somebody
 A_HEAD = 0.2  # size of a head, relative to the largest one, from which it is another person's
 A_BODY = 0.12  # likewise of a body
-SURE = 0.6  # trunk probability from which other ways to hold the photograph are not tried
+SURE = 0.8  # `likelihood` from which other ways to hold the photograph are not tried
 TURNED = 1.3  # how much likelier a person has to be in the turned photograph
+FAVOUR = 6.0  # how much likelier the garment to replace is taken to be: none of it may stay
 CHEST = (0.1, 0.6)  # of the way from shoulders to hips: where a top or a dress is told
-WAIST = 0.85  # of that way
+LOWEST_HEM, HIGHEST_BAND = 1.35, 0.55  # of tops and of trousers, on that way
+WAIST = 0.9  # of that way
 MARGIN = 0.08  # around a found person in the picture that is read again, of its height
 
 
@@ -62,8 +64,14 @@ class _Small:
 class SmallLabels(_Small):
     """Parser."""
 
-    def parse(self, picture: Image.Image, joints: np.ndarray) -> np.ndarray:
-        return likeliest(one_garment_each(self.read(picture).labels, joints), picture)
+    def parse(
+        self, picture: Image.Image, joints: np.ndarray, category: Category | None = None
+    ) -> np.ndarray:
+        maps = one_garment_each(self.read(picture).labels, joints)
+        if category is not None:
+            rows = _rows_of(category, joints, maps.shape[1])
+            maps[list(labels.GARMENT_LABELS[category]), rows] += np.log(FAVOUR)
+        return likeliest(maps, picture)
 
 
 class SmallParts(_Small):
@@ -132,6 +140,17 @@ def one_garment_each(log_probabilities: Tensor, joints: np.ndarray) -> Tensor:
     return probabilities.clamp_min(1e-6).log()
 
 
+def _rows_of(category: Category, joints: np.ndarray, height: int) -> slice:
+    """The rows in which a garment of the category may lie: a top not far below the hips."""
+    shoulders, hips = _heights(joints)
+    if category == "dresses" or shoulders is None or hips is None:
+        return slice(0, height)
+    torso = hips - shoulders
+    if category == "upper_body":
+        return slice(0, round((shoulders + LOWEST_HEM * torso) * height))
+    return slice(max(0, round((shoulders + HIGHEST_BAND * torso) * height)), height)
+
+
 def _moved_to(probabilities: Tensor, label: int, others: tuple[int, ...]) -> Tensor:
     """With the probability of other labels given to one."""
     moved = probabilities.clone()
@@ -173,14 +192,15 @@ def _heights(joints: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def likelihood(reading: Reading) -> float:
-    """How likely the picture shows a person upright: the mean of the five surest trunk joints.
+    """How likely the picture shows a person upright: the mean of head, neck, shoulders and hips.
 
     Joints in the wrong order, hips above the neck, count nothing.
     """
-    shares = np.sort(reading.joints[list(TRUNK), 2])[-5:]
-    neck, hips = reading.joints[pose.NECK], reading.joints[[pose.RIGHT_HIP, pose.LEFT_HIP]]
+    confidence = reading.joints[:, 2]
+    shares = [confidence[list(joints)].max() for joints in (HEAD, (pose.NECK,), SHOULDERS, HIPS)]
+    neck, hips = reading.joints[pose.NECK], reading.joints[list(HIPS)]
     upside_down = hips[:, 2].max() > CERTAIN and hips[:, 1].mean() < neck[1]
-    return 0.0 if upside_down else float(shares.mean())
+    return 0.0 if upside_down else float(np.mean(shares))
 
 
 def likeliest(log_probabilities: Tensor, picture: Image.Image) -> np.ndarray:
