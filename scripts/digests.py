@@ -26,6 +26,7 @@ CASES = {
     "gardiff-release": ["model=gardiff", "model.mode=release"],
     "gardiff-legacy12": ["model=gardiff", "model.mode=legacy12"],
     "gardiff-decoupled": ["model=gardiff", "model.mode=decoupled"],
+    "catvton": ["model=catvton"],
     "idm_vton": ["model=idm_vton"],
     "imagdressing": ["model=imagdressing"],
     "tryondiffusion": ["model=tryondiffusion"],

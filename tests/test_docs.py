@@ -182,7 +182,10 @@ def test_every_command_is_parsed_and_its_settings_are_loaded(page):
                 continue
             args = cli.parse([word.replace("=mine", "=gardiff") for word in arguments])
             model = [f"model={args.model}"] if args.command == "import" else []
-            load(*model, *getattr(args, "overrides", []))
+            overrides = getattr(args, "overrides", [])
+            if getattr(args, "action", "") == "convert":  # whose source is among them
+                overrides = [word for word in overrides if "=" in word]
+            load(*model, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,13 @@ def sharded(state, path: Path) -> None:
 @pytest.mark.parametrize("written", [torch.save, pickled])
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("gardiff", "unet.pth"), ("imagdressing", "IMAGDressing.pt"), ("warp", "warping.pth")],
+    [
+        ("catvton", "attention.pth"),
+        ("gardiff", "unet.pth"),
+        ("imagdressing", "IMAGDressing.pt"),
+        ("stableviton", "VITONHD.ckpt"),
+        ("warp", "warping.pth"),
+    ],
 )
 def test_an_imported_model_runs_nothing(model, name, written, marker, tmp_path, capsys):
     """Metric networks: tests/metrics/test_weights.py."""

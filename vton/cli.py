@@ -358,20 +358,22 @@ def add_export(commands) -> None:
 
 
 def add_data(commands) -> None:
-    text = "check, make, shard or cache a data folder"
+    text = "check, make, convert, shard or cache a data folder"
     data = add_command(commands, "data", "data:run", text)
     data.add_argument(
         "action",
-        choices=("check", "make", "shard", "cache"),
-        help="check: name every bad file; make: render synthetic data; shard: write the folder's "
+        choices=("check", "make", "convert", "shard", "cache"),
+        help="check: name every bad file; make: render synthetic data; convert: write SRC, of any "
+        "known layout, shards or parquet tables, in the official layout; shard: write the folder's "
         "files into shards; cache: compute latents and embeddings of frozen encoders into "
         "data.encoded",
     )
     add_overrides(data)
+    data.add_argument("--shards", action="store_true", help="convert: write shards, not files")
     data.add_argument(
         "--out",
-        help="shard: new folder, which data.root then names; check: file for the whole list "
-        "(JSON where it ends in .json)",
+        help="convert and shard: new folder, which data.root then names; check: file for the whole "
+        "list (JSON where it ends in .json)",
     )
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     add_json(data, "check: print the problems as JSON")

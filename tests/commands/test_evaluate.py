@@ -74,6 +74,33 @@ def test_eval_writes_every_row_with_its_provenance(run):
         assert Image.open(run / f"pictures_{order}.png").width > 300
 
 
+def test_places_are_measured_where_asked(run, capsys):
+    only = ("eval.metrics=[psnr]", "eval.baselines=false", "eval.shuffled=false", "eval.pictures=2")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["eval", "--run", str(run), *only, "eval.places=3", "eval.batch_size=2"])
+    said = capsys.readouterr().out
+    stored = json.loads((run / "places.json").read_text())
+    for row in read_results(run / "results.json"):
+        measured = (row.region, row.category) == ("garment", "all")
+        assert ("place_error" in row.metrics) == measured
+        if measured:
+            assert row.metrics["place_error"] == stored[row.order]["mean"] > 0
+            assert row.provenance["places"] == stored[row.order]
+            assert stored[row.order]["pairs"] == 3
+            assert Image.open(run / f"places_{row.order}.png").width > 300
+    assert "from the true place" in said and "place_error" in said
+
+
+def test_places_that_nobody_knows_are_refused_before_sampling(run, tmp_path, capsys):
+    images = run / "predictions"
+    before = sorted(images.rglob("*.png"))
+    said = refusal(
+        capsys, "eval", "--run", str(run), "eval.places=3", "data.pad=true", "data.size=[64,64]"
+    )
+    assert "eval.places=3: the true places are known for rendered data" in said
+    assert sorted(images.rglob("*.png")) == before
+
+
 def test_pictures_do_not_depend_on_the_batch_size(run, tmp_path):
     for size in (1, 3):
         folder = str(tmp_path / str(size))

@@ -2,11 +2,14 @@
 
 import logging
 
+import pytest
+
 from tests.data.folders import config, write_dresscode, write_json, write_viton_hd
 from vton.data import captions
 from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.module import TryOnDataModule
+from vton.data.sample import DataError
 from vton.data.stream import StreamItem
 
 NAMES = (
@@ -70,7 +73,7 @@ def test_dresscode_lines(tmp_path):
     (tmp_path / "dresses/dc_caption.txt").write_text("000004_1.jpg long  red dress\r\n\n")
     folder = open_folder(config("dresscode", tmp_path, category="dresses"))
     assert TryOnDataset(folder, "train", "paired")[0].garment_caption == "a photo of long red dress"
-    assert TryOnDataset(folder, "test", "paired")[0].person_caption == "model is wearing shirts"
+    assert TryOnDataset(folder, "test", "paired")[0].person_caption == "model is wearing dresses"
 
 
 def open_loaders(settings) -> None:
@@ -110,3 +113,60 @@ def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
     (message,) = caplog.messages
     assert message.startswith("dresscode train: 2 of 2 garments")
     assert "upper_body/dc_caption.txt, " in message and "dresses/dc_caption.txt." in message
+
+
+def test_every_category_has_its_own_fallback(tmp_path):
+    write_dresscode(tmp_path, count=1)
+    pairs = TryOnDataset(open_folder(config("dresscode", tmp_path)), "train", "paired")
+    words = {sample.category: sample.garment_caption for sample in pairs}
+    assert words == {
+        "upper_body": "a photo of shirts",
+        "lower_body": "a photo of pants",
+        "dresses": "a photo of dresses",
+    }
+    assert "they get 'shirts', 'pants', 'dresses'" in pairs.without_caption(where_absent=True)
+    own = config("dresscode", tmp_path, caption_fallback_lower="a skirt")
+    assert TryOnDataset(open_folder(own), "train", "paired")[1].garment_caption.endswith("a skirt")
+
+
+ANSWER = {
+    "person": {"pose": "standing"},
+    "clothing": {
+        "upper cloth category": "t-shirt",
+        "material": "cotton",
+        "neckline": "round neck",
+        "sleeve": "short sleeve",
+    },
+}
+
+
+def test_descriptions_and_answers_of_other_methods(tmp_path):
+    """Mobile-VTON's lists with colons, PromptDresser's JSON; IDM-VTON's tags come first."""
+    root = write_viton_hd(tmp_path / "v", train=1, test=2)
+
+    def captions_of() -> list[str]:
+        pairs = TryOnDataset(open_folder(config("viton_hd", root)), "test", "paired")
+        return [sample.garment_caption for sample in pairs]
+
+    write_json(root / "test_gpt4o.json", {"01000_00": ANSWER, "01001_00.jpg": "a blue top"})
+    expected = "a photo of short sleeve round neck cotton t-shirt"
+    assert captions_of() == [expected, "a photo of a blue top"]
+    (root / "test/image_descriptions.txt").write_text("01000_00.jpg: a red: top\n\n")
+    assert captions_of() == ["a photo of a red: top", "a photo of shirts"]
+    tags = [entry("01000_00.jpg", item="blouse")]
+    write_json(root / "test/vitonhd_test_tagged.json", {"data": tags})
+    assert captions_of()[0] == "a photo of blouse"
+
+    other = write_dresscode(tmp_path / "d", count=1)
+    (other / "dresses/dc_descriptions.txt").write_text("000004_1.jpg: a long dress\n")
+    folder = open_folder(config("dresscode", other, category="dresses"))
+    assert TryOnDataset(folder, "train", "paired")[0].garment_caption == "a photo of a long dress"
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"01000_00": 3}, {"01000_00": {"clothing": {"sleeve": 1}}}]
+)
+def test_answers_of_another_form_are_refused(content, tmp_path):
+    write_json(tmp_path / "test_gpt4o.json", content)
+    with pytest.raises(DataError, match=r"test_gpt4o\.json"):
+        captions.read(tmp_path / "test_gpt4o.json", "viton_hd")

@@ -1,11 +1,14 @@
 """VITON-HD: pair lists, both generations of names, optional folders, errors on missing files."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from tests.data import folders
 from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, write_viton_hd
 from vton.data import labels
+from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import DataError
@@ -211,3 +214,67 @@ def test_body_25_drops_mid_hip_and_feet(root):
     joints = dataset(root)[0].keypoints
     np.testing.assert_allclose(joints[8, :2], JOINTS[8], atol=1e-6)
     np.testing.assert_allclose(joints[16, :2], JOINTS[16], atol=1e-6)
+
+
+def unpaired(root, **settings) -> list[tuple[str, str]]:
+    folder = open_folder(config("viton_hd", root, **settings))
+    return [(pair.person, pair.garment) for pair in folder.pairs("test", "unpaired")]
+
+
+@pytest.mark.parametrize(
+    "name", ["test_pairs_unpaired.txt", "test_pairs_unpaired_1018.txt", "siftvton_test_pairs.txt"]
+)
+def test_pair_lists_of_other_methods(tmp_path, name):
+    """CatVTON's, GP-VTON's of three columns, SIFT-VTON's."""
+    root = write_viton_hd(tmp_path, train=2, test=2)
+    official = (root / "test_pairs.txt").read_text()
+    expected = unpaired(root)
+    third = " upper" if "1018" in name else ""
+    (root / name).write_text(official.replace("\n", f"{third}\n"))
+    (root / "test_pairs.txt").unlink()
+    assert unpaired(root) == expected
+    folder = open_folder(config("viton_hd", root))
+    assert [pair.person for pair in folder.pairs("test", "paired")] == [p for p, _ in expected]
+    # Beside a list of pairs that say nothing of other garments, the one that does.
+    same = "".join(f"{person}.jpg {person}.jpg\n" for person, _ in expected)
+    (root / "test_pairs.txt").write_text(same)
+    assert unpaired(root) == expected
+
+
+def test_a_list_may_be_named(tmp_path):
+    root = write_viton_hd(tmp_path, train=3, test=3)
+    (root / "few.txt").write_text("01002_00.jpg 01000_00.jpg\n")
+    assert unpaired(root, list_unpaired="few.txt") == [("01002_00", "01000_00")]
+    assert len(unpaired(root)) == 3
+    (root / "some.txt").write_text("00001_00.jpg 00001_00.jpg\n")
+    folder = open_folder(config("viton_hd", root, list_train="some.txt"))
+    assert [pair.person for pair in folder.pairs("train", "paired")] == ["00001_00"]
+    with pytest.raises(DataError, match=r"pair list is missing .*absent\.txt"):
+        unpaired(root, list_unpaired="absent.txt")
+
+
+def test_gp_vtons_package(tmp_path):
+    """29 labels, DensePose ids in grey, masks and lists under its own names."""
+    root = write_viton_hd(tmp_path, train=2, test=2)
+    to_29 = {int(ours): theirs for theirs, ours in reversed(list(enumerate(labels.FROM_BYTEDANCE)))}
+    expected = {}
+    for split, first in (("train", 0), ("test", 1000)):
+        base = root / split
+        for number in (first, first + 1):
+            name = f"{number:05d}_00"
+            drawn = figure(number)
+            theirs = np.vectorize(to_29.get)(drawn["parse"]).astype(np.uint8)
+            theirs[20:24][theirs[20:24] == 5] = 21  # a sleeve of its own
+            save(base / f"parse-bytedance/{name}.png", theirs)
+            save(base / f"densepose/{name}.png", drawn["parts"])
+            expected[name] = drawn
+        (base / "cloth-mask").rename(base / "cloth_mask-bytedance")
+        shutil.rmtree(base / "image-parse-v3")
+        shutil.rmtree(base / "image-densepose")
+    settings = config("viton_hd", root, densepose=True)
+    pairs = TryOnDataset(open_folder(settings), "test", "unpaired")
+    record = pairs.record(0)
+    assert np.array_equal(record.parse.numpy(), expected["01000_00"]["parse"])
+    assert np.array_equal(record.densepose.numpy(), expected["01000_00"]["parts"])
+    assert pairs.sources["garment_mask"] == "folder:cloth_mask-bytedance"
+    assert not [one for one in check_folder(settings) if one.severity != "note"]

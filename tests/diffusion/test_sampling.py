@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from vton.config import ConfigError, ObjectiveConfig, SamplerConfig
+from vton.config import ConfigError, ObjectiveConfig, SamplerConfig, load
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Known, Step
 from vton.diffusion.objective import Objective
@@ -35,6 +35,9 @@ class Oracle:
         return {"truth": torch.zeros_like(conditions["truth"])}
 
     def known(self, conditions):
+        return None
+
+    def start(self, conditions):
         return None
 
 
@@ -200,6 +203,58 @@ def test_known_latents_stay_outside_the_mask():
     )  # after the first step of 999, 749, 499, 249
     torch.testing.assert_close(seen[0][1][outside], expected[outside])
     assert seen[-1][0] == Step(3, 4)
+
+
+def test_plms_evaluates_the_second_timestep_twice_and_arrives():
+    """Prediction epsilon: with the true noise every combination of predictions is the true one."""
+    objective = Objective(ObjectiveConfig())
+    truth = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    visited = []
+
+    class Exact(Oracle):
+        def denoise(self, z_t, t, conditions, features):
+            visited.append(t[0].item())
+            signal, sigma = objective.signal_and_noise(t, z_t)
+            return (z_t - signal * conditions["truth"]) / sigma
+
+    draws = [noise.generator(0, "plms", i) for i in range(2)]
+    config = SamplerConfig(solver="plms", steps=5)
+    z = sample(Exact(), {"truth": truth}, drawing((4, 6, 5), draws, CPU), config, objective)
+    assert visited == [801, 601, 601, 401, 201, 1]
+    torch.testing.assert_close(z, truth, atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("objective.prediction=sample",),
+        ("objective.prediction=v_prediction", "objective.zero_terminal_snr=true"),
+        ("objective.prediction=v_prediction", "sampler.zero_terminal_snr=true"),
+        ("objective.prediction=epsilon", "sampler.clip_sample=1"),
+        ("objective.prediction=epsilon", "sampler.dynamic_threshold=0.9"),
+    ],
+)
+def test_what_plms_cannot_do_is_refused(settings):
+    with pytest.raises(ConfigError, match="plms"):
+        load("model=gardiff", "preset=tiny", "sampler.solver=plms", *settings)
+
+
+def test_sampling_starts_from_noised_latents_where_a_model_asks_for_it():
+    objective = Objective(ObjectiveConfig(prediction="sample"))
+    latents = torch.full((1, 4, 6, 5), 3.0)
+    eps = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(4))
+    seen = []
+
+    class Started(Oracle):
+        def start(self, conditions):
+            return latents
+
+        def denoise(self, z_t, t, conditions, features):
+            seen.append(z_t)
+            return conditions["truth"]
+
+    sample(Started(), {"truth": eps}, lambda: eps, SamplerConfig(steps=2), objective)
+    assert torch.equal(seen[0], objective.add_noise(latents, eps, torch.tensor([999])))
 
 
 def test_generators_are_functions_of_their_key():

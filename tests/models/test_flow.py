@@ -21,7 +21,7 @@ from vton.models.flow import (
 )
 
 ON = ("model.flow_loss.weight=1.0", "model.flow_loss.until=1.0", "model.condition_dropout=0.0")
-ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "tryondiffusion"]
+ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "stableviton", "tryondiffusion"]
 SETTINGS = FlowLossConfig()
 
 
@@ -148,6 +148,7 @@ def test_gradient_checkpointing_changes_nothing(model):
         "imagdressing": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
         "idm_vton": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
         "leffa": [f"model.{n}.gradient_checkpointing" for n in ("unet", "reference_unet")],
+        "stableviton": ["model.unet.gradient_checkpointing"],
     }[model]
     gradients = []
     for overrides in ((), [f"{name}=true" for name in settings]):

@@ -106,6 +106,8 @@ def test_rows_of_before_intervals_say_nothing():
     assert difference(*old, "psnr") is None and interval(old[0], "psnr") is None
     assert "No intervals are known for a, b" in table_markdown(old, intervals=True)
     assert "[" not in table_markdown(old)
+    text = table_markdown([replace(each, n=3) for each in old], intervals=True)
+    assert "Fewer than 4 pairs give no interval (a, b)." in text and "Evaluate again" not in text
 
 
 def test_tables_show_intervals_on_request():

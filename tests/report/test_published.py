@@ -15,11 +15,11 @@ def published():
 
 def test_totals(published):
     kinds = published.values.groupby("kind").size().to_dict()
-    assert kinds == {"comparison": 475, "requoted": 461, "ablation": 154, "user_study": 26}
-    assert published.values["name"].nunique() == 54
+    assert kinds == {"comparison": 507, "requoted": 461, "ablation": 154, "user_study": 26}
+    assert published.values["name"].nunique() == 55
     assert published.values["mark"].value_counts().to_dict() == {
-        "stated": 977,
-        "recalled": 64,
+        "stated": 1005,
+        "recalled": 68,
         "inferred": 30,
         "second_hand": 39,
         "misprint": 6,
@@ -32,6 +32,7 @@ def test_totals(published):
         "ladi_vton",
         "leffa",
         "catvton",
+        "stableviton",
     ]
 
 
@@ -159,7 +160,15 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
     """Each file of configs/ablation holds the rows of the studies of its architecture."""
     studies = set(published.values["study"]) | set(published.directions["study"])
     studies.discard("")
-    architectures = ["catvton", "gardiff", "idm_vton", "imagdressing", "leffa", "tryondiffusion"]
+    architectures = [
+        "catvton",
+        "gardiff",
+        "idm_vton",
+        "imagdressing",
+        "leffa",
+        "stableviton",
+        "tryondiffusion",
+    ]
     assert sorted(studies) == [*architectures, "tryondiffusion_pairs"]
     for study in studies:
         path = CONFIGS / "ablation" / f"{study.removesuffix('_pairs')}.yaml"

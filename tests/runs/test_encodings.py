@@ -40,6 +40,7 @@ FROZEN = {
         "model.dropout.image=0.3",
         "model.dropout.text=0.3",
     ),
+    "stableviton": ("model.clip.trained=false",),
 }
 
 

@@ -46,6 +46,15 @@ def test_differences_name_dotted_keys():
     assert differences(load(), load("seed=3")) == ["seed: 0 -> 3"]
 
 
+def test_a_run_folder_may_be_a_link(tmp_path):
+    run = RunFolder.of(load(f"runs={tmp_path}/disk", "name=one"))
+    run.start(load(f"runs={tmp_path}/disk", "name=one"))
+    run.last.write_bytes(b"x")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/linked").symlink_to(run.path)
+    assert RunFolder.newest(tmp_path / "runs").path == tmp_path / "runs/linked"
+
+
 def test_newest_run_is_the_one_trained_last(tmp_path):
     with pytest.raises(UserError, match="No trained run"):
         RunFolder.newest(tmp_path)

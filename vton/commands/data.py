@@ -1,23 +1,29 @@
-"""`vton data`: check, make, shard or cache a data folder."""
+"""`vton data`: check, make, convert, shard or cache a data folder."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from vton.config import ConfigError, ExperimentConfig, load
-from vton.data.check import check_folder, format_problems, list_problems
+from vton.config import ConfigError, ExperimentConfig, as_override, load
+from vton.data.check import Problem, check_folder, format_problems, list_problems
+from vton.data.convert import convert, layout_of
 from vton.data.dataset import open_folder
+from vton.data.igpair import LACKING, is_igpair
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB
+from vton.data.source import open_source
 from vton.files import write_atomically
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode
 
 
 def run(args: Namespace) -> int:
+    if args.action == "convert":
+        convert_set(args)
+        return 0
     config = load(*args.overrides)
     if args.action == "check":
         return check(config, args.json, args.out)
@@ -36,15 +42,19 @@ def check(config: ExperimentConfig, as_json: bool, out: str | None) -> int:
     out: a file for the whole list, as JSON where its name ends so.
     """
     problems = check_folder(config.data, workers=config.data.workers)
-    as_text = json.dumps([asdict(problem) for problem in problems], indent=2, default=str)
     if out:
-        whole = as_text if Path(out).suffix == ".json" else list_problems(problems)
+        in_json = Path(out).suffix == ".json"
+        whole = problems_json(problems) if in_json else list_problems(problems)
         write_atomically(Path(out), f"{whole}\n")
     if as_json:
-        print(as_text)
+        print(problems_json(problems))
     else:
         print(format_problems(problems, where=out or ""))
     return int(any(problem.severity == "required" for problem in problems))
+
+
+def problems_json(problems: Sequence[Problem]) -> str:
+    return json.dumps([vars(problem) for problem in problems], indent=2, default=str)
 
 
 def make(config: ExperimentConfig) -> None:
@@ -68,6 +78,25 @@ def shard(config: ExperimentConfig, out: str | None, shard_mb: float) -> None:
         f"{len(written.files):,} files in {len(written.names)} shards, {megabytes:,.1f} MB. "
         f"Use it: data.root={out}"
     )
+
+
+def convert_set(args: Namespace) -> None:
+    """Write any data set in the official layout. Raises ConfigError without SRC or --out."""
+    sources = [word for word in args.overrides if "=" not in word]
+    overrides = [word for word in args.overrides if "=" in word]
+    if len(sources) != 1 or not args.out:
+        raise ConfigError(
+            "vton data convert needs one source and a target: vton data convert SRC --out DIR."
+        )
+    (source,) = sources
+    if not any(word.startswith("data=") for word in overrides):
+        overrides.append(f"data={layout_of(open_source(source))}")
+    config = load(*overrides, as_override("data.root", source)).data
+    counts = convert(config, Path(args.out), shards=args.shards)
+    pairs = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    print(f"{pairs} pairs in {args.out}. Use it: data={config.name} data.root={args.out}")
+    if is_igpair(Path(config.root)):
+        print(LACKING)
 
 
 def cache(config: ExperimentConfig) -> None:

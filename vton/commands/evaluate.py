@@ -16,7 +16,7 @@ from PIL import Image
 
 from vton.commands.baselines import learned_warp, warp_methods
 from vton.commands.choice import chosen_stage
-from vton.commands.places import print_places
+from vton.commands.places import known_places, print_places
 from vton.commands.sampling import (
     SampledStage,
     Sampler,
@@ -61,6 +61,9 @@ def evaluate(
     started = time.perf_counter()
     stages = stage.in_order()
     data_modules = open_data(stages, checkpoint, stage.config.eval.orders)
+    for part, data in zip(stages, data_modules, strict=True):
+        if part.config.eval.places:
+            known_places(part.config, data)  # raises where nobody knows them
     drawn = []
     for part, data in zip(stages, data_modules, strict=True):
         drawn.append(sample_stage(part, data, checkpoint))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vton.config import ExperimentConfig
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.synthetic.correspondence import Correspondence
@@ -32,20 +33,13 @@ def measure_places(
 ) -> dict[Order, PlaceErrors]:
     """Errors of every configured order, on eval.places pairs spread over the test list.
 
-    Empty for architectures whose layers read no garment tokens with places. Raises UserError for
-    data whose true places nobody knows.
+    Empty for architectures whose layers read no garment tokens with places. Raises UserError as
+    `known_places` does.
     """
     config = stage.config
     if not isinstance(module, TryOnModule) or stage.before is not None:
         return {}
-    known = None
-    if config.data.name == "synthetic" and not config.data.pad:
-        known = Correspondence.of(Path(str(data.root)))
-    if known is None:
-        raise UserError(
-            f"eval.places={config.eval.places}: the true places are known for rendered data "
-            "without padding only (data=synthetic data.pad=false); set eval.places=0."
-        )
+    known = known_places(config, data)
     found = {}
     for order in config.eval.orders:
         watch = Watch(module)
@@ -71,6 +65,19 @@ def measure_places(
     content = {order: errors.as_json() for order, errors in found.items()}
     write_atomically(stage.run.path / "places.json", json.dumps(content, indent=1) + "\n")
     return found
+
+
+def known_places(config: ExperimentConfig, data: TryOnDataModule) -> Correspondence:
+    """The true places of the test pairs. Raises UserError for data whose places nobody knows."""
+    known = None
+    if config.data.name == "synthetic" and not config.data.pad:
+        known = Correspondence.of(Path(str(data.root)))
+    if known is None:
+        raise UserError(
+            f"eval.places={config.eval.places}: the true places are known for rendered data "
+            "without padding only (data=synthetic data.pad=false); set eval.places=0."
+        )
+    return known
 
 
 def truth_of(batch: TryOnBatch, known: Correspondence) -> torch.Tensor:

@@ -130,15 +130,16 @@ class CodecConfig:
     """Pixels to latents and back."""
 
     name: Literal["identity", "linear", "kl"] = "kl"
-    # kl: diffusers folder or hub id; "" builds it from the fields below and trains it first
+    # kl: diffusers folder, hub id, or a checkpoint file of latent diffusion's code, whose first
+    # stage has the shape below; "" builds it from the fields below and trains it first
     pretrained: str = ""
     subfolder: str = "vae"
     patch: PositiveInt = 4  # linear: side of a patch, px
-    channels: PositiveInt = 4  # linear and kl from scratch: latent channels
-    # kl from scratch: channels per level; Stable Diffusion's by default
+    channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
+    # kl from scratch or a file: channels per level; Stable Diffusion's by default
     widths: Annotated[tuple[int, ...], Bounds(1)] = (128, 256, 512, 512)
-    layers: PositiveInt = 2  # kl from scratch: ResNet blocks per level
-    groups: PositiveInt = 32  # kl from scratch: GroupNorm
+    layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
+    groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
     fit_steps: PositiveInt = 2000  # kl from scratch: steps before the diffusion model starts
 
@@ -189,8 +190,9 @@ class ObjectiveConfig:
 class SamplerConfig:
     """How pictures are drawn. Every architecture goes through the same loop."""
 
-    # diffusers' schedulers; ddpm: DDIM with eta 1
-    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc"] = "ddim"
+    # diffusers' schedulers; ddpm: DDIM with eta 1; plms: the pseudo linear multistep method of
+    # latent diffusion's scripts (arXiv 2202.09778), whose first step takes a second evaluation
+    solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc", "plms"] = "ddim"
     steps: PositiveInt = 50  # network evaluations per picture, twice as many with guidance
     guidance: NonNegativeFloat = 1.0  # 1 = off: one network pass per step
     # how far the spread of a guided prediction is brought back to that of the conditional one
@@ -224,6 +226,12 @@ class SamplerConfig:
             raise ConfigError(
                 f"sampler.clip_sample={self.clip_sample}: {self.solver} can only clip to 1; "
                 "use 0, 1, or solver ddim."
+            )
+        if self.solver == "plms" and (self.clip_sample or self.dynamic_threshold):
+            raise ConfigError(
+                f"sampler.clip_sample={self.clip_sample:g} and "
+                f"sampler.dynamic_threshold={self.dynamic_threshold:g}: plms bounds no clean "
+                "sample; use 0 for both, or solver ddim."
             )
 
 
@@ -265,6 +273,7 @@ class SyntheticConfig:
     train: PositiveInt = 512  # pairs; dresscode: per category
     test: PositiveInt = 64  # the same
     seed: NonNegativeInt = 0  # of people and garments
+    other_clothes: bool = False  # also every person in another garment, for data.person_other
     workers: PositiveInt = 2  # renderer processes
 
 
@@ -297,14 +306,25 @@ class DataConfig:
     warp_folder_unpaired: str = ""  # the same for unpaired test pairs
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
+    # deliver the picture of the person in other clothes, which maskless training reads; likewise
+    person_other: bool = False
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
     garment_caption: str = "a photo of {}"
-    caption_fallback: str = "shirts"  # annotation of a garment that has none
+    caption_fallback: str = "shirts"  # annotation of a top that has none
+    caption_fallback_lower: str = "pants"  # the same of trousers and skirts
+    caption_fallback_dresses: str = "dresses"  # the same of dresses
     # fallback: caption_fallback for every garment
     caption_source: Literal["folder", "fallback"] = "folder"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    # names of pair lists in the root; "" = the known names (vton/data/viton_hd.py, dresscode.py)
+    list_train: str = ""
+    list_paired: str = ""
+    list_unpaired: str = ""
+    # parquet tables: columns of other names than the known ones (vton/data/tables.py), such as
+    # [person=photo, garment=product, test=validation]
+    columns: tuple[str, ...] = ()
     # folder of latents and embeddings computed ahead (vton data cache); "" = compute every time
     encoded: str = ""
     workers: NonNegativeInt = 4  # loader processes
@@ -532,4 +552,17 @@ class ExperimentConfig:
                 f"sampler.spacing={sampler.spacing} starts where zero_terminal_snr leaves pure "
                 "noise, from which objective.prediction=epsilon cannot recover a sample; "
                 "use leading, or v_prediction or sample."
+            )
+        if sampler.solver == "plms":
+            self._check_plms(rescaled)
+
+    def _check_plms(self, rescaled: bool):
+        """diffusers' scheduler knows the schedules and predictions of its time alone."""
+        objective = self.objective
+        if objective.continuous or rescaled or objective.prediction == "sample":
+            raise ConfigError(
+                f"sampler.solver=plms: objective.schedule={objective.schedule}, zero terminal SNR "
+                f"{'on' if rescaled else 'off'} and objective.prediction={objective.prediction}; "
+                "plms needs a table of timesteps, no zero terminal SNR, and epsilon or "
+                "v_prediction. Use solver ddim."
             )

@@ -231,6 +231,9 @@ class EqualSteps(Denoiser):
     def known(self, conditions: Conditions) -> Known | None:
         return self.own.known(conditions)
 
+    def start(self, conditions: Conditions) -> Tensor | None:
+        return self.own.start(conditions)
+
 
 def shapes(tensors: dict[str, Tensor]) -> tuple:
     return tuple((name, tensor.shape) for name, tensor in tensors.items())

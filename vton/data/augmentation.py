@@ -83,13 +83,13 @@ class Changes:
 # Fields of a sample that lie on the person's canvas.
 CANVAS = (
     *("person", "agnostic", "agnostic_mask", "warped_garment", "warped_mask", "pose_map"),
-    *("keypoints", "parse", "densepose", "truth", "truth_garment_mask"),
+    *("keypoints", "parse", "densepose", "truth", "truth_garment_mask", "person_other"),
 )
 CHANGED = {  # fields of a sample that each setting of AugmentConfig may change
     "flip": (*CANVAS, "garment", "garment_mask"),
     "affine": CANVAS,
     "garment_affine": ("garment", "garment_mask"),
-    "colour": ("person", "agnostic", "garment", "warped_garment", "truth"),
+    "colour": ("person", "agnostic", "garment", "warped_garment", "truth", "person_other"),
     "mask_dilate_px": ("agnostic", "agnostic_mask"),
     "box_mask": ("agnostic", "agnostic_mask"),
 }
@@ -152,7 +152,7 @@ def move_person(record: Record, move: Move) -> Record:
         moved[name] = plane.to(value.dtype).view_as(value)
     if not moved["agnostic_mask"].any():
         return record
-    photos = _present(record, ("person", "warped_garment", "truth"))
+    photos = _present(record, ("person", "warped_garment", "truth", "person_other"))
     planes = torch.cat([_unit(photo) for photo in photos.values()])
     moved |= zip(photos, _sample(planes, grid, "bilinear").split(3), strict=True)
     joints = record.joints.copy()

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,7 @@ PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
     ("test", "unpaired"),
 )
 # Parts that belong to the person, to the garment and to both.
-PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose")
+PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose", "person_other")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
 # Whose picture a part has the size of.
@@ -53,6 +54,7 @@ OWNERS = {
     "parse": "person",
     "agnostic_mask": "person",
     "densepose": "person",
+    "person_other": "person",
     "garment_mask": "garment",
     "warped_mask": "warped_garment",
     "truth_parse": "truth",
@@ -67,10 +69,12 @@ EXAMPLES = 3  # files that stand for a kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
+CHECKS = 2  # raise it whenever a check is added: what was found clean before is read again
 # What a clean check depends on besides the files.
 SETTINGS = (
     *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),
     *("warp_folder", "warp_folder_unpaired", "warp_key", "densepose"),
+    *("list_train", "list_paired", "list_unpaired", "person_other", "columns"),
 )
 
 
@@ -157,7 +161,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
     shares: dict[Split, list[tuple[float, float]]] = {}
-    broken: set[tuple[Split, str]] = set()
+    broken: set[tuple[Split, bool, str]] = set()
     todo = list(tasks.values())
     everything = track(_run(config, folder, todo, workers), "Checking", len(todo), "file group")
     for task, found in zip(todo, everything, strict=True):
@@ -166,7 +170,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
             shares.setdefault(task.split, []).append(found.shares)
         for problem in found.problems:
             if problem.severity == "required":
-                broken.add((problem.split, problem.sample_id))
+                broken.add((task.split, task.parts == GARMENT_PARTS, problem.sample_id))
     for split, of_split in shares.items():
         doubt = crosscheck.on_average(of_split)
         if doubt:
@@ -179,14 +183,17 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
 
 
 def _completeness(
-    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, str]]
+    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, bool, str]]
 ) -> Iterator[Problem]:
-    """A note on the pairs that can be used, where these are not all."""
+    """A note on the pairs that can be used, where these are not all.
+
+    broken: of what has a required problem the split, whether it is a garment, and its id.
+    """
     for pairs in checked:
         whole = 0
         for pair in pairs.pairs:
-            ids = {(pairs.split, pair.person_id), (pairs.split, pair.garment_id)}
-            whole += not ids & broken
+            needed = {(pairs.split, False, pair.person_id), (pairs.split, True, pair.garment_id)}
+            whole += not needed & broken
         if whole < len(pairs.pairs):
             note = f"{pairs.order}: {whole:,} of {len(pairs.pairs):,} listed pairs are complete"
             yield _note(pairs, note)
@@ -267,8 +274,12 @@ def _group(problem: Problem) -> tuple:
     """Equal for problems of one kind, up to numbers; problems without a kind stand alone."""
     if not problem.kind:
         return (problem,)
-    words = re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", problem.kind)
-    return problem.split, words, problem.advice
+    return problem.split, _without_numbers(problem.kind), problem.advice
+
+
+@lru_cache(maxsize=1000)
+def _without_numbers(words: str) -> str:
+    return re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", words)
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:
@@ -356,6 +367,8 @@ def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
         required += ["warped_garment", "warped_mask"]
     if pairs.folder.config.densepose:
         required.append("densepose")
+    if pairs.folder.config.person_other:
+        required.append("person_other")
     for pair in pairs.pairs:
         for parts in (PERSON_PARTS, GARMENT_PARTS, PAIR_PARTS):
             yield _Task(pairs.split, pairs.order, pair, parts, tuple(required))
@@ -479,6 +492,9 @@ def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | N
     if part == "keypoints":
         return files.joints()
     size = sizes.get(OWNERS[part])
+    if part == "person_other":
+        files.photo(part, size)
+        return None
     if part == "densepose":
         return files.densepose(size)
     if part in ("parse", "truth_parse"):
@@ -495,7 +511,7 @@ def _marker(config: DataConfig) -> Path:
     root = dataset_root(config)
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
     settings = [getattr(config, name) for name in SETTINGS]
-    digest = hashlib.sha256(json.dumps([where, *settings]).encode())
+    digest = hashlib.sha256(json.dumps([CHECKS, where, *settings]).encode())
     for line in fingerprint(root):
         digest.update(os.fsencode(line))  # names may be in any bytes
     return _cache() / digest.hexdigest()

@@ -18,7 +18,7 @@ from vton.data.captions import Templates
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
-from vton.data.folder import Folder, PairFiles, Place, Split
+from vton.data.folder import Folder, PairFiles, Place, Split, fallback_caption
 from vton.data.pairs import Pair, exchanged, limited, require_unique_ids
 from vton.data.record import Record
 from vton.data.sample import Category, DataError, Order, TryOnSample
@@ -41,7 +41,9 @@ def dataset_root(config: DataConfig) -> Source:
         height, width = config.picture_size
         size = f"{height}x{width}"
         root += f"/{rendered.layout}-{size}-{rendered.train}-{rendered.test}-{rendered.seed}"
-    return open_source(root, config.shards_kept)
+        if rendered.other_clothes:
+            root += "-other"
+    return open_source(root, config.shards_kept, config.columns)
 
 
 def open_folder(config: DataConfig) -> Folder:
@@ -130,6 +132,9 @@ class TryOnDataset(Dataset):
         if config.densepose and self._place("densepose") is None:
             advice = "Use data.densepose=false for models without it."
             raise self._absent("densepose", "data.densepose=true", advice)
+        if config.person_other and self._place("person_other") is None:
+            advice = "Use data.person_other=false for models without it."
+            raise self._absent("person_other", "data.person_other=true", advice)
         self._warp = warp
         if self.warp_source not in ("folder", "learned"):
             self._warp = warp_source(self.warp_source)
@@ -240,9 +245,10 @@ class TryOnDataset(Dataset):
         files = dict.fromkeys(left_out.values())
         names = [str(file) if lexists(file) else f"{file} (absent)" for file in files]
         first = next(iter(left_out))
+        words = dict.fromkeys(f"'{fallback_caption(config, pair.category)}'" for pair in left_out)
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
-            f"'{config.caption_fallback}' (data.caption_fallback). "
+            f"{', '.join(words)} (data.caption_fallback). "
             f"The first is {first.garment_id}; captions come from {', '.join(names)}."
         )
 
@@ -260,6 +266,9 @@ class TryOnDataset(Dataset):
             contents["densepose"] = files.densepose(person.size)
             resized = transforms.resize_labels(contents["densepose"], size)
             densepose = torch.from_numpy(resized)
+        person_other = None
+        if self.folder.config.person_other:
+            person_other = self._picture(files.photo("person_other", person.size))
         silhouette = transforms.resize_silhouette(garment_files.garment_mask(garment), size)
         repaint = self._repaint(files, person, parse, joints)
         if self.mask_source == "folder":
@@ -291,6 +300,7 @@ class TryOnDataset(Dataset):
             parse=torch.from_numpy(transforms.resize_labels(parse, size)),
             densepose=densepose,
             joints=joints,
+            person_other=person_other,
         )
 
     def _repaint(
@@ -418,6 +428,8 @@ class TryOnDataset(Dataset):
         optional = ["garment_mask"]
         if self.folder.config.densepose:
             optional.append("densepose")
+        if self.folder.config.person_other:
+            optional.append("person_other")
         if self.mask_source == "folder":
             optional.append("agnostic_mask")
         if self.warp_source == "folder":

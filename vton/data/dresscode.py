@@ -20,6 +20,7 @@ from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import CATEGORIES, Category, DataError, Order
 from vton.data.source import Source, lexists
 
+CAPTION_FILES = ("dc_caption.txt", "dc_descriptions.txt")  # IDM-VTON's, Mobile-VTON's
 LISTS = {
     ("train", "paired"): "train_pairs.txt",
     ("test", "paired"): "test_pairs_paired.txt",
@@ -49,6 +50,12 @@ class DressCode(Folder):
         # them for all splits.
         "densepose": file_kind(
             "DensePose picture", "image-densepose/{person}_0", "dense/{person}_5"
+        ),
+        "person_other": file_kind(
+            "picture of the person in other clothes",
+            "person-other/{person}_0",
+            "image_synthesis/{person}_0",
+            "edited_image/{person}_0",
         ),
         "warped_garment": file_kind("warped garment", "warped_cloth/{person}_0"),
         "warped_mask": file_kind("warped garment mask", "warped_mask/{person}_0"),
@@ -91,7 +98,7 @@ class DressCode(Folder):
             )
 
     def pairs(self, split: Split, order: Order) -> list[Pair]:
-        name = LISTS.get((split, order))
+        name = self.list_name(split, order) or LISTS.get((split, order))
         if name is None:
             raise DataError(
                 f"{self.dataset}: there is no list of {order} pairs for the {split} split."
@@ -145,12 +152,15 @@ class DressCode(Folder):
         return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
-        return self.root / category / "dc_caption.txt"
+        known = [self.root / category / name for name in CAPTION_FILES]
+        return next(filter(lexists, known), known[0])
 
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if pair.category not in self._captions:
             path = self.caption_file(split, pair.category)
-            self._captions[pair.category] = captions.read_lines(path) if lexists(path) else {}
+            self._captions[pair.category] = (
+                captions.read(path, self.dataset) if lexists(path) else {}
+            )
         return self._captions[pair.category].get(f"{pair.garment}_1")
 
     def _lists(self, name: str) -> bool:

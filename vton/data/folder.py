@@ -145,6 +145,12 @@ class Folder(ABC):
         Raises DataError for a broken caption file.
         """
 
+    def list_name(self, split: Split, order: Order) -> str:
+        """The pair list that the settings name, "" for the known names."""
+        if split == "train":
+            return self.config.list_train
+        return self.config.list_paired if order == "paired" else self.config.list_unpaired
+
     def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
         return PairFiles(self, split, order, pair)
 
@@ -165,7 +171,7 @@ class Folder(ABC):
     def places(self, part: str, order: Order) -> tuple[Place, ...]:
         """Where a part may lie, the preferred place first."""
         if part == "warped_garment":
-            return tuple(garment for garment, _ in self._warp_places(order))
+            return tuple(dict.fromkeys(garment for garment, _ in self._warp_places(order)))
         if part == "warped_mask":
             return tuple(mask for _, mask in self._warp_places(order))
         return self.parts[part].places
@@ -200,6 +206,8 @@ class Folder(ABC):
         neighbour = next(iter(names.values()), "")
         suffix = PurePath(neighbour).suffix or kind.suffixes[0]
         advice = RESTORE_OR_DROP
+        if kind.of_garment and split == "test" and order == "paired":
+            advice = "Restore it, or evaluate unpaired pairs alone (eval.orders=[unpaired])."
         if self._crossed(split, order, pair):
             advice = "Are the columns of the pair list crossed? Person comes first."
         raise origin.error(f"{kind.what} is missing", folder / (stem + suffix), advice)
@@ -258,14 +266,14 @@ class Folder(ABC):
                 return False
         return True
 
-    def _worn(self, order: Order, pairs: Sequence[Pair]) -> bool:
+    def _worn(self, pairs: Sequence[Pair]) -> bool:
         """Whether the folder has the own garment of any person of these test pairs.
 
         True too where the garments of the pairs themselves are missing: that is another fault.
         """
         own = [Pair(pair.person, pair.person, pair.category) for pair in pairs]
-        return any(self._exists("garment", "test", order, pair) for pair in own) or not any(
-            self._exists("garment", "test", order, pair) for pair in pairs
+        return any(self._exists("garment", "test", "unpaired", pair) for pair in own) or not any(
+            self._exists("garment", "test", "unpaired", pair) for pair in pairs
         )
 
     def _exists(self, part: str, split: Split, order: Order, pair: Pair) -> bool:
@@ -315,12 +323,15 @@ class PairFiles:
         """The part's file; None when the data set has no folder for this optional part."""
         return self.folder.locate(part, self.split, self.order, self.pair, self.origin(part))
 
-    def photo(self, part: str) -> Image.Image | None:
-        """An upright RGB picture, None where the part is absent."""
+    def photo(self, part: str, size: tuple[int, int] | None = None) -> Image.Image | None:
+        """An upright RGB picture, None where the part is absent.
+
+        size: (width, height) that it must have, None for any.
+        """
         path = self.path(part)
         if path is None:
             return None
-        return images.read_photo(path, self.folder.parts[part].what, self.origin(part))
+        return images.read_photo(path, self.folder.parts[part].what, self.origin(part), size)
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) bool, None where the part is absent.
@@ -364,10 +375,19 @@ class PairFiles:
     def annotation(self) -> str:
         """A few words on the garment, by data.caption_source and data.caption_fallback."""
         config = self.folder.config
-        own = None
-        if config.caption_source != "fallback":
-            own = self.folder.annotation(self.split, self.pair)
-        return own or config.caption_fallback
+        if config.caption_source == "fallback":
+            return config.caption_fallback
+        own = self.folder.annotation(self.split, self.pair)
+        return own or fallback_caption(config, self.pair.category)
+
+
+def fallback_caption(config: DataConfig, category: Category) -> str:
+    """The annotation of a garment of this category that has none."""
+    if category == "lower_body":
+        return config.caption_fallback_lower
+    if category == "dresses":
+        return config.caption_fallback_dresses
+    return config.caption_fallback
 
 
 def chosen(known: Sequence[str], category: str, dataset: str) -> tuple[str, ...]:

@@ -45,6 +45,17 @@ TO_DRESSCODE[[NECK, COAT]] = TO_DRESSCODE[[FACE, UPPER]]
 TO_VITON_HD = np.arange(COUNT, dtype=np.uint8)
 TO_VITON_HD[[BELT, BAG]] = PANTS, BACKGROUND
 
+# GP-VTON's 29 labels (index = its id): `parse-bytedance`. Sleeves and trouser legs have their own
+# there; 11 is the skin of the neck.
+FROM_BYTEDANCE = np.array(
+    [
+        *(BACKGROUND, HAT, HAIR, GLOVE, SUNGLASSES, UPPER, DRESS, COAT, SOCKS),
+        *(PANTS, PANTS, NECK, SCARF, SKIRT, FACE, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG),
+        *(LEFT_SHOE, RIGHT_SHOE, UPPER, UPPER, BAG, DRESS, DRESS, COAT, COAT, BELT),
+    ],
+    dtype=np.uint8,
+)
+
 # The label that each label becomes when the picture is mirrored.
 MIRROR = np.arange(COUNT, dtype=np.uint8)
 MIRROR[[LEFT_ARM, LEFT_LEG, LEFT_SHOE]] = RIGHT_ARM, RIGHT_LEG, RIGHT_SHOE

@@ -70,6 +70,7 @@ class TryOnDataModule(LightningDataModule):
             train=rendered.train,
             test=rendered.test,
             seed=rendered.seed,
+            other_clothes=rendered.other_clothes,
             workers=rendered.workers,
         )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vton.data.folder import Folder
 from vton.data.shards import SHARD_MB, ShardError, ShardPath, Shards, ShardWriter
+from vton.data.tables import TablePath
 
 LIST_SUFFIXES = (".txt", ".json")  # pair lists and captions
 
@@ -19,6 +20,10 @@ def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shard
     no reader knows are left out. Raises ShardError where `out` holds anything, or where the folder
     is shards already.
     """
+    if isinstance(folder.root, TablePath):
+        raise ShardError(
+            f"{folder.root} holds parquet tables. Write them as shards: vton data convert --shards."
+        )
     if isinstance(folder.root, ShardPath):
         raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
     bases = list(dict.fromkeys([*folder.bases("train"), *folder.bases("test")]))

@@ -39,6 +39,7 @@ class Record:
     parse: Tensor  # (H, W) uint8, labels of vton.data.labels
     densepose: Tensor | None  # (H, W) uint8 part ids
     joints: np.ndarray  # (18, 3) float32 as TryOnSample.keypoints
+    person_other: Tensor | None = None  # (3, H, W); the person in other clothes
 
     @property
     def size(self) -> tuple[int, int]:

@@ -81,6 +81,9 @@ class TryOnSample:
     # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth: Tensor | None = None
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
+    # (3, H, W) in [-1, 1]; the person, in the same pose, in other clothes than in `person`: what
+    # maskless training starts from
+    person_other: Tensor | None = None
     # (3, h, w) in [-1, 1]; the smaller picture that a super-resolution stage enlarges
     lowres: Tensor | None = None
     # place in the endless training stream, which seeds this sample's noise; -1 outside training
@@ -148,9 +151,12 @@ class TryOnSample:
         )
 
 
-PICTURES = ("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth")
+PICTURES = (
+    *("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth"),
+    "person_other",
+)
 MASKS = ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")
-OPTIONAL = ("densepose", "truth", "truth_garment_mask")
+OPTIONAL = ("densepose", "truth", "truth_garment_mask", "person_other")
 
 
 @dataclass
@@ -181,6 +187,7 @@ class TryOnBatch:
     densepose: Tensor | None = None  # (B, 3, H, W)
     truth: Tensor | None = None  # (B, 3, H, W)
     truth_garment_mask: Tensor | None = None  # (B, 1, H, W)
+    person_other: Tensor | None = None  # (B, 3, H, W)
     lowres: Tensor | None = None  # (B, 3, h, w)
     position: list[int] = field(default_factory=list)  # filled with -1 where not given
     encoded: dict[str, Tensor] | None = None  # each (B, ...)

@@ -1,24 +1,27 @@
-"""Where a data set lies: in a plain folder, or in shards, which are read through paths alike."""
+"""Where a data set lies: in a plain folder, in shards, or in parquet tables; paths read alike."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from vton.data.shards import INDEX, ShardPath, Shards
+from vton.data.tables import TablePath, Tables, table_files
 
-Source = Path | ShardPath
+Source = Path | ShardPath | TablePath
 
 
-def open_source(where: str, keep: str = "") -> Source:
-    """The folder, or its shards where `where` is a URL or a folder with an index.
+def open_source(where: str, keep: str = "", columns: Sequence[str] = ()) -> Source:
+    """The folder; its shards where `where` is a URL or has an index; tables where it has those.
 
-    Reads nothing yet. keep: the folder that keeps what is fetched from a URL; "" for the default
-    one.
+    Reads no content yet. keep: the folder that keeps what is fetched from a URL; "" for the default
+    one. columns: as for Tables.
     """
     if "://" in where or (Path(where) / INDEX).is_file():
         return ShardPath(Shards(where, keep), PurePosixPath())
+    if table_files(Path(where)):
+        return TablePath(Tables(where, columns), PurePosixPath())
     return Path(where)
 
 
@@ -37,6 +40,10 @@ def fingerprint(source: Source) -> Iterator[str]:
     """
     if isinstance(source, ShardPath):
         yield source.shards.digest
+        return
+    if isinstance(source, TablePath):
+        yield from source.tables.columns
+        yield from _files_of(str(source.tables.home), ())
         return
     yield from _files_of(str(source), ())
 

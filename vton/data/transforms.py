@@ -22,7 +22,7 @@ from vton.data.sample import TryOnSample
 
 Size = tuple[int, int]  # height, width
 
-PHOTOS = ("person", "garment", "warped_garment", "truth")  # of a record
+PHOTOS = ("person", "garment", "warped_garment", "truth", "person_other")  # of a record
 
 
 def resize_photo(image: Image.Image, size: Size) -> np.ndarray:
@@ -76,6 +76,7 @@ def to_sample(
     if record.densepose is not None:
         parts = densepose.draw_parts(record.densepose.numpy())
         densepose_picture = normalise(picture(parts))
+    person_other = None if record.person_other is None else normalise(record.person_other)
     skeleton = pose.draw_skeleton(record.joints, record.size)
     return TryOnSample(
         index=record.index,
@@ -99,6 +100,7 @@ def to_sample(
         densepose=densepose_picture,
         truth=truth,
         truth_garment_mask=None if truth_mask is None else truth_mask.float(),
+        person_other=person_other,
     ).check()
 
 

@@ -21,9 +21,32 @@ from vton.data.source import Source, lexists
 
 CATEGORY: Category = "upper_body"  # the official set holds tops only
 LABELS = 20
-TAG_FILES = {"train": "vitonhd_train_tagged.json", "test": "vitonhd_test_tagged.json"}
+# Captions, in the split's folder or the root; the first that is there is read.
+CAPTION_FILES = (
+    "{split}/vitonhd_{split}_tagged.json",  # IDM-VTON
+    "{split}/image_descriptions.txt",  # Mobile-VTON
+    "{split}_gpt4o.json",  # PromptDresser
+)
+# Names of pair lists. The official second column is the unpaired garment; so it is in the lists of
+# StableVITON, SIFT-VTON and PromptDresser. CatVTON, GP-VTON and D4-VTON have a list for each order.
+LISTS: dict[tuple[Split, Order], tuple[str, ...]] = {
+    ("train", "paired"): ("train_pairs.txt", "train_pairs_1018.txt", "siftvton_train_pairs.txt"),
+    ("test", "paired"): (
+        *("test_pairs.txt", "test_pairs_paired.txt", "test_pairs_paired_1018.txt"),
+        *("siftvton_test_pairs.txt", "test_unpairs.txt", "test_pairs_unpaired.txt"),
+        "test_pairs_unpaired_1018.txt",
+    ),
+    ("test", "unpaired"): (
+        *("test_pairs.txt", "test_pairs_unpaired.txt", "test_pairs_unpaired_1018.txt"),
+        *("siftvton_test_pairs.txt", "test_unpairs.txt"),
+    ),
+}
 
-PARSE_FOLDERS = ("image-parse-v3/{person}", "image-parse/{person}")
+PARSE_FOLDERS = (
+    "image-parse-v3/{person}",
+    "image-parse/{person}",
+    "parse-bytedance/{person}",  # GP-VTON's, of 29 labels
+)
 KEYPOINT_FOLDERS = ("openpose_json/{person}_keypoints", "openpose-json/{person}_keypoints")
 AGNOSTIC_FOLDERS = (
     "agnostic-mask/{person}_mask",
@@ -38,11 +61,25 @@ class VitonHD(Folder):
     parts: ClassVar = {
         "person": file_kind("image", "image/{person}"),
         "garment": file_kind("garment", "cloth/{garment}"),
-        "garment_mask": file_kind("garment mask", "cloth-mask/{garment}", "cloth_mask/{garment}"),
+        "garment_mask": file_kind(
+            "garment mask",
+            "cloth-mask/{garment}",
+            "cloth_mask/{garment}",
+            "cloth_mask-bytedance/{garment}",
+        ),
         "parse": file_kind("parse map", *PARSE_FOLDERS, suffixes=(".png",)),
         "keypoints": file_kind("keypoints", *KEYPOINT_FOLDERS, suffixes=(".json",)),
         "agnostic_mask": file_kind("agnostic mask", *AGNOSTIC_FOLDERS),
-        "densepose": file_kind("DensePose picture", "image-densepose/{person}"),
+        # GP-VTON's `densepose` holds part ids in grey.
+        "densepose": file_kind(
+            "DensePose picture", "image-densepose/{person}", "densepose/{person}"
+        ),
+        "person_other": file_kind(
+            "picture of the person in other clothes",
+            "person-other/{person}",
+            "image_synthesis/{person}",
+            "edited_image/{person}",
+        ),
         "warped_garment": file_kind("warped garment", "cloth-warp/{person}"),
         "warped_mask": file_kind("warped garment mask", "cloth-warp-mask/{person}"),
         "truth": file_kind("true unpaired picture", "gt-unpaired/{person}__{garment}"),
@@ -54,6 +91,7 @@ class VitonHD(Folder):
     warps: ClassVar = {
         "paired": warp_places(
             ("cloth-warp/{person}", "cloth-warp-mask/{person}"),
+            ("cloth-warp/{person}", "gt_cloth_warped_mask/{person}"),  # StableVITON's silhouettes
             ("warp_cloth/{garment}", "warp_cloth-mask/{garment}"),
         ),
         "unpaired": warp_places(
@@ -70,32 +108,48 @@ class VitonHD(Folder):
 
     def pairs(self, split: Split, order: Order) -> list[Pair]:
         pairs = []
-        for person, garment, *_ in read_pair_list(self.root / f"{split}_pairs.txt", self.dataset):
+        for person, garment, *_ in read_pair_list(self._list(split, order), self.dataset):
             worn = person if order == "paired" else garment
             pairs.append(Pair(person, worn, CATEGORY))
         return pairs
 
     def lacks(self, split: Split, order: Order) -> str:
         if split == "train":
-            training = (self.root / "train_pairs.txt", self.root / "train")
-            if not any(map(lexists, training)):
+            if not any(map(lexists, (self._list(split, "paired"), self.root / "train"))):
                 return "no training pairs: neither train_pairs.txt nor train/"
-        elif order == "paired" and not self._worn("unpaired", self.pairs("test", "unpaired")):
-            return "no paired test pairs: no garment has the name of a person, who would wear it"
-        return ""
+            return ""
+        lists = {self._list(split, of) for of in ("paired", "unpaired")}
+        if order == "unpaired" or len(lists) > 1 or self._worn(self.pairs(split, "unpaired")):
+            return ""
+        return "no paired test pairs: no garment has the name of a person, who would wear it"
+
+    def _list(self, split: Split, order: Order) -> Source:
+        """The pair list of an order.
+
+        Of several known ones the first, but for unpaired pairs one that says which.
+        """
+        named = self.list_name(split, order)
+        if named:
+            return self.root / named
+        known = LISTS.get((split, order), LISTS["train", "paired"])
+        there = [self.root / name for name in known if lexists(self.root / name)]
+        if order == "unpaired" and len(there) > 1:
+            for path in there:
+                if any(row[0] != row[1] for row in read_pair_list(path, self.dataset)):
+                    return path
+        return there[0] if there else self.root / known[0]
 
     def base(self, split: Split, category: Category) -> Source:
         return self.root / split
 
     def read_labels(self, files: PairFiles, part: str, size: tuple[int, int] | None) -> np.ndarray:
-        return images.read_labels(
-            files.path(part),
-            self.parts[part].what,
-            files.origin(part),
-            size,
-            LABELS,
-            palettes=(labels.VITON_HD_PALETTE, labels.VOC_PALETTE),
-        )
+        path = files.path(part)
+        what, origin = self.parts[part].what, files.origin(part)
+        if path.parent.name == "parse-bytedance":
+            ids = images.read_labels(path, what, origin, size, len(labels.FROM_BYTEDANCE))
+            return labels.FROM_BYTEDANCE[ids]
+        palettes = (labels.VITON_HD_PALETTE, labels.VOC_PALETTE)
+        return images.read_labels(path, what, origin, size, LABELS, palettes)
 
     def read_joints(self, path: Source, origin: Origin) -> np.ndarray:
         return pose.read_body_25(path, origin)
@@ -103,13 +157,16 @@ class VitonHD(Folder):
     def read_densepose(
         self, path: Source, origin: Origin, size: tuple[int, int] | None
     ) -> np.ndarray:
+        if path.parent.name == "densepose":
+            return densepose.read_ids(path, origin, size)
         return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
-        return self.root / split / TAG_FILES[split]
+        known = [self.root / name.format(split=split) for name in CAPTION_FILES]
+        return next(filter(lexists, known), known[0])
 
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if split not in self._tags:
             path = self.caption_file(split, pair.category)
-            self._tags[split] = captions.read_tags(path) if lexists(path) else {}
+            self._tags[split] = captions.read(path, self.dataset) if lexists(path) else {}
         return self._tags[split].get(pair.garment)

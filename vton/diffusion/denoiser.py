@@ -68,6 +68,13 @@ class Denoiser(nn.Module):
         """Return latents that sampling keeps outside a mask; None paints everything."""
         return None
 
+    def start(self, conditions: Conditions) -> Tensor | None:
+        """Return clean latents (B, C, h, w) that sampling starts from, noised to the last timestep.
+
+        None starts from pure noise.
+        """
+        return None
+
 
 def drop_rows(conditions: Conditions, null: Conditions, dropped: Tensor) -> Conditions:
     """Replace the rows of `dropped` (B,) bool by those of the unconditional form `null`."""

@@ -44,21 +44,24 @@ def sample(
     Guidance acts on steps whose t / T lies in `guidance_interval`; scale 1 makes one pass per step.
     watch: is shown every step with its (guided) prediction and the latents after it.
     """
-    start = draw()
-    solver = make_solver(config, objective, start.device)
+    noise = draw()
+    solver = make_solver(config, objective, noise.device)
     times = model_times(solver, objective)
     known = denoiser.known(conditions)
     guidance = Guidance(denoiser, conditions, config, objective)
 
-    z = start * solver.init_noise_sigma
+    z = noise * solver.init_noise_sigma
+    start = denoiser.start(conditions)
+    if start is not None:
+        z = objective.add_noise(start, noise, objective.at(noise.new_ones(len(start))))
     if known is not None and known.from_start:
-        z = _keep_known(known, z, start, solver, 0)
+        z = _keep_known(known, z, noise, solver, 0)
     for index, (t, time) in enumerate(zip(solver.timesteps, times, strict=True)):
         step = Step(index, len(times))
         prediction = guidance.predict(solver.scale_model_input(z, t), time, step)
         z = _solver_step(solver, prediction, index, z, draw, config)
         if known is not None and (known.steps is None or index < known.steps):
-            z = _keep_known(known, z, start, solver, index + 1)
+            z = _keep_known(known, z, noise, solver, index + 1)
         if watch:
             watch(step, prediction, z)
     return z
@@ -141,12 +144,12 @@ def _solver_step(
     return solver.step(prediction, solver.timesteps[index], z, **options).prev_sample
 
 
-def _keep_known(known: Known, z: Tensor, start: Tensor, solver, coming: int) -> Tensor:
+def _keep_known(known: Known, z: Tensor, noise: Tensor, solver, coming: int) -> Tensor:
     """Put the known latents back outside the mask, at the noise level of z.
 
     coming: the number of the step that z goes into; after the last one z is clean.
     """
     outside = known.latents
     if known.noised and coming < len(solver.timesteps):
-        outside = solver.add_noise(known.latents, start, solver.timesteps[coming])
+        outside = solver.add_noise(known.latents, noise, solver.timesteps[coming])
     return (1 - known.mask) * outside + known.mask * z

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from vton.config import SamplerConfig
@@ -15,6 +20,7 @@ SOLVERS = {
     "ddpm": DDIMScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
+    "plms": PNDMScheduler,
 }
 SCHEDULE_KEYS = (
     "num_train_timesteps",
@@ -30,13 +36,16 @@ def make_solver(config: SamplerConfig, objective: Objective, device: torch.devic
     if objective.continuous:
         return _on_a_grid(config, objective, device)
     options = {key: objective.scheduler_config[key] for key in SCHEDULE_KEYS}
-    options["rescale_betas_zero_snr"] = config.zero_terminal_snr
-    if config.zero_terminal_snr is None:  # as trained
-        options["rescale_betas_zero_snr"] = objective.config.zero_terminal_snr
     options["timestep_spacing"] = config.spacing
     options["steps_offset"] = 1 if config.spacing == "leading" else 0  # as in SD's scheduler files
-    options |= _clean_sample_options(config)
-    if config.solver == "ddim":
+    if config.solver == "plms":
+        options["skip_prk_steps"] = True  # without the Runge-Kutta steps of PNDM
+    else:
+        options["rescale_betas_zero_snr"] = config.zero_terminal_snr
+        if config.zero_terminal_snr is None:  # as trained
+            options["rescale_betas_zero_snr"] = objective.config.zero_terminal_snr
+        options |= _clean_sample_options(config)
+    if config.solver in ("ddim", "plms"):
         options["set_alpha_to_one"] = config.spacing != "leading"
     solver = SOLVERS[config.solver](**options)
     solver.set_timesteps(config.steps, device=device)

@@ -8,6 +8,10 @@ A row is one (model, data, order, region, category):
      "provenance": {...}}
 
 `kid` is stored as torchmetrics returns it; tables print it times 1000, as papers do.
+
+provenance.intervals holds lower and upper end of each metric's 95 % interval, and
+provenance.deviations what it comes from: how the metric deviates over resampled pairs, from which
+the interval of a difference between two rows is computed (resampling.py).
 """
 
 from __future__ import annotations

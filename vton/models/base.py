@@ -13,6 +13,7 @@ What an architecture defines:
     unconditional        conditions of the guidance branch
     garment_features     what depends on t but not on z_t, where there is any
     known                latents that sampling keeps outside a mask, where there are any
+    start                latents that sampling starts from, where it does not from pure noise
 
 and what it may change:
 

@@ -22,8 +22,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
+from vton.models.ldm import (
+    FIRST_STAGE,
+    autoencoder_names,
+    autoencoder_to_diffusers,
+    autoencoder_to_ldm,
+    read_ldm_checkpoint,
+)
 from vton.progress import track
-from vton.weights.pretrained import from_pretrained, load_state, read_safetensors, write_tensors
+from vton.weights.pretrained import (
+    below,
+    check_state,
+    from_pretrained,
+    load_state,
+    read_safetensors,
+    write_tensors,
+)
 
 # How a small AutoencoderKL is fitted. AdamW's peak rate is high because steps are few: 150 of them,
 # as in the tests, reach 15.2 dB, and 13.9 dB at 1e-3. It is not tuned.
@@ -193,6 +207,8 @@ def build_codec(config: CodecConfig) -> Codec:
         return LinearCodec(config.patch, config.channels)
     if not config.pretrained:
         return KLCodec(small_autoencoder(config))
+    if Path(config.pretrained).expanduser().is_file():
+        return KLCodec(autoencoder_from_file(config))
     vae = from_pretrained(
         AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder
     )
@@ -210,6 +226,24 @@ def small_autoencoder(config: CodecConfig) -> AutoencoderKL:
         norm_num_groups=config.groups,
         layers_per_block=config.layers,
     )
+
+
+def autoencoder_from_file(config: CodecConfig) -> AutoencoderKL:
+    """AutoencoderKL of the configured shape with the weights of a checkpoint file in latent
+    diffusion's names: all of the file, or its `first_stage_model`.
+
+    Raises UserError naming the file where it has none, or one of another shape.
+    """
+    path = Path(config.pretrained).expanduser()
+    state = read_ldm_checkpoint(path)
+    state = below(state, FIRST_STAGE) or state
+    vae = small_autoencoder(config)
+    names = autoencoder_names(len(config.widths), config.layers)
+    their_names = autoencoder_to_ldm(vae.state_dict(), names)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    check_state(their_names, state, path, owner="the codec")
+    load_state(vae, autoencoder_to_diffusers(state, names), path)
+    return vae
 
 
 def load_codec(config: CodecConfig, folder: Path) -> Codec:

@@ -39,7 +39,6 @@ class Kind(Enum):
     GRADIENT = "gradient"  # relative
     EXACT = "exact"  # integers and counts: equal
     BYTES = "bytes"  # a picture in 0..255: sums of another order may round to the neighbour
-    OUTLINE = "outline"  # a mask packed into bits, whose outline was redrawn from fewer points
     CONTROL = "control"  # a known mistake, recorded to be avoided: must differ
 
 

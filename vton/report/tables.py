@@ -305,17 +305,26 @@ def _random_notes(rows: Sequence[Row]) -> list[str]:
 
 def _interval_note(rows: Sequence[Row]) -> str:
     """What the brackets are, or why there are none."""
-    lacking = [row.model for row in rows if row.metrics and not row.provenance.get("deviations")]
-    if not lacking:
-        return (
+    older = {}
+    few = {}
+    for row in rows:
+        if row.metrics and not row.provenance.get("deviations"):
+            lacking = few if row.n < LEAST_PAIRS else older
+            lacking[row.model] = None
+    notes = []
+    if any(row.provenance.get("deviations") for row in rows):
+        notes.append(
             f"[low, high]: the {PERCENT} % interval over resampled pairs, and over training seeds "
             "where there are several."
         )
-    names = ", ".join(dict.fromkeys(lacking))
-    return (
-        f"No intervals are known for {names}: measured by an earlier version, or on fewer than "
-        f"{LEAST_PAIRS} pairs. Evaluate again."
-    )
+    if few:
+        notes.append(f"Fewer than {LEAST_PAIRS} pairs give no interval ({', '.join(few)}).")
+    if older:
+        notes.append(
+            f"No intervals are known for {', '.join(older)}, measured by an earlier version. "
+            "Evaluate again."
+        )
+    return " ".join(notes)
 
 
 def _absent_notes(rows: Sequence[Row]) -> list[str]:

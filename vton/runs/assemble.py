@@ -91,7 +91,8 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     """
     path = checkpoint_path(run, checkpoint)
     codec = run_codec(config.codec, run.codec)
-    module = registry.module_class(config.model.name)(config, codec)
+    with settings_named(config):
+        module = registry.module_class(config.model.name)(config, codec)
     if checkpoint == "weights":
         state = read_safetensors(path)
     else:

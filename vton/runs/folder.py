@@ -25,6 +25,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from glob import glob
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -122,8 +123,9 @@ class RunFolder:
         if model:
             registry.config_class(model)
         trained = []
-        for path in Path(runs).glob("**/config.yaml"):
-            run = RunFolder(path.parent)
+        # The glob module enters folders that are links, to another disk for instance.
+        for path in glob("**/config.yaml", root_dir=runs, recursive=True):
+            run = RunFolder(Path(runs, path).parent)
             if run.has_checkpoint:
                 trained.append(run)
         for run in sorted(trained, key=RunFolder.trained_at, reverse=True):

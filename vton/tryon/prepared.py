@@ -88,7 +88,7 @@ class InMemory(PairFiles):
     def path(self, part: str) -> Source | None:
         return IN_MEMORY if part in self.folder.parts else None
 
-    def photo(self, part: str) -> Image.Image | None:
+    def photo(self, part: str, size: tuple[int, int] | None = None) -> Image.Image | None:
         pictures = {
             "person": self.folder.person.picture,
             "garment": self.folder.garment.picture,

@@ -97,6 +97,11 @@ class TryOn:
                 "network for them: --densepose small (for rendered data) or "
                 "--densepose torchscript:FILE."
             )
+        if any(part.config.data.person_other for part in self.stages):
+            raise UserError(
+                f"{stage.run.path} reads a picture of the same person in other clothes, which a "
+                "photo is not. Use another run."
+            )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.modules: list[TryOnModule] = []
         self.warps: list[RunWarp | None] = []

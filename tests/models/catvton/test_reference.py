@@ -1,9 +1,12 @@
 """CatVTON against reference tensors (float32, random weights; tests/vectors/catvton)."""
 
+import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vton.commands.verify import verify
 from vton.models.catvton import reference as catvton
@@ -36,3 +39,36 @@ def test_half_precision_runs_and_keeps_pictures_and_masks_exact():
         assert torch.equal(found[name].to(reference.expected[name].dtype), reference.expected[name])
     expected = reference.expected["unet.eps"]
     assert (found["unet.eps"].float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("axis", ["height", "width"])
+def test_other_shapes_need_no_change_of_code(tmp_path, axis):
+    """Batch 3 of another size, halves that no level's tokens divide, the other axis; nothing to
+    compare with, only to compute.
+    """
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    config = json.loads((FOLDER / "config.json").read_text()) | {"concat_axis": axis}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inputs = load_file(FOLDER / "inputs.safetensors")
+    height, width = 72, 56  # latents of 9 x 7
+    h, w = (18, 7) if axis == "height" else (9, 14)
+    for name, tensor in inputs.items():
+        if name == "step_noise":
+            inputs[name] = torch.randn(4, 3, 4, h, w)
+        elif name in ("init_noise", "train_noise"):
+            inputs[name] = torch.randn(3, 4, h, w)
+        elif name.startswith("vae_noise"):
+            inputs[name] = torch.randn(3, 4, 9, 7)
+        elif name != "picture_rgb":
+            inputs[name] = tensor[[0, 1, 0]]
+    for name in ("person_rgb", "garment_rgb", "mask"):
+        inputs[name] = inputs[name][:, :height, :width]
+    save_file({n: x.contiguous() for n, x in inputs.items()}, tmp_path / "inputs.safetensors")
+    found = catvton.recompute(Reference(tmp_path, torch.device("cpu")))
+    other = "x" if axis == "height" else "y"
+    assert found["unet.eps"].shape == (3, 4, h, w)
+    assert found[f"unet.eps_{other}_axis"].shape == (
+        (3, 4, 9, 14) if other == "x" else (3, 4, 18, 7)
+    )
+    assert found["deco.person_steps"].shape == (4, 3, 4, 9, 7)
+    assert found["sample.image_rgb"].shape == (3, height, width, 3)

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from tests.batches import random_batch, randomised, tiny_module
+from tests.running import assert_same_training, stopping_after, trained
 from vton.config import CodecConfig, ConfigError, load
 from vton.models.codecs import IdentityCodec, KLCodec, build_codec, small_autoencoder
 from vton.models.ladi_vton.emasc import EMASC, decode_with_skips, skip_channels, skip_features
 from vton.models.ladi_vton.module import independent
 from vton.models.ladi_vton.pose import pose_maps
 from vton.models.ladi_vton.words import put_words
+from vton.weights.pretrained import read_checkpoint
 
 
 def tiny(*overrides: str):
@@ -266,3 +268,18 @@ def test_the_codec_of_a_run_may_be_an_autoencoder():
     config = load("model=ladi_vton", "preset=small")
     assert config.codec.name == "kl" and config.model.emasc.kind == "nonlinear"
     assert isinstance(build_codec(replace(config.codec, widths=(8, 8), groups=4)), KLCodec)
+
+
+def test_a_training_resumed_inside_a_stage_equals_one_that_was_not(tmp_path, rendered):
+    """Through the real command: EMASC, adapter and try-on in one folder, stopped in the second."""
+    settings = (*STAGED, "model.clip.trained=false", "train.steps=7", "train.checkpoint_every=1")
+    settings += ("train.picture_every=0",)
+    whole = trained("ladi_vton", tmp_path, rendered, "whole", *settings)
+    with stopping_after(3):
+        trained("ladi_vton", tmp_path, rendered, "parts", *settings)
+    between = read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt")["state_dict"]
+    parts = trained("ladi_vton", tmp_path, rendered, "parts", *settings)
+    assert_same_training(whole, parts, 7)
+    after = read_checkpoint(whole.last)["state_dict"]
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], between[name])}
+    assert changed == {"network", "adapter"}  # EMASC had learned before

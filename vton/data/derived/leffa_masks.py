@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from vton.data import labels
 from vton.data.derived import shapes
+from vton.data.derived.outline import redrawn
 from vton.data.derived.shapes import Canvas, Skeleton
 from vton.data.labels import COAT, DRESS, FACE, NECK, PANTS, SKIRT, UPPER
 from vton.data.pose import ARMS, LEFT_SHOULDER, RIGHT_SHOULDER
@@ -46,7 +47,8 @@ DC_HEAD = (*HD_HEAD, labels.HAIR, NECK)
 def leffa_hd(parse: np.ndarray, body: Skeleton, category: Category) -> np.ndarray:
     """The rule for the VITON-HD model: OOTDiffusion's, with eroded fixed labels.
 
-    Only the largest region stays. Leaks: parts of the garment that other regions cut off.
+    Only the largest region stays, as the polygon of its dominant points. Leaks: parts of the
+    garment that other regions cut off.
     """
     fixed = np.isin(parse, (*HD_FIXED, *OTHERS[category]))
     changeable = ~fixed
@@ -60,7 +62,7 @@ def leffa_hd(parse: np.ndarray, body: Skeleton, category: Category) -> np.ndarra
         grown |= box(arms[0] | arms[1], 5, body, times=4)
     kept = box(fixed, 5, body, erode=True) | head
     mask = ~((changeable & ~grown) | kept)
-    return shapes.largest_component(_closed(mask))
+    return redrawn(_closed(mask))
 
 
 def leffa_dc(parse: np.ndarray, body: Skeleton, category: Category) -> np.ndarray:
@@ -114,8 +116,10 @@ def _arm(parse: np.ndarray, body: Skeleton, side: int) -> np.ndarray:
     shoulder, elbow, wrist = (_point(body, joint) for joint in ARMS[side])
     wrist = elbow + 1.2 * (wrist - elbow)
     width = max(2, int(body.px(60, per=HEIGHT)))
+    # The left one from the wrist up: Pillow rounds by direction.
+    chain = (shoulder, elbow, wrist) if side == 0 else (wrist, elbow, shoulder)
     canvas = Canvas(parse.shape)
-    canvas.curve([_whole(point) for point in (shoulder, elbow, wrist)], width)
+    canvas.curve([_whole(point) for point in chain], width)
     canvas.ring(shoulder, width // 2, width // 2)
     return canvas.mask
 

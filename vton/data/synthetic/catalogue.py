@@ -94,6 +94,7 @@ class Catalogue:
     test: int
     seed: int
     defects: Defects = field(default_factory=Defects)
+    other_clothes: bool = False  # also a picture of every person in the unpaired garment
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ def write_entry(writer: Writer, entry: Entry) -> str:
     scene = catalogue.scene(entry)
     other = catalogue.other(entry)
     outfits = [scene.outfit()]
-    if entry.split == "test":
+    if entry.split == "test" or catalogue.other_clothes:
         outfits.append(scene.outfit(catalogue.garment(other)))
-    worn, *unpaired = draw_person(scene.person, outfits, size)
+    worn, *others = draw_person(scene.person, outfits, size)
     product, silhouette = draw_product(scene.garment, size)
 
     writer.photo(f"{folder}/images/{person}.jpg", worn.picture)
@@ -60,7 +60,9 @@ def write_entry(writer: Writer, entry: Entry) -> str:
         writer.picture(f"{folder}/agnostic_masks/{person}.png", mask)
     writer.photo(f"{folder}/warped_cloth/{person}.jpg", worn.garment)
     writer.picture(f"{folder}/warped_mask/{person}.png", worn.garment_mask)
-    for truth in unpaired:
+    if catalogue.other_clothes:
+        writer.photo(f"{folder}/person-other/{person}.jpg", others[0].picture)
+    for truth in others if entry.split == "test" else ():
         writer.photo(f"{folder}/unpaired_warped_cloth/{person}.jpg", truth.garment)
         writer.picture(f"{folder}/unpaired_warped_mask/{person}.png", truth.garment_mask)
         writer.picture(f"{folder}/gt-unpaired/{name}__{other.id}.png", truth.picture)

@@ -37,9 +37,9 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
     scene = catalogue.scene(entry)
     other = catalogue.other(entry)
     outfits = [scene.outfit()]
-    if entry.split == "test":
+    if entry.split == "test" or catalogue.other_clothes:
         outfits.append(scene.outfit(catalogue.garment(other)))
-    worn, *unpaired = draw_person(scene.person, outfits, catalogue.size)
+    worn, *others = draw_person(scene.person, outfits, catalogue.size)
     product, silhouette = draw_product(scene.garment, catalogue.size)
 
     writer.photo(f"{folder}/image/{name}.jpg", worn.picture)
@@ -75,7 +75,9 @@ def write_entry(writer: Writer, entry: Entry) -> dict:
     writer.photo(f"{folder}/cloth-warp/{name}.jpg", worn.garment)
     writer.photo(f"{folder}/cloth-warp-mask/{name}.jpg", worn.garment_mask)
     writer.photo(f"{folder}/gt_cloth_warped_mask/{name}.jpg", worn.garment_mask)
-    for truth in unpaired:
+    if catalogue.other_clothes:
+        writer.photo(f"{folder}/person-other/{name}.jpg", others[0].picture)
+    for truth in others if entry.split == "test" else ():
         writer.photo(f"{folder}/unpaired-cloth-warp/{name}.jpg", truth.garment)
         writer.photo(f"{folder}/unpaired-cloth-warp-mask/{name}.jpg", truth.garment_mask)
         writer.picture(f"{folder}/gt-unpaired/{name}__{other.id}.png", truth.picture)

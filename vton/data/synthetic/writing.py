@@ -38,15 +38,17 @@ def write(
     seed: int,
     workers: int = 2,
     defects: Defects | None = None,
+    other_clothes: bool = False,
 ) -> None:
     """Render a data set into the folder `root`.
 
     size: height, width. train, test: pairs, for dresscode in each category. The files depend on
-    nothing but these arguments; `workers` processes share the work. Raises DataError for arguments
+    nothing but these arguments; `workers` processes share the work. other_clothes: also every
+    person in the garment of the unpaired order. Raises DataError for arguments
     that make no data set.
     """
     root = Path(root)
-    catalogue = _catalogue(layout, size, train, test, seed, defects)
+    catalogue = _catalogue(layout, size, train, test, seed, defects, other_clothes)
     writer = Writer(root, catalogue)
     root.mkdir(parents=True, exist_ok=True)
     entries = catalogue.entries
@@ -70,6 +72,7 @@ def ensure(
     seed: int,
     workers: int = 2,
     defects: Defects | None = None,
+    other_clothes: bool = False,
 ) -> None:
     """As `write`, but returns at once when `root` already holds this very data set.
 
@@ -77,7 +80,7 @@ def ensure(
     half written. Raises DataError when `root` holds something else.
     """
     root = Path(root)
-    catalogue = _catalogue(layout, size, train, test, seed, defects)
+    catalogue = _catalogue(layout, size, train, test, seed, defects, other_clothes)
     if _holds(root, catalogue):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,7 @@ def ensure(
             seed=seed,
             workers=workers,
             defects=defects,
+            other_clothes=other_clothes,
         )
         partial_root.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
         try:
@@ -111,6 +115,7 @@ def _catalogue(
     test: int,
     seed: int,
     defects: Defects | None,
+    other_clothes: bool,
 ) -> Catalogue:
     """The catalogue of these arguments. Raises DataError for those that make no data set."""
     if layout not in _WRITERS:
@@ -126,7 +131,11 @@ def _catalogue(
             f"synthetic: train={train}, test={test}; needs 1 training pair and 2 test pairs to "
             "exchange."
         )
-    catalogue = Catalogue(layout, (height, width), train, test, seed, defects or Defects())
+    if other_clothes and train < 2:
+        raise DataError("synthetic: other_clothes needs 2 training pairs to exchange.")
+    catalogue = Catalogue(
+        layout, (height, width), train, test, seed, defects or Defects(), other_clothes
+    )
     if (train + test) * len(catalogue.categories) > _LARGEST[layout]:
         raise DataError(
             f"synthetic: {layout} numbers at most {_LARGEST[layout]} pairs; lower train or test."
@@ -153,7 +162,7 @@ def _run(
 
 
 def _stamp(catalogue: Catalogue) -> dict:
-    return {
+    stamp = {
         "renderer": RENDERER_VERSION,
         "layout": catalogue.layout,
         "size": list(catalogue.size),
@@ -162,6 +171,9 @@ def _stamp(catalogue: Catalogue) -> dict:
         "seed": catalogue.seed,
         "defects": asdict(catalogue.defects),
     }
+    if catalogue.other_clothes:  # folders from before know nothing of it
+        stamp["other_clothes"] = True
+    return stamp
 
 
 def _holds(root: Path, catalogue: Catalogue) -> bool:

@@ -21,12 +21,12 @@ from vton.diffusion.denoiser import Conditions, drop_rows
 from vton.diffusion.objective import Noised
 from vton.diffusion.sampling import double
 from vton.diffusion.solvers import make_solver
-from vton.models.catvton.checkpoint import UNET, in_order, numbered, read_attention
+from vton.models.catvton.checkpoint import first_names, numbered
 from vton.models.catvton.network import CatVton, beside, dream, halves, is_trained, read_canvas
 from vton.models.catvton.pictures import crop_to, fit_into
 from vton.models.codecs import KLCodec, latent_mask
 from vton.models.reference import Kind, Reference, Run, read_objective, record_calls, run_sampler
-from vton.weights.pretrained import below
+from vton.models.unet import attention_names
 
 EXACT = (
     "checkpoint.trained",
@@ -75,9 +75,10 @@ class Networks:
         self.settings = reference.config
         self.axis = self.settings.get("concat_axis", "height")
         self.objective = read_objective(self.settings["scheduler"])
-        self.attention = read_attention(
-            reference.weights("attention"), reference.folder / "weights_attention.safetensors"
-        )
+        with torch.device("meta"):
+            names = attention_names(UNet2DConditionModel(**self.settings["unet"]))
+        # The file's name of each tensor of the attention layers, and the UNet's.
+        self.names = numbered([name for name in names if name.endswith(".attn1")])
         vae = AutoencoderKL(**self.settings["vae"])
         self.codec = KLCodec(reference.load(vae, "vae", torch.float32))
         self.model = self.denoiser()
@@ -87,7 +88,9 @@ class Networks:
         unet = UNet2DConditionModel(**self.settings["unet"])
         weights = self.reference.weights("unet")
         if published:
-            weights |= below(self.attention.state, UNET)
+            path = self.reference.folder / "weights_attention.safetensors"
+            stored, _ = first_names(self.reference.weights("attention"), path)
+            weights |= {self.names[key]: tensor for key, tensor in stored.items()}
         self.reference.ready(unet, weights)
         read_canvas(unet, axis, text)
         return unet
@@ -290,8 +293,7 @@ def training_steps(networks: Networks) -> dict[str, Tensor]:
     noised = networks.example()
     seen = model.canvas(noised.z_t, conditions)
     tensors = {"train.noisy": noised.z_t, "train.input": seen}
-    names = numbered(in_order(below(networks.attention.state, UNET)))
-    gradients = {key: names[key] for key in settings["gradients"]}
+    gradients = {key: networks.names[key] for key in settings["gradients"]}
 
     prediction = model.denoise(noised.z_t, noised.t, conditions, {})
     loss = objective.loss(prediction, noised).mean()

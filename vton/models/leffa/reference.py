@@ -59,8 +59,6 @@ MASK_RULES = {"hd": leffa_hd, "dc": leffa_dc}
 def kind(name: str) -> Kind:
     if name.startswith("control."):
         return Kind.CONTROL
-    if name.startswith("mask.hd."):
-        return Kind.OUTLINE
     if name.startswith("mask.") or "timesteps_" in name or any(part in name for part in INTEGERS):
         return Kind.EXACT
     if name in STEPS:
@@ -403,6 +401,8 @@ class FlowStep:
             smallest = settings.smallest_layer
             for layer in flow_layers([read], size, lambda n: token_grid(n, size), smallest):
                 named[name] = layer
+            if read.q.shape[-2] == 1 and 1 / size[0] >= smallest:  # a token for the whole picture
+                named[name] = FlowLayer(read, (1, 1), (1, 1))
         return named
 
     def each(self, settings: FlowLossConfig, acts: Tensor) -> Tensor:
