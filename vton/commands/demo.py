@@ -61,6 +61,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(LIMIT)  # so that whoever comes before the server runs waits for it
     except OSError as error:
         listening.close()
         raise UserError(

@@ -114,10 +114,10 @@ class VitonHD(Folder):
         return pairs
 
     def lacks(self, split: Split, order: Order) -> str:
-        if split == "train":
-            if not any(map(lexists, (self._list(split, "paired"), self.root / "train"))):
-                return "no training pairs: neither train_pairs.txt nor train/"
+        if any(map(lexists, (self._list("train", "paired"), self.root / "train"))):
             return ""
+        if split == "train":
+            return "no training pairs: neither train_pairs.txt nor train/"
         lists = {self._list(split, of) for of in ("paired", "unpaired")}
         if order == "unpaired" or len(lists) > 1 or self._worn(self.pairs(split, "unpaired")):
             return ""
