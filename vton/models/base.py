@@ -30,6 +30,7 @@ and what it may change:
     networks             names and networks in `vton info`
     garment_places       where garment tokens lie, for pictures of attention and the flow loss
     wearing              which samples read their garment, after dropout
+    reads                the fields of a batch that it reads; loaders make no others
     can_sample           whether a batch holds what sampling needs
 
 What is no architecture but is trained and scored by the same commands (a learned warp) extends
@@ -123,6 +124,19 @@ class TrainedModule(LightningModule):
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
         """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
 
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """The fields of a batch with tensors that training and sampling read; None: all of them.
+
+        Loaders make no others, and a warped garment takes longer to make than all the rest.
+        """
+        return None
+
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """`reads`, and what losses of all architectures read besides."""
+        return cls.reads(config)
+
     def can_sample(self, batch: TryOnBatch) -> bool:
         """Whether the batch holds what `generate` needs; if not, training shows none of it."""
         return True
@@ -215,6 +229,13 @@ class TryOnModule(TrainedModule, Denoiser):
         # Not registered as a part of the module: its networks are attributes already, under the
         # names that checkpoints have.
         self.__dict__["denoiser"] = self if denoiser is None else denoiser
+
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        own = cls.reads(config)
+        if own is None or not config.model.flow_loss.weight:
+            return own
+        return own | {"person", "garment", "agnostic_mask", "truth_garment_mask"}
 
     # ---- what an architecture says about itself ----
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vton.config import ConfigError
+from vton.config import ConfigError, ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Noised
@@ -35,6 +35,10 @@ from vton.registry import register
 @register(CatvtonConfig)
 class CatvtonModule(TryOnModule):
     """One UNet over a canvas; as published, its self-attention alone learns."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(("person", "agnostic", "agnostic_mask", "garment"))
 
     def build(self) -> Denoiser:
         model: CatvtonConfig = self.config.model
