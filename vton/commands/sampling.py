@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 from vton.commands.baselines import learned_warp
 from vton.commands.places import measure_places
 from vton.config import ExperimentConfig
+from vton.data.compact import CompactSample
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
@@ -94,6 +95,13 @@ def prediction_folder(run: RunFolder, method: str, order: Order) -> Path:
     return run.predictions / "_".join([order, *suffixes])
 
 
+class Chosen(Subset):
+    """Some pairs of a test split, for loaders too."""
+
+    def compact(self, index: int, *arguments) -> CompactSample:
+        return self.dataset.compact(self.indices[index], *arguments)
+
+
 class Sampler:
     """A stage's trained network, and the trainer that runs it on every process."""
 
@@ -149,7 +157,7 @@ class Sampler:
         """
         pairs = data.eval_dataset(order, shuffled, data.warped)
         if shuffled:
-            pairs = Subset(pairs, control_places(data, order, self.stage.config))
+            pairs = Chosen(pairs, control_places(data, order, self.stage.config))
         if before is not None:
             pairs = WithLowres(pairs, before, self.stage.config)
         self.writer.folder = folder

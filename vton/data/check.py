@@ -145,6 +145,11 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     checked: list[TryOnDataset] = []
     for split, order in PAIR_LISTS:
         try:
+            lacking = folder.lacks(split, order)
+            if lacking:
+                root = str(folder.root)
+                problems.append(Problem(folder.dataset, split, "", root, "note", lacking))
+                continue
             pairs = TryOnDataset(folder, split, order)
         except DataError as error:
             problems.append(_about_list(folder, split, error))

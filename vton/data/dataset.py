@@ -113,6 +113,10 @@ class TryOnDataset(Dataset):
         self.order = order
         self.size = config.picture_size
         self.templates = Templates(config.person_caption, config.garment_caption)
+        lacking = folder.lacks(split, order)
+        if lacking:
+            what = "Train on another folder" if split == "train" else "Use eval.orders=[unpaired]"
+            raise DataError(f"{folder.dataset} {split}: {lacking} ({folder.root}). {what}.")
         for part in folder.parts:
             folder.place(part, split, order)  # raises where a file has a folder's name
         pairs = folder.pairs(split, order)
@@ -282,7 +286,8 @@ class TryOnDataset(Dataset):
         repaint = self._repaint(files, person, parse, joints)
         if self.mask_source == "folder":
             contents["agnostic_mask"] = repaint
-        crosscheck.require(files, contents)
+        if self.folder.crosschecked:
+            crosscheck.require(files, contents)
         repaint = transforms.resize_repaint(repaint, size)
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from vton.config import ConfigError, ExperimentConfig, ModelConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.denoiser import Conditions, Denoiser, drop_rows
+from vton.diffusion.denoiser import Conditions, Denoiser, Step, drop_rows
 from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import GarmentReads, record_reads, token_grid
@@ -476,15 +476,23 @@ class TryOnModule(TrainedModule, Denoiser):
         return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()
-    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
+    def generate(
+        self,
+        batch: TryOnBatch,
+        seed: int = 0,
+        watch: Callable[[Step, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone.
+
+        watch: as of `vton.diffusion.sampling.sample`
+        """
         draws = []
         for order, pair in zip(batch.order, batch.pair_name, strict=True):
             draws.append(noise.generator(seed, "sample", order, pair))
         draw = drawing(self.latent_shape(), draws, self.device)
         with self.reading_once():
             conditions = self.condition(batch)
-            z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective)
+            z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective, watch)
             return self.picture(z, batch)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
