@@ -6,6 +6,8 @@ PRESET ?= tiny
 TRAINER ?= cpu
 ARGS ?=
 RUN ?=
+PERSON ?= data/examples/person.jpg
+GARMENT ?= data/examples/garment.jpg
 WORKERS ?= 2
 DIR ?=
 PYTHON ?= python3
@@ -14,7 +16,7 @@ CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(or
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights compare ablate table data-check info bench list notebooks docs tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check demo prepare tryon info bench list notebooks docs tensorboard test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +52,15 @@ data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS=
 
 metrics: $(READY) ## Score two folders of pictures: make metrics PRED=DIR TARGET=DIR ARGS="--order unpaired"
 	$(VTON) metrics --pred $(PRED) --target $(TARGET) $(ARGS)
+
+tryon: $(READY) ## A garment's photo on a person's: make tryon PERSON=a.jpg GARMENT=b.jpg ARGS="--count 2"
+	$(VTON) tryon $(PERSON) $(GARMENT) $(CHOSEN) $(ARGS)
+
+demo: $(READY) ## The same as a page in the browser, on this machine: http://localhost:7860/
+	$(VTON) demo $(CHOSEN) $(ARGS)
+
+prepare: $(READY) ## Photos of persons and garments into a data folder: make prepare PHOTOS=DIR OUT=DIR
+	$(VTON) prepare $(PHOTOS) --out $(OUT) $(ARGS)
 
 weights: $(READY) ## Fetch and check the pretrained metric networks (online, 0.9 GB)
 	$(VTON) weights $(ARGS)

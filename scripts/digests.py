@@ -29,6 +29,7 @@ CASES = {
     "catvton": ["model=catvton"],
     "idm_vton": ["model=idm_vton"],
     "imagdressing": ["model=imagdressing"],
+    "stableviton": ["model=stableviton"],
     "tryondiffusion": ["model=tryondiffusion"],
     "tryondiffusion-sr256": ["model=tryondiffusion", "model.stage=sr256"],
     "warp": ["model=warp"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from vton import registry
 from vton.config import load
+from vton.data.compact import EVERYTHING
 from vton.data.sample import JOINTS, TryOnBatch, TryOnSample
 from vton.models.base import TryOnModule
 from vton.models.codecs import LinearCodec, build_codec
@@ -78,3 +81,10 @@ def randomised(module: torch.nn.Module, amount: float = 0.05) -> torch.nn.Module
         for parameter in module.parameters():
             parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
     return module
+
+
+def as_loaded(batch: TryOnBatch, module: TryOnModule) -> TryOnBatch:
+    """The batch with the fields alone that the module says it reads, as loaders make it."""
+    wanted = type(module).fields_read(module.config)
+    unread = EVERYTHING - (EVERYTHING if wanted is None else wanted)
+    return replace(batch, **dict.fromkeys(unread))

@@ -44,6 +44,7 @@ def test_list_names_every_architecture(capsys):
 
 
 ARGUMENTS = {  # what a command cannot do without
+    "tryon": ["person.jpg", "garment.jpg"],
     "predict": ["--out", "x"],
     "metrics": ["--pred", "x", "--target", "x"],
     "verify": ["x"],

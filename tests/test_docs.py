@@ -57,6 +57,7 @@ SMALLER = {
     "predict": [],
     "list": [],
     "table": [],
+    "tryon": ["--steps", "2"],
 }
 # Commands that other tests run.
 TESTED = {
@@ -67,6 +68,8 @@ TESTED = {
     "export": "tests/commands/test_exchange.py",
     "verify": "tests/commands/test_verify.py",
     "notebooks": "tests/report/test_notebooks.py",
+    "prepare": "tests/photos/test_prepare.py",
+    "demo": "tests/demo/test_server.py",
 }
 
 
@@ -190,6 +193,7 @@ def workspace(tmp_path_factory):
     """A folder as somebody has it who typed the first command of the README, and its results."""
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(ROOT / "results", folder / "results")
+    shutil.copytree(ROOT / "data/examples", folder / "data/examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command("train", "model=gardiff", *SMALLER["train"]) == 0

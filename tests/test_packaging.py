@@ -59,3 +59,17 @@ def test_pre_commit_runs_what_setup_installs():
         program, *_ = hook["entry"].split()
         assert hook["language"] == "system" and program.startswith(".venv/bin/"), hook
         assert program.removeprefix(".venv/bin/") in installed
+
+
+def test_files_that_are_no_code_are_packed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    packed = set()
+    for package, patterns in config["options.package_data"].items():
+        for pattern in patterns.split("\n"):
+            packed |= set((ROOT / package.replace(".", "/")).glob(pattern))
+    others = set()
+    for path in (ROOT / "vton").rglob("*"):
+        if path.suffix not in (".py", ".pyc", ".md") and path.is_file():
+            others.add(path)
+    assert others == packed

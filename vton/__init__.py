@@ -1,6 +1,7 @@
 """vton: virtual try-on diffusion architectures compared on equal terms."""
 
 import os
+import pkgutil
 
 from vton import _torchvision
 
@@ -13,3 +14,10 @@ _torchvision.install()
 # that the one it waits for would need. libgomp reads it when torch is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
+def __getattr__(name: str):
+    """`from vton import TryOn`, without importing torch for everybody else."""
+    if name == "TryOn":
+        return pkgutil.resolve_name("vton.tryon:TryOn")
+    raise AttributeError(f"module 'vton' has no attribute {name!r}")

@@ -90,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
     add_import(commands)
     add_export(commands)
     add_data(commands)
+    add_prepare(commands)
+    add_tryon(commands)
+    add_demo(commands)
     add_notebooks(commands)
     add_list(commands)
     return top
@@ -239,13 +242,14 @@ def add_metrics(commands) -> None:
 
 
 def add_weights(commands) -> None:
-    text = "fetch and check the pretrained networks of metrics"
+    text = "fetch and check the pretrained networks of metrics, or those that read photos"
     weights = add_command(commands, "weights", "weights:run", text)
     weights.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help="default: those of every evaluation; an unknown name lists all",
+        help="default: those of every evaluation; photo: of the pose backend blaze; an unknown "
+        "name lists all",
     )
     weights.add_argument(
         "--to", metavar="DIR", help="default: $VTON_METRIC_WEIGHTS, else a folder in ~/.cache/vton"
@@ -373,6 +377,121 @@ def add_data(commands) -> None:
     )
     data.add_argument("--shard-mb", type=float, help="shard: MB of a shard (default: 128)")
     add_json(data, "check: print the problems as JSON")
+
+
+def add_prepare(commands) -> None:
+    text = "photos of persons and garments into a data folder in an official layout"
+    prepare = add_command(commands, "prepare", "prepare:run", text)
+    prepare.add_argument(
+        "photos", nargs="?", help="folder with persons/ and garments/, perhaps by category"
+    )
+    prepare.add_argument("--out", metavar="FOLDER", help="new folder, which data.root then names")
+    prepare.add_argument(
+        "--pairs",
+        metavar="FILE",
+        help="who tries on what: lines of person, garment and perhaps category; by default "
+        "everybody and everything once at least",
+    )
+    prepare.add_argument(
+        "--captions", metavar="FILE", help="lines of a garment's file name and its caption"
+    )
+    prepare.add_argument(
+        "--category",
+        choices=("upper_body", "lower_body", "dresses"),
+        default="upper_body",
+        help="of garments outside folders of categories (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--layout",
+        choices=("viton_hd", "dresscode"),
+        help="default: viton_hd for tops alone, else dresscode",
+    )
+    prepare.add_argument(
+        "--size", default="1024x768", metavar="HxW", help="of the pictures (default: %(default)s)"
+    )
+    prepare.add_argument(
+        "--keep-going", action="store_true", help="leave out what fails, and list it at the end"
+    )
+    add_photo_networks(prepare)
+    prepare.add_argument(
+        "--train",
+        metavar="FILE",
+        help="instead: train the small parser on rendered pictures and write it (20 minutes)",
+    )
+
+
+def add_tryon(commands) -> None:
+    text = "a garment's photo on a person's photo, drawn by a trained run"
+    tryon = add_command(commands, "tryon", "tryon:run", text)
+    tryon.add_argument("person_photo", metavar="PERSON", help="photo of a person")
+    tryon.add_argument("garment_photo", metavar="GARMENT", help="photo of a garment")
+    add_choice_of_run(tryon)
+    tryon.add_argument("--runs", default="runs", help="where to look for the newest run")
+    tryon.add_argument(
+        "--out", default="tryon.png", metavar="FILE", help="picture to write (default: %(default)s)"
+    )
+    tryon.add_argument(
+        "--category",
+        choices=("upper_body", "lower_body", "dresses"),
+        default="upper_body",
+        help="of the garment (default: %(default)s)",
+    )
+    tryon.add_argument(
+        "--mask", metavar="FILE", help="where to repaint, in white, instead of the detected region"
+    )
+    tryon.add_argument("--caption", help="a few words on the garment; default: its colour")
+    tryon.add_argument("--seed", type=int, default=0)
+    tryon.add_argument("--steps", type=int, help="default: the run's sampler.steps")
+    tryon.add_argument("--guidance", type=float, help="default: the run's sampler.guidance")
+    tryon.add_argument(
+        "--count", type=int, default=1, help="pictures, with following seeds (default: 1)"
+    )
+    tryon.add_argument("--device", help="default: cuda if available, else cpu")
+    add_photo_networks(tryon)
+
+
+def add_demo(commands) -> None:
+    text = "a page in the browser that tries garments on"
+    demo = add_command(commands, "demo", "demo:run", text)
+    add_choice_of_run(demo)
+    demo.add_argument("--runs", default="runs", help="where to look for the newest run")
+    demo.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; by default this machine alone"
+    )
+    demo.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any")
+    demo.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which others ask for the page, besides the address",
+    )
+    demo.add_argument("--device", help="default: cuda if available, else cpu")
+    add_photo_networks(demo)
+
+
+def add_photo_networks(command: argparse.ArgumentParser) -> None:
+    """What reads photographs. See vton.photos.backends."""
+    command.add_argument(
+        "--person",
+        choices=("only", "largest"),
+        default="only",
+        help="largest: of several persons in a photo; by default there may be one",
+    )
+    command.add_argument("--mask-rule", default="safe", help="of the agnostic mask")
+    networks = command.add_argument_group("networks", "NAME, or NAME:WHERE for a file or hub id")
+    networks.add_argument(
+        "--parser", default="small", help="small, fashn or segformer (default: %(default)s)"
+    )
+    networks.add_argument(
+        "--pose", default="small", help="small, blaze or vitpose (default: %(default)s)"
+    )
+    networks.add_argument(
+        "--densepose", default="none", help="none, small or torchscript (default: %(default)s)"
+    )
+    networks.add_argument(
+        "--garment-mask", default="auto", help="auto or network (default: %(default)s)"
+    )
 
 
 def add_notebooks(commands) -> None:

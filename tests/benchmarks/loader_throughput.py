@@ -2,6 +2,10 @@
 
     python -m tests.benchmarks.loader_throughput                   # rendered at 1024x768
     python -m tests.benchmarks.loader_throughput data.root=DIR data.workers=8
+    python -m tests.benchmarks.loader_throughput model=idm_vton preset=paper data.size=[1024,768]
+
+Loaders make the fields that the model reads, GarDiff's by default; MiB per sample are what passes
+from a loader process to the trainer.
 
 In one run both read the same pairs in the same order, in turns. `cold` is after the system was
 asked to forget the files (posix_fadvise), `warm` the same once more. The process that asks does
@@ -24,9 +28,9 @@ from pathlib import Path
 from vton.config import load
 from vton.data import synthetic
 from vton.data.dataset import open_folder
-from vton.data.module import TryOnDataModule
 from vton.data.packing import write_folder
 from vton.data.shards import ShardPath
+from vton.runs.assemble import data_module
 from vton.training.trainer import quiet_libraries
 
 SETTINGS = ("data=viton_hd", "data.size=[512,384]", "data.workers=2", "train.batch_size=4")
@@ -46,15 +50,19 @@ def measured(overrides: list[str], root: Path, batches: int, clock: Callable[[],
 
     The first batch is left out: workers start with it.
     """
-    config = load(*overrides, f"data.root={root}")
-    batch_size = config.train.batch_size
-    data = TryOnDataModule(config.data, seed=0, batch_size=batch_size, eval_batch_size=1)
+    data = data_module(load(*overrides, f"data.root={root}"))
     assert isinstance(data.root, ShardPath) == (root / "shards.json").exists()
     stream = iter(data.train_dataloader())
     next(stream)
     start = clock()
     count = sum(len(batch) for batch in itertools.islice(stream, batches))
     return count / (clock() - start)
+
+
+def mib_per_sample(overrides: list[str], root: Path) -> float:
+    data = data_module(load(*overrides, f"data.root={root}", "data.workers=0"))
+    batch = next(iter(data.train_dataloader()))
+    return round(batch.nbytes / len(batch) / 2**20, 2)
 
 
 def render(root: Path, pairs: int) -> None:
@@ -93,7 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
                 alone = [*overrides, "data.workers=0"]
                 rate = measured(alone, place, args.batches, time.process_time)
                 milliseconds.setdefault(name, []).append(1000 / rate)
+        size = mib_per_sample(overrides, root)
     report = {
+        "mib_per_sample": size,
         "samples_per_second": medians(rates),
         "cpu_ms_per_sample": medians(milliseconds),
         "all": rates,

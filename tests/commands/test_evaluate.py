@@ -15,7 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.data.folders import config as data_config
-from tests.data.folders import write_dresscode, write_viton_hd
+from tests.data.folders import (
+    with_names_in_several_categories,
+    write_dresscode,
+    write_viton_hd,
+)
 from tests.metrics.dressed import TinyExtractor
 from tests.running import trained, vton
 from vton import cli
@@ -288,3 +292,19 @@ def test_the_reference_is_the_same_with_and_without_garments(tmp_path):
         assert torch.equal(target.person, person.picture)
         assert torch.equal(target.garment_mask, person.worn)
         assert (target.person_id, target.category) == (person.person_id, person.category)
+
+
+def test_the_same_names_in_several_categories_give_a_picture_each(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    written = write_dresscode(tmp_path / "data", count=2, size=(64, 48))
+    root = with_names_in_several_categories(written, count=2)
+    asked = ("data=dresscode", f"data.root={root}", "eval.orders=[unpaired]", "eval.metrics=[fid]")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(inception, "Inception", TinyExtractor)
+        cli.main(["eval", "--run", str(copy), *asked, *ELSEWHERE])
+    assert not stop.value.code, capsys.readouterr().err
+    drawn = sorted((copy / "predictions/unpaired").rglob("*.png"))
+    assert len(drawn) == 6 and len({path.name for path in drawn}) == 2
+    assert {path.parent.name for path in drawn} == {"upper_body", "lower_body", "dresses"}
+    counts = {row.category: row.n for row in read_results(copy / "results.json")}
+    assert counts == {"all": 6, "upper_body": 2, "lower_body": 2, "dresses": 2}

@@ -173,6 +173,21 @@ def test_a_changed_reference_is_a_fault_also_where_rounding_is_large(enlarged, t
     assert f"failed: {name}." in lines[-1]
 
 
+def test_code_that_cannot_run_in_float64_says_so(enlarged, monkeypatch):
+    def mixing(reference):
+        if reference.dtype == torch.float64:
+            raise RuntimeError("mat1 and mat2 must have the same dtype")
+        return recompute(reference)
+
+    monkeypatch.setattr("vton.commands.verify.recompute", mixing)
+    missed = [check for check in verify(enlarged) if not check.passed]
+    assert missed
+    for check in missed:
+        assert "cannot be computed in float64 (mat1 and mat2" in check.finding
+    with pytest.raises(UserError, match=r"--float64: .* cannot be computed in float64"):
+        verify(enlarged, float64=True)
+
+
 def test_float64_belongs_to_float32(enlarged):
     with pytest.raises(UserError, match="leave out --dtype bf16"):
         verify(enlarged, dtype="bf16", float64=True)

@@ -152,6 +152,22 @@ def write_dresscode(
     return root
 
 
+def with_names_in_several_categories(root: Path, count: int) -> Path:
+    """The folder that `write_dresscode` wrote with `count`, numbered anew in each category."""
+    for category, first in (("lower_body", 2 * count), ("dresses", 4 * count)):
+        for path in sorted((root / category).rglob("0*")):
+            number = int(path.name[:6])
+            path.rename(path.with_name(f"{number - first:06d}{path.name[6:]}"))
+        for path in (root / category).glob("*.txt"):
+            lines = path.read_text().split()
+            names = [f"{int(name[:6]) - first:06d}{name[6:]}" for name in lines]
+            rows = zip(names[::2], names[1::2], strict=True)
+            path.write_text("".join(f"{person}\t{garment}\n" for person, garment in rows))
+    for path in root.glob("*.txt"):
+        path.unlink()
+    return root
+
+
 def body_25(joints: np.ndarray = JOINTS, missing: tuple[int, ...] = (MISSING,)) -> dict:
     """OpenPose's file: BODY_25 in pixels of 768x1024, missing joints 0,0,0."""
     rows = np.column_stack([joints * (768, 1024), np.full(18, 0.9)])

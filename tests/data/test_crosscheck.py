@@ -9,6 +9,7 @@ from tests.data.folders import (
     config,
     figure,
     save,
+    with_names_in_several_categories,
     write_dresscode,
     write_json,
     write_viton_hd,
@@ -123,18 +124,7 @@ def test_what_is_odd_is_a_note(tmp_path):
 
 def test_the_same_names_in_several_categories_stay_apart(tmp_path):
     """DressCode's ids are unique; folders of one's own may begin anew in each category."""
-    root = write_dresscode(tmp_path, count=2)
-    for category, first in (("lower_body", 4), ("dresses", 8)):
-        for path in sorted((root / category).rglob("0*")):
-            number = int(path.name[:6])
-            path.rename(path.with_name(f"{number - first:06d}{path.name[6:]}"))
-        for path in (root / category).glob("*.txt"):
-            lines = path.read_text().split()
-            names = [f"{int(name[:6]) - first:06d}{name[6:]}" for name in lines]
-            rows = zip(names[::2], names[1::2], strict=True)
-            path.write_text("".join(f"{person}\t{garment}\n" for person, garment in rows))
-    for path in root.glob("*.txt"):
-        path.unlink()
+    root = with_names_in_several_categories(write_dresscode(tmp_path, count=2), count=2)
     pairs = TryOnDataset(open_folder(config("dresscode", root)), "test", "unpaired")
     assert len(set(pairs.pair_ids)) == len(pairs) == 6
     sample = pairs[2]

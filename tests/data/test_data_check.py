@@ -265,3 +265,17 @@ def test_a_clean_mark_follows_links(root, tmp_path):
         with pytest.raises(DataError, match="cannot be decoded"):
             check.require_clean(settings)
         path.write_bytes(whole)
+
+
+def test_persons_without_their_own_garment_are_complete_for_unpaired_pairs(root):
+    """As in a test set of photographs that never had a shop picture of what is worn."""
+    (root / "test_pairs.txt").write_text("01000_00 01001_00\n01002_00 01001_00\n")
+    for name in ("01000_00", "01002_00"):
+        (root / f"test/cloth/{name}.jpg").unlink()
+    problems = check_folder(config("viton_hd", root))
+    lines = notes(problems)
+    assert "test paired: 0 of 2 listed pairs are complete" in lines
+    assert not any("unpaired: 0 of 2" in line for line in lines)
+    for problem in of(problems):
+        assert "garment is missing" in problem.message or "garment mask" in problem.message
+        assert "eval.orders=[unpaired]" in problem.message

@@ -34,7 +34,12 @@ def flat(lists):
 
 
 def first(loader):
-    return next(iter(loader))
+    return next(iter(loader)).to("cpu")
+
+
+def floats_of(loader, count):
+    """Its first batches, in floats."""
+    return [batch.to("cpu") for batch in take(loader, count)]
 
 
 def equal(one, other):
@@ -101,13 +106,13 @@ def test_evaluation_takes_every_sample_once_on_any_number_of_processes():
 
 
 def test_training_batches_do_not_depend_on_workers_restarts_or_cache(root):
-    batches = take(module(root).train_dataloader(), 7)
+    batches = floats_of(module(root).train_dataloader(), 7)
     assert [batch.position for batch in batches] == [[2 * i, 2 * i + 1] for i in range(7)]
     for other in (module(root, workers=2), module(root, cache="memory")):
-        assert all(map(equal, take(other.train_dataloader(), 7), batches))
+        assert all(map(equal, floats_of(other.train_dataloader(), 7), batches))
     resumed = module(root)
     resumed.start(6)
-    assert all(map(equal, take(resumed.train_dataloader(), 4), batches[3:]))
+    assert all(map(equal, floats_of(resumed.train_dataloader(), 4), batches[3:]))
     assert not equal(first(module(root, seed=1).train_dataloader()), batches[0])
 
 
@@ -125,7 +130,7 @@ def test_training_is_augmented_and_evaluation_is_not(root):
 
 def test_loading_leaves_the_global_random_state(root):
     before = torch.get_rng_state()
-    take(module(root).train_dataloader(), 2)
+    floats_of(module(root).train_dataloader(), 2)
     list(module(root).eval_dataloader("paired"))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -159,10 +164,10 @@ def test_training_pictures_are_plain_persons_and_garments(root):
 def test_memory_cache_reads_files_once(tmp_path):
     write_viton_hd(tmp_path, train=2, test=1)
     loader = iter(module(tmp_path, cache="memory").train_dataloader())
-    before = next(loader)
+    before = next(loader).to("cpu")
     for path in (tmp_path / "train").rglob("*.*"):
         path.unlink()
-    after = next(loader)
+    after = next(loader).to("cpu")
     assert sorted(before.index) == sorted(after.index) and before.position != after.position
     root = write_viton_hd(tmp_path / "b", train=1, test=1)
     record = module(root, cache="memory").train_dataset().pairs.record(0)

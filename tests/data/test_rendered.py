@@ -75,7 +75,7 @@ def test_warp_of_the_renderer_needs_asking_for(module):
 
 
 def test_training_stream_of_rendered_data(module):
-    batch = next(iter(module.train_dataloader()))
+    batch = next(iter(module.train_dataloader())).to("cpu")
     assert batch.order == ["paired"] * 2 and batch.position == [0, 1]
     assert torch.equal(batch.truth, batch.person)
 

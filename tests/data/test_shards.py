@@ -60,7 +60,8 @@ def assert_all_equal(batches, others) -> None:
 
 
 def take(module, count: int) -> list:
-    return list(itertools.islice(module.train_dataloader(), count))
+    batches = itertools.islice(module.train_dataloader(), count)
+    return [batch.to("cpu") for batch in batches]
 
 
 @pytest.mark.parametrize("name", ["viton_hd", "dresscode"])

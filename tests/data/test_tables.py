@@ -137,6 +137,13 @@ def test_ids_captions_and_unpaired_garments_from_columns(root, tmp_path):
         records(twice)
 
 
+def test_a_stray_table_does_not_hide_a_folder(root):
+    expected = records(root)
+    parquet.write_table(pyarrow.table({"x": [1]}), root / "train/notes.parquet")
+    parquet.write_table(pyarrow.table({"x": [1]}), root / "notes.parquet")
+    assert all(same_record(a, b) for a, b in zip(records(root), expected, strict=True))
+
+
 def test_broken_tables_are_named(root, tmp_path):
     tables = write_tables(root, tmp_path / "tables")
     file = tables / "train-00000-of-00001.parquet"

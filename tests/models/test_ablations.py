@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.batches import random_batch, randomised, tiny_module
+from tests.batches import as_loaded, random_batch, randomised, tiny_module
 from vton.config import ablation, choices
 
 ROWS = [
@@ -19,12 +19,12 @@ ROWS = [
 def test_gradients_reach_what_is_there(model, row):
     overrides = (f"ablation={model}/{row}", "model.condition_dropout=0.4")
     module = randomised(tiny_module(model, *overrides))
-    module.training_step(random_batch(3), 0).backward()
+    module.training_step(as_loaded(random_batch(3), module), 0).backward()
     trained = {id(p) for group in module.trained_parameters() for p in group["params"]}
     for name, parameter in module.named_parameters():
         learns = parameter.grad is not None and parameter.grad.abs().max() > 0
         assert learns == (id(parameter) in trained), name
-    picture = module.eval().generate(random_batch(1))
+    picture = module.eval().generate(as_loaded(random_batch(1), module))
     assert torch.isfinite(picture).all()
 
 

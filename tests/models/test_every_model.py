@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from tests.batches import random_batch, randomised, tiny_module
+from tests.batches import as_loaded, random_batch, randomised, tiny_module
 from vton import registry
 from vton.config import as_override, flatten, load
 from vton.cost.counting import cost, describe
@@ -55,6 +55,16 @@ def test_gradients_reach_every_trained_parameter_and_no_other(model, mode):
         assert has_gradient == (id(parameter) in own), name
     for name, network in module.frozen.items():
         assert all(p.grad is None and not p.requires_grad for p in network.parameters()), name
+
+
+@in_both_modes
+def test_no_field_is_read_that_loaders_are_not_asked_for(model, mode):
+    """They leave it out then; what is read decides the same."""
+    module, batch = module_in(mode, model), random_batch(2)
+    read = as_loaded(batch, module)
+    assert torch.equal(module.training_step(read, 0), module.training_step(batch, 0))
+    module.eval()
+    assert torch.equal(module.generate(read), module.generate(batch))
 
 
 @in_both_modes

@@ -67,7 +67,8 @@ def build(model: str, root: Path, where: Path, *more: str):
 
 
 def batches(data, count: int = 2) -> list:
-    return list(itertools.islice(data.train_dataloader(), count))
+    batches = itertools.islice(data.train_dataloader(), count)
+    return [batch.to("cpu") for batch in batches]
 
 
 def losses(module, data, half: bool) -> list[float]:

@@ -86,7 +86,7 @@ def test_the_data_delivers_the_runs_warp(run, rendered):
         "unpaired", 3
     ).warped_garment  # the same pictures at 64x48, and 8 px on either side
     assert wide.shape[-1] == 64 and torch.equal(wide[..., 8:56], batches[0].warped_garment)
-    stream = next(iter(data.train_dataloader()))
+    stream = next(iter(data.train_dataloader())).to("cpu")
     assert (stream.warped_mask <= stream.agnostic_mask).all() and stream.warped_mask.any()
 
 

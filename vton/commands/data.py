@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from vton.config import ConfigError, ExperimentConfig, as_override, load
-from vton.data.check import check_folder, format_problems, list_problems
+from vton.data.check import Problem, check_folder, format_problems, list_problems
 from vton.data.convert import convert, layout_of
 from vton.data.dataset import open_folder
 from vton.data.igpair import LACKING, is_igpair
@@ -42,15 +42,19 @@ def check(config: ExperimentConfig, as_json: bool, out: str | None) -> int:
     out: a file for the whole list, as JSON where its name ends so.
     """
     problems = check_folder(config.data, workers=config.data.workers)
-    as_text = json.dumps([asdict(problem) for problem in problems], indent=2, default=str)
     if out:
-        whole = as_text if Path(out).suffix == ".json" else list_problems(problems)
+        in_json = Path(out).suffix == ".json"
+        whole = problems_json(problems) if in_json else list_problems(problems)
         write_atomically(Path(out), f"{whole}\n")
     if as_json:
-        print(as_text)
+        print(problems_json(problems))
     else:
         print(format_problems(problems, where=out or ""))
     return int(any(problem.severity == "required" for problem in problems))
+
+
+def problems_json(problems: Sequence[Problem]) -> str:
+    return json.dumps([vars(problem) for problem in problems], indent=2, default=str)
 
 
 def make(config: ExperimentConfig) -> None:

@@ -134,11 +134,11 @@ class Sampler:
 
         before: where the pictures lie that the stage enlarges
         """
-        pairs = data.eval_dataset(order, shuffled)
+        pairs = data.eval_dataset(order, shuffled, data.warped)
         if before is not None:
             pairs = WithLowres(pairs, before, self.stage.config)
         self.writer.folder = folder
-        loader = data.loader_of(pairs)
+        loader = data.sampling_dataloader(pairs)
         doing = f"Drawing {order}{CONTROL if shuffled else ''}"
         with Progress(doing, len(pairs), "pair") as self.writer.progress:
             self.trainer.predict(self.module, dataloaders=loader, return_predictions=False)

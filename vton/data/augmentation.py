@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from vton.config import AugmentConfig
 from vton.data import densepose, labels, pose
-from vton.data.boxes import bounding_box
+from vton.data.boxes import Size, bounding_box
 from vton.data.record import Record
-from vton.data.transforms import PHOTOS, Size
 
 LABEL_MIRROR = torch.from_numpy(labels.MIRROR)
 PART_MIRROR = torch.from_numpy(densepose.MIRROR)
@@ -125,7 +124,7 @@ def flip(record: Record) -> Record:
     """Person and garment mirrored; joints, labels and DensePose parts exchange left and right."""
     mirrored = {}
     for name, value in vars(record).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and name != "colour":
             mirrored[name] = value.flip(-1)
     mirrored["parse"] = LABEL_MIRROR[mirrored["parse"].int()]
     if record.densepose is not None:
@@ -154,7 +153,8 @@ def move_person(record: Record, move: Move) -> Record:
         return record
     photos = _present(record, ("person", "warped_garment", "truth", "person_other"))
     planes = torch.cat([_unit(photo) for photo in photos.values()])
-    moved |= zip(photos, _sample(planes, grid, "bilinear").split(3), strict=True)
+    planes = _bytes(_sample(planes, grid, "bilinear"))
+    moved |= zip(photos, planes.split(3), strict=True)
     joints = record.joints.copy()
     joints[:, :2] = (joints[:, :2] - 0.5) * move.scale + 0.5 + np.float32([move.right, move.down])
     return replace(record, **moved, joints=pose.drop_outside(joints))
@@ -172,22 +172,17 @@ def move_garment(record: Record, move: Move) -> Record:
     garment = _unit(record.garment)
     background = garment[:, ~record.garment_mask[0]].median(dim=1).values[:, None, None]
     moved = background + _sample(garment - background, grid, "bilinear", "zeros")
-    return replace(record, garment=moved.clamp(0, 1), garment_mask=garment_mask)
+    return replace(record, garment=_bytes(moved.clamp(0, 1)), garment_mask=garment_mask)
 
 
 def change_colour(record: Record, change: ColourChange) -> Record:
-    """One colour change for person, garment, warped garment and truth.
+    """One colour change for person, garment, warped garment and truth, made where floats are made.
 
     It is a function of the single pixel, so that a garment keeps looking alike on the hanger and on
-    the body. The white around the in-shop garment stays white.
+    the body.
     """
     matrix, offset = _colour_matrix(change)
-    changed = {}
-    for name, image in _present(record, PHOTOS).items():
-        pixels = torch.addmm(offset, matrix, _unit(image).view(3, -1))
-        changed[name] = pixels.clamp_(0, 1).view_as(image)
-    changed["garment"] = torch.where(record.garment_mask, changed["garment"], _unit(record.garment))
-    return replace(record, **changed)
+    return replace(record, colour=torch.cat([matrix, offset], dim=1))
 
 
 def _dilated(mask: Tensor, pixels: int) -> Tensor:
@@ -257,4 +252,9 @@ def _present(record: Record, names: Sequence[str]) -> dict[str, Tensor]:
 
 def _unit(image: Tensor) -> Tensor:
     """Picture as float in [0, 1]."""
-    return image / 255 if image.dtype == torch.uint8 else image
+    return image / 255
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """Picture in [0, 1] as uint8 again: what loader processes hand over."""
+    return (image * 255).round().to(torch.uint8)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+Size = tuple[int, int]  # height, width
+
 
 class Box(NamedTuple):
     """A rectangle of pixels. `right` and `bottom` are its last column and row."""
@@ -34,3 +36,13 @@ def bounding_box(mask: np.ndarray | Tensor) -> Box | None:
 def _places(line: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Where a mask (N,) is set, in order."""
     return line.nonzero()[:, 0] if isinstance(line, Tensor) else line.nonzero()[0]
+
+
+def margins(inner: Size, outer: Size) -> tuple[int, int, int, int]:
+    """Pixels left, right, above and below a picture in the middle of another.
+
+    An odd pixel goes right and below.
+    """
+    down = outer[0] - inner[0]
+    across = outer[1] - inner[1]
+    return across // 2, across - across // 2, down // 2, down - down // 2

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -144,6 +145,11 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     checked: list[TryOnDataset] = []
     for split, order in PAIR_LISTS:
         try:
+            lacking = folder.lacks(split, order)
+            if lacking:
+                root = str(folder.root)
+                problems.append(Problem(folder.dataset, split, "", root, "note", lacking))
+                continue
             pairs = TryOnDataset(folder, split, order)
         except DataError as error:
             problems.append(_about_list(folder, split, error))
@@ -155,7 +161,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
     shares: dict[Split, list[tuple[float, float]]] = {}
-    broken: set[tuple[Split, str]] = set()
+    broken: set[tuple[Split, bool, str]] = set()
     todo = list(tasks.values())
     everything = track(_run(config, folder, todo, workers), "Checking", len(todo), "file group")
     for task, found in zip(todo, everything, strict=True):
@@ -164,7 +170,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
             shares.setdefault(task.split, []).append(found.shares)
         for problem in found.problems:
             if problem.severity == "required":
-                broken.add((problem.split, problem.sample_id))
+                broken.add((task.split, task.parts == GARMENT_PARTS, problem.sample_id))
     for split, of_split in shares.items():
         doubt = crosscheck.on_average(of_split)
         if doubt:
@@ -177,14 +183,17 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
 
 
 def _completeness(
-    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, str]]
+    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, bool, str]]
 ) -> Iterator[Problem]:
-    """A note on the pairs that can be used, where these are not all."""
+    """A note on the pairs that can be used, where these are not all.
+
+    broken: of what has a required problem the split, whether it is a garment, and its id.
+    """
     for pairs in checked:
         whole = 0
         for pair in pairs.pairs:
-            ids = {(pairs.split, pair.person_id), (pairs.split, pair.garment_id)}
-            whole += not ids & broken
+            needed = {(pairs.split, False, pair.person_id), (pairs.split, True, pair.garment_id)}
+            whole += not needed & broken
         if whole < len(pairs.pairs):
             note = f"{pairs.order}: {whole:,} of {len(pairs.pairs):,} listed pairs are complete"
             yield _note(pairs, note)
@@ -265,8 +274,12 @@ def _group(problem: Problem) -> tuple:
     """Equal for problems of one kind, up to numbers; problems without a kind stand alone."""
     if not problem.kind:
         return (problem,)
-    words = re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", problem.kind)
-    return problem.split, words, problem.advice
+    return problem.split, _without_numbers(problem.kind), problem.advice
+
+
+@lru_cache(maxsize=1000)
+def _without_numbers(words: str) -> str:
+    return re.sub(r"[0-9]+(?:[.,][0-9]+)*", "0", words)
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:

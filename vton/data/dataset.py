@@ -15,6 +15,7 @@ from vton.config import DataConfig
 from vton.data import crosscheck, images, labels, transforms
 from vton.data import record as records
 from vton.data.captions import Templates
+from vton.data.compact import EVERYTHING, CompactSample, Fields
 from vton.data.derived.agnostic import agnostic_mask
 from vton.data.derived.warp import WarpSource, warp_source
 from vton.data.dresscode import DressCode
@@ -92,6 +93,7 @@ class TryOnDataset(Dataset):
     garment must get worse.
 
     warp: the source that data.warp_source=learned means.
+    warped: whether samples bring a warped garment, the part that takes longest to make
 
     Records stay in this process when data.cache is "memory". Raises DataError.
     """
@@ -103,6 +105,7 @@ class TryOnDataset(Dataset):
         order: Order,
         shuffled: bool = False,
         warp: WarpSource | None = None,
+        warped: bool = True,
     ):
         config = folder.config
         self.folder = folder
@@ -110,6 +113,10 @@ class TryOnDataset(Dataset):
         self.order = order
         self.size = config.picture_size
         self.templates = Templates(config.person_caption, config.garment_caption)
+        lacking = folder.lacks(split, order)
+        if lacking:
+            what = "Train on another folder" if split == "train" else "Use eval.orders=[unpaired]"
+            raise DataError(f"{folder.dataset} {split}: {lacking} ({folder.root}). {what}.")
         for part in folder.parts:
             folder.place(part, split, order)  # raises where a file has a folder's name
         pairs = folder.pairs(split, order)
@@ -132,6 +139,7 @@ class TryOnDataset(Dataset):
             advice = "Use data.person_other=false for models without it."
             raise self._absent("person_other", "data.person_other=true", advice)
         self._warp = warp
+        self.warped = warped
         if self.warp_source not in ("folder", "learned"):
             self._warp = warp_source(self.warp_source)
         if self.warp_source == "folder":
@@ -153,6 +161,15 @@ class TryOnDataset(Dataset):
         """A record of this data set, changed or not, as models see it: at data.size."""
         padded = transforms.pad(record, self.folder.config.size)
         return transforms.to_sample(padded, position, self.templates)
+
+    def compact(self, index: int, wanted: Fields = EVERYTHING) -> CompactSample:
+        """Item `index` in bytes, with the wanted fields."""
+        return self.compact_record(self.record(index), -1, wanted)
+
+    def compact_record(self, record: Record, position: int, wanted: Fields) -> CompactSample:
+        """A record of this data set, changed or not, as loaders hand it over."""
+        padded = transforms.pad(record, self.folder.config.size)
+        return transforms.to_compact(padded, position, self.templates, wanted)
 
     def record(self, index: int) -> Record:
         """Pair `index`, decoded and brought to its size, without padding."""
@@ -269,14 +286,18 @@ class TryOnDataset(Dataset):
         repaint = self._repaint(files, person, parse, joints)
         if self.mask_source == "folder":
             contents["agnostic_mask"] = repaint
-        crosscheck.require(files, contents)
+        if self.folder.crosschecked:
+            crosscheck.require(files, contents)
         repaint = transforms.resize_repaint(repaint, size)
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)
         agnostic = np.where(repaint[..., None], np.uint8(0), person)
-        warped, warped_mask = self._warped(
-            garment_files, garment, silhouette, joints, agnostic, repaint
-        )
+        warped = warped_mask = None
+        if self.warped:
+            picture, lies = self._warped(
+                garment_files, garment, silhouette, joints, agnostic, repaint
+            )
+            warped, warped_mask = records.picture(picture), records.mask(lies & repaint)
         truth, truth_garment_mask = self._truth(files)
         return Record(
             index=index,
@@ -286,11 +307,11 @@ class TryOnDataset(Dataset):
             annotation=garment_files.annotation(),
             person=records.picture(person),
             garment=records.picture(garment),
-            warped_garment=records.picture(warped),
+            warped_garment=warped,
             truth=truth,
             agnostic_mask=records.mask(repaint),
             garment_mask=records.mask(silhouette),
-            warped_mask=records.mask(warped_mask & repaint),
+            warped_mask=warped_mask,
             truth_garment_mask=truth_garment_mask,
             parse=torch.from_numpy(transforms.resize_labels(parse, size)),
             densepose=densepose,

@@ -115,6 +115,17 @@ class DressCode(Folder):
             pairs += self._read_list(self.root / category / name, order, category)
         return pairs
 
+    def lacks(self, split: Split, order: Order) -> str:
+        if order == "unpaired" or not self._lists(LISTS["test", "unpaired"]):
+            return ""
+        if self._lists(LISTS["train", "paired"]):
+            return ""
+        if split == "train":
+            return "no training pairs: no train_pairs.txt"
+        if not self._lists(LISTS["test", "paired"]):
+            return "no paired test pairs: no test_pairs_paired.txt"
+        return ""
+
     def base(self, split: Split, category: Category) -> Source:
         return self.root / category
 
@@ -151,6 +162,11 @@ class DressCode(Folder):
                 captions.read(path, self.dataset) if lexists(path) else {}
             )
         return self._captions[pair.category].get(f"{pair.garment}_1")
+
+    def _lists(self, name: str) -> bool:
+        """Whether root or any category has the list."""
+        folders = [self.root, *(self.root / category for category in self.categories)]
+        return any(lexists(folder / name) for folder in folders)
 
     def _read_list(self, path: Source, order: Order, category: Category | None) -> list[Pair]:
         """Pairs of one list.

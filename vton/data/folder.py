@@ -84,6 +84,7 @@ class Folder(ABC):
     # Places of the warped garment and of its mask, per order.
     warps: ClassVar[dict[Order, tuple[tuple[Place, Place], ...]]]
     expected: ClassVar[dict[tuple[Split, Category], int]]  # pairs of the official archive
+    crosschecked: ClassVar[bool] = True  # whether files that do not fit together are refused
     categories: tuple[Category, ...]
 
     def __init__(self, root: Source, config: DataConfig, dataset: str):
@@ -106,6 +107,13 @@ class Folder(ABC):
         """All pairs of a split in the order of its list.
 
         Training pairs are always paired. Raises DataError.
+        """
+
+    @abstractmethod
+    def lacks(self, split: Split, order: Order) -> str:
+        """Why this folder is not meant to have pairs of a split in an order, "" where it is.
+
+        Folders of one's own photographs hold test persons and garments only, which nobody wears.
         """
 
     @abstractmethod
@@ -198,6 +206,8 @@ class Folder(ABC):
         neighbour = next(iter(names.values()), "")
         suffix = PurePath(neighbour).suffix or kind.suffixes[0]
         advice = RESTORE_OR_DROP
+        if kind.of_garment and split == "test" and order == "paired":
+            advice = "Restore it, or evaluate unpaired pairs alone (eval.orders=[unpaired])."
         if self._crossed(split, order, pair):
             advice = "Are the columns of the pair list crossed? Person comes first."
         raise origin.error(f"{kind.what} is missing", folder / (stem + suffix), advice)
@@ -255,6 +265,16 @@ class Folder(ABC):
             if not self._exists(part, split, order, swapped):
                 return False
         return True
+
+    def _worn(self, pairs: Sequence[Pair]) -> bool:
+        """Whether the folder has the own garment of any person of these test pairs.
+
+        True too where the garments of the pairs themselves are missing: that is another fault.
+        """
+        own = [Pair(pair.person, pair.person, pair.category) for pair in pairs]
+        return any(self._exists("garment", "test", "unpaired", pair) for pair in own) or not any(
+            self._exists("garment", "test", "unpaired", pair) for pair in pairs
+        )
 
     def _exists(self, part: str, split: Split, order: Order, pair: Pair) -> bool:
         place = self.place(part, split, order)

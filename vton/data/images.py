@@ -8,8 +8,6 @@ that names data set, split, id and path.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
+from vton.data.broken import BROKEN
 from vton.data.sample import DataError
 from vton.data.source import Source
 
@@ -51,17 +50,6 @@ SAME_COLOUR = 2  # levels per channel by which the published palettes of one lab
 
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-
-# Everything Pillow raises on truncated or foreign content; a broken PNG is a SyntaxError to it.
-BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)

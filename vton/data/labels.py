@@ -35,6 +35,16 @@ FROM_DRESSCODE = np.array(
     dtype=np.uint8,
 )
 
+# DressCode's id of each of our labels. It has one for face and neck and one for tops and coats, and
+# none for gloves and socks.
+TO_DRESSCODE = np.zeros(COUNT, np.uint8)
+TO_DRESSCODE[FROM_DRESSCODE] = np.arange(len(FROM_DRESSCODE), dtype=np.uint8)
+TO_DRESSCODE[[NECK, COAT]] = TO_DRESSCODE[[FACE, UPPER]]
+
+# VITON-HD's id of each of our labels: a belt is worn with trousers, a bag has no number.
+TO_VITON_HD = np.arange(COUNT, dtype=np.uint8)
+TO_VITON_HD[[BELT, BAG]] = PANTS, BACKGROUND
+
 # GP-VTON's 29 labels (index = its id): `parse-bytedance`. Sleeves and trouser legs have their own
 # there; 11 is the skin of the neck.
 FROM_BYTEDANCE = np.array(

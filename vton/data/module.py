@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vton.config import DataConfig
-from vton.data import check, transforms
+from vton.data import check
+from vton.data.compact import EVERYTHING, WARP, CompactBatch, Fields, InBytes
 from vton.data.dataset import Persons, TryOnDataset, dataset_root, open_folder
 from vton.data.derived.warp import WarpSource
 from vton.data.encoded import Encodings
 from vton.data.folder import Split
 from vton.data.loading import ignore_stop_signals
+from vton.data.ranges import normalise
 from vton.data.sample import DataError, Order, TryOnBatch
 from vton.data.shards import ShardPath
 from vton.data.source import Source
@@ -29,6 +31,8 @@ class TryOnDataModule(LightningDataModule):
     """Loaders of the configured data set. `seed` fixes order and augmentation of training.
 
     warp: the source that data.warp_source=learned means; it goes along to loader processes.
+    reads: the fields that the model reads, for the batches that it trains on and samples from;
+        None: all
     """
 
     def __init__(
@@ -39,22 +43,29 @@ class TryOnDataModule(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         warp: WarpSource | None = None,
+        reads: Fields | None = None,
     ):
         super().__init__()
         self.config = config
         self.warp = warp
+        self.reads = EVERYTHING if reads is None else reads
         self.seed = seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.encodings: Encodings | None = None  # what training samples bring along
         self._start = 0
         self._stream: TrainingStream | None = None
-        self._evaluated: dict[tuple[Order, bool], TryOnDataset] = {}
+        self._evaluated: dict[tuple[Order, bool, bool], TryOnDataset] = {}
 
     @property
     def root(self) -> Source:
         """The folder, or the shards, that the data is read from."""
         return dataset_root(self.config)
+
+    @property
+    def warped(self) -> bool:
+        """Whether the model reads warped garments."""
+        return not self.reads.isdisjoint(WARP)
 
     def prepare_data(self) -> None:
         """Render synthetic data where it is absent."""
@@ -96,7 +107,8 @@ class TryOnDataModule(LightningDataModule):
         Made once, so that its cache lives as long as the module.
         """
         if self._stream is None:
-            pairs = TryOnDataset(open_folder(self.config), "train", "paired", warp=self.warp)
+            folder = open_folder(self.config)
+            pairs = TryOnDataset(folder, "train", "paired", warp=self.warp, warped=self.warped)
             warn_without_caption(pairs)
             self._stream = TrainingStream(pairs, self.seed)
         self._stream.encodings = self.encodings
@@ -113,23 +125,36 @@ class TryOnDataModule(LightningDataModule):
         """
         stream = self.train_dataset()
         batches = EndlessBatches(len(stream), self.batch_size, self.seed, self._start)
-        return self._loader(stream, batch_sampler=batches)
+        return self._loader(
+            InBytes(stream, self.reads), batch_sampler=batches, collate_fn=CompactBatch.collate
+        )
 
-    def eval_dataset(self, order: Order, shuffled: bool = False) -> TryOnDataset:
+    def eval_dataset(
+        self, order: Order, shuffled: bool = False, warped: bool = True
+    ) -> TryOnDataset:
         """The test split, un-augmented, in list order; item i has index i.
 
-        `shuffled` exchanges the garments.
+        shuffled: exchange the garments. warped: with warped garments
         """
-        key = (order, shuffled)
+        key = (order, shuffled, warped)
         if key not in self._evaluated:
             folder = open_folder(self.config)
-            self._evaluated[key] = TryOnDataset(folder, "test", order, shuffled, warp=self.warp)
+            self._evaluated[key] = TryOnDataset(
+                folder, "test", order, shuffled, warp=self.warp, warped=warped
+            )
             warn_without_caption(self._evaluated[key])
         return self._evaluated[key]
 
     def eval_dataloader(self, order: Order, shuffled: bool = False) -> DataLoader:
         """Batches of `eval_dataset`."""
         return self.loader_of(self.eval_dataset(order, shuffled))
+
+    def sampling_dataloader(self, pairs: Dataset) -> DataLoader:
+        """Batches of what the model reads of `pairs`, each pair once over all processes.
+
+        pairs: an `eval_dataset`, or what adds something to its compact samples
+        """
+        return self.loader_of(InBytes(pairs, self.reads), collate_fn=CompactBatch.collate)
 
     def loader_of(self, pairs: Dataset, **options) -> DataLoader:
         """Every pair exactly once over all processes; these may have unequal numbers of batches."""
@@ -164,7 +189,7 @@ class TryOnDataModule(LightningDataModule):
         pairs = self.train_dataset().pairs
         pictures: list[Tensor] = []
         for index in _spread((count + 1) // 2, len(pairs)):
-            pictures += map(transforms.normalise, pairs.photos(index))
+            pictures += map(normalise, pairs.photos(index))
         return torch.stack(pictures[:count])
 
     def _loader(self, dataset, **kwargs) -> DataLoader:

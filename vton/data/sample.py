@@ -70,8 +70,9 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    warped_garment: Tensor  # (3, H, W) in [-1, 1]; the garment bent onto the person, else white
-    warped_mask: Tensor  # (1, H, W) 0 or 1; where the warped garment lies, inside agnostic_mask
+    # (3, H, W) in [-1, 1]; the garment bent onto the person, else white; None if no model reads it
+    warped_garment: Tensor | None
+    warped_mask: Tensor | None  # (1, H, W) 0 or 1; where it lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
     keypoints: Tensor  # (J, 3) float: x and y in [0, 1] of width and height, and validity 0 or 1
     parse: Tensor  # (H, W) int64; labels of vton.data.labels, the same for every data set
@@ -122,7 +123,7 @@ class TryOnSample:
             self._reject("agnostic_mask", "is empty: nothing to paint")
         if (self.agnostic * self.agnostic_mask).abs().max() > 0:
             self._reject("agnostic", "is not 0 inside agnostic_mask (inverted mask?)")
-        if (self.warped_mask > self.agnostic_mask).any():
+        if self.warped_mask is not None and (self.warped_mask > self.agnostic_mask).any():
             self._reject("warped_mask", "leaves agnostic_mask")
         if self.order == "paired" and self.truth is None:
             self._reject("truth", "is absent in paired order")
@@ -156,7 +157,10 @@ PICTURES = (
     "person_other",
 )
 MASKS = ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")
-OPTIONAL = ("densepose", "truth", "truth_garment_mask", "person_other")
+OPTIONAL = (
+    *("warped_garment", "warped_mask", "densepose", "truth", "truth_garment_mask"),
+    "person_other",
+)
 
 
 @dataclass
@@ -204,14 +208,8 @@ class TryOnBatch:
         columns = {}
         for column in fields(TryOnSample):
             values = [getattr(sample, column.name) for sample in samples]
-            absent = [value is None for value in values]
-            if any(absent) and not all(absent):
-                without = samples[absent.index(True)]
-                raise DataError(
-                    f"{without.dataset}: {column.name} is absent for {without.pair_id} but present "
-                    "for others of its batch; provide it for all samples or for none."
-                )
-            columns[column.name] = _stacked(values)
+            require_all_or_none(column.name, values, [vars(sample) for sample in samples])
+            columns[column.name] = stacked(values)
         return cls(**columns)
 
     def __len__(self) -> int:
@@ -258,7 +256,23 @@ class TryOnBatch:
         return chosen
 
 
-def _stacked(values: list):
+def require_all_or_none(name: str, values: Sequence, samples: Sequence[dict]) -> None:
+    """Raise DataError where a field is None for some samples of a batch and not for others.
+
+    samples: their other fields, by name
+    """
+    absent = [value is None for value in values]
+    if all(absent) or not any(absent):
+        return
+    without = samples[absent.index(True)]
+    pair = joined_id(without["person_id"], without["garment_id"])
+    raise DataError(
+        f"{without['dataset']}: {name} is absent for {pair} but present for others of its batch; "
+        "provide it for all samples or for none."
+    )
+
+
+def stacked(values: Sequence):
     """One field of all samples: tensors stacked, also inside dictionaries, all else a list."""
     first = values[0]
     if first is None:

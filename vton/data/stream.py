@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from vton.data.augmentation import Changes, augment
+from vton.data.compact import EVERYTHING, CompactSample, Fields
 from vton.data.dataset import TryOnDataset
 from vton.data.encoded import Encodings
 from vton.data.sample import TryOnSample
@@ -43,12 +44,16 @@ class TrainingStream(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, item: StreamItem) -> TryOnSample:
+        return self.compact(item).expanded()
+
+    def compact(self, item: StreamItem, wanted: Fields = EVERYTHING) -> CompactSample:
+        """The sample in bytes, with the wanted fields."""
         augmentation = self.pairs.folder.config.augment
         changes = Changes.draw(augmentation, self.seed, item.position)
         record = augment(self.pairs.record(item.index), changes)
-        sample = self.pairs.sample(record, item.position)
+        sample = self.pairs.compact_record(record, item.position, wanted)
         if self.encodings is not None:
-            sample.encoded = self.encodings.of(sample)
+            sample.encoded = self.encodings.of(sample.expanded())
         return sample
 
 

@@ -62,6 +62,11 @@ TEXTS = {
     "caption": ("caption", "text", "description"),
 }
 SPLITS = ("train", "test")
+# Folders of plain data sets; a stray table beside them is none of theirs.
+PLAIN = (
+    *("train/image", "test/image"),
+    *("upper_body/images", "lower_body/images", "dresses/images"),
+)
 
 
 @dataclass(frozen=True)
@@ -324,7 +329,7 @@ def table_files(where: Path) -> list[Path]:
     """The parquet files at a place: itself, or those in the folder or in `data` below it."""
     if where.is_file() and where.suffix == SUFFIX:
         return [where]
-    if not where.is_dir():
+    if not where.is_dir() or any((where / folder).is_dir() for folder in PLAIN):
         return []
     for folder in (where, where / "data"):
         found = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"*/*{SUFFIX}"))

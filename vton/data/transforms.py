@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vton.data import densepose, labels, pose
+from vton.data.boxes import Size, margins
 from vton.data.captions import DEFAULT_TEMPLATES, Templates
-from vton.data.ranges import normalise
+from vton.data.compact import EVERYTHING, CompactSample, Fields, parts_of
 from vton.data.record import Record, picture
-from vton.data.sample import TryOnSample
-
-Size = tuple[int, int]  # height, width
+from vton.data.sample import DataError, TryOnSample
 
 PHOTOS = ("person", "garment", "warped_garment", "truth", "person_other")  # of a record
 
@@ -62,46 +61,55 @@ def to_sample(
 
     Raises DataError (`check`).
     """
+    return to_compact(record, position, templates).expanded().check()
+
+
+def to_compact(
+    record: Record,
+    position: int = -1,
+    templates: Templates = DEFAULT_TEMPLATES,
+    wanted: Fields = EVERYTHING,
+) -> CompactSample:
+    """The wanted fields of the record as models see it, before their floats are made.
+
+    Raises DataError where there is nothing to paint.
+    """
     pair = record.pair
-    person = normalise(record.person)
-    truth = truth_mask = None
-    if record.order == "paired":
-        truth = person
-        worn = torch.tensor(labels.GARMENT_LABELS[pair.category], dtype=torch.uint8)
-        truth_mask = torch.isin(record.parse, worn)[None]
-    elif record.truth is not None:
-        truth = normalise(record.truth)
-        truth_mask = record.truth_garment_mask
-    densepose_picture = None
-    if record.densepose is not None:
-        parts = densepose.draw_parts(record.densepose.numpy())
-        densepose_picture = normalise(picture(parts))
-    person_other = None if record.person_other is None else normalise(record.person_other)
-    skeleton = pose.draw_skeleton(record.joints, record.size)
-    return TryOnSample(
-        index=record.index,
-        dataset=record.dataset,
-        person_id=pair.person_id,
-        garment_id=pair.garment_id,
-        order=record.order,
-        category=pair.category,
-        position=position,
+    values = {
+        "index": record.index,
+        "dataset": record.dataset,
+        "person_id": pair.person_id,
+        "garment_id": pair.garment_id,
+        "order": record.order,
+        "category": pair.category,
+        "position": position,
         **templates.captions(record.annotation),
-        person=person,
-        agnostic=person * ~record.agnostic_mask,
-        agnostic_mask=record.agnostic_mask.float(),
-        garment=normalise(record.garment),
-        garment_mask=record.garment_mask.float(),
-        warped_garment=torch.where(record.warped_mask, normalise(record.warped_garment), 1.0),
-        warped_mask=record.warped_mask.float(),
-        pose_map=normalise(picture(skeleton)),
-        keypoints=torch.from_numpy(record.joints),
-        parse=record.parse.long(),
-        densepose=densepose_picture,
-        truth=truth,
-        truth_garment_mask=None if truth_mask is None else truth_mask.float(),
-        person_other=person_other,
-    ).check()
+    }
+    if not record.agnostic_mask.any():
+        raise DataError(
+            f"{record.dataset} {record.order} {pair.id}: agnostic_mask is empty: nothing to paint. "
+            "Run `make data-check`."
+        )
+    tensors = {}
+    for name in parts_of(wanted):
+        part = _made(record, name)
+        if part is not None:
+            tensors[name] = part
+    return CompactSample(values, tensors, wanted, record.colour, record.inner)
+
+
+def _made(record: Record, name: str) -> Tensor | None:
+    """A part of a compact sample; None for one that the record lacks."""
+    if name == "keypoints":
+        return torch.from_numpy(record.joints)
+    if name == "pose_map":
+        return picture(pose.draw_skeleton(record.joints, record.size))
+    if name == "densepose" and record.densepose is not None:
+        return picture(densepose.draw_parts(record.densepose.numpy()))
+    if name == "truth_garment_mask" and record.order == "paired":
+        worn = torch.tensor(labels.GARMENT_LABELS[record.pair.category], dtype=torch.uint8)
+        return torch.isin(record.parse, worn)[None]
+    return getattr(record, name)
 
 
 def pad(record: Record, size: Size) -> Record:
@@ -117,14 +125,14 @@ def pad(record: Record, size: Size) -> Record:
     for name, value in vars(record).items():
         if name in PHOTOS and value is not None:
             padded[name] = pad_picture(value, size)
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and name != "colour":
             padded[name] = functional.pad(value, margins(record.size, size))
     left, _, top, _ = margins(record.size, size)
     pixels = record.joints[:, :2] * np.float32(record.size[::-1]) + (left, top)
     joints = record.joints.copy()
     joints[:, :2] = pixels / np.float32(size[::-1])
     joints = np.where(record.joints[:, 2:] > 0, joints, 0)
-    return replace(record, **padded, joints=joints)
+    return replace(record, **padded, joints=joints, inner=record.size)
 
 
 def pad_picture(picture: Tensor, size: Size) -> Tensor:
@@ -137,13 +145,3 @@ def unpad_picture(picture: Tensor, size: Size) -> Tensor:
     """(..., H, W) -> (..., h, w): what `pad_picture` put in the middle."""
     left, _, top, _ = margins(size, tuple(picture.shape[-2:]))
     return picture[..., top : top + size[0], left : left + size[1]]
-
-
-def margins(inner: Size, outer: Size) -> tuple[int, int, int, int]:
-    """Pixels left, right, above and below a picture in the middle of another.
-
-    An odd pixel goes right and below.
-    """
-    down = outer[0] - inner[0]
-    across = outer[1] - inner[1]
-    return across // 2, across - across // 2, down // 2, down - down // 2

@@ -113,6 +113,16 @@ class VitonHD(Folder):
             pairs.append(Pair(person, worn, CATEGORY))
         return pairs
 
+    def lacks(self, split: Split, order: Order) -> str:
+        if any(map(lexists, (self._list("train", "paired"), self.root / "train"))):
+            return ""
+        if split == "train":
+            return "no training pairs: neither train_pairs.txt nor train/"
+        lists = {self._list(split, of) for of in ("paired", "unpaired")}
+        if order == "unpaired" or len(lists) > 1 or self._worn(self.pairs(split, "unpaired")):
+            return ""
+        return "no paired test pairs: no garment has the name of a person, who would wear it"
+
     def _list(self, split: Split, order: Order) -> Source:
         """The pair list of an order.
 

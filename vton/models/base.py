@@ -30,6 +30,7 @@ and what it may change:
     networks             names and networks in `vton info`
     garment_places       where garment tokens lie, for pictures of attention and the flow loss
     wearing              which samples read their garment, after dropout
+    reads                the fields of a batch that it reads; loaders make no others
     can_sample           whether a batch holds what sampling needs
 
 What is no architecture but is trained and scored by the same commands (a learned warp) extends
@@ -55,7 +56,7 @@ from torch import Tensor, nn
 from vton.config import ConfigError, ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
-from vton.diffusion.denoiser import Conditions, Denoiser, drop_rows
+from vton.diffusion.denoiser import Conditions, Denoiser, Step, drop_rows
 from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import GarmentReads, record_reads, token_grid
@@ -122,6 +123,19 @@ class TrainedModule(LightningModule):
     @abstractmethod
     def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
         """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """The fields of a batch with tensors that training and sampling read; None: all of them.
+
+        Loaders make no others, and a warped garment takes longer to make than all the rest.
+        """
+        return None
+
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        """`reads`, and what losses of all architectures read besides."""
+        return cls.reads(config)
 
     def can_sample(self, batch: TryOnBatch) -> bool:
         """Whether the batch holds what `generate` needs; if not, training shows none of it."""
@@ -215,6 +229,13 @@ class TryOnModule(TrainedModule, Denoiser):
         # Not registered as a part of the module: its networks are attributes already, under the
         # names that checkpoints have.
         self.__dict__["denoiser"] = self if denoiser is None else denoiser
+
+    @classmethod
+    def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
+        own = cls.reads(config)
+        if own is None or not config.model.flow_loss.weight:
+            return own
+        return own | {"person", "garment", "agnostic_mask", "truth_garment_mask"}
 
     # ---- what an architecture says about itself ----
 
@@ -424,15 +445,23 @@ class TryOnModule(TrainedModule, Denoiser):
         return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()
-    def generate(self, batch: TryOnBatch, seed: int = 0) -> Tensor:
-        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone."""
+    def generate(
+        self,
+        batch: TryOnBatch,
+        seed: int = 0,
+        watch: Callable[[Step, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone.
+
+        watch: as of `vton.diffusion.sampling.sample`
+        """
         draws = []
         for order, pair in zip(batch.order, batch.pair_name, strict=True):
             draws.append(noise.generator(seed, "sample", order, pair))
         draw = drawing(self.latent_shape(), draws, self.device)
         with self.reading_once():
             conditions = self.condition(batch)
-            z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective)
+            z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective, watch)
             return self.picture(z, batch)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:

@@ -81,6 +81,7 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
         batch_size=config.train.batch_size,
         eval_batch_size=config.eval.batch_size,
         warp=warp,
+        reads=registry.module_class(config.model.name).fields_read(config),
     )
 
 

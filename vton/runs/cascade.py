@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vton.config import DataConfig, ExperimentConfig, flatten
-from vton.data import transforms
+from vton.data import boxes, transforms
+from vton.data.compact import EVERYTHING, CompactSample, Fields
 from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.ranges import normalise
@@ -135,7 +136,7 @@ def require_fit(stage: Stage) -> None:
     times = factor(stage.config)
     data = stage.config.data
     given = before.config.data.picture_size
-    margins = transforms.margins(data.picture_size, data.size)
+    margins = boxes.margins(data.picture_size, data.size)
     margins_divide = all(side % times == 0 for side in margins)
     if given != reduced_size(data.picture_size, times) or not margins_divide:
         raise UserError(
@@ -190,9 +191,17 @@ class WithLowres(Dataset):
 
     def __getitem__(self, index: int) -> TryOnSample:
         sample = self.pairs[index]
-        (picture,) = self.pictures.read([sample.pair_id])
-        lowres = normalise(transforms.pad_picture(picture, self.size))
-        return replace(sample, lowres=lowres).check()
+        return replace(sample, lowres=self.lowres(sample.pair_id)).check()
+
+    def compact(self, index: int, wanted: Fields = EVERYTHING) -> CompactSample:
+        """Item `index` in bytes, with the wanted fields and its smaller picture."""
+        sample = self.pairs.compact(index, wanted)
+        sample.tensors["lowres"] = self.lowres(self.pairs.pair_ids[index])
+        return sample
+
+    def lowres(self, pair_id: str) -> Tensor:
+        (picture,) = self.pictures.read([pair_id])
+        return normalise(transforms.pad_picture(picture, self.size))
 
 
 def interpolated(pictures: Tensor, data: DataConfig) -> Tensor:

@@ -216,13 +216,13 @@ class RunFolder:
                 f"Another process is training in {self.path}. "
                 "Let it finish or end it, or name another run (name=...)."
             ) from None
-        try:
-            with lock:
+        with lock:
+            try:
                 yield
-        finally:
-            if not self.config.exists():  # nothing was started
-                (self.path / ".train.lock").unlink(missing_ok=True)
-                self._remove_if_empty(self.path)
+            finally:
+                if not self.config.exists():  # nothing was started
+                    (self.path / ".train.lock").unlink(missing_ok=True)
+                    self._remove_if_empty(self.path)
 
     def finish(self, training: dict) -> None:
         """Write training.json: the last thing that training does."""

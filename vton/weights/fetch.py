@@ -163,18 +163,18 @@ def fetch(
 def _bring(source: PublishedFile, path: Path) -> str:
     """Fetch and check one file, or check it if it is there; returns what was done."""
     if path.is_file():
-        _check(path, path, source)
+        check(path, path, source)
         return "present, checked"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        _download(source, path, partial)
-        _check(partial, path, source)
+        download(source, path, partial)
+        check(partial, path, source)
     if source.known:
         return "fetched, checked"
     return f"fetched, trusted: digest kept in {_pin(path).name}"
 
 
-def _download(source: PublishedFile, path: Path, partial: Path) -> None:
+def download(source: PublishedFile, path: Path, partial: Path) -> None:
     """Fetch the file that is meant for `path` to `partial`; raise UserError unless it is whole.
 
     Python's urllib does not notice a cut connection when a file is read in pieces, so what arrived
@@ -207,7 +207,7 @@ def _download(source: PublishedFile, path: Path, partial: Path) -> None:
         ) from None
 
 
-def _check(file: Path, path: Path, source: PublishedFile) -> None:
+def check(file: Path, path: Path, source: PublishedFile) -> None:
     """Raise UserError unless `file`, meant for `path`, is the published one.
 
     A digest that is not known yet is kept for the next time.

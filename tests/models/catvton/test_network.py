@@ -100,7 +100,7 @@ def test_skipped_cross_attention_still_adds_its_norm():
 
 def test_places_are_those_within_each_picture():
     """Person and garment have one code, and the block does not add it to what it skips."""
-    module = tiny_module("catvton")
+    module = tiny_module("catvton", "model.garment_positions=1")
     block = module.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0")
     assert block.pos_embed is None
     code = block.attn1.processor.positions

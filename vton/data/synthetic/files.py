@@ -15,10 +15,6 @@ from vton.data.boxes import bounding_box
 from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Scene
 
 PALETTES = {"viton_hd": labels.VITON_HD_PALETTE, "dresscode": labels.DRESSCODE_PALETTE}
-# DressCode's id of each of our labels; it has one label for face and neck.
-_TO_DRESSCODE = np.zeros(labels.COUNT, np.uint8)
-_TO_DRESSCODE[labels.FROM_DRESSCODE] = np.arange(len(labels.FROM_DRESSCODE), dtype=np.uint8)
-_TO_DRESSCODE[labels.NECK] = _TO_DRESSCODE[labels.FACE]
 
 
 class Writer:
@@ -47,7 +43,7 @@ class Writer:
     def labels(self, path: str, parse: np.ndarray) -> None:
         """Parse map (H, W) in vton.data.labels, saved with the layout's ids and palette."""
         if self.catalogue.layout == "dresscode":
-            parse = _TO_DRESSCODE[parse]
+            parse = labels.TO_DRESSCODE[parse]
         image = Image.fromarray(parse)
         if not self.defects.gray_palette:
             image.putpalette(PALETTES[self.catalogue.layout])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vton.config import ExperimentConfig
 from vton.data.ranges import from_bytes, to_bytes
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
@@ -32,6 +33,12 @@ class GarDiff(TryOnModule):
     """A latent UNet with the garment in its input channels and its cross-attention; paper mode has
     the adapter and is trained with the appearance loss.
     """
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(
+            ("person", "agnostic", "agnostic_mask", "garment", "warped_garment", "warped_mask")
+        )
 
     def build(self) -> Denoiser:
         model: GarDiffConfig = self.config.model

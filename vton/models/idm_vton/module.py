@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vton.config import ExperimentConfig
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.models.base import Reading, TryOnModule
@@ -29,6 +30,10 @@ from vton.registry import register
 @register(IdmVtonConfig)
 class IdmVtonModule(TryOnModule):
     """TryonNet is trained; GarmentNet and the encoders where the configuration says so."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(("person", "agnostic", "agnostic_mask", "garment", "densepose"))
 
     def build(self) -> Denoiser:
         model: IdmVtonConfig = self.config.model

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vton.config import ExperimentConfig
 from vton.data.ranges import to_unit
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser, Known
@@ -40,6 +41,10 @@ class ImagDressing(TryOnModule):
     """
 
     denoiser: Dresser
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(("person", "agnostic", "agnostic_mask", "garment", "pose_map"))
 
     def build(self) -> Denoiser:
         model: ImagDressingConfig = self.config.model

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from vton.config import ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser
@@ -46,6 +47,12 @@ TrainingStage = Literal["emasc", "adapter", "try-on"]
 @register(LadiVtonConfig)
 class LadiVton(TryOnModule):
     """UNet, inversion adapter and EMASC; CLIP's towers too where they start from scratch."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(
+            ("person", "agnostic", "agnostic_mask", "garment", "warped_garment", "keypoints")
+        )
 
     def build(self) -> Denoiser:
         model: LadiVtonConfig = self.config.model

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vton.config import ExperimentConfig
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.solvers import sampling_times
@@ -30,6 +31,10 @@ from vton.weights.pretrained import load_state
 @register(LeffaConfig)
 class LeffaModule(TryOnModule):
     """Both UNets are trained, where the configuration says so; there are no encoders."""
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(("person", "agnostic", "agnostic_mask", "garment", "densepose"))
 
     def build(self) -> Denoiser:
         model: LeffaConfig = self.config.model

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.config import ConfigError, ObjectiveConfig
+from vton.config import ConfigError, ExperimentConfig, ObjectiveConfig
 from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser
@@ -50,6 +50,21 @@ class TryOnDiffusion(TryOnModule):
 
     BLOCKS = (Unit,)
     denoiser: TryOnStage | UpscaleStage
+
+    @classmethod
+    def reads(cls, config: ExperimentConfig) -> frozenset[str]:
+        return frozenset(
+            (
+                "person",
+                "agnostic",
+                "agnostic_mask",
+                "garment",
+                "garment_mask",
+                "keypoints",
+                "truth",
+                "truth_garment_mask",
+            )
+        )
 
     def build(self) -> Denoiser:
         model: TryOnDiffusionConfig = self.config.model

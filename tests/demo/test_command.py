@@ -1,0 +1,45 @@
+"""`vton demo` as a process of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.running import command
+
+pytest.importorskip("uvicorn")
+
+
+def test_the_page_answers_at_once_and_ctrl_c_ends_it(try_on):
+    run = str(try_on.stages[-1].run.path)
+    arguments = [sys.executable, "-m", "vton", "demo", "--run", run, "--port", "0"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            address = line.split()[1]
+            started = time.monotonic()
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                assert b"Try a garment on" in answer.read()
+            # A second on a machine of its own; here others may be at work.
+            assert time.monotonic() - started < 5
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+
+
+def test_a_run_that_is_not_there_ends_the_command(tmp_path, capsys):
+    assert command("demo", "--run", str(tmp_path / "none"), "--port", "0") == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(capsys):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command("demo", "--port", str(port)) == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err

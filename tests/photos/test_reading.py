@@ -1,0 +1,116 @@
+import io
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vton.photos import reading
+from vton.photos.errors import PhotoError
+from vton.photos.reading import in_rgb, read_picture
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+SMALL = Image.fromarray(np.arange(48 * 36 * 3, dtype=np.uint8).reshape(48, 36, 3))
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
+
+
+def huge_png(width, height):
+    """A PNG of a few hundred bytes that says it has so many pixels."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def archive():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb", b"\0" * 10_000_000)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_read_upright_and_in_rgb(kind, tmp_path):
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(SMALL, kind))
+    assert read_picture(path, "person").size == (36, 48)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_picture(encoded(SMALL, kind, exif=exif), "person").size == (48, 36)
+
+
+def test_transparency_lies_on_white_and_deep_grey_keeps_its_range():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert read_picture(encoded(clear), "garment").getpixel((0, 0)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((4, 4), 257 * 100, np.uint16))
+    assert in_rgb(deep).getpixel((0, 0)) == (100, 100, 100)
+
+
+HOSTILE = {
+    "400 million pixels": (lambda: huge_png(20_000, 20_000), "million are the most"),
+    "one long side": (lambda: huge_png(60_000, 3), "million are the most"),
+    "an archive": (archive, "something else than a picture"),
+    "a picture with an archive behind it": (
+        lambda: encoded(SMALL) + archive(),
+        "something else than a picture",
+    ),
+    "an SVG": (
+        lambda: b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' onload='x()'/>",
+        "something else than a picture",
+    ),
+    "a page in front of a picture": (
+        lambda: b"GIF89a<script>alert(1)</script>" + encoded(SMALL, "GIF"),
+        "something else than a picture",
+    ),
+    "a document": (lambda: b"%PDF-1.7 " + encoded(SMALL, "JPEG"), "something else than a picture"),
+    "another format": (lambda: encoded(SMALL, "GIF"), "no JPEG, PNG or WebP"),
+    "a TIFF": (lambda: encoded(SMALL, "TIFF"), "no JPEG, PNG or WebP"),
+    "cut off": (lambda: encoded(NOISE)[:3000], "cannot be decoded"),
+    "noise": (lambda: bytes(range(256)) * 4, "no JPEG, PNG or WebP"),
+    "nothing": (lambda: b"", "is empty"),
+    "300 MB": (lambda: b"\0" * (reading.MOST_BYTES + 1), "MB are the most"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_everything_else_is_refused_in_one_line(name):
+    make, message = HOSTILE[name]
+    with pytest.raises(PhotoError) as refused:
+        read_picture(make(), "garment")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert refused.value.picture == "garment"
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "large.jpg"
+    with path.open("wb") as file:
+        file.truncate(300 * 2**20)  # takes no space
+    with pytest.raises(PhotoError, match="300 MB; 40 MB are the most"):
+        read_picture(path, "person")
+    with pytest.raises(PhotoError, match="cannot be read: No such file"):
+        read_picture(tmp_path / "absent.jpg", "person")
+
+
+def test_a_bomb_of_text_inside_a_png_is_refused():
+    from PIL.PngImagePlugin import PngInfo
+
+    told = PngInfo()
+    told.add_text("bomb", "x" * 80_000_000, zip=True)
+    content = encoded(SMALL, pnginfo=told)
+    assert len(content) < 200_000
+    with pytest.raises(PhotoError, match="cannot be decoded"):
+        read_picture(content, "person")

@@ -1,0 +1,197 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vton
+from tests.photos import people
+from tests.running import command
+from tests.tryon.runs import tiny_run
+from vton.config import ConfigError
+from vton.data.dataset import TryOnDataset
+from vton.errors import UserError
+from vton.photos.backends import Networks
+from vton.photos.errors import PhotoError
+from vton.runs.cascade import load_stage
+from vton.runs.folder import RunFolder
+from vton.tryon import TryOn
+from vton.tryon.prepared import PreparedFolder
+from vton.tryon.session import for_photos, with_mask
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, rendered):
+    return tiny_run(tmp_path_factory.mktemp("runs"), rendered)
+
+
+@pytest.fixture(scope="module")
+def try_on(run):
+    return TryOn(run.path)
+
+
+@pytest.fixture(scope="module")
+def person(try_on):
+    return try_on.person(people.photo(1))
+
+
+@pytest.fixture(scope="module")
+def garments(try_on):
+    return [try_on.garment(people.garment(place)[0]) for place in (2, 3)]
+
+
+def test_it_is_imported_by_the_packages_name_without_torch_for_others():
+    assert vton.TryOn is TryOn
+    with pytest.raises(AttributeError, match="no attribute 'TryOut'"):
+        vton.TryOut  # noqa: B018
+
+
+def test_only_the_repainted_region_of_the_photo_changes(try_on, person, garments):
+    (drawn,) = try_on.draw(person, garments[:1])
+    photo = np.asarray(person.photo)
+    pasted = np.asarray(drawn.picture)
+    assert pasted.shape == photo.shape and drawn.frame.size == (48, 64)
+    changed = (pasted != photo).any(2)
+    near = Image.fromarray(person.mask).resize(person.photo.size)
+    assert changed[np.asarray(near)].mean() > 0.9
+    assert not changed[: round(0.1 * len(changed))].any()
+
+
+def test_a_large_photo_keeps_its_resolution(try_on, garments):
+    photo = people.photo(1, (0.22, 0.62, 0.35)).resize((1536, 2048))
+    person = try_on.person(photo)
+    assert person.frame.height < 1900
+    (drawn,) = try_on.draw(person, garments[:1])
+    assert drawn.picture.size == (1536, 2048)
+    same = (np.asarray(drawn.picture) == np.asarray(photo)).all(2)
+    assert same.mean() > 0.6 and not same.all()
+
+
+def test_seeds_count_and_a_picture_does_not_depend_on_its_batch(try_on, person, garments):
+    alone = [try_on.draw(person, [garment], seed=4)[0] for garment in garments]
+    together = try_on.draw(person, garments, seed=4)
+    for one, other in zip(alone, together, strict=True):
+        difference = np.abs(np.asarray(one.frame).astype(int) - np.asarray(other.frame))
+        assert difference.max() <= 2 and one.seed == other.seed == 4
+    three = try_on.draw(person, garments[:1], seed=3, count=3)
+    assert [one.seed for one in three] == [3, 4, 5]
+    assert three[1].frame.tobytes() == alone[0].frame.tobytes()
+    assert three[0].frame.tobytes() != three[1].frame.tobytes()
+
+
+def test_steps_and_guidance_are_those_asked_for(try_on, person, garments):
+    seen = []
+    try_on.draw(person, garments[:1], steps=5, watch=lambda done, total: seen.append((done, total)))
+    assert seen == [(step + 1, 5) for step in range(5)]
+    assert try_on.total_steps() == 3 and try_on.total_steps(count=2, steps=7) == 14
+    plain = try_on.draw(person, garments[:1])[0].frame
+    guided = try_on.draw(person, garments[:1], guidance=4.0)[0].frame
+    assert plain.tobytes() != guided.tobytes()
+    assert plain.tobytes() == try_on.draw(person, garments[:1])[0].frame.tobytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"count": 17}, {"seed": -1}, {"steps": 0}, {"guidance": -1.0}]
+)
+def test_numbers_out_of_bounds(try_on, person, garments, wrong):
+    with pytest.raises(ConfigError):
+        try_on.draw(person, garments[:1], **wrong)
+
+
+def test_what_watching_raises_stops_the_drawing(try_on, person, garments):
+    class Stop(Exception):
+        pass
+
+    def watch(done, total):
+        if done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        try_on.draw(person, garments[:1], steps=50, watch=watch)
+
+
+def test_pictures_files_and_several_garments(try_on, tmp_path):
+    people.photo(1).save(tmp_path / "person.png")
+    people.garment(2)[0].save(tmp_path / "garment.png")
+    one = try_on(tmp_path / "person.png", str(tmp_path / "garment.png"), seed=1)
+    several = try_on(people.photo(1), [people.garment(2)[0], people.garment(3)[0]], seed=1)
+    assert len(several) == 2
+    difference = np.abs(np.asarray(several[0]).astype(int) - np.asarray(one))
+    assert difference.max() <= 4
+
+
+def test_a_mask_of_ones_own_decides_what_changes(try_on, garments):
+    photo = people.photo(1)
+    painted = Image.new("L", photo.size)
+    painted.paste(255, (150, 200, 220, 260))
+    person = try_on.person(photo, mask=painted)
+    picture = try_on.draw(person, garments[:1])[0].picture
+    rows, columns = (np.asarray(picture) != np.asarray(photo)).any(2).nonzero()
+    assert rows.min() > 180 and rows.max() < 280 and columns.min() > 130 and columns.max() < 240
+    with pytest.raises(PhotoError, match="the mask is empty"):
+        with_mask(person, Image.new("L", photo.size))
+    with pytest.raises(PhotoError, match="the mask is 90x10"):
+        with_mask(person, Image.new("L", (90, 10), 255))
+
+
+def test_a_batch_is_what_a_data_set_would_give(try_on, person, garments):
+    config = for_photos(try_on.config.data)
+    first, second = (
+        TryOnDataset(PreparedFolder(person, garment, caption, config), "test", "unpaired")[0]
+        for garment, caption in zip(garments, ("a red top", ""), strict=True)
+    )
+    assert first.garment_caption == "a photo of a red top"
+    assert second.garment_caption == "a photo of shirts"  # data.caption_fallback
+    assert torch.equal(first.agnostic, second.agnostic)
+    assert not torch.equal(first.garment, second.garment)
+    assert first.warped_mask.any()  # the geometric warp found shoulders to hang it on
+
+
+def test_a_cascade_draws_stage_after_stage(tmp_path, rendered, person, garments):
+    first = tiny_run(tmp_path, rendered, "tryondiffusion", "model.stage=base")
+    assert first.path.exists()
+    stage = load_stage(RunFolder(first.path), whole=True)
+    try_on = TryOn(stage=stage)
+    total = try_on.total_steps()
+    seen = []
+    drawn = try_on.draw(
+        try_on.person(people.photo(1)), garments[:1], watch=lambda done, of: seen.append((done, of))
+    )
+    assert len(drawn) == 1 and seen[-1] == (total, total)
+
+
+def test_a_run_that_reads_body_parts_needs_a_network_for_them(tmp_path, rendered, run):
+    stage = load_stage(run)
+    parts = replace(stage.config.data, densepose=True)
+    needy = replace(stage, config=replace(stage.config, data=parts))
+    with pytest.raises(UserError, match="--densepose small"):
+        TryOn(stage=needy)
+    ready = TryOn(stage=needy, networks=Networks.named(densepose="small"))
+    assert ready.person(people.photo(1)).densepose.any()
+
+
+def test_categories_and_runs_that_cannot_be_used(try_on, run, tmp_path):
+    with pytest.raises(PhotoError, match="has learned upper_body only, not dresses"):
+        try_on.person(people.photo(1), "dresses")
+    with pytest.raises(UserError, match="is not a run folder"):
+        TryOn(tmp_path / "nothing")
+
+
+def test_the_command_writes_pictures(run, tmp_path, capsys):
+    people.photo(1).save(tmp_path / "person.png")
+    people.garment(2)[0].save(tmp_path / "garment.png")
+    photos = [str(tmp_path / name) for name in ("person.png", "garment.png")]
+    out = tmp_path / "out.png"
+    arguments = ["tryon", *photos, "--run", str(run.path), "--out", str(out)]
+    assert command(*arguments, "--seed", "5", "--count", "2") == 0
+    printed = capsys.readouterr().out
+    assert "out_1.png: seed 5" in printed and "out_2.png: seed 6" in printed
+    assert Image.open(tmp_path / "out_2.png").size == people.photo(1).size
+    assert command(*arguments, "--steps", "0") == 2
+    assert "sampler.steps" in capsys.readouterr().err
+    assert command("tryon", *photos[::-1], "--run", str(run.path), "--out", str(out)) == 2
+    assert "no person was found" in capsys.readouterr().err
+    assert not out.exists()
+    assert command(*arguments[:-1], str(tmp_path / "out.gif")) == 2
+    assert command(*arguments[:-1], str(tmp_path / "none/out.png")) == 2

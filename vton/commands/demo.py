@@ -1,0 +1,84 @@
+"""`vton demo`: the try-on page, served on this machine."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from argparse import Namespace
+
+from vton.errors import UserError
+from vton.photos.extras import package
+
+LIMIT = 64  # connections at a time
+
+
+def run(args: Namespace) -> None:
+    uvicorn = package("uvicorn", "vton demo", extra="demo")
+    package("starlette", "vton demo", extra="demo")
+    from vton.demo.server import Demo
+
+    listening = listen(args.host, args.port)
+    port = listening.getsockname()[1]
+    address = f"[{args.host}]" if ":" in args.host else args.host
+    demo = Demo(lambda: load(args), hosts=(address.lower(), *map(str.lower, args.allow_host)))
+    config = uvicorn.Config(
+        demo.app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=LIMIT,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        lifespan="off",
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+    shown = "localhost" if args.host in ("127.0.0.1", "::1") else address
+    print(f"Open http://{shown}:{port}/ (Ctrl-C stops it).", flush=True)
+
+    def watch() -> None:
+        demo.loading.finished.wait()
+        if demo.loading.error is None:
+            print("The networks are loaded.", flush=True)
+        else:
+            server.should_exit = True
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:  # the usual end; uvicorn has closed everything
+        pass
+    finally:
+        demo.worker.stop()
+    if demo.loading.error is not None:
+        raise demo.loading.error
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises UserError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(LIMIT)  # so that whoever comes before the server runs waits for it
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"{host}:{port} cannot be listened on: {error.strerror}. Choose another --port, or 0 "
+            "for any."
+        ) from None
+    return listening
+
+
+def load(args: Namespace):
+    """The run and the networks, imported only now: the page answers before that."""
+    from vton.commands.choice import chosen_stage
+    from vton.commands.prepare import chosen_networks
+    from vton.training.trainer import quiet_libraries
+    from vton.tryon import TryOn
+
+    quiet_libraries()
+    args.overrides = [f"runs={args.runs}"]
+    networks = chosen_networks(args)
+    return TryOn(stage=chosen_stage(args), networks=networks, device=args.device)

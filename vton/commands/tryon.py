@@ -1,0 +1,69 @@
+"""`vton tryon`: a garment's photograph on a person's photograph, drawn by a trained run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from PIL import Image
+
+from vton.commands.choice import chosen_stage
+from vton.commands.prepare import chosen_networks
+from vton.config import ConfigError
+from vton.errors import UserError
+from vton.photos.reading import read_picture
+from vton.progress import Progress
+from vton.training.trainer import quiet_libraries
+from vton.tryon import TryOn
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def run(args: Namespace) -> None:
+    started = time.perf_counter()
+    quiet_libraries()
+    targets = output_files(Path(args.out), args.count)
+    person = read_picture(Path(args.person_photo), "person")
+    garment = read_picture(Path(args.garment_photo), "garment")
+    mask = read_picture(Path(args.mask), "mask") if args.mask else None
+    args.overrides = [f"runs={args.runs}"]
+    try_on = TryOn(stage=chosen_stage(args), networks=chosen_networks(args), device=args.device)
+    prepared = try_on.person(person, args.category, mask, args.person)
+    product = try_on.garment(garment)
+    for warning in (*prepared.warnings, *product.warnings):
+        print(f"warning: {warning}.", file=sys.stderr)
+    total = try_on.total_steps(args.count, args.steps)
+    with Progress("Drawing", total, "step") as progress:
+        drawn = try_on.draw(
+            prepared,
+            [product],
+            seed=args.seed,
+            steps=args.steps,
+            guidance=args.guidance,
+            count=args.count,
+            captions=[args.caption] if args.caption else (),
+            watch=lambda done, total: progress.advance(),
+        )
+    for path, one in zip(targets, drawn, strict=True):
+        save(one.picture, path)
+        print(f"{path}: seed {one.seed}")
+    seconds = time.perf_counter() - started
+    print(f"{try_on.config.model.label} of {try_on.stages[-1].run.path}, {seconds:.1f} s.")
+
+
+def output_files(out: Path, count: int) -> list[Path]:
+    """Where `count` pictures go: out.png, or out_1.png, out_2.png, .... Raises UserError."""
+    if out.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out {out}: pictures end in {', '.join(FORMATS)}.")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}.")
+    if count == 1:
+        return [out]
+    return [out.with_stem(f"{out.stem}_{number}") for number in range(1, count + 1)]
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    options = {} if path.suffix.lower() == ".png" else {"quality": 95}
+    picture.save(path, **options)

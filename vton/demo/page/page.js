@@ -1,0 +1,505 @@
+// The page of `vton demo`. It talks to nobody but the server that it came from.
+"use strict";
+
+const $ = (selector, root = document) => root.querySelector(selector);
+const NAMES = { upper_body: "a top", lower_body: "trousers or a skirt", dresses: "a dress" };
+const LOOK_EVERY = 150; // ms between two looks at a running job
+const MASK_COLOUR = [122, 46, 82];
+
+const state = { person: null, garment: null, category: "upper_body", job: null, ready: false, most: Infinity };
+
+// ---- talking to the server ----
+
+class Refusal extends Error {
+  constructor(message, picture) { super(message); this.picture = picture; }
+}
+
+async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Refusal("The server does not answer, or it closed the upload. Is it still running?", "");
+  }
+  let content = null;
+  try { content = await answer.json(); } catch { /* an answer without content */ }
+  if (!answer.ok) {
+    const error = content?.error ?? { message: `The server answered ${answer.status}.`, picture: "" };
+    throw new Refusal(error.message, error.picture);
+  }
+  return content;
+}
+
+function post(path, content) {
+  return ask(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(content),
+  });
+}
+
+// ---- messages, beside the picture that they concern ----
+
+function card(picture) {
+  return $({ person: "#person", mask: "#person", garment: "#garment" }[picture] ?? "#result");
+}
+
+function showError(error, fallback = "") {
+  const line = $(".error", card(error.picture || fallback));
+  line.textContent = sentence(error.message);
+  line.hidden = false;
+}
+
+function clearErrors(...pictures) {
+  for (const picture of pictures) $(".error", card(picture)).hidden = true;
+}
+
+function showNotes(picture, notes) {
+  const list = $(".notes", card(picture));
+  list.replaceChildren(...notes.map((note) => {
+    const item = document.createElement("li");
+    item.textContent = `${sentence(note)}.`;
+    return item;
+  }));
+}
+
+function sentence(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
+
+// ---- pictures: chosen, dropped, pasted, photographed, or the example ----
+
+async function take(kind, blob) {
+  clearErrors(kind, "");
+  showNotes(kind, []);
+  const own = card(kind);
+  const drop = $(".drop", own);
+  state[kind] = null;
+  if (kind === "person") forgetMask();
+  if (blob.size > state.most) {
+    refresh();
+    showError(new Refusal(`The picture has ${Math.round(blob.size / 2 ** 20)} MB; ${Math.round(state.most / 2 ** 20)} MB are the most.`, kind));
+    return;
+  }
+  drop.classList.add("busy");
+  refresh();
+  try {
+    const type = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
+    const uploaded = await ask(`/pictures/${kind}`, {
+      method: "POST", headers: { "Content-Type": type }, body: blob,
+    });
+    const image = $("img", own);
+    if (image.src) URL.revokeObjectURL(image.src);
+    image.src = URL.createObjectURL(blob);
+    await image.decode();
+    $(".stage", own).hidden = false;
+    $(".empty", own).hidden = true;
+    drop.classList.add("full");
+    state[kind] = uploaded;
+    if (kind === "person") await detect(); else await lookAtGarment();
+  } catch (error) {
+    showError(error, kind);
+    if (!state[kind]) {
+      $(".stage", own).hidden = true;
+      $(".empty", own).hidden = false;
+      drop.classList.remove("full");
+    }
+  } finally {
+    drop.classList.remove("busy");
+    refresh();
+  }
+}
+
+async function lookAtGarment() {
+  const seen = await post("/garment", { picture: state.garment.picture });
+  showNotes("garment", seen.warnings);
+  state.garment.good = true;
+}
+
+async function detect() {
+  clearErrors("person");
+  state.person.good = false;
+  const own = state.person;
+  const seen = await post("/person", {
+    picture: own.picture, category: state.category, people: people(),
+  });
+  if (own !== state.person) return; // another picture was chosen meanwhile
+  showNotes("person", seen.warnings);
+  own.frame = seen.frame;
+  own.good = true;
+  await useMask(seen.mask);
+}
+
+function people() { return $("#largest").checked ? "largest" : "only"; }
+
+for (const kind of ["person", "garment"]) {
+  const own = card(kind);
+  const drop = $(".drop", own);
+  $(".file", own).addEventListener("change", (event) => {
+    const [file] = event.target.files;
+    if (file) take(kind, file);
+    event.target.value = ""; // the same file again is a change too
+  });
+  drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    const [file] = event.dataTransfer.files;
+    if (file) take(kind, file);
+  });
+  $(".example", own).addEventListener("click", async () => {
+    try {
+      const answer = await fetch(`/example/${kind}.jpg`);
+      await take(kind, await answer.blob());
+    } catch (error) { showError(error, kind); }
+  });
+  $(".camera", own).addEventListener("click", () => photograph(kind));
+}
+
+// A drop beside the cards must not replace the page by the picture.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
+window.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) take(state.person ? "garment" : "person", file);
+});
+
+async function photograph(kind) {
+  const own = card(kind);
+  const video = $("video", own);
+  const button = $(".camera", own);
+  if (video.srcObject) { // the second press takes the picture
+    const canvas = document.createElement("canvas");
+    canvas.width = video.videoWidth;
+    canvas.height = video.videoHeight;
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    stopCamera(own);
+    canvas.toBlob((blob) => take(kind, blob), "image/jpeg", 0.95);
+    return;
+  }
+  clearErrors(kind);
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({
+      video: { width: { ideal: 1920 }, height: { ideal: 1920 } },
+    });
+    $(".stage", own).hidden = true;
+    $(".empty", own).hidden = true;
+    video.hidden = false;
+    button.textContent = "Take picture";
+    await video.play();
+  } catch {
+    stopCamera(own);
+    showError(new Refusal("There is no camera here, or the browser may not use it.", kind));
+  }
+}
+
+function stopCamera(own) {
+  const video = $("video", own);
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  video.srcObject = null;
+  video.hidden = true;
+  $(".camera", own).textContent = "Camera";
+  const has = Boolean(state[own.id]);
+  $(".stage", own).hidden = !has;
+  $(".empty", own).hidden = has;
+}
+
+// ---- the mask: what is repainted, changed by brush and eraser ----
+
+const canvas = $("#canvas");
+const paint = canvas.getContext("2d", { willReadFrequently: true });
+const mask = { painted: false, undo: [], cursor: null, stroke: null };
+
+function forgetMask() {
+  paint.clearRect(0, 0, canvas.width, canvas.height);
+  mask.painted = false;
+  mask.undo = [];
+  $(".tools").hidden = true;
+}
+
+async function useMask(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  canvas.width = image.width;
+  canvas.height = image.height;
+  paint.clearRect(0, 0, canvas.width, canvas.height);
+  paint.drawImage(image, 0, 0);
+  const pixels = paint.getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    const set = pixels.data[at] >= 128;
+    pixels.data.set(set ? [...MASK_COLOUR, 150] : [0, 0, 0, 0], at);
+  }
+  paint.putImageData(pixels, 0, 0);
+  mask.painted = false;
+  mask.undo = [];
+  $("#undo").disabled = true;
+  $(".tools").hidden = false;
+}
+
+function remember() {
+  mask.undo.push(paint.getImageData(0, 0, canvas.width, canvas.height));
+  if (mask.undo.length > 12) mask.undo.shift();
+  $("#undo").disabled = false;
+  mask.painted = true;
+}
+
+function erasing() { return $("input[name=tool][value=eraser]").checked; }
+
+function radius() {
+  return Number($("#size").value) / 2 * canvas.width / Math.max(canvas.clientWidth, 1);
+}
+
+// Strokes set alpha, not colour over colour: twice over the same place is the same mask.
+function dab(from, to) {
+  const draw = (operation) => {
+    paint.globalCompositeOperation = operation;
+    paint.strokeStyle = paint.fillStyle = "#000";
+    paint.lineWidth = 2 * radius();
+    paint.lineCap = "round";
+    paint.beginPath();
+    paint.moveTo(from.x, from.y);
+    paint.lineTo(to.x + 0.01, to.y);
+    paint.stroke();
+  };
+  draw("destination-out");
+  if (!erasing()) {
+    paint.globalCompositeOperation = "source-over";
+    paint.strokeStyle = `rgba(${MASK_COLOUR.join(",")},${150 / 255})`;
+    paint.lineWidth = 2 * radius();
+    paint.lineCap = "round";
+    paint.globalCompositeOperation = "destination-over";
+    paint.beginPath();
+    paint.moveTo(from.x, from.y);
+    paint.lineTo(to.x + 0.01, to.y);
+    paint.stroke();
+  }
+  paint.globalCompositeOperation = "source-over";
+}
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  return {
+    x: (event.clientX - box.left) / box.width * canvas.width,
+    y: (event.clientY - box.top) / box.height * canvas.height,
+  };
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (!state.person?.good || event.button > 0) return;
+  canvas.setPointerCapture(event.pointerId);
+  remember();
+  mask.stroke = place(event);
+  dab(mask.stroke, mask.stroke);
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!mask.stroke) return;
+  for (const one of event.getCoalescedEvents?.() ?? [event]) {
+    const to = place(one);
+    dab(mask.stroke, to);
+    mask.stroke = to;
+  }
+});
+for (const name of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(name, () => { mask.stroke = null; });
+}
+
+canvas.addEventListener("keydown", (event) => {
+  const step = Math.max(2, radius() / 2);
+  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+  mask.cursor ??= { x: canvas.width / 2, y: canvas.height / 2 };
+  if (event.key in moves) {
+    const [dx, dy] = moves[event.key];
+    const to = {
+      x: Math.min(Math.max(mask.cursor.x + dx, 0), canvas.width),
+      y: Math.min(Math.max(mask.cursor.y + dy, 0), canvas.height),
+    };
+    if (event.shiftKey) { remember(); dab(mask.cursor, to); }
+    mask.cursor = to;
+  } else if (event.key === " ") {
+    remember();
+    dab(mask.cursor, mask.cursor);
+  } else if (event.key === "e" || event.key === "E") {
+    const other = erasing() ? "brush" : "eraser";
+    $(`input[name=tool][value=${other}]`).checked = true;
+  } else if (event.key === "+" || event.key === "-") {
+    $("#size").value = Number($("#size").value) + (event.key === "+" ? 8 : -8);
+  } else return;
+  event.preventDefault();
+});
+
+$("#undo").addEventListener("click", () => {
+  const before = mask.undo.pop();
+  if (before) paint.putImageData(before, 0, 0);
+  $("#undo").disabled = !mask.undo.length;
+});
+$("#clear").addEventListener("click", () => {
+  remember();
+  paint.clearRect(0, 0, canvas.width, canvas.height);
+});
+$("#detect").addEventListener("click", redetect);
+$("#show").addEventListener("change", (event) => {
+  canvas.style.opacity = event.target.checked ? 1 : 0;
+});
+
+async function redetect() {
+  if (!state.person) return;
+  const drop = $(".drop", card("person"));
+  drop.classList.add("busy");
+  try { await detect(); } catch (error) { showError(error, "person"); }
+  drop.classList.remove("busy");
+  refresh();
+}
+
+// White where the mask is set, on black, as the server wants it.
+function maskUrl() {
+  const copy = document.createElement("canvas");
+  copy.width = canvas.width;
+  copy.height = canvas.height;
+  const pixels = paint.getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    const value = pixels.data[at + 3] >= 75 ? 255 : 0;
+    pixels.data.set([value, value, value, 255], at);
+  }
+  copy.getContext("2d").putImageData(pixels, 0, 0);
+  return copy.toDataURL("image/png");
+}
+
+// ---- settings ----
+
+$("#dice").addEventListener("click", () => {
+  $("#seed").value = Math.floor(Math.random() * 2147483643);
+});
+$("#largest").addEventListener("change", redetect);
+
+function settings() {
+  const read = (id) => {
+    const value = $(id).value.trim();
+    return value === "" ? null : Number(value);
+  };
+  return {
+    seed: read("#seed"), steps: read("#steps"), guidance: read("#guidance"),
+    count: Number($("#count").value),
+  };
+}
+
+function offer(categories) {
+  const row = $("#categories");
+  row.replaceChildren(...categories.map((category, index) => {
+    const label = document.createElement("label");
+    label.className = "chip";
+    const input = document.createElement("input");
+    input.type = "radio";
+    input.name = "category";
+    input.value = category;
+    input.checked = index === 0;
+    input.addEventListener("change", () => { state.category = category; redetect(); });
+    label.append(input, ` ${NAMES[category]}`);
+    return label;
+  }));
+  state.category = categories[0];
+}
+
+// ---- drawing ----
+
+function refresh() {
+  const both = state.person?.good && state.garment?.good;
+  $("#go").disabled = !(state.ready && both) || state.job !== null;
+  $("#cancel").disabled = state.job === null;
+}
+
+$("#form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if ($("#go").disabled) return;
+  clearErrors("person", "garment", "");
+  $("#pictures").replaceChildren();
+  const asked = {
+    person: state.person.picture, garment: state.garment.picture, category: state.category,
+    people: people(), mask: mask.painted ? maskUrl() : null, ...settings(),
+  };
+  try {
+    state.job = (await post("/jobs", asked)).job;
+    refresh();
+    await follow(state.job, asked);
+  } catch (error) {
+    showError(error);
+  }
+  state.job = null;
+  $("#progress").hidden = true;
+  refresh();
+});
+
+$("#cancel").addEventListener("click", async () => {
+  if (!state.job) return;
+  $("#cancel").disabled = true;
+  try { await ask(`/jobs/${state.job}`, { method: "DELETE" }); } catch (error) { showError(error); }
+});
+
+async function follow(job, asked) {
+  const bar = $("progress");
+  const text = $("#progress-text");
+  $("#progress").hidden = false;
+  bar.removeAttribute("value");
+  for (;;) {
+    const seen = await ask(`/jobs/${job}`);
+    if (seen.state === "queued") {
+      text.textContent = seen.before ? `Waiting: ${seen.before} before this one` : "Waiting";
+    } else if (seen.state === "running") {
+      if (seen.done) { bar.max = seen.total; bar.value = seen.done; }
+      text.textContent = seen.done ? `Step ${seen.done} of ${seen.total}` : "Reading the pictures";
+    } else if (seen.state === "done") {
+      show(seen, asked);
+      return;
+    } else if (seen.state === "cancelled") {
+      showError(new Refusal(`Cancelled after ${seen.done} of ${seen.total} steps.`, ""));
+      return;
+    } else {
+      throw new Refusal(seen.error.message, seen.error.picture);
+    }
+    await new Promise((resolve) => { setTimeout(resolve, LOOK_EVERY); });
+  }
+}
+
+function show(seen, asked) {
+  $("#pictures").replaceChildren(...seen.pictures.map((url, index) => {
+    const seed = (asked.seed ?? 0) + index;
+    const figure = document.createElement("figure");
+    const image = document.createElement("img");
+    image.src = url;
+    image.alt = `The person in the garment, seed ${seed}`;
+    const caption = document.createElement("figcaption");
+    const link = document.createElement("a");
+    link.href = url;
+    link.download = `tryon_seed${seed}.png`;
+    link.textContent = "Download";
+    caption.append(`Seed ${seed}`, link);
+    figure.append(image, caption);
+    return figure;
+  }));
+}
+
+// ---- the start: the page is here before the networks are ----
+
+async function begin() {
+  for (;;) {
+    try {
+      const about = await ask("/about");
+      if (about.state === "ready") {
+        $("#about").textContent = `${about.model}, ${about.size}, from ${about.run}`;
+        $("#steps").placeholder = about.steps;
+        $("#guidance").placeholder = about.guidance;
+        $("#licences").textContent = about.licences.join("; ");
+        state.most = about.most_bytes;
+        offer(about.categories);
+        state.ready = true;
+        if (state.person) redetect();
+        break;
+      }
+      if (about.state === "failed") {
+        $("#about").textContent = `The networks could not be loaded: ${about.message}`;
+        break;
+      }
+    } catch { /* the server is starting, or gone */ }
+    await new Promise((resolve) => { setTimeout(resolve, 300); });
+  }
+  refresh();
+}
+begin();
