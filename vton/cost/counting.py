@@ -136,10 +136,9 @@ def training_memories(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
     look = 0
     if config.train.picture_every:
         rows = min(config.eval.batch_size, max(1, config.train.val_pairs // gpus))
+        drawing = on_meta(config).eval().requires_grad_(False)
         with torch.no_grad(), deciding_numbers():
-            look = held_out_memory(
-                on_meta(config).eval().requires_grad_(False), meta_batch(config.data.size, rows)
-            )
+            look = held_out_memory(drawing, meta_batch(config.data.size, rows))
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
         config = copy.deepcopy(config)
         set_everywhere(config.model, "gradient_checkpointing", checkpointing)
