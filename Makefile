@@ -13,10 +13,11 @@ DIR ?=
 PYTHON ?= python3
 VTON = .venv/bin/vton
 CHOSEN = $(if $(RUN),--run $(RUN)) $(if $(filter-out undefined default file,$(origin MODEL)),--model $(MODEL))
+GIVEN = $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(if $(filter-out undefined default file,$(origin TRAINER)),trainer=$(TRAINER))
 READY = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict metrics weights compare ablate table data-check demo prepare tryon info bench list notebooks docs tensorboard test test-slow lint format clean
+.PHONY: help setup train eval predict metrics weights compare ablate table data-check demo prepare tryon info bench list notebooks docs tensorboard test test-slow test-full lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,10 +34,10 @@ train: $(READY) ## Train or resume: make train MODEL=gardiff ARGS="train.lr=3e-5
 	$(VTON) train model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
 eval: $(READY) ## Score the newest run, or that of MODEL=..., or RUN=runs/...: table, results.json, picture grid
-	$(VTON) eval $(CHOSEN) $(if $(filter-out undefined default file,$(origin DATA)),data=$(DATA)) $(ARGS)
+	$(VTON) eval $(CHOSEN) $(GIVEN) $(ARGS)
 
 predict: $(READY) ## Write pictures only, of the same choice of run: make predict OUT=folder
-	$(VTON) predict $(CHOSEN) --out $(OUT) $(ARGS)
+	$(VTON) predict $(CHOSEN) $(GIVEN) --out $(OUT) $(ARGS)
 
 compare: $(READY) ## All architectures and baselines, one budget, one table: make compare ARGS="compare.seeds=[0,1]"
 	$(VTON) compare data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
@@ -89,6 +90,9 @@ test: $(READY) ## The test suite, under 10 minutes on 2 cores; WORKERS=8 on more
 
 test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-full: $(READY) ## Paper presets at full size on the CPU, hours: make test-full SCRATCH=DIR (40 GB of disk, 24 GiB of memory)
+	VTON_FULL_SCRATCH=$(SCRATCH) .venv/bin/python -m pytest -m full -s $(ARGS)
 
 lint: $(READY) ## ruff: rules and format; import-linter: imports point one way
 	.venv/bin/ruff check .

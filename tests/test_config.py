@@ -35,6 +35,20 @@ def test_layers_are_joined_in_order():
     assert tiny.train.lr == 0.5  # the command line comes last
 
 
+def test_a_run_of_no_machine_takes_what_the_machine_has(tmp_path, monkeypatch):
+    """trainer=auto, as `vton import` writes it, is read anew; a choice by hand wins."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load("trainer=auto")))
+    for gpu, accelerator, precision in ((False, "cpu", "fp32"), (True, "gpu", "bf16")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        for config in (load("trainer=auto"), load_file(path)):
+            assert config.trainer.name == "auto"
+            assert config.trainer.accelerator == accelerator
+            assert config.train.precision == precision
+        assert load_file(path, "trainer=cpu").trainer.name == "cpu"
+        assert load_file(path, "train.precision=fp16").train.precision == "fp16"
+
+
 LAYERS = {  # file and place in it -> what it says, in the order in which they win
     "default": ("default.yaml", ""),
     "model": ("model/gardiff.yaml", ""),

@@ -308,7 +308,8 @@ def test_tables_of_memory_show_what_info_counts(capsys):
     sampling, training = table("docs/gpus.md", "| | size"), table("docs/gpus.md", "| | ddp")
     assert len(sampling) == 4 and len(training) == 9
     for name, cells in sampling.items():
-        memory = info(f"model={name.partition(',')[0]}", "preset=paper")["memory"]
+        model = f"model={name.partition(',')[0]}"
+        memory = info(model, "preset=paper", "eval.precision=bf16")["memory"]
         step, decode = memory["step"], memory["decode"]
         parts = [step["weights"], step["activations"], step["peak"], decode["peak"], memory["peak"]]
         assert [float(cell.removesuffix(" GiB")) for cell in cells[1:]] == [

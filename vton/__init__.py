@@ -1,5 +1,6 @@
 """vton: virtual try-on diffusion architectures compared on equal terms."""
 
+import logging
 import os
 import pkgutil
 
@@ -8,6 +9,9 @@ from vton import _torchvision
 __version__ = "0.1.0"
 
 _torchvision.install()
+
+# Where bitsandbytes is installed, importing it warns of a 4-bit kernel that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # How long a thread of libgomp spins at a barrier before it sleeps. Torch's threads meet thousands
 # of barriers in a training step, and beside another busy process a spinning thread burns the time

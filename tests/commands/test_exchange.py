@@ -1,12 +1,17 @@
 """Published weights in, pictures and the same bytes out, through the real command."""
 
+import shutil
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.models.hub_folders import as_published
 from vton.cli import main
 from vton.commands.exchange import checkpoint_code
 from vton.config import load
+from vton.config.loading import trainer_of_machine
 from vton.errors import UserError
 from vton.runs.folder import RunFolder
 
@@ -19,7 +24,10 @@ def vton(*arguments, capsys) -> tuple[int, str]:
 
 
 def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
-    folder, run, out = published_idm_vton[0], tmp_path / "runs" / "mine", tmp_path / "exported"
+    """The recipe of docs/weights.md, on a folder as the authors' is: float16 everywhere."""
+    folder, run, out = tmp_path / "idm", tmp_path / "runs" / "mine", tmp_path / "exported"
+    shutil.copytree(published_idm_vton[0], folder)
+    as_published(folder)
     small = (
         "data.size=[64,48]",
         "data.synthetic.train=2",
@@ -33,9 +41,15 @@ def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
         "eval.shuffled=false",
         "data.workers=0",
     )
-    cpu = ("trainer=cpu", "train.precision=fp32", f"runs={tmp_path / 'runs'}", "name=mine")
+    cpu = (f"runs={tmp_path / 'runs'}", "name=mine")
     assert vton("import", "idm_vton", folder, *small, *few, *cpu, capsys=capsys) == (0, "")
-    assert vton("eval", "--run", run, capsys=capsys)[0] == 0
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["trainer"]["name"] == "auto"  # no machine's
+    chosen_here = load(f"trainer={trainer_of_machine()}").trainer.accelerator
+    assert RunFolder(run).load_config().trainer.accelerator == chosen_here
+    assert stored["data"]["person_caption"] == "model is wearing a {}"
+    for precision in ("fp32", "bf16"):
+        assert vton("eval", "--run", run, f"eval.precision={precision}", capsys=capsys)[0] == 0
     assert len(list((run / "predictions" / "paired").glob("*.png"))) == 2
     assert vton("export", "--run", run, "--out", out, capsys=capsys) == (0, "")
     before, after = (

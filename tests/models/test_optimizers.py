@@ -1,4 +1,4 @@
-"""Muon beside AdamW."""
+"""Muon and AdamW of 8 bits beside AdamW."""
 
 from copy import deepcopy
 
@@ -12,6 +12,7 @@ from vton.models.optimizers import (
     MOMENTUM,
     UPDATE_RMS,
     Muon,
+    adamw_8bit,
     hidden_weights,
     orthogonalised,
     split_groups,
@@ -105,8 +106,11 @@ def test_its_state_comes_back():
         assert torch.equal(ours, theirs)
 
 
-def test_a_model_learns_with_it():
-    module = tiny_module("gardiff", "train.optimizer=muon", "train.warmup_steps=0")
+@pytest.mark.parametrize("name", ["muon", "adamw8bit"])
+def test_a_model_learns_with_it(name):
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    module = tiny_module("gardiff", f"train.optimizer={name}", "train.warmup_steps=0")
     optimizer = module.configure_optimizers()["optimizer"]
     batch = random_batch(2)
     losses = []
@@ -119,7 +123,31 @@ def test_a_model_learns_with_it():
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_shards_are_refused():
-    module = tiny_module("gardiff", "train.optimizer=muon", "trainer.strategy=fsdp")
-    with pytest.raises(ConfigError, match=r"train\.optimizer=muon needs whole matrices"):
+@pytest.mark.parametrize("name", ["muon", "adamw8bit"])
+def test_shards_are_refused(name):
+    module = tiny_module("gardiff", f"train.optimizer={name}", "trainer.strategy=fsdp")
+    with pytest.raises(ConfigError, match=rf"train\.optimizer={name} needs whole tensors"):
+        module.configure_optimizers()
+
+
+def test_moments_of_8_bits_are_near_those_of_32():
+    pytest.importorskip("bitsandbytes")
+    weights = [nn.Parameter(torch.full((64, 128), 0.5)) for _ in range(2)]
+    optimizers = [torch.optim.AdamW([weights[0]], **OPTIONS)]
+    optimizers.append(adamw_8bit()([weights[1]], **OPTIONS))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        gradient = torch.randn(64, 128, generator=generator)
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = [weight.detach() - 0.5 for weight in weights]
+    assert optimizers[1].state[weights[1]]["state1"].dtype == torch.uint8
+    assert (moved[0] - moved[1]).abs().mean() < 0.05 * moved[0].abs().mean()
+
+
+def test_without_bitsandbytes_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("vton.models.optimizers.find_spec", lambda name: None)
+    module = tiny_module("gardiff", "train.optimizer=adamw8bit")
+    with pytest.raises(ConfigError, match=r"bitsandbytes is not installed.*eightbit"):
         module.configure_optimizers()

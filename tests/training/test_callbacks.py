@@ -13,7 +13,7 @@ from vton.metrics.pixelwise import output_psnr
 from vton.training import telemetry
 from vton.training.console import Console
 from vton.training.finite import FiniteNumbers
-from vton.training.held_out import HeldOut
+from vton.training.held_out import HeldOut, HeldOutPairs
 from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
 
@@ -163,7 +163,7 @@ def test_the_console_says_the_last_step_once(capsys):
 
 
 def test_the_console_says_what_held_out_pairs_score(capsys):
-    look = HeldOut({}, every=2, pictures=1, ema=None)
+    look = HeldOut({}, every=2, at_once=1, ema=None)
     look.step = 2
     look.scores = {"val/paired/psnr": 20.0, "val/paired/psnr_garment": 17.125}
     found, console, module = trainer(), Console(look), Module()
@@ -190,20 +190,22 @@ def test_only_a_gradient_has_a_norm(gradient):
 def test_with_the_flow_loss_the_warped_garment_is_shown():
     module = tiny_module("leffa", "model.flow_loss.weight=1")
     found = trainer(global_step=2, precision_plugin=Precision())
-    look = HeldOut({"paired": random_batch(2)}, every=2, pictures=2, ema=None)
+    batch = random_batch(2)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch)}, every=2, at_once=2, ema=None)
     look.on_train_batch_end(found, module, None, None, 1)
     assert found.logger.pictures.keys() == {"images/paired", "attention/paired", "flow/paired"}
 
 
 @pytest.mark.parametrize("plugin", [Precision(), MixedPrecision("bf16-mixed", "cpu")])
-def test_held_out_pictures_are_drawn_as_predictions_are(plugin):
-    """In the precision of training; a pair whose picture shows no garment does not count as a
-    perfect one.
+@pytest.mark.parametrize("at_once", [2, 16])
+def test_held_out_pictures_are_drawn_as_predictions_are(plugin, at_once):
+    """In the precision of training, few at a time; a pair whose picture shows no garment does not
+    count as a perfect one.
     """
     module, batch = randomised(tiny_module("gardiff")), random_batch(3)
     batch.truth_garment_mask[1] = 0
     found = trainer(global_step=2, precision_plugin=plugin)
-    look = HeldOut({"paired": batch}, every=2, pictures=2, ema=None)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch[:2])}, every=2, at_once=at_once, ema=None)
     look.on_train_batch_end(found, module, None, None, 1)
     assert module.training and look.step == 2
     assert found.logger.pictures.keys() == {"images/paired", "attention/paired"}

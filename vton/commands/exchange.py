@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from vton import registry
 from vton.commands.choice import chosen_run
-from vton.config import ConfigError, ExperimentConfig, as_override, load
+from vton.config import ConfigError, ExperimentConfig, ModelConfig, as_override, load
 from vton.cost.meta import on_meta, settings_named
 from vton.errors import UserError
 from vton.models.codecs import build_codec
+from vton.models.lora import merged
 from vton.models.settings import UNetConfig
+from vton.runs.assemble import load_module
 from vton.runs.codec import keep_codec
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import check_state, load_state, read_safetensors, write_tensors
@@ -47,8 +50,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     """A run folder that `vton eval` accepts, from published weights of `model`.
 
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
-    otherwise. Raises UserError for files that are absent, broken or of another model, and if the
-    run folder holds weights.
+    otherwise, and the run belongs to no machine (trainer=auto). Raises UserError for files that are
+    absent, broken or of another model, and if the run folder holds weights.
     """
     registry.config_class(model)
     if not path.exists():
@@ -57,7 +60,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     published = read_published(path)
     require_determined(published, overrides, path)
     name = as_override("name", f"{model}-{path.resolve().stem}")
-    config = load(f"model={model}", "preset=paper", name, *published.settings, *overrides)
+    assumed = (f"model={model}", "preset=paper", "trainer=auto", name)
+    config = load(*assumed, *published.settings, *overrides)
     require_whole_state(published.state, config, path)
 
     run = RunFolder.of(config)
@@ -116,7 +120,15 @@ def export_run(run: RunFolder, target: Path) -> None:
     kept = read_safetensors(extra) if extra.exists() else {}
     write_published = checkpoint_code(config.model.name, "write_published")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_published(target, read_safetensors(run.weights), config, kept)
+    write_published(target, whole_weights(run, config), config, kept)
+
+
+def whole_weights(run: RunFolder, config: ExperimentConfig) -> dict[str, Tensor]:
+    """The run's weights; LoRA's matrices added to the weights that they change."""
+    if not (isinstance(config.model, ModelConfig) and config.model.lora.rank):
+        return read_safetensors(run.weights)
+    exact = replace(config, train=replace(config.train, precision="fp32"))
+    return merged(load_module(run, exact, "weights"))
 
 
 def require_exportable(run: RunFolder, config: ExperimentConfig) -> None:

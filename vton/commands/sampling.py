@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.utils.data import Subset
 
 from vton.commands.baselines import learned_warp
 from vton.commands.places import measure_places
+from vton.config import ExperimentConfig
+from vton.data.compact import CompactSample
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
 from vton.models.base import Worn
+from vton.models.precision import for_sampling
 from vton.progress import Progress
 from vton.report.places import PlaceErrors
 from vton.runs.assemble import data_module, load_module
@@ -79,20 +83,35 @@ def sampled_methods(stage: Stage) -> list[str]:
     return [name]
 
 
+def control_places(data: TryOnDataModule, order: Order, config: ExperimentConfig) -> list[int]:
+    """Which pairs of the test list the control row draws."""
+    count = config.eval.shuffled_pairs or len(data.eval_dataset(order))
+    return data.val_places(order, count)
+
+
 def prediction_folder(run: RunFolder, method: str, order: Order) -> Path:
     """predictions/<order>, followed by what stands in brackets behind the method's name."""
     suffixes = re.findall(r"\[(\w+)\]", method)
     return run.predictions / "_".join([order, *suffixes])
 
 
+class Chosen(Subset):
+    """Some pairs of a test split, for loaders too."""
+
+    def compact(self, index: int, *arguments) -> CompactSample:
+        return self.dataset.compact(self.indices[index], *arguments)
+
+
 class Sampler:
     """A stage's trained network, and the trainer that runs it on every process."""
 
     def __init__(self, stage: Stage, checkpoint: str):
-        config = stage.config
+        config = for_sampling(stage.config)
         self.stage = stage
         self.writer = PictureWriter(config.data.picture_size)
-        replicated = replace(config, trainer=config.trainer.replicated())
+        # Without autocast: the weights are in the precision of sampling themselves.
+        plain = replace(config.train, precision="fp32")
+        replicated = replace(config, trainer=config.trainer.replicated(), train=plain)
         self.trainer = make_trainer(replicated, callbacks=[self.writer])
         self.module = load_module(stage.run, config, checkpoint)
 
@@ -119,6 +138,8 @@ class Sampler:
                 partial.rename(folder)
             self.trainer.strategy.barrier()
             pairs = len(data.eval_dataset(order))
+            if method.endswith(CONTROL):
+                pairs = len(control_places(data, order, self.stage.config))
             seconds[method] = round((time.perf_counter() - started) / pairs, 4)
         return seconds
 
@@ -135,6 +156,8 @@ class Sampler:
         before: where the pictures lie that the stage enlarges
         """
         pairs = data.eval_dataset(order, shuffled, data.warped)
+        if shuffled:
+            pairs = Chosen(pairs, control_places(data, order, self.stage.config))
         if before is not None:
             pairs = WithLowres(pairs, before, self.stage.config)
         self.writer.folder = folder

@@ -14,7 +14,13 @@ import torch
 
 from vton.commands.baselines import LEARNED, baseline_methods
 from vton.commands.places import METRIC
-from vton.commands.sampling import SampledStage, prediction_folder, sampled_methods
+from vton.commands.sampling import (
+    CONTROL,
+    SampledStage,
+    control_places,
+    prediction_folder,
+    sampled_methods,
+)
 from vton.data.dataset import Person, Persons, TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
@@ -102,10 +108,27 @@ def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
     for order in sampled.stage.config.eval.orders:
         pairs = data.eval_dataset(order)
         methods = methods_of(sampled, order)
+        control, drawn = control_of(sampled, order)
         for batch in counted(data, order, f"Scoring {order}"):
-            predictions = {name: method(batch) for name, method in methods.items()}
-            scorer.update(load_targets(batch, pairs, scorer), predictions)
+            targets = load_targets(batch, pairs, scorer)
+            rows = [row for row, pair in enumerate(batch.pair_id) if pair in drawn]
+            everywhere = len(rows) == len(batch)
+            predictions = {}
+            for name, method in methods.items():
+                if everywhere or name != control:
+                    predictions[name] = method(batch)
+            scorer.update(targets, predictions)
+            if rows and not everywhere and control in methods:
+                prediction = methods[control](batch[rows])
+                scorer.update([targets[row] for row in rows], {control: prediction})
     return scorer.measured
+
+
+def control_of(sampled: SampledStage, order: Order) -> tuple[str, set[str]]:
+    """Name of the control row, and the pairs that it draws."""
+    ids = sampled.data.eval_dataset(order).pair_ids
+    places = control_places(sampled.data, order, sampled.stage.config)
+    return sampled_methods(sampled.stage)[0] + CONTROL, {ids[place] for place in places}
 
 
 def counted(data: TryOnDataModule, order: Order, doing: str) -> Iterator[TryOnBatch]:
@@ -153,7 +176,10 @@ def methods_of(sampled: SampledStage, order: Order) -> dict[str, Method]:
     methods: dict[str, Method] = {}
     for name in sampled_methods(stage):
         folder = PictureFolder(prediction_folder(stage.run, name, order))
-        folder.check(pairs.pair_ids, config.data.picture_size)
+        drawn = pairs.pair_ids
+        if name.endswith(CONTROL):
+            drawn = sorted(control_of(sampled, order)[1])
+        folder.check(drawn, config.data.picture_size)
         methods[name] = from_files(folder)
     if not config.eval.baselines:
         return methods

@@ -20,7 +20,7 @@ from vton.training.console import Console
 from vton.training.dashboard import LAYOUT
 from vton.training.ema import EMA
 from vton.training.finite import FiniteNumbers
-from vton.training.held_out import HeldOut
+from vton.training.held_out import HeldOut, held_out_pairs
 from vton.training.preemption import Preemption
 from vton.training.telemetry import Telemetry
 from vton.training.trainer import make_trainer, quiet_libraries, with_shares_of_global_batch
@@ -142,11 +142,10 @@ def callbacks(
     ema = EMA(train.ema) if train.ema else None
     held_out = None
     if train.picture_every:
-        batches = {
-            "paired": data.val_batch("paired", train.val_pairs),
-            "unpaired": data.val_batch("unpaired", train.val_pairs),
-        }
-        held_out = HeldOut(batches, train.picture_every, train.pictures, ema)
+        pairs = {}
+        for order in ("paired", "unpaired"):
+            pairs[order] = held_out_pairs(data, order, train.val_pairs, train.pictures)
+        held_out = HeldOut(pairs, train.picture_every, config.eval.batch_size, ema)
     checkpoints = Checkpoints(
         run,
         train.checkpoint_every,

@@ -28,6 +28,7 @@ from vton.config.schema import (
     EvalConfig,
     ExperimentConfig,
     FlowLossConfig,
+    LoraSettings,
     MaskRule,
     Metric,
     ModelConfig,

@@ -72,7 +72,7 @@ def load(*overrides: str) -> ExperimentConfig:
         mode_presets.get(preset, {}),
         stage_presets.get(preset, {}),
         _read_chosen("data", chosen),
-        _read_chosen("trainer", chosen),
+        _trainer_settings(chosen["trainer"]),
         given,
         {
             "model.name": chosen["model"],
@@ -114,7 +114,7 @@ def load_shared(*overrides: str) -> ExperimentConfig:
         default_settings(),
         _read_chosen("preset", chosen),
         _read_chosen("data", chosen),
-        _read_chosen("trainer", chosen),
+        _trainer_settings(chosen["trainer"]),
         _parse([word for word in dotted if not word.startswith("model.")], ModelConfig),
         {"preset": chosen["preset"], "trainer.name": chosen["trainer"]},
     ]
@@ -141,8 +141,11 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
         raise ConfigError(f"{path}: {error}") from None
     for override in overrides:
         given |= _parse_for_run(override, model_class)
+    settings = [stored]
     try:
-        return _checked(model_class, [stored, given])
+        if flatten(stored).get("trainer.name") == "auto":
+            settings.append(_trainer_settings("auto"))
+        return _checked(model_class, [*settings, given])
     except ConfigError as error:
         if any(str(error).startswith(key) for key in given):
             raise
@@ -238,9 +241,9 @@ def _parse_for_run(override: str, model_class: type[TrainedConfig]) -> dict[str,
         raise ConfigError(f"{override}: a trained run has its {group} already; leave it out.")
     if group not in ("data", "trainer"):
         return _parse([override], model_class)
-    settings = flatten(read_settings(file_of(group, name)))
     if group == "trainer":
-        return settings | {"trainer.name": name}
+        return flatten(_trainer_settings(name)) | {"trainer.name": name}
+    settings = flatten(read_settings(file_of(group, name)))
     return {"data.root": "", **settings}  # the run's own folder holds another data set
 
 
@@ -259,6 +262,21 @@ def _name(settings: dict[str, Any], key: str) -> str:
     if value is not None and (not isinstance(value, str) or "${" in value):
         raise ConfigError(f"{key}={_as_list(value)} is not a name.")
     return value or ""
+
+
+def _trainer_settings(name: str) -> dict:
+    """The settings of a file of configs/trainer; auto: of the one that fits this machine."""
+    settings = read_settings(file_of("trainer", name))
+    if name != "auto":
+        return settings
+    return settings | read_settings(file_of("trainer", trainer_of_machine()))
+
+
+def trainer_of_machine() -> str:
+    """gpu where torch finds a CUDA device, else cpu."""
+    import torch  # here: configurations load fast
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _read_chosen(group: str, chosen: dict[str, str]) -> dict:

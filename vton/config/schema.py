@@ -93,6 +93,14 @@ class TrainedConfig:
 
 
 @dataclass
+class LoraSettings:
+    """Fine-tuning of the attention layers alone, by matrices of low rank: vton/models/lora.py."""
+
+    rank: NonNegativeInt = 0  # 0 = without: all that the model trains is trained
+    alpha: NonNegativeFloat = 0.0  # the product counts alpha / rank times; 0 = rank
+
+
+@dataclass
 class FlowLossConfig:
     """Leffa's loss on where attention reads the garment; see vton/models/flow.py.
 
@@ -122,6 +130,7 @@ class ModelConfig(TrainedConfig):
 
     kind: ClassVar[ModelKind] = "architecture"
     condition_dropout: Fraction = 0.1  # probability that a training sample loses all its conditions
+    lora: LoraSettings = field(default_factory=LoraSettings)
     flow_loss: FlowLossConfig = field(default_factory=FlowLossConfig)
 
 
@@ -134,6 +143,9 @@ class CodecConfig:
     # stage has the shape below; "" builds it from the fields below and trains it first
     pretrained: str = ""
     subfolder: str = "vae"
+    # kl: of weights and arithmetic. auto: train.precision, but fp32 where the run fits it itself or
+    # its folder says force_upcast
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
@@ -363,13 +375,17 @@ class TrainConfig:
     """Length, optimizer and precision of a training, and what it writes on the way."""
 
     steps: PositiveInt = 10_000  # optimizer steps
+    # run folder whose weights training starts from, such as an import's; "" = those of the model's
+    # own settings
+    start_from: str = ""
     batch_size: PositiveInt = 16  # per device; with global_batch at most
     accumulate: PositiveInt = 1  # batches per optimizer step
     # samples per optimizer step over all devices, from which accumulate follows; 0 = batch_size x
     # accumulate x devices
     global_batch: NonNegativeInt = 0
-    # muon: orthogonalised momentum for weights of hidden layers, AdamW for the rest
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    # adamw8bit: AdamW with moments of 8 bits; muon: orthogonalised momentum for weights of hidden
+    # layers, AdamW for the rest
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4  # after warm-up
     warmup_steps: NonNegativeInt = 500  # in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
@@ -378,7 +394,8 @@ class TrainConfig:
     grad_clip: NonNegativeFloat = 1.0  # norm; 0 = off
     # decay of the average over trained parameters; 0 = off
     ema: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9999
-    # of arithmetic (autocast); weights and moments stay float32
+    # of arithmetic (autocast); trained weights and moments stay float32, frozen networks are stored
+    # in it; see vton/models/precision.py
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: PositiveInt = 50  # steps
     # a step whose loss or gradient is not: end the run, or count it
@@ -431,11 +448,14 @@ class EvalConfig:
     protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
     batch_size: PositiveInt = 16  # pictures drawn and scored together, per device
+    # of sampling, weights included; null: train.precision
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: NonNegativeInt = 0  # of the sampling noise
     baselines: bool = True  # rows for what needs no learning, and for the warp below
     # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
     warp: str = ""
     shuffled: bool = True  # the control row: garments exchanged between samples
+    shuffled_pairs: NonNegativeInt = 0  # of the control row, spread over the list; 0 = all
     # cascades: sample one stage after another; false: this one alone, on the reduced truth
     chain: bool = True
     metrics: tuple[Metric, ...] = ("ssim", "psnr", "lpips", "dists", "fid", "kid", "iou")
@@ -523,6 +543,12 @@ class ExperimentConfig:
                 "use bf16."
             )
         kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
+        lora = self.model.lora.rank if isinstance(self.model, ModelConfig) else 0
+        if lora and strategy in ("fsdp", "deepspeed"):
+            raise ConfigError(
+                f"model.lora.rank={lora} trains so little that nothing is won by shards; use "
+                f"trainer.strategy=ddp instead of {strategy}."
+            )
         if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
             raise ConfigError(
                 "trainer.strategy=deepspeed needs train.precision=bf16 or fp32, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vton.config import ExperimentConfig
-from vton.cost.memory import sampling_memory, training_memory
+from vton.cost.memory import held_out_memory, sampling_memory, training_memory
 from vton.cost.meta import (
     deciding_numbers,
     meta_batch,
@@ -28,6 +29,7 @@ from vton.cost.meta import (
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known, Step
 from vton.errors import UserError, one_line
 from vton.models.base import TryOnModule
+from vton.models.precision import for_sampling
 
 
 class CountingError(UserError):
@@ -49,18 +51,22 @@ def naming(config: ExperimentConfig) -> Iterator[None]:
         ) from error
 
 
-def describe(config: ExperimentConfig, gpus: int = 0) -> dict:
+def describe(config: ExperimentConfig, gpus: int = 0, precision: str = "") -> dict:
     """Networks and phases of the configured model, of a cascade's configured stage, for one sample
     at data.size.
 
-    gpus: also the memory of training on so many, an architecture's. Raises CountingError.
+    gpus: also the memory of training on so many, an architecture's. precision: of sampling; "" as
+    configured. Raises CountingError.
     """
     with naming(config):
-        module = on_meta(config)
+        sampled = for_sampling(config)
+        if precision:
+            sampled = replace(config, train=replace(config.train, precision=precision))
+        module = on_meta(sampled)
         facts = networks_of(module)
         if config.model.kind == "warp":
             return facts | {"flops": {"warp": warp_flops(module)}}
-        facts |= sampling_of(module)
+        facts |= sampling_of(module, sampled.train.precision)
         if gpus:
             facts["training"] = training_memories(config, gpus)
         return facts
@@ -70,7 +76,7 @@ def networks_of(module: TryOnModule) -> dict:
     """Parameters by network and in all."""
     config = module.config
     trained = set()
-    for group in module.trained_parameters():
+    for group in module.optimized():
         trained |= {id(parameter) for parameter in group["params"]}
     rows = [network_row(name, network, trained) for name, network in module.networks().items()]
     facts = {"stage": config.model.stage} if config.model.CASCADE else {}
@@ -101,8 +107,8 @@ def warp_flops(module) -> int:
 
 
 @torch.no_grad()
-def sampling_of(module: TryOnModule) -> dict:
-    """FLOPs of the contract's calls for one sample, and the memory of sampling it."""
+def sampling_of(module: TryOnModule, precision: str) -> dict:
+    """FLOPs of the contract's calls for one sample, and memory of sampling it in a precision."""
     # The counter refuses views of parameters that want gradients.
     module.eval().requires_grad_(False)
     batch = meta_batch(module.config.data.size)
@@ -114,7 +120,7 @@ def sampling_of(module: TryOnModule) -> dict:
         features, features_flops = counted(lambda: denoiser.garment_features(conditions, t))
         _, denoise_flops = counted(lambda: denoiser.denoise(z, t, conditions, features))
         _, decode_flops = counted(lambda: module.picture(z, batch))
-        memory = sampling_memory(module, batch, conditions)
+        memory = sampling_memory(module, batch, precision)
     flops = {
         "condition": condition_flops,
         "garment_features": features_flops,
@@ -127,10 +133,17 @@ def sampling_of(module: TryOnModule) -> dict:
 def training_memories(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
     """`training_memory` of one sample per device, without and with gradient checkpointing."""
     memory = {}
+    look = 0
+    if config.train.picture_every:
+        rows = min(config.eval.batch_size, max(1, config.train.val_pairs // gpus))
+        with torch.no_grad(), deciding_numbers():
+            look = held_out_memory(
+                on_meta(config).eval().requires_grad_(False), meta_batch(config.data.size, rows)
+            )
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
         config = copy.deepcopy(config)
         set_everywhere(config.model, "gradient_checkpointing", checkpointing)
-        memory[name] = training_memory(on_meta(config), meta_batch(config.data.size), gpus)
+        memory[name] = training_memory(on_meta(config), meta_batch(config.data.size), gpus, look)
     return memory
 
 
@@ -144,7 +157,7 @@ def cost(config: ExperimentConfig) -> dict[str, int]:
 
     Raises CountingError.
     """
-    facts = describe(config)
+    facts = describe(config, precision="fp16")
     return {
         "parameters": facts["parameters"],
         "trained_parameters": facts["trained"],

@@ -30,67 +30,78 @@ from vton.diffusion.denoiser import Conditions, Step
 from vton.diffusion.sampling import Guidance
 from vton.models.base import TrainedModule, TryOnModule
 
+# Of an optimizer's state for each parameter. Two moments; in 8 bits these are a byte each and two
+# numbers for every 256; Muon's hidden weights, which are nearly all, have one.
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2 + 8 / 256, "muon": 4}
+
 
 @torch.no_grad()
-def sampling_memory(
-    module: TryOnModule,
-    batch: TryOnBatch,
-    conditions: Conditions,
-    dtype: torch.dtype = torch.float16,
-) -> dict:
-    """Bytes of sampling with the networks in dtype and the codec in float32, in which it always
-    computes.
+def sampling_memory(module: TryOnModule, batch: TryOnBatch, precision: str) -> dict:
+    """Bytes of sampling a batch with the networks in a precision (fp32, bf16, fp16) and the codec
+    in its own.
 
-    module, batch and conditions, those of one sample, are on the meta device; the module is cast.
-    Returns
+    module and batch are on the meta device; the module is cast. Returns
 
-        dtype        of the networks
-        rows         of the batch in a step: guidance doubles it
-        weights      bytes by network
-        step         {networks, weights, activations, peak} of one step, garment features included:
-                     the networks it reads, all of their weights, and what else is alive at most
-        decode       the same from latents to picture
-        peak         of both when every network stays loaded, the encoders too
+        dtype, codec  of the networks, and of the codec
+        rows          of the batch in a step: guidance doubles it
+        weights       bytes by network
+        condition     {networks, weights, activations, peak} of what is computed once per picture:
+                      the networks it reads, all of their weights, and what else is alive at most
+        step          the same of one step, garment features included
+        decode        the same from latents to picture
+        peak          of them all when every network stays loaded
     """
-    module.to(dtype)
-    module.codec.float()
+    module.compute_in(precision)
     networks = module.networks()
     sampler = module.config.sampler
-    for name, tensor in conditions.items():
-        if tensor.is_floating_point():
-            conditions[name] = tensor.to(dtype)
+    kept: dict[str, Conditions] = {}
+
+    def condition() -> None:
+        with module.reading_once():
+            kept["conditions"] = module.condition(batch)
+
+    conditioning = phase(condition, networks)
     with LiveMemory() as preparing, FusedAttention():
-        z = torch.zeros(1, *module.latent_shape(), dtype=dtype, device="meta")
-        guidance = Guidance(module.denoiser, conditions, sampler, module.objective)
+        z = torch.zeros(len(batch), *module.latent_shape(), device="meta")
+        guidance = Guidance(module.denoiser, kept["conditions"], sampler, module.objective)
+    conditions = storages_bytes(kept["conditions"].values())
     time = module.objective.at(torch.tensor(sum(sampler.guidance_interval) / 2))
     step = phase(
-        lambda: guidance.predict(z, time, Step(0, sampler.steps)), networks, preparing.alive
+        lambda: guidance.predict(z, time, Step(0, sampler.steps)),
+        networks,
+        conditions + preparing.alive,
     )
-    decode = phase(lambda: module.picture(z.float(), batch), networks)
-    activations = max(step["activations"], decode["activations"])
+    decode = phase(lambda: module.picture(z, batch), networks)
+    activations = max(part["activations"] for part in (conditioning, step, decode))
     return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": 2 if guidance.acts(time) else 1,
+        "dtype": precision,
+        "codec": module.config.codec.precision,
+        "rows": (2 if guidance.acts(time) else 1) * len(batch),
         "weights": {name: weight_bytes([network]) for name, network in networks.items()},
+        "condition": conditioning,
         "step": step,
         "decode": decode,
         "peak": weight_bytes(networks.values()) + activations,
     }
 
 
-def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict:
+def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: int = 0) -> dict:
     """Bytes of a training step on each of `gpus` devices, by strategy, for the batch given (a
     sample per device: 1).
 
-    module and batch are on the meta device; the module is cast. Weights, gradients, AdamW's moments
-    and the average are in float32, as Lightning's mixed precision keeps them. Returns
+    module and batch are on the meta device; the module is cast. Weights, gradients and the average
+    are in float32, as Lightning's mixed precision keeps them; the optimizer's state is that of
+    train.optimizer. look: what else is alive while held-out pictures are drawn. Returns
 
         parameters       trained, and frozen (codec and encoders included)
         activations      the most that is alive of forward and backward pass, apart from weights and
                          their gradients, under bf16 autocast, or in float32 with
                          train.precision=fp32
+        look             as given
         strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations,
-                         total}; copies are the half-precision ones that a step computes with
+                         total}; copies are the half-precision ones that a step computes with,
+                         frozen networks are in their own precision, and the total holds whichever
+                         of activations and look is more
 
     ddp replicates all; deepspeed (ZeRO stage 2) shards gradients and moments; fsdp shards
     everything trained and gathers the blocks one by one (two at a time, for the next is fetched
@@ -102,7 +113,10 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict
     trained = count(p for p in parameters if p.requires_grad)
     kept = count(p for p in parameters if not p.requires_grad)
     frozen = sum(count(network.parameters()) for network in module.frozen.values())
+    frozen_bytes = weight_bytes(module.frozen.values())
     every = trained + kept
+    stored = sum(p.nbytes for p in parameters)  # LoRA's base weights are in half precision
+    copies = 2 * count(p for p in parameters if p.dtype == torch.float32) if half else 0
     in_blocks = sorted(count(block.parameters()) for block in module.blocks())
     gathered = every - sum(in_blocks) + sum(in_blocks[-2:])
     activations = step_activations(module, batch, half)
@@ -110,32 +124,40 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int) -> dict
     def per_gpu(
         weights: float, copies: float, gradients: float, moments: float, average: float
     ) -> dict:
-        """Bytes of these numbers of parameters; copies: bytes already."""
+        """Bytes of these numbers of parameters; weights and copies: bytes already."""
         parts = {
-            "weights": 4 * weights,
+            "weights": weights,
             "copies": copies,
             "gradients": 4 * gradients,
-            "optimizer": 8 * moments,
+            "optimizer": STATE_BYTES[train.optimizer] * moments,
             "ema": 4 * average if train.ema else 0,
-            "frozen": 4 * frozen,
+            "frozen": frozen_bytes,
             "activations": activations,
         }
-        parts["total"] = sum(parts.values())
+        parts["total"] = sum(parts.values()) + max(0, look - activations)
         return {name: round(value) for name, value in parts.items()}
 
-    copies = 2 * every if half else 0
     share = trained / gpus
     return {
         "gpus": gpus,
         "precision": train.precision,
+        "optimizer": train.optimizer,
         "parameters": {"trained": trained, "frozen": kept + frozen},
         "activations": activations,
+        "look": look,
         "strategies": {
-            "ddp": per_gpu(every, copies, trained, trained, trained),
-            "deepspeed": per_gpu(every, copies, share, share, trained),
-            "fsdp": per_gpu(every / gpus, gathered * (2 if half else 4), share, share, share),
+            "ddp": per_gpu(stored, copies, trained, trained, trained),
+            "deepspeed": per_gpu(stored, copies, share, share, trained),
+            "fsdp": per_gpu(stored / gpus, gathered * (2 if half else 4), share, share, share),
         },
     }
+
+
+def held_out_memory(module: TryOnModule, batch: TryOnBatch) -> int:
+    """Bytes alive while a batch of held-out pictures is drawn in training, apart from weights."""
+    precision = "fp32" if module.config.train.precision == "fp32" else "bf16"
+    memory = sampling_memory(module, batch, precision)
+    return memory["peak"] - sum(memory["weights"].values())
 
 
 def count(parameters: Iterable[Tensor]) -> int:
@@ -146,8 +168,7 @@ def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> in
     """Most bytes alive in one forward and backward pass, without weights and whole gradients."""
     module.train()
     if half:
-        module.bfloat16()  # autocast's copies of weights are counted apart
-    module.codec.float()
+        module.compute_in("bf16")  # autocast's copies of weights are counted apart
     hooks = []
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -200,6 +221,13 @@ def storages(networks: Iterable[nn.Module]) -> dict[int, torch.UntypedStorage]:
             storage = tensor.untyped_storage()
             by_identity[id(storage)] = storage
     return by_identity
+
+
+def storages_bytes(tensors: Iterable[Tensor]) -> int:
+    by_identity = {}
+    for tensor in tensors:
+        by_identity[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+    return sum(by_identity.values())
 
 
 def weight_bytes(networks: Iterable[nn.Module]) -> int:

@@ -22,6 +22,7 @@ from vton.data.sample import JOINTS, TryOnBatch
 from vton.errors import UserError, one_line
 from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
+from vton.models.precision import codec_precision
 
 META = torch.device("meta")
 SMALL = 1024  # entries of a tensor that keeps its numbers
@@ -30,6 +31,7 @@ SMALL = 1024  # entries of a tensor that keeps its numbers
 def on_meta(config: ExperimentConfig) -> TrainedModule:
     """The configured model without any weights: its keys and shapes."""
     config = copy.deepcopy(config)
+    config.codec.precision = codec_precision(config)
     set_everywhere(config, "pretrained", "")  # shapes come from the configuration alone
     log = logging.getLogger("vton")
     with torch.device("meta"), quiet(log):  # which weights a real run would use is no news here

@@ -42,9 +42,8 @@ def print_costs(rows: dict) -> None:
 
 def memory_table(memory: dict) -> Table:
     """GiB of the phases of sampling, and of a run that keeps every network loaded."""
-    table = Table(
-        title=f"GiB to sample one picture: networks in {memory['dtype']}, codec in float32"
-    )
+    types = f"networks in {memory['dtype']}, codec in {memory['codec']}"
+    table = Table(title=f"GiB to sample one picture: {types}")
     for column in ("phase", "networks", "weights", "activations", "peak"):
         table.add_column(column, justify="left" if column in ("phase", "networks") else "right")
     step = "step, both guidance branches" if memory["rows"] == 2 else "step"
@@ -56,6 +55,7 @@ def memory_table(memory: dict) -> Table:
         "peak": memory["peak"],
     }
     for name, row in (
+        ("conditions", memory["condition"]),
         (step, memory["step"]),
         ("decode", memory["decode"]),
         ("all networks loaded", whole),
@@ -71,9 +71,8 @@ def training_table(training: dict[str, dict]) -> Table:
     The last two lines are activations and total with gradient checkpointing.
     """
     plain, checkpointed = training["plain"], training["checkpointed"]
-    table = Table(
-        title=f"GiB to train on each of {plain['gpus']} GPUs, one sample each, {plain['precision']}"
-    )
+    how = f"{plain['precision']}, {plain['optimizer']}"
+    table = Table(title=f"GiB to train on each of {plain['gpus']} GPUs, one sample each, {how}")
     table.add_column("part")
     for strategy in plain["strategies"]:
         table.add_column(strategy, justify="right")
@@ -85,6 +84,8 @@ def training_table(training: dict[str, dict]) -> Table:
     for part in ("weights", "copies", "gradients", "optimizer", "ema", "frozen"):
         add(part, plain["strategies"], part)
     add("activations", plain["strategies"], "activations")
+    look = f"{plain['look'] / 2**30:,.2f}"
+    table.add_row("or held-out look", *[look for _ in plain["strategies"]])
     add("total", plain["strategies"], "total")
     table.add_section()
     add("activations, checkpointed", checkpointed["strategies"], "activations")

@@ -178,8 +178,11 @@ class TryOnDataModule(LightningDataModule):
         All of them when it is shorter.
         """
         pairs = self.eval_dataset(order)
-        samples = [pairs[index] for index in _spread(count, len(pairs))]
-        return TryOnBatch.collate(samples)
+        return TryOnBatch.collate([pairs[index] for index in self.val_places(order, count)])
+
+    def val_places(self, order: Order, count: int) -> list[int]:
+        """Where the pairs of `val_batch` stand in the test list."""
+        return _spread(count, len(self.eval_dataset(order)))
 
     def training_pictures(self, count: int) -> Tensor:
         """(N, 3, H, W) in [-1, 1]: persons and garments of pairs spread over the training list.

@@ -53,7 +53,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from vton.config import ConfigError, ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig, ModelConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser, Step, drop_rows
@@ -62,8 +62,10 @@ from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import GarmentReads, record_reads, token_grid
 from vton.models.codecs import Codec
 from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
+from vton.models.lora import add_lora, is_lora
 from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
+from vton.models.precision import DTYPES, cast, codec_precision, stored
 from vton.models.sharding import shard_module
 
 
@@ -103,10 +105,17 @@ class TrainedModule(LightningModule):
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
         self.config = config
+        codec.to(DTYPES[codec_precision(config)])
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.start_building()
+        if self.has_lora:
+            self.requires_grad_(False)
+            for group in self.trained_parameters():
+                for parameter in group["params"]:
+                    parameter.requires_grad_(True)
+            add_lora(self.children(), config.model.lora, stored(config, trained=False))
         trained = set()
-        for group in self.trained_parameters():
+        for group in self.optimized():
             trained |= {id(parameter) for parameter in group["params"]}
         for parameter in self.parameters():  # before DDP wraps the module and waits for gradients
             parameter.requires_grad_(id(parameter) in trained)
@@ -150,17 +159,29 @@ class TrainedModule(LightningModule):
         trained: bool = True,
         only: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take in a network: an attribute where it is trained, else in `frozen`.
+        """Take in a network: an attribute where it is trained, else in `frozen` and in the dtype
+        that frozen networks have (vton/models/precision.py).
 
         only: train, average, save and export just the parameters whose names it accepts, such as
             the attention layers or LoRA's matrices; see vton/models/partial.py.
         """
         if not trained:
+            cast(network, stored(self.config, trained=False))
             self.frozen[name] = network.eval().requires_grad_(False)
             return
         setattr(self, name, network)
         if only is not None:
             train_only(network, only)
+
+    def stored(self, settings) -> torch.dtype:
+        """What a network is loaded in, by the `trained` of its settings."""
+        return stored(self.config, settings.trained)
+
+    def compute_in(self, precision: str) -> None:
+        """Bring all weights, and with them arithmetic, to a precision; the codec keeps its own."""
+        codec = self.frozen.pop("codec")
+        self.to(DTYPES[precision])
+        self.frozen = {"codec": codec, **self.frozen}
 
     def part(self, name: str) -> nn.Module:
         """A network that was added, trained or frozen."""
@@ -172,6 +193,16 @@ class TrainedModule(LightningModule):
         What they leave out gets no gradient and is not averaged.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @property
+    def has_lora(self) -> bool:
+        return isinstance(self.config.model, ModelConfig) and self.config.model.lora.rank > 0
+
+    def optimized(self) -> list[dict]:
+        """`trained_parameters`, or LoRA's matrices where the configuration asks for these."""
+        if not self.has_lora:
+            return list(self.trained_parameters())
+        return [{"params": [p for name, p in self.named_parameters() if is_lora(name)]}]
 
     def networks(self) -> dict[str, nn.Module]:
         """Every network by name, for `vton info`."""
@@ -212,7 +243,7 @@ class TrainedModule(LightningModule):
 
     def configure_optimizers(self):
         train = self.config.train
-        optimizer = build_optimizer(self, self.trained_parameters(), self.config)
+        optimizer = build_optimizer(self, self.optimized(), self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

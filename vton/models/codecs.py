@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from vton.models.ldm import (
     autoencoder_to_ldm,
     read_ldm_checkpoint,
 )
+from vton.models.precision import without_autocast
 from vton.progress import track
 from vton.weights.pretrained import (
     below,
@@ -44,6 +44,9 @@ from vton.weights.pretrained import (
 FIT_RATE = 2e-3
 FIT_KL = 1e-6  # weight of the KL term, as in latent diffusion (arXiv 2112.10752, Appendix G)
 FIT_TAIL = 0.1  # share of the steps, the last, that measure the latents' spread: the rate is near 0
+# Pictures that an AutoencoderKL takes at once have at most so many pixels: one of 1024x768, 21 of
+# 256x192.
+SLICE_PIXELS = 2**20
 
 
 class Codec(nn.Module):
@@ -65,6 +68,9 @@ class Codec(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what `load_codec` reads."""
 
+    def checkpoint(self) -> None:
+        """Let gradients through `decode` be had for less memory, by computing it twice."""
+
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of a picture of this size.
 
@@ -81,17 +87,6 @@ class Codec(nn.Module):
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 1, H, W) in [0, 1] at latent size (B, 1, h, w), 0 or 1: nearest pixel, above 0.5."""
     return (F.interpolate(mask, size, mode="nearest") > 0.5).to(mask.dtype)
-
-
-def full_precision(like: Tensor):
-    """A context without autocast, on the devices that have it.
-
-    Stable Diffusion's VAE overflows in half precision, and what a codec makes is the truth that
-    networks learn and the picture that is scored.
-    """
-    if torch.amp.is_autocast_available(like.device.type):
-        return torch.autocast(like.device.type, enabled=False)
-    return nullcontext()
 
 
 class IdentityCodec(Codec):
@@ -153,12 +148,12 @@ class LinearCodec(Codec):
         return self
 
     def encode(self, image: Tensor) -> Tensor:
-        with full_precision(image):
+        with without_autocast(image):
             patches = F.pixel_unshuffle(image.float(), self.factor) - self.mean.view(-1, 1, 1)
             return F.conv2d(patches, (self.basis * self.scale)[:, :, None, None])
 
     def decode(self, z: Tensor) -> Tensor:
-        with full_precision(z):
+        with without_autocast(z):
             patches = F.conv2d(z.float() / self.scale, self.basis.T[:, :, None, None], self.mean)
             return F.pixel_shuffle(patches, self.factor)
 
@@ -168,7 +163,12 @@ class LinearCodec(Codec):
 
 
 class KLCodec(Codec):
-    """AutoencoderKL: posterior modes times the folder's scaling_factor, always in float32."""
+    """AutoencoderKL: posterior modes times the folder's scaling_factor.
+
+    It computes in the dtype of its weights, whatever autocast says; latents and pictures come out
+    in float32. Large pictures go through in slices of few rows, since one of 1024x768 takes 2.2 GiB
+    to decode in float32.
+    """
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -182,15 +182,31 @@ class KLCodec(Codec):
 
     def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Of latents before `scaling`."""
-        with full_precision(image):
-            return self.vae.encode(image.float()).latent_dist
+        with without_autocast(image):
+            moments = [
+                self.vae.encode(rows.to(self.vae.dtype)).latent_dist.parameters
+                for rows in image.split(self.rows(image.shape[-2:]))
+            ]
+            return DiagonalGaussianDistribution(torch.cat(moments).float())
 
     def encode(self, image: Tensor) -> Tensor:
         return self.posterior(image).mode() * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
-        with full_precision(z):
-            return self.vae.decode(z.float() / self.scaling).sample
+        height, width = (side * self.factor for side in z.shape[-2:])
+        with without_autocast(z):
+            pictures = [
+                self.vae.decode((rows.float() / self.scaling).to(self.vae.dtype)).sample
+                for rows in z.split(self.rows((height, width)))
+            ]
+            return torch.cat(pictures).float()
+
+    def checkpoint(self) -> None:
+        self.vae.enable_gradient_checkpointing()
+
+    def rows(self, size: tuple[int, int]) -> int:
+        """How many pictures of this size go through at once."""
+        return max(1, SLICE_PIXELS // (size[0] * size[1]))
 
     def save(self, folder: Path) -> None:
         self.vae.save_pretrained(folder)
@@ -199,8 +215,11 @@ class KLCodec(Codec):
 # ---- building and loading ----
 
 
-def build_codec(config: CodecConfig) -> Codec:
-    """The codec, with pretrained weights where the configuration names them, else fresh."""
+def build_codec(config: CodecConfig, dtype: torch.dtype = torch.float32) -> Codec:
+    """The codec, with pretrained weights where the configuration names them, else fresh.
+
+    dtype: of a pretrained AutoencoderKL.
+    """
     if config.name == "identity":
         return IdentityCodec()
     if config.name == "linear":
@@ -210,7 +229,11 @@ def build_codec(config: CodecConfig) -> Codec:
     if Path(config.pretrained).expanduser().is_file():
         return KLCodec(autoencoder_from_file(config))
     vae = from_pretrained(
-        AutoencoderKL, config.pretrained, key="codec.pretrained", subfolder=config.subfolder
+        AutoencoderKL,
+        config.pretrained,
+        key="codec.pretrained",
+        dtype=dtype,
+        subfolder=config.subfolder,
     )
     return KLCodec(vae)
 
@@ -261,12 +284,13 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
     return codec
 
 
-def run_codec(config: CodecConfig, folder: Path) -> Codec:
+def run_codec(config: CodecConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Codec:
     """A run's codec, ready to use: built, or read from `folder` where the run made it itself.
 
-    Raises UserError subclasses naming what is absent or of another shape.
+    dtype: of a pretrained AutoencoderKL. Raises UserError subclasses naming what is absent or of
+    another shape.
     """
-    return load_codec(config, folder) if is_fitted(config) else build_codec(config)
+    return load_codec(config, folder) if is_fitted(config) else build_codec(config, dtype)
 
 
 def is_fitted(config: CodecConfig) -> bool:

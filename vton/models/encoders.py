@@ -19,6 +19,7 @@ from transformers import (
 
 from vton.config import ConfigError
 from vton.data.ranges import to_unit
+from vton.models.precision import own_precision
 from vton.models.settings import ClipConfig, TextConfig
 from vton.weights.pretrained import from_pretrained
 
@@ -43,6 +44,13 @@ class ClipImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Move and cast the tower; CLIP's statistics stay what they are, in float32."""
+        super()._apply(fn, recurse)
+        self.mean = torch.tensor(CLIP_MEAN, device=self.mean.device).view(3, 1, 1)
+        self.std = torch.tensor(CLIP_STD, device=self.std.device).view(3, 1, 1)
+        return self
+
     def pixels(self, image_B3HW: Tensor) -> Tensor:
         """What the tower sees: (B, 3, size, size)."""
         image = to_unit(image_B3HW)
@@ -58,7 +66,7 @@ class ClipImageEncoder(nn.Module):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1 + patches, width): the class token and every patch after the last layer."""
-        return self.tower(self.pixels(image_B3HW)).last_hidden_state
+        return self.run(self.pixels(image_B3HW)).last_hidden_state
 
     def penultimate(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1 + patches, width): the same before the last layer, as IP-Adapter-Plus reads it."""
@@ -66,11 +74,16 @@ class ClipImageEncoder(nn.Module):
 
     def read(self, pixels: Tensor) -> Tensor:
         """`penultimate` of what `pixels` returns; zeros are a picture of CLIP's mean colour."""
-        return self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        return self.run(pixels, output_hidden_states=True).hidden_states[-2]
 
     def pooled(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1, projection width): CLIP's summary of the picture."""
-        return self.tower(self.pixels(image_B3HW)).image_embeds[:, None]
+        return self.run(self.pixels(image_B3HW)).image_embeds[:, None]
+
+    def run(self, pixels: Tensor, **options):
+        """The tower's outputs, in the dtype of its weights where that is a half precision."""
+        with own_precision(self.tower):
+            return self.tower(pixels, **options)
 
     def read_by(self, output: str) -> list[nn.Parameter]:
         """Parameters that an output depends on: "pooled", "last" (of forward) or "penultimate"."""
@@ -90,12 +103,18 @@ def center_crop(image: Tensor, size: int) -> Tensor:
     return image[..., top : top + size, left : left + size]
 
 
-def clip_image_encoder(config: ClipConfig, key: str = "model.clip") -> ClipImageEncoder:
-    """From the folder or hub id in `config.pretrained`, else freshly initialised."""
+def clip_image_encoder(
+    config: ClipConfig, key: str = "model.clip", dtype: torch.dtype = torch.float32
+) -> ClipImageEncoder:
+    """From the folder or hub id in `config.pretrained`, in dtype, else freshly initialised."""
     if config.pretrained:
         source = {"subfolder": config.subfolder} if config.subfolder else {}
         tower = from_pretrained(
-            CLIPVisionModelWithProjection, config.pretrained, key=f"{key}.pretrained", **source
+            CLIPVisionModelWithProjection,
+            config.pretrained,
+            key=f"{key}.pretrained",
+            dtype=dtype,
+            **source,
         )
         return ClipImageEncoder(tower, config.fit)
     shape = CLIPVisionConfig(
@@ -126,7 +145,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, length, width), and pooled vectors (B, projection) or None."""
-        output = self.model(self.ids(captions), output_hidden_states=self.penultimate)
+        with own_precision(self.model):
+            output = self.model(self.ids(captions), output_hidden_states=self.penultimate)
         tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return tokens, getattr(output, "text_embeds", None)
 
@@ -143,7 +163,8 @@ class TextEncoder(nn.Module):
 
     def begin(self) -> Tensor:
         """(1, 1, width): the token at place 0. The encoder is causal, so no caption changes it."""
-        return self.model(self.ids([""])[:, :1]).last_hidden_state
+        with own_precision(self.model):
+            return self.model(self.ids([""])[:, :1]).last_hidden_state
 
     def read_parameters(self) -> list[nn.Parameter]:
         """Parameters that the result depends on."""
@@ -154,8 +175,10 @@ class TextEncoder(nn.Module):
         )
 
 
-def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
-    """From the hub-format folder in `config.pretrained`, else fresh, reading bytes.
+def text_encoder(
+    config: TextConfig, key: str = "model.text", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """From the hub-format folder in `config.pretrained`, in dtype, else fresh, reading bytes.
 
     Raises ConfigError for a vocabulary that cannot hold the bytes.
     """
@@ -165,7 +188,9 @@ def text_encoder(config: TextConfig, key: str = "model.text") -> TextEncoder:
         tokenizer = from_pretrained(
             AutoTokenizer, config.pretrained, key=key, subfolder=config.tokenizer_subfolder
         )
-        model = from_pretrained(kind, config.pretrained, key=key, subfolder=config.subfolder)
+        model = from_pretrained(
+            kind, config.pretrained, key=key, dtype=dtype, subfolder=config.subfolder
+        )
         return TextEncoder(tokenizer, model, config.penultimate)
     tokenizer = ByT5Tokenizer()
     if config.vocabulary < len(tokenizer):

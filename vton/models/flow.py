@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from vton.config import FlowLossConfig
 from vton.models.attention import GarmentRead, token_grid
-from vton.models.codecs import full_precision
+from vton.models.precision import without_autocast
 
 # The garment's grid of so many tokens, as TryOnModule.garment_places says.
 GridOf = Callable[[int], tuple[int, int] | None]
@@ -77,7 +77,7 @@ def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) ->
     q: (R, N, Q, d); k: (R, N, M, d).
     """
     width = q.shape[-1]
-    with full_precision(q):
+    with without_autocast(q):
         # Values as wide as the keys: attention kernels without the map want that.
         values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=torch.float32)
         values[..., :2] = places
@@ -171,7 +171,7 @@ def flow_losses(
         of_layer = person.new_zeros(len(acts), dtype=torch.float32)
         if len(rows):
             field = flow_field(layer, settings.temperature, inside)
-            with full_precision(field):
+            with without_autocast(field):
                 each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
             of_layer = of_layer.index_add(0, rows, each)
         losses.append(of_layer)

@@ -1,13 +1,16 @@
 """The optimizers that `train.optimizer` chooses from.
 
-adamw   AdamW for all parameters (arXiv 1711.05101)
-muon    Muon for the weights of hidden layers, AdamW for the rest
+adamw      AdamW for all parameters (arXiv 1711.05101)
+adamw8bit  the same with moments of 8 bits in blocks of 256 (arXiv 2110.02861), by bitsandbytes: 2
+           bytes a weight for 8
+muon       Muon for the weights of hidden layers, AdamW for the rest
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +43,25 @@ def build_optimizer(
         return torch.optim.AdamW(list(groups), **options)
     if config.trainer.strategy in ("fsdp", "deepspeed"):
         raise ConfigError(
-            f"train.optimizer=muon needs whole matrices, which trainer.strategy="
+            f"train.optimizer={train.optimizer} needs whole tensors, which trainer.strategy="
             f"{config.trainer.strategy} cuts into shards; use adamw or trainer.strategy=ddp."
         )
+    if train.optimizer == "adamw8bit":
+        options.pop("fused")
+        return adamw_8bit()(list(groups), **options)
     return Muon(split_groups(groups, hidden_weights(module)), **options)
+
+
+def adamw_8bit() -> type[torch.optim.Optimizer]:
+    """bitsandbytes' class. Raises ConfigError where it is not installed."""
+    if not find_spec("bitsandbytes"):
+        raise ConfigError(
+            "train.optimizer=adamw8bit: bitsandbytes is not installed. Use adamw, or "
+            '.venv/bin/pip install --constraint constraints.txt --editable ".[eightbit]".'
+        )
+    from bitsandbytes.optim import AdamW8bit  # here: its import takes seconds
+
+    return AdamW8bit
 
 
 def hidden_weights(module: nn.Module) -> set[nn.Parameter]:

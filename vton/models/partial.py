@@ -11,18 +11,19 @@ from collections.abc import Callable
 from torch import nn
 
 
-def train_only(network: nn.Module, accepts: Callable[[str], bool]) -> None:
+def train_only(network: nn.Module, accepts: Callable[[str], bool], none: bool = False) -> None:
     """Let only the parameters whose names within the network `accepts` takes be trained, saved and
     loaded.
 
-    Buffers are not trained and stay out as well. Raises ValueError where no parameter is taken.
+    Buffers are not trained and stay out as well. none: a network of which no parameter is taken is
+    no mistake. Raises ValueError where it is one.
     """
     trained = set()
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(accepts(name))
         if accepts(name):
             trained.add(name)
-    if not trained:
+    if not trained and not none:
         raise ValueError(f"no parameter of {type(network).__name__} belongs to the trained part")
 
     def leave_out(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.models.attention import merge_heads, split_heads
+from vton.models.precision import in_dtype_of
 from vton.models.settings import ResamplerConfig
 
 # Width of a head in IP-Adapter's files, which no tensor tells.
@@ -79,7 +80,7 @@ class Perceiver(nn.Module):
             self.layers.append(nn.ModuleList([attention, feed_forward(width, factor)]))
 
     def forward(self, image_tokens: Tensor, queries: Tensor) -> Tensor:
-        x = self.proj_in(image_tokens)
+        x = self.proj_in(in_dtype_of(self.proj_in, image_tokens))
         for attention, mlp in self.layers:
             queries = queries + attention(x, queries)
             queries = queries + mlp(queries)

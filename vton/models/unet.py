@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vton.config import ConfigError
 from vton.errors import UserError
+from vton.models.precision import in_dtype_of, own_precision
 from vton.models.settings import UNetConfig
 from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
 
@@ -28,15 +29,21 @@ from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_j
 
 
 def build_unet(
-    config: UNetConfig, in_channels: int, out_channels: int, key: str, aspect: float = 1.0
+    config: UNetConfig,
+    in_channels: int,
+    out_channels: int,
+    key: str,
+    aspect: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> UNet2DConditionModel:
     """The UNet that `config.pretrained` names, else a fresh one of the configured shape.
 
     key: the configuration key, for messages; aspect: height / width of the pictures, for
-    `config.positions`. Raises UserError if the pretrained one has other channels or context.
+    `config.positions`; dtype: of pretrained weights. Raises UserError if the pretrained one has
+    other channels or context.
     """
     if config.pretrained:
-        unet = pretrained_unet(config, in_channels, out_channels, key)
+        unet = pretrained_unet(config, in_channels, out_channels, key, dtype)
     else:
         unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
         if config.positions:
@@ -47,12 +54,13 @@ def build_unet(
 
 
 def pretrained_unet(
-    config: UNetConfig, in_channels: int, out_channels: int, key: str
+    config: UNetConfig, in_channels: int, out_channels: int, key: str, dtype: torch.dtype
 ) -> UNet2DConditionModel:
     unet = from_pretrained(
         UNet2DConditionModel,
         config.pretrained,
         key=f"{key}.pretrained",
+        dtype=dtype,
         subfolder=config.subfolder,
     )
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
@@ -291,7 +299,7 @@ def garment_taps(
     sample: (B, C, h, w); context: (B, L, D); blocks in execution order. The pass ends with the last
     tap, as nothing behind it is read; `whole` runs it to the end, with the same result. Values are
     collected from the layers' outputs while the hooks are set, so that recomputation under gradient
-    checkpointing cannot overwrite them.
+    checkpointing cannot overwrite them. A UNet in half precision computes in it.
     """
     names = execution_order(unet)
     taps: dict[str, Tensor] = {}
@@ -311,7 +319,9 @@ def garment_taps(
         norm = unet.get_submodule(f"{name}.norm1")
         handles.append(norm.register_forward_hook(collect(name)))
     try:
-        unet(sample, t, context, **kwargs)
+        with own_precision(unet):
+            read = None if context is None else in_dtype_of(unet, context)
+            unet(in_dtype_of(unet, sample), t, read, **kwargs)
     except _LastTap:
         pass
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lightning import seed_everything
+from torch import Tensor
 
 from vton import registry
 from vton.config import ExperimentConfig
@@ -15,12 +16,15 @@ from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.models.lora import load_base
+from vton.models.precision import DTYPES, codec_precision
 from vton.processes import is_first_process
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
 from vton.runs.warp import RunWarp
 from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors
+from vton.weights.unfilled import unfilled
 
 
 def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
@@ -58,13 +62,27 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
         codec = prepare_codec(run, config, data)
         # Again, because fitting a codec draws numbers and loading it does not.
         seed_everything(config.seed, verbose=False)
-        module_class = registry.module_class(config.model.name)
         with settings_named(config):
-            return run, data, module_class(config, codec)
+            module = registry.module_class(config.model.name)(config, codec)
+        if config.train.start_from:
+            start_from(module, Path(config.train.start_from).expanduser())
+        return run, data, module
     except Exception:
         if fresh:
             run.take_back()
         raise
+
+
+def start_from(module: TrainedModule, folder: Path) -> None:
+    """Give the module the weights of another run. Raises UserError where they don't fit."""
+    path = RunFolder(folder).weights
+    if not path.exists():
+        raise UserError(f"train.start_from={folder}: {path} does not exist.")
+    state = read_safetensors(path)
+    if module.has_lora:
+        load_base(module, state, path)
+    else:
+        load_state(module, state, path)
 
 
 def data_module(config: ExperimentConfig) -> TryOnDataModule:
@@ -88,17 +106,42 @@ def data_module(config: ExperimentConfig) -> TryOnDataModule:
 def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> TrainedModule:
     """The run's model with its trained weights, averaged where training keeps an average.
 
-    checkpoint: "weights", "last" or "best". Raises UserError naming what is absent or broken.
+    An architecture's are in train.precision, as all of its networks then: see
+    `TrainedModule.compute_in`. checkpoint: "weights", "last" or "best". Raises UserError naming
+    what is absent or broken.
     """
     path = checkpoint_path(run, checkpoint)
-    codec = run_codec(config.codec, run.codec)
-    with settings_named(config):
-        module = registry.module_class(config.model.name)(config, codec)
-    if checkpoint == "weights":
-        state = read_safetensors(path)
-    else:
-        state = averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
-    load_state(module, state, path)
+    codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
+
+    def read() -> dict[str, Tensor]:
+        if checkpoint == "weights":
+            return read_safetensors(path)
+        return averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
+
+    def build() -> TrainedModule:
+        with settings_named(config):
+            return registry.module_class(config.model.name)(config, codec)
+
+    if config.model.kind != "architecture":  # a warp is small, and solves for its splines
+        module = build()
+        load_state(module, read(), path)
+        return module.eval()
+    if config.model.lora.rank:  # the file holds LoRA's matrices alone
+        module = build()
+        if config.train.start_from:
+            start_from(module, Path(config.train.start_from).expanduser())
+        load_state(module, read(), path)
+        module.compute_in(config.train.precision)
+        return module.eval()
+
+    with unfilled() as left:
+        module = build()
+    dtype = DTYPES[config.train.precision]
+    load_state(module, read(), path, dtype)
+    if left.among(module, *module.frozen.values()):  # weights that no file holds
+        module = build()
+        load_state(module, read(), path)
+    module.compute_in(config.train.precision)
     return module.eval()
 
 

@@ -45,6 +45,7 @@ SHARED = (
     "data.synthetic.seed",
     "eval.orders",
     "eval.shuffled",
+    "eval.shuffled_pairs",
 )
 
 

@@ -14,6 +14,7 @@ from vton.data.module import TryOnDataModule
 from vton.files import sync, write_atomically
 from vton.metrics.pixelwise import output_psnr
 from vton.models.codecs import Codec, build_codec, fit_codec, is_fitted, run_codec
+from vton.models.precision import DTYPES, codec_precision
 from vton.processes import own_device
 from vton.runs.folder import RunFolder
 
@@ -24,7 +25,7 @@ def prepare_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModul
         with FileLock(run.path / ".codec.lock"):  # one process fits, the others load
             if not (run.codec / "done").exists():
                 fit_run_codec(run, config, data)
-    return run_codec(config.codec, run.codec)
+    return run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
 
 
 def fit_run_codec(run: RunFolder, config: ExperimentConfig, data: TryOnDataModule) -> None:

@@ -162,6 +162,7 @@ def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if (
                 value.shape == parameter.shape
+                and value.dtype == parameter.dtype  # moments of 8 bits lie as bitsandbytes has them
                 and local(value).stride() != local(parameter.detach()).stride()
             ):
                 state[name] = torch.empty_like(parameter).copy_(value)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
+from typing import NamedTuple
 
+import torch
 from lightning import Callback
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from vton.data.module import TryOnDataModule
 from vton.data.ranges import to_unit
-from vton.data.sample import TryOnBatch
+from vton.data.sample import Order, TryOnBatch
 from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
+from vton.processes import from_every_process, process_share
 from vton.report.attention import attention_grid, attention_maps
 from vton.report.flow import flow_grid, garment_reads
 from vton.report.grid import try_on_grid
@@ -19,18 +24,41 @@ from vton.training.ema import EMA
 from vton.training.telemetry import ends_step
 
 
+class HeldOutPairs(NamedTuple):
+    """Held-out pairs of one order."""
+
+    scored: TryOnBatch  # this process's share
+    shown: TryOnBatch  # the first pairs of all shares
+
+
+def held_out_pairs(data: TryOnDataModule, order: Order, count: int, shown: int) -> HeldOutPairs:
+    """`count` pairs spread over the test list and split over the processes.
+
+    Every process has as many, so that all of them make equally many passes through the network: a
+    pair may come to two of them, and counts once.
+    """
+    rank, world = process_share()
+    every = data.val_places(order, count)
+    share = math.ceil(len(every) / world)
+    own = [(rank * share + place) % len(every) for place in range(share)]
+    pairs = data.eval_dataset(order)
+    scored = TryOnBatch.collate([pairs[every[place]] for place in own])
+    first = TryOnBatch.collate([pairs[place] for place in every[:shown]])
+    return HeldOutPairs(scored, first)
+
+
 class HeldOut(Callback):
     """Every `every` steps: the same held-out pairs through the sampler, as pictures, attention and
     a few scalars.
 
     val/ORDER/{ssim, psnr, psnr_garment}: means over the pairs, the last over those whose picture
-    shows the garment.
+    shows the garment. at_once: pairs that pass through the networks together.
     """
 
-    def __init__(self, batches: dict[str, TryOnBatch], every: int, pictures: int, ema: EMA | None):
-        self.batches = batches  # by order
+    def __init__(self, pairs: dict[str, HeldOutPairs], every: int, at_once: int, ema: EMA | None):
+        self.pairs = pairs  # by order
         self.every = every
-        self.pictures = pictures
+        self.at_once = at_once
         self.ema = ema
         self.step = 0  # of the last pictures
         self.scores: dict[str, float] = {}
@@ -43,52 +71,86 @@ class HeldOut(Callback):
         scores = {}
         module.eval()
         with self.ema.applied(module) if self.ema else nullcontext():
-            for order, held_out in self.batches.items():
-                if module.can_sample(held_out):
-                    scores |= self.draw(trainer, module, order, held_out, step)
+            for order, held_out in self.pairs.items():
+                if module.can_sample(held_out.scored):
+                    scores |= self.look(trainer, module, order, held_out, step)
         module.train()
         self.step = step
         # The first process's scores: what is saved by them must be the same on all processes, and
         # their last digits may differ.
         self.scores = trainer.strategy.broadcast(scores)
 
-    def draw(self, trainer, module, order: str, batch: TryOnBatch, step: int) -> dict[str, float]:
-        """Pictures of a batch, and attention in them, to TensorBoard; returns the scores."""
+    def look(
+        self, trainer, module, order: str, held_out: HeldOutPairs, step: int
+    ) -> dict[str, float]:
+        """Draw, score and show the pairs of an order; returns the mean scores."""
+        shown = set(held_out.shown.pair_id)
+        pictures: dict[str, Tensor] = {}
+        scores: dict[str, dict[str, float]] = {}  # by pair
+        for places in torch.arange(len(held_out.scored)).split(self.at_once):
+            batch = held_out.scored[places.tolist()].to(module.device)
+            with trainer.precision_plugin.forward_context():  # hooks run outside of it
+                drawn = module.generate(batch).float()
+            for row, pair in enumerate(batch.pair_id):
+                scores[pair] = score(drawn[row : row + 1], batch[row : row + 1])
+                if pair in shown:
+                    pictures[pair] = drawn[row].cpu()
+        of_all: dict[str, list[float]] = {}
+        for others_pictures, others_scores in from_every_process((pictures, scores)):
+            pictures |= others_pictures
+            scores |= others_scores
+        self.show(trainer, module, order, held_out.shown, pictures, step)
+        for of_pair in scores.values():
+            for name, value in of_pair.items():
+                of_all.setdefault(f"val/{order}/{name}", []).append(value)
+        means = {name: math.fsum(values) / len(values) for name, values in of_all.items()}
+        if means:
+            trainer.logger.log_metrics(means, step=step)
+        return means
+
+    def show(
+        self,
+        trainer,
+        module,
+        order: str,
+        batch: TryOnBatch,
+        pictures: dict[str, Tensor],
+        step: int,
+    ) -> None:
+        """Pictures of a batch by pair, and attention in them, to TensorBoard."""
+        drawn = torch.stack([pictures[pair] for pair in batch.pair_id]).to(module.device)
         batch = batch.to(module.device)
-        shown = batch[: self.pictures]
         maps = reads = None
-        with trainer.precision_plugin.forward_context():  # hooks run outside of it
-            output = module.generate(batch).float()
-            drawn = output[: self.pictures]
-            if isinstance(module, TryOnModule):
-                maps = module.as_forward(attention_maps, module, shown, drawn)
+        read = slice(0, self.at_once)
+        if isinstance(module, TryOnModule):  # on every process: weights may be in pieces
+            with trainer.precision_plugin.forward_context():
+                maps = module.as_forward(attention_maps, module, batch[read], drawn[read])
                 if module.config.model.flow_loss.weight:
-                    reads = module.as_forward(garment_reads, module, shown, drawn)
-        if trainer.is_global_zero:
-            writer = trainer.logger.experiment
-            writer.add_image(f"images/{order}", try_on_grid(shown, drawn), step, dataformats="HWC")
-            attention = None if maps is None else attention_grid(module, shown, drawn, maps)
-            if attention is not None:
-                writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
-            if reads is not None:
-                warped = flow_grid(module, shown, drawn, reads)
-                writer.add_image(f"flow/{order}", warped, step, dataformats="HWC")
-        scores = {f"val/{order}/{name}": score for name, score in score(output, batch).items()}
-        if scores:
-            trainer.logger.log_metrics(scores, step=step)
-        return scores
+                    reads = module.as_forward(garment_reads, module, batch[read], drawn[read])
+        if not trainer.is_global_zero:
+            return
+        writer = trainer.logger.experiment
+        writer.add_image(f"images/{order}", try_on_grid(batch, drawn), step, dataformats="HWC")
+        attention = None
+        if maps is not None:
+            attention = attention_grid(module, batch[read], drawn[read], maps)
+        if attention is not None:
+            writer.add_image(f"attention/{order}", attention, step, dataformats="HWC")
+        if reads is not None:
+            warped = flow_grid(module, batch[read], drawn[read], reads)
+            writer.add_image(f"flow/{order}", warped, step, dataformats="HWC")
 
 
 def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:
-    """Mean scores of pictures (B, 3, H, W) in [-1, 1]; none without a truth."""
+    """Scores of one picture (1, 3, H, W) in [-1, 1]; none without a truth."""
     if batch.truth is None:
         return {}
     ssim = structural_similarity_index_measure(
         to_unit(output), to_unit(batch.truth), data_range=1.0
     )
-    scores = {"ssim": ssim.item(), "psnr": output_psnr(output, batch.truth).mean().item()}
+    scores = {"ssim": ssim.item(), "psnr": output_psnr(output, batch.truth).item()}
     if batch.truth_garment_mask is not None:
         of_garment = output_psnr(output, batch.truth, batch.truth_garment_mask)
         if len(of_garment):
-            scores["psnr_garment"] = of_garment.mean().item()
+            scores["psnr_garment"] = of_garment.item()
     return scores

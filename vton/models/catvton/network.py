@@ -184,19 +184,24 @@ class CatVton(Denoiser):
         self.anchored = anchored
 
     def condition(
-        self, *, mask: Tensor, masked: Tensor, garment: Tensor, text: Tensor | None = None
+        self,
+        *,
+        masked: Tensor,
+        garment: Tensor,
+        mask: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Conditions:
         """What depends on neither z_t nor t.
 
-        mask (B, 1, h, w), 1 = paint; latents (B, c, h, w) of the masked person and the garment;
-        text (B, L, C).
+        Latents (B, c, h, w) of the masked person and the garment; mask (B, 1, h, w), 1 = paint;
+        text (B, L, C). The mask-free variant has no mask, and for the masked person one in other
+        clothes.
         """
-        conditions = {
-            "mask": beside(mask, torch.zeros_like(mask), self.axis),
-            "masked": beside(masked, garment, self.axis),
-        }
+        conditions = {"masked": beside(masked, garment, self.axis)}
+        if mask is not None:
+            conditions["mask"] = beside(mask, torch.zeros_like(mask), self.axis)
         if self.garment_free:
-            conditions["dressed"] = mask.new_ones(len(mask))
+            conditions["dressed"] = masked.new_ones(len(masked))
         if text is not None:
             conditions["text"] = text
         return conditions
@@ -221,12 +226,13 @@ class CatVton(Denoiser):
         )
 
     def canvas(self, z_t: Tensor, conditions: Conditions) -> Tensor:
-        """What the UNet sees: (B, 2c + 1, ., .)."""
+        """What the UNet sees: (B, 2c + 1, ., .), or 2c channels without a mask."""
         if "dressed" in conditions:
             person, garment = halves(z_t, self.axis)
             dressed = conditions["dressed"].view(-1, 1, 1, 1)
             z_t = beside(person, garment * dressed, self.axis)
-        return torch.cat([z_t, conditions["mask"], conditions["masked"]], 1)
+        mask = [conditions["mask"]] if "mask" in conditions else []
+        return torch.cat([z_t, *mask, conditions["masked"]], 1)
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         x = self.canvas(z_t, conditions).to(self.unet.dtype)  # solvers keep latents in float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from vton.models.gardiff.released import DecoupledUNet, LegacyUNet, ReleasedUNet
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, widen_input
 from vton.weights.pretrained import from_pretrained, load_state
+from vton.weights.unfilled import unfilled
 
 # How many groups of latent channels a mode's UNet reads, x_t first, and which of them an inpainting
 # base knows as its masked image.
@@ -82,10 +84,11 @@ def load_base_unet(
             f"model.unet.context is {config.context}."
         )
     arguments = dict(base.config) | {"in_channels": groups * latent_channels}
-    unet = UNet2DConditionModel.from_config(arguments)
-    state = base.state_dict()
+    with unfilled():
+        unet = UNet2DConditionModel.from_config(arguments)
+    state = dict(base.state_dict())
     state["conv_in.weight"] = widen(state["conv_in.weight"], latent_channels, groups, person)
-    load_state(unet, state, config.pretrained)
+    load_state(unet, state, config.pretrained, torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

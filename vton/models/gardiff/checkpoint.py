@@ -144,6 +144,8 @@ def published_settings(state: dict[str, Tensor], mode: str, shape: dict) -> list
         settings += settings_of("model.decoupled", {"tokens": tokens // context})
     else:
         settings += settings_of("model", {"clip.projection": context})
+    if mode == "release":  # what its weights were used with, see README.md
+        settings += settings_of("model", {"clip_rescale": "release"})
     return settings
 
 

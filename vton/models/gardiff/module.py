@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from vton.models.gardiff.building import build_network
 from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
 from vton.models.gardiff.losses import appearance_loss, build_dists
 from vton.models.gardiff.released import clip_pixels, composite, paste_back
+from vton.models.precision import without_autocast
 from vton.registry import register
 
 
@@ -44,20 +46,32 @@ class GarDiff(TryOnModule):
         model: GarDiffConfig = self.config.model
         widths = (0, 0)
         if self.reads_clip:
-            clip = clip_image_encoder(model.clip)
+            clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
             widths = (clip.width, clip.tower.config.projection_dim)
             self.add("clip", clip, model.clip.trained)
         self.network = build_network(model, self.latent_shape(), *widths)
         if model.mode == "decoupled" or (model.mode != "paper" and not model.text.trained):
-            self.add("text", text_encoder(model.text), model.text.trained)
+            text = text_encoder(model.text, dtype=self.stored(model.text))
+            self.add("text", text, model.text.trained)
         if model.appearance.weight and model.appearance.spatial:
             self.frozen["dists"] = build_dists(model.appearance)
+        if model.appearance.weight and model.unet.gradient_checkpointing:
+            self.codec.checkpoint()  # the loss decodes every row
+        if self.loss_in_float32 and self.config.codec.precision == "auto":
+            self.codec.float()
         return self.network
 
     @property
     def reads_clip(self) -> bool:
         model: GarDiffConfig = self.config.model
         return model.mode != "paper" or not model.adapter or "clip" in model.branches
+
+    @property
+    def loss_in_float32(self) -> bool:
+        """Whether the appearance loss stays out of half precision. The constants that keep its
+        roots' gradients finite are zero in float16.
+        """
+        return self.config.train.precision == "fp16" and self.config.model.appearance.weight > 0
 
     @property
     def reads_summary(self) -> bool:
@@ -104,7 +118,7 @@ class GarDiff(TryOnModule):
         with self.gradients_if(model.clip.trained):
             if model.mode in ("release", "legacy12"):
                 pixels = clip_pixels(encoder, batch.garment, model.clip_rescale)
-                return encoder.tower(pixels).image_embeds[:, None]
+                return encoder.run(pixels).image_embeds[:, None]
             if self.reads_summary:
                 return encoder.pooled(batch.garment)
             return encoder(batch.garment)
@@ -193,13 +207,14 @@ class GarDiff(TryOnModule):
         if not config.weight or not len(rows):
             return {}
         x0 = self.objective.clean(noised.z_t[rows], noised.t[rows], prediction[rows].float())
-        loss = appearance_loss(
-            self.codec.decode(x0),
-            batch.person[rows],
-            batch.warped_mask[rows],
-            self.frozen.get("dists"),
-            config.high_frequency,
-        )
+        with without_autocast(x0) if self.loss_in_float32 else nullcontext():
+            loss = appearance_loss(
+                self.codec.decode(x0),
+                batch.person[rows],
+                batch.warped_mask[rows],
+                self.frozen.get("dists"),
+                config.high_frequency,
+            )
         return {"appearance": config.weight * loss}
 
     def picture(self, z: Tensor, batch: TryOnBatch) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features
 from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.precision import in_dtype_of
 
 
 def focused_attention(
@@ -166,9 +167,10 @@ class GarDiffUNet(Denoiser):
             "mask": F.interpolate(mask, x_w.shape[-2:], mode="nearest"),
         }
         if self.clip_mlp is not None:
-            conditions["f_clip"] = self.clip_mlp(clip)
+            conditions["f_clip"] = self.clip_mlp(in_dtype_of(self.clip_mlp, clip))
         if self.vae_mlp is not None:
-            conditions["f_vae"] = self.vae_mlp(latent_tokens(x_w, self.vae_tokens))
+            tokens = in_dtype_of(self.vae_mlp, latent_tokens(x_w, self.vae_tokens))
+            conditions["f_vae"] = self.vae_mlp(tokens)
         return conditions
 
     def unconditional(self, conditions: Conditions) -> Conditions:
@@ -199,7 +201,8 @@ class GarDiffUNet(Denoiser):
         """x_t, x_w, x_a (B, c, h, w); t (B,); f_clip (B, L, D); f_vae (B, L', D); mask (B, 1, h, w)
         in {0, 1}.
         """
-        x = torch.cat([x_t, x_w, x_a], dim=1)  # (B, 3c, h, w)
+        x = in_dtype_of(self.unet, torch.cat([x_t, x_w, x_a], dim=1))  # (B, 3c, h, w)
+        mask = in_dtype_of(self.unet, mask)
         tokens = [f for f in (f_clip, f_vae) if f is not None]
         if not self.adapter:
             return self.unet(x, t, f_clip).sample

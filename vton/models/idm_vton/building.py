@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -20,10 +21,12 @@ from vton.models.unet import build_unet, numbered_processors, published_argument
 from vton.weights.pretrained import (
     hub_folder,
     load_state,
+    network_folder,
     read_ip_adapter,
     read_json,
     read_weights_folder,
 )
+from vton.weights.unfilled import unfilled
 
 
 def build_tryon(
@@ -33,43 +36,61 @@ def build_tryon(
 
     aspect: height / width of the pictures, for `unet.positions`. Raises UserError.
     """
-    inputs = 3 * channels + 1  # x_t, mask, masked person, pose
     prompt = config.image_prompt
-    resampler = None
-    if prompt.enabled:
-        resampler = build_resampler(config.resampler, clip_width, config.unet.context)
-    if config.unet.pretrained:
-        folder = hub_folder(config.unet.pretrained, config.unet.subfolder, "model.unet.pretrained")
-        unet = empty_unet(
-            folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels
-        )
-        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
-        load_base(tryon, read_weights_folder(folder), channels, folder)
-    else:
+    if not config.unet.pretrained:
+        inputs = 3 * channels + 1  # x_t, mask, masked person, pose
         unet = build_unet(config.unet, inputs, channels, key="model.unet", aspect=aspect)
-        tryon = TryonNet(unet, resampler, prompt.scale, config.null_features)
+        tryon = around(unet, config, clip_width)
+    else:
+        with unfilled() as left:
+            tryon = load_tryon(config, channels, clip_width)
+        if left.among(tryon) and not prompt.pretrained:  # the image prompt's, which start freshly
+            tryon = load_tryon(config, channels, clip_width)
     if prompt.enabled and prompt.pretrained:
         load_image_prompt(tryon, image_prompt_file(prompt))
     return tryon
 
 
+def around(unet: UNet2DConditionModel, config: IdmVtonConfig, clip_width: int) -> TryonNet:
+    """TryonNet with a fresh Resampler and fresh image keys and values where it has any."""
+    resampler = None
+    if config.image_prompt.enabled:
+        resampler = build_resampler(config.resampler, clip_width, config.unet.context)
+    return TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
+
+
+def load_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNet:
+    """TryonNet with the UNet that `unet.pretrained` names. Raises UserError."""
+    source, subfolder = config.unet.pretrained, config.unet.subfolder
+    folder = network_folder(source, subfolder, "model.unet.pretrained")
+    inputs = 3 * channels + 1
+    unet = empty_unet(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
+    tryon = around(unet, config, clip_width)
+    load_base(tryon, read_weights_folder(folder), channels, folder)
+    return tryon
+
+
 def build_garment_net(
-    config: UNetConfig, channels: int, aspect: float = 1.0
+    config: UNetConfig, channels: int, aspect: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """GarmentNet over latents of `channels`; aspect as in `build_tryon`. Raises UserError."""
+    """GarmentNet over latents of `channels`; aspect as in `build_tryon`; pretrained weights in
+    dtype. Raises UserError.
+    """
     key = "model.garment_unet"
     if not config.pretrained:
         return build_unet(config, channels, channels, key=key, aspect=aspect)
-    folder = hub_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
-    unet = empty_unet(
-        folder,
-        config,
-        key,
-        in_channels=channels,
-        out_channels=channels,
-        addition_embed_type=None,
-    )
-    load_state(unet, without_added_embedding(unet, read_weights_folder(folder)), folder)
+    folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
+    with unfilled():
+        unet = empty_unet(
+            folder,
+            config,
+            key,
+            in_channels=channels,
+            out_channels=channels,
+            addition_embed_type=None,
+        )
+    state = without_added_embedding(unet, read_weights_folder(folder))
+    load_state(unet, state, folder, dtype)
     return unet
 
 
@@ -108,7 +129,7 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
         for name, tensor in tryon.unet.state_dict().items():
             if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
                 state[name] = tensor
-    load_state(tryon.unet, state, source)
+    load_state(tryon.unet, state, source, torch.float32)
 
 
 def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:
@@ -131,7 +152,7 @@ def image_prompt_file(config: ImagePromptConfig) -> Path:
     """The IP-Adapter file that the configuration names."""
     file = Path(config.file)
     key = "model.image_prompt.pretrained"
-    return hub_folder(config.pretrained, str(file.parent), key, only=file.name) / file.name
+    return hub_folder(config.pretrained, str(file.parent), key, only=[file.name]) / file.name
 
 
 def load_image_prompt(tryon: TryonNet, path: Path) -> None:

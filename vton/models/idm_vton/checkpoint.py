@@ -39,6 +39,7 @@ from vton.weights.pretrained import (
     below,
     hub_folder,
     load_state,
+    network_folder,
     read_json,
     read_weights_folder,
     write_json,
@@ -48,6 +49,7 @@ from vton.weights.published import PublishedWeights, settings_of
 TRYON = "tryon.unet."  # our names of TryonNet's tensors begin with it
 RESAMPLER = "encoder_hid_proj."
 HEADS = "_resampler_heads"  # in config.json; diffusers skips entries with an underscore
+INFERENCE_CAPTION = "model is wearing a {}"  # of the released inference scripts
 PUBLISHED_WIDTH = 320  # of TryonNet's first level
 NETWORKS = {
     "vae": ("diffusers", "AutoencoderKL"),
@@ -85,6 +87,7 @@ def read_published(path: Path) -> PublishedWeights:
             f"{folder} holds no IDM-VTON TryonNet: its weights lack {' and '.join(lacking)}."
         )
     settings = tryon_settings(folder, weights)
+    settings += settings_of("data", {"person_caption": INFERENCE_CAPTION})
     if (path / "model_index.json").exists():
         settings += frozen_settings(path.resolve())
     return PublishedWeights({TRYON + name: tensor for name, tensor in weights.items()}, settings)
@@ -215,7 +218,7 @@ def write_garment_net(
     if state:
         write_unet(folder, state, unet_arguments(settings, channels, channels))
     else:
-        copy_pretrained(settings, settings.subfolder, "model.garment_unet", folder)
+        copy_network(settings, "model.garment_unet", folder)
 
 
 def write_clip(state: dict[str, Tensor], settings: ClipConfig, folder: Path) -> None:
@@ -223,7 +226,7 @@ def write_clip(state: dict[str, Tensor], settings: ClipConfig, folder: Path) -> 
         encoder = loaded(clip_image_encoder(settings), state)
         encoder.tower.save_pretrained(folder)
     else:
-        copy_pretrained(settings, settings.subfolder, "model.clip", folder)
+        copy_network(settings, "model.clip", folder)
 
 
 def write_text(
@@ -237,14 +240,15 @@ def write_text(
         encoder.model.save_pretrained(encoder_folder)
         encoder.tokenizer.save_pretrained(tokenizer_folder)
     else:
-        copy_pretrained(settings, settings.subfolder, key, encoder_folder)
-        copy_pretrained(settings, settings.tokenizer_subfolder, key, tokenizer_folder)
+        copy_network(settings, key, encoder_folder)
+        source, subfolder = settings.pretrained, settings.tokenizer_subfolder
+        shutil.copytree(hub_folder(source, subfolder, f"{key}.pretrained"), tokenizer_folder)
 
 
 def write_codec(config: ExperimentConfig, folder: Path) -> None:
     """The pretrained autoencoder, or the one that the run trained."""
     if config.codec.pretrained:
-        copy_pretrained(config.codec, config.codec.subfolder, "codec", folder)
+        copy_network(config.codec, "codec", folder)
         return
     own = Path(config.runs) / config.name / "codec"
     if not own.is_dir():
@@ -263,10 +267,11 @@ def loaded(encoder: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return encoder
 
 
-def copy_pretrained(settings, subfolder: str, key: str, target: Path) -> None:
+def copy_network(settings, key: str, target: Path) -> None:
     """A frozen network's folder as it is. Raises UserError if the configuration names none."""
     if not settings.pretrained:
         raise UserError(
             f"{key} is neither in the run's weights nor anywhere else ({key}.pretrained is empty)."
         )
-    shutil.copytree(hub_folder(settings.pretrained, subfolder, f"{key}.pretrained"), target)
+    source, subfolder = settings.pretrained, settings.subfolder
+    shutil.copytree(network_folder(source, subfolder, f"{key}.pretrained"), target)

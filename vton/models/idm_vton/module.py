@@ -40,16 +40,21 @@ class IdmVtonModule(TryOnModule):
         channels = self.codec.channels
         height, width = self.config.data.size
         aspect = height / width
-        clip = clip_image_encoder(model.clip) if model.image_prompt.enabled else None
+        clip = None
+        if model.image_prompt.enabled:
+            clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
         self.tryon = build_tryon(model, channels, clip.width if clip else 0, aspect)
         garment_net = None
         if model.garment_net:
-            garment_net = build_garment_net(model.garment_unet, channels, aspect)
+            dtype = self.stored(model.garment_unet)
+            garment_net = build_garment_net(model.garment_unet, channels, aspect, dtype)
             self.add("garment_net", garment_net, model.garment_unet.trained)
         if clip:
             self.add("clip", clip, model.clip.trained)
-        self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
-        self.add("text_2", text_encoder(model.text_2, "model.text_2"), model.text_2.trained)
+        for name in ("text", "text_2"):
+            settings = getattr(model, name)
+            encoder = text_encoder(settings, f"model.{name}", self.stored(settings))
+            self.add(name, encoder, settings.trained)
         return IdmVton(self.tryon, garment_net, self.null_prompt, model.garment_timestep)
 
     def trained_parameters(self) -> list[dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
@@ -23,19 +24,22 @@ def build_projector(config: ProjectorConfig, clip_width: int, context: int) -> R
     if config.pretrained:
         file = Path(config.file)
         key = "model.projector.pretrained"
-        path = hub_folder(config.pretrained, str(file.parent), key, only=file.name) / file.name
+        path = hub_folder(config.pretrained, str(file.parent), key, only=[file.name]) / file.name
         load_state(projector, read_ip_adapter(path)["image_proj"], path)
     return projector
 
 
-def build_dressing_unet(config: UNetConfig, channels: int, aspect: float) -> UNet2DConditionModel:
-    """The text-to-image UNet over latents of `channels`, for pictures of height / width = `aspect`.
+def build_dressing_unet(
+    config: UNetConfig, channels: int, aspect: float, dtype: torch.dtype = torch.float32
+) -> UNet2DConditionModel:
+    """The text-to-image UNet over latents of `channels`, for pictures of height / width = `aspect`;
+    pretrained weights in dtype.
 
     From scratch its first layer starts quiet. Noisy latents are all that it reads, and at full size
     they drown what ControlNets and garment bring, for a thousand steps of a short training. Raises
     UserError.
     """
-    unet = build_unet(config, channels, channels, "model.unet", aspect)
+    unet = build_unet(config, channels, channels, "model.unet", aspect, dtype)
     if not config.pretrained:
         unet.conv_in.weight.data *= 0.1
     return unet

@@ -29,6 +29,12 @@ from vton.weights.published import PublishedWeights, settings_of, write_mapping
 
 OUR_NAMES = {"ref_unet": "garment_unet", "proj": "projector", "adapter_modules": "adapter"}
 THEIR_NAMES = {ours: theirs for theirs, ours in OUR_NAMES.items()}
+# Of the released try-on script, which names no garment.
+SCRIPT_PROMPTS = {
+    "prompt": "A beautiful model",
+    "negative_prompt": "bare, naked, nude, undressed, monochrome, lowres, bad anatomy, "
+    "worst quality, low quality",
+}
 
 
 # ---- the garment checkpoint, in ----
@@ -40,6 +46,7 @@ def read_published(path: Path) -> PublishedWeights:
     try:
         settings = both_unets_settings(networks["garment_unet"])
         settings += projector_settings(networks["projector"])
+        settings += settings_of("model", SCRIPT_PROMPTS)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"{path}: ref_unet or proj is incomplete ({error}); download the file again."

@@ -107,6 +107,8 @@ class ImagDressingConfig(ModelConfig):
     # joint: one softmax over the person's and the garment's tokens, by the layer's own Wk and Wv
     attention: Literal["hybrid", "joint"] = "hybrid"
     garment_scale: float = 1.0  # lambda at sampling; 1 in training
+    # instead of data.person_caption, for every pair; the released try-on script has one
+    prompt: str = ""
     # joined to the prompt by a comma; "best quality, high quality" in the text-to-image scripts
     prompt_suffix: str = ""
     negative_prompt: str = "monochrome, lowres, bad anatomy, worst quality, low quality"

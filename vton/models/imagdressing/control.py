@@ -13,6 +13,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from vton.diffusion.denoiser import Step
+from vton.models.precision import in_dtype_of
 
 PAINT = -1.0  # what the inpainting ControlNet sees inside the mask, in pictures of [0, 1]
 
@@ -49,7 +50,7 @@ class Control(nn.Module):
 
     def embed(self, picture: Tensor) -> Tensor:
         """(B, 3, factor h, factor w) in [0, 1], or -1 where painted -> (B, C, h, w)."""
-        return self.embedding(picture)
+        return self.embedding(in_dtype_of(self.embedding, picture))
 
     def forward(
         self, z_t: Tensor, t: Tensor, text: Tensor, embedded: Tensor, scale: Tensor | float

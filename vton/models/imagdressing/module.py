@@ -51,8 +51,10 @@ class ImagDressing(TryOnModule):
         channels = self.codec.channels
         height, width = self.config.data.size
         aspect = height / width
-        clip = clip_image_encoder(model.clip) if model.image_branch else None
-        unet = build_dressing_unet(model.unet, channels, aspect)
+        clip = None
+        if model.image_branch:
+            clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
+        unet = build_dressing_unet(model.unet, channels, aspect, self.stored(model.unet))
         garment_unet = build_unet(
             model.garment_unet, channels, channels, "model.garment_unet", aspect
         )
@@ -67,7 +69,7 @@ class ImagDressing(TryOnModule):
             "projector": projector,
             "adapter": adapter,
             "clip": clip,
-            "text": text_encoder(model.text),
+            "text": text_encoder(model.text, dtype=self.stored(model.text)),
             **controls,
         }
         for name, network in networks.items():
@@ -203,7 +205,7 @@ class ImagDressing(TryOnModule):
         readings = super().readings()
         readings["garment"] = self.latents("garment")
         readings["clip"] = Reading(("clip",), ("garment",), self.read_clip, (model.clip.fit,))
-        settings = (model.prompt_suffix, model.text.penultimate)
+        settings = (model.prompt, model.prompt_suffix, model.text.penultimate)
         readings["text"] = Reading(("text",), ("person_caption",), self.read_captions, settings)
         return readings
 
@@ -246,6 +248,7 @@ class ImagDressing(TryOnModule):
         return prompts
 
     def prompt(self, caption: str) -> str:
+        caption = self.config.model.prompt or caption
         suffix = self.config.model.prompt_suffix
         return f"{caption}, {suffix}" if suffix else caption
 

@@ -19,6 +19,7 @@ from vton.models.ladi_vton.words import InversionAdapter, Prompter
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, widen_input
 from vton.weights.pretrained import from_pretrained, load_state, read_weights
+from vton.weights.unfilled import unfilled
 
 
 def build_network(model: LadiVtonConfig, latent_channels: int, aspect: float) -> LadiUNet:
@@ -50,10 +51,11 @@ def load_base_unet(config: UNetConfig, inputs: int, latent_channels: int) -> UNe
             f"width {found[1]}; LaDI-VTON starts from an inpainting UNet of {expected[0]} channels "
             f"and model.unet.context={expected[1]}."
         )
-    unet = UNet2DConditionModel.from_config(dict(base.config) | {"in_channels": inputs})
-    state = base.state_dict()
+    with unfilled():
+        unet = UNet2DConditionModel.from_config(dict(base.config) | {"in_channels": inputs})
+    state = dict(base.state_dict())
     state["conv_in.weight"] = widen_base(state["conv_in.weight"], inputs)
-    load_state(unet, state, config.pretrained)
+    load_state(unet, state, config.pretrained, torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vton.models.codecs import Codec, KLCodec, LinearCodec, full_precision
+from vton.models.codecs import Codec, KLCodec, LinearCodec
+from vton.models.precision import without_autocast
 
 
 class SkipChannels(NamedTuple):
@@ -78,7 +79,7 @@ def skip_channels(codec: Codec) -> SkipChannels:
 
 def skip_features(codec: Codec, picture: Tensor) -> list[Tensor]:
     """Features (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1], in the codec's precision."""
-    with full_precision(picture):
+    with without_autocast(picture):
         if isinstance(codec, LinearCodec):
             return [F.pixel_unshuffle(picture.float(), codec.factor)]
         return autoencoder_features(codec.vae, picture.to(codec.vae.dtype))
@@ -100,13 +101,13 @@ def decode_with_skips(codec: Codec, z: Tensor, skips: list[Tensor]) -> Tensor:
     """
     if not skips:
         return codec.decode(z)
-    with full_precision(z):
+    with without_autocast(z):
         if isinstance(codec, LinearCodec):
             patches = F.pixel_unshuffle(codec.decode(z), codec.factor)
             return F.pixel_shuffle(patches + skips[0].float(), codec.factor)
         dtype = codec.vae.dtype
         skips = [skip.to(dtype) for skip in skips]
-        return decode_autoencoder(codec.vae, z.to(dtype) / codec.scaling, skips)
+        return decode_autoencoder(codec.vae, z.to(dtype) / codec.scaling, skips).float()
 
 
 def decode_autoencoder(vae: AutoencoderKL, z: Tensor, skips: list[Tensor]) -> Tensor:

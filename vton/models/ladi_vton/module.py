@@ -138,7 +138,7 @@ class LadiVton(TryOnModule):
         """CLIP's tokens (B, P, E) behind its last layer, before the norm."""
         encoder: ClipImageEncoder = self.part("clip")
         with self.gradients_if(self.config.model.clip.trained):
-            return encoder.tower(clip_pixels(encoder, batch.garment)).last_hidden_state
+            return encoder.run(clip_pixels(encoder, batch.garment)).last_hidden_state
 
     # ---- conditions ----
 

@@ -20,6 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from vton.data.ranges import to_unit
 from vton.data.sample import Category
 from vton.models.encoders import ClipImageEncoder, TextEncoder
+from vton.models.precision import in_dtype_of, own_precision
 
 WORD = "$"
 PADDING = 0  # id of the token that fills prompts up: Stable Diffusion 2's "!", and ByT5's padding
@@ -66,7 +67,7 @@ class InversionAdapter(nn.Module):
 
     def forward(self, states: Tensor, draws: Sequence[torch.Generator] | None = None) -> Tensor:
         """draws: whose row i decides the dropout of row i; None leaves it out, as in sampling."""
-        x = states
+        x = in_dtype_of(self, states)
         for layer in self.encoder_layers:
             x = layer(x, None)
         x = self.post_layernorm(x[:, 0])
@@ -137,7 +138,8 @@ class Prompter(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """States (B, L, T) of captions without words."""
-        return self.text.model(self.ids(captions)).last_hidden_state
+        with own_precision(self.text.model):
+            return self.text.model(self.ids(captions)).last_hidden_state
 
     def with_words(self, categories: Sequence[Category], words: Tensor) -> Tensor:
         """States (B, L, T) of the categories' prompts with words (B, N, T) in their places."""
@@ -156,7 +158,8 @@ def encode_words(model: nn.Module, ids: Tensor, words: Tensor, placeholder: int)
 
     handle = model.get_input_embeddings().register_forward_hook(put_in)
     try:
-        return model(ids).last_hidden_state
+        with own_precision(model):
+            return model(ids).last_hidden_state
     finally:
         handle.remove()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from vton.errors import UserError
 from vton.models.leffa.network import POSE_CHANNELS
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, published_arguments, widen_input
-from vton.weights.pretrained import hub_folder, load_state, read_json, read_weights_folder
+from vton.weights.pretrained import load_state, network_folder, read_json, read_weights_folder
+from vton.weights.unfilled import unfilled
 
 
 def build_generative(
@@ -39,14 +41,15 @@ def _build(
 ) -> UNet2DConditionModel:
     if not config.pretrained:
         return build_unet(config, inputs, channels, key, aspect)
-    folder = hub_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
+    folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
     arguments = published_arguments(read_json(folder / "config.json"))
-    unet = UNet2DConditionModel(**arguments | {"in_channels": inputs, "out_channels": channels})
+    with unfilled():
+        unet = UNet2DConditionModel(**arguments | {"in_channels": inputs, "out_channels": channels})
     state = read_weights_folder(folder)
     if "conv_in.weight" in state:
         weight = state["conv_in.weight"]
         state = state | {"conv_in.weight": with_inputs(weight, inputs, channels, folder)}
-    load_state(unet, state, folder)
+    load_state(unet, state, folder, torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

@@ -36,8 +36,8 @@ from transformers import CLIPVisionModel
 from vton.data.ranges import to_unit
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import merge_heads, read_garment, split_heads
-from vton.models.codecs import full_precision
 from vton.models.encoders import CLIP_MEAN, CLIP_STD
+from vton.models.precision import without_autocast
 from vton.models.unet import PositionCode
 
 
@@ -253,7 +253,7 @@ def attended_centres(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:
     A = softmax(q k^T / sqrt d), the mean of heads, in float32 at least; q (B, N, Q, d), k
     (B, N, M, d); g_j is the place of garment token j, whose grid has M cells.
     """
-    with full_precision(q):
+    with without_autocast(q):
         q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
         weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)
         rows, columns = (torch.arange(side, device=q.device) for side in grid)

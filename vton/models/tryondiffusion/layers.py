@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.precision import in_dtype_of
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
 from vton.models.unet import PositionCode
 
@@ -251,5 +252,5 @@ class PoseEncoder(nn.Module):
 
     def forward(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2 or 3), x and y in [0, 1] -> tokens (B, K, P), pooled (B, E)."""
-        tokens = self.linear(pose) + self.joints
+        tokens = self.linear(in_dtype_of(self.linear, pose)) + self.joints
         return tokens, self.pool(tokens)

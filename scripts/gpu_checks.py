@@ -1,0 +1,113 @@
+"""What a machine with a GPU has to show, in 15 minutes: one file of JSON for each check.
+
+    python scripts/gpu_checks.py results/h200            # on the GPU
+    python scripts/gpu_checks.py /tmp/checks --tiny      # the same checks in small, on a CPU
+
+In this order, so that a machine that goes away early has told the most:
+
+    tests     pytest -m gpu
+    look      a step of IDM-VTON at 1024x768 and the look at held-out pairs behind it
+    bench     `vton bench` of every paper preset, training and sampling in bf16; then compiled
+
+No weights are needed, nothing is fetched: networks are random, which changes no time and no memory.
+A check that fails or takes too long is noted, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vton import registry
+from vton.config import flatten, load
+
+SECONDS = {"tests": 240, "look": 180, "bench": 150}  # that a check may take
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument("--tiny", action="store_true", help="tiny presets on the CPU")
+    parser.add_argument("--only", choices=("tests", "look", "bench"), action="append")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    chosen = arguments.only or ["tests", "look", "bench"]
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="vton-gpu-") as folder:
+        for name, command in checks(arguments.tiny, Path(folder)):
+            if name.partition("_")[0] in chosen and not check(name, command, arguments.out):
+                failed.append(name)
+    print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "All checks passed.")
+    return bool(failed)
+
+
+def checks(tiny: bool, folder: Path):
+    """Names and commands, in order."""
+    vton = [sys.executable, "-m", "vton"]
+    setting = ["preset=tiny", "trainer=cpu"] if tiny else ["preset=paper", "trainer=gpu"]
+    pairs = [f"data.root={folder / 'data'}", "data.synthetic.train=64", "data.synthetic.test=8"]
+    yield "tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
+
+    look = ["train.steps=1", "train.picture_every=1", "train.val_pairs=8", "train.batch_size=1"]
+    runs = [f"runs={folder / 'runs'}", "name=look", "data.check=false"]
+    if not tiny:
+        look += without_weights("idm_vton")
+    yield "look_idm_vton", [*vton, "train", "model=idm_vton", *setting, *pairs, *look, *runs]
+
+    repeats = ["--warmup", "1", "--repeats", "2"] if tiny else []
+    models = [model for model in registry.names() if model != "warp"]
+    for compiled in (False, True):
+        for model in models:
+            for phase in (
+                "train",
+                "sample",
+            ):  # apart: sampling alone is in half precision throughout
+                command = [*vton, "bench", f"model={model}", *setting]
+                command += ["--only", phase, "--json", *repeats]
+                if compiled:
+                    command += ["--against", "train.compile=true"]
+                yield f"bench_{model}_{phase}" + ("_compiled" if compiled else ""), command
+
+
+def without_weights(model: str) -> list[str]:
+    """Overrides that build every network of the paper preset freshly."""
+    settings = flatten(asdict(load(f"model={model}", "preset=paper")))
+    return [f"{key}=''" for key in settings if key.endswith(".pretrained")]
+
+
+def check(name: str, command: list[str], out: Path) -> bool:
+    """Run a command and write what it said; returns whether it succeeded."""
+    print(name, flush=True)
+    started = time.perf_counter()
+    result: dict = {"command": command[1:], "device": device()}
+    try:
+        limit = SECONDS[name.partition("_")[0]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        result["exit"] = done.returncode
+        result["stderr"] = done.stderr[-4000:]
+        try:
+            result["result"] = json.loads(done.stdout)
+        except ValueError:
+            result["stdout"] = done.stdout[-4000:]
+    except subprocess.TimeoutExpired:
+        result["exit"] = f"more than {limit} s"
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    # pytest says 5 where no test was chosen: there is no GPU.
+    return result["exit"] == 0 or (name == "tests" and result["exit"] == 5)
+
+
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

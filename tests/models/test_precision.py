@@ -1,0 +1,139 @@
+"""Every architecture from published folders, whose encoders are float16, in every precision."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from tests.batches import SIZE, random_batch, randomised, tiny_module
+from tests.models.hub_folders import FORMS, as_published, write_base_weights
+from vton import registry
+from vton.config import as_override, flatten, load
+from vton.models.codecs import run_codec
+from vton.models.precision import DTYPES, codec_precision, for_sampling
+
+CODEC = (
+    "codec.name=kl",
+    "codec.widths=[8,8,8]",
+    "codec.groups=4",
+    "codec.layers=1",
+    "codec.channels=4",
+)
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def starts_from_base_weights(model: str) -> bool:
+    return bool(load(f"model={model}", "preset=paper").codec.pretrained)
+
+
+LATENT = [model for model in registry.names() if starts_from_base_weights(model)]
+
+
+def frozen_as_published(model: str) -> tuple[str, ...]:
+    """What the paper's preset trains and freezes, for the tiny preset."""
+    overrides = []
+    for key, value in flatten(asdict(load(f"model={model}", "preset=paper").model)).items():
+        if key.rpartition(".")[2] == "trained":
+            overrides.append(as_override(f"model.{key}", value))
+    return tuple(overrides)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Overrides that let a tiny module start from published folders, by model and form."""
+    made = {}
+
+    def overrides(model: str, form: str = "half") -> tuple[str, ...]:
+        if (model, form) not in made:
+            root = tmp_path_factory.mktemp(f"{model}-{form}")
+            basis = (*CODEC, *frozen_as_published(model))
+            config = load(f"model={model}", "preset=tiny", f"data.size={list(SIZE)}", *basis)
+            given = write_base_weights(config, root)
+            as_published(root, form)
+            made[model, form] = (*basis, *given)
+        return made[model, form]
+
+    return overrides
+
+
+def built(model: str, *overrides: str) -> nn.Module:
+    config = load(f"model={model}", "preset=tiny", f"data.size={list(SIZE)}", *overrides)
+    torch.manual_seed(0)
+    codec = run_codec(config.codec, "nowhere", DTYPES[codec_precision(config)])
+    return registry.module_class(model)(config, codec)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", LATENT)
+def test_published_folders_train_and_sample(published, model, precision):
+    module = built(model, *published(model), f"train.precision={precision}", "sampler.guidance=2")
+    dtype = DTYPES[precision]
+    for name, network in module.frozen.items():
+        # A loss is no network that conditions, and its gradient overflows in float16.
+        in_loss = name == "dists" or (model, precision, name) == ("gardiff", "fp16", "codec")
+        expected = torch.float32 if in_loss else dtype
+        assert {p.dtype for p in network.parameters()} == {expected}, name
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+    batch = random_batch(2)
+    with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
+        loss = module.train().training_step(batch, 0)
+        drawn = module.eval().generate(batch)  # as the held-out look does
+    loss.backward()
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+    assert drawn.isfinite().all()
+    module.compute_in(precision)
+    pictures = module.generate(batch)
+    assert pictures.dtype == torch.float32 and pictures.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model", LATENT)
+def test_every_form_of_a_folder_holds_the_same_weights(published, model, form):
+    """In float32, whatever is stored."""
+    expected, found = built(model, *published(model)), built(model, *published(model, form))
+    for name, network in expected.networks().items():
+        other = dict(found.networks()[name].named_parameters())
+        for key, parameter in network.named_parameters():
+            assert torch.equal(parameter, other[key]), (name, key)
+            assert other[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", registry.names())
+def test_sampling_in_half_precision_is_near_that_in_float32(model):
+    """Without autocast: weights, conditions and latents in the networks are bfloat16."""
+    exact, half = randomised(tiny_module(model)), tiny_module(model)
+    half.load_state_dict(exact.state_dict())
+    half.compute_in("bf16")
+    batch = random_batch(2)
+    expected, found = exact.eval().generate(batch), half.eval().generate(batch)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in half.codec.state_dict().values())
+    assert not torch.equal(expected, found)
+    assert (expected - found).abs().mean() < 0.05
+
+
+def test_a_codec_is_float32_where_its_folder_asks_for_it(published, tmp_path):
+    half = load("model=gardiff", "preset=tiny", *published("gardiff"), "train.precision=fp16")
+    assert codec_precision(half) == "fp16"
+    vae = built("gardiff", *published("gardiff")).codec.vae
+    vae.register_to_config(force_upcast=True)
+    vae.save_pretrained(tmp_path / "vae")
+    asking = (*published("gardiff"), f"codec.pretrained={tmp_path}", "train.precision=fp16")
+    assert codec_precision(load("model=gardiff", "preset=tiny", *asking)) == "fp32"
+    said = load("model=gardiff", "preset=tiny", *asking, "codec.precision=bf16")
+    assert codec_precision(said) == "bf16"
+
+
+def test_a_codec_that_the_run_fits_is_float32():
+    assert codec_precision(load("model=gardiff", "preset=tiny", "train.precision=bf16")) == "fp32"
+    fresh = load("model=gardiff", "preset=small", "train.precision=bf16")
+    assert codec_precision(fresh) == "fp32"
+
+
+def test_sampling_has_its_own_precision():
+    config = load("model=gardiff", "train.precision=bf16", "eval.precision=fp32")
+    assert for_sampling(config).train.precision == "fp32"
+    assert for_sampling(load("model=gardiff", "train.precision=bf16")).train.precision == "bf16"

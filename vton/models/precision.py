@@ -1,0 +1,86 @@
+"""Which network computes in what: the one place of that decision.
+
+    trained weights     float32, and with them gradients, moments and averages; training computes
+                        with them under autocast in train.precision
+    frozen networks     stored and computed in train.precision: nothing updates them, and autocast
+                        would cast their weights anew in every call
+    codec               codec.precision; auto: train.precision, but float32 where the run fits it
+                        itself, and where its folder says `force_upcast: true`
+    sampling            all of it in eval.precision, weights too; null: train.precision
+
+On CPUs train.precision is fp32 unless the configuration says otherwise.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vton.config import CodecConfig, ExperimentConfig
+from vton.weights.pretrained import hub_file, read_json
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def stored(config: ExperimentConfig, trained: bool) -> torch.dtype:
+    """What a network's weights are kept in, trained or frozen."""
+    return torch.float32 if trained else DTYPES[config.train.precision]
+
+
+def for_sampling(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration that pictures are drawn with: train.precision is that of sampling."""
+    precision = config.eval.precision or config.train.precision
+    return replace(config, train=replace(config.train, precision=precision))
+
+
+def codec_precision(config: ExperimentConfig) -> str:
+    """fp32, bf16 or fp16."""
+    codec = config.codec
+    if codec.precision != "auto":
+        return codec.precision
+    if config.train.precision == "fp32" or codec.name != "kl" or not codec.pretrained:
+        return "fp32"
+    return "fp32" if asks_for_float32(codec) else config.train.precision
+
+
+def asks_for_float32(config: CodecConfig) -> bool:
+    """Whether the autoencoder's config.json says `force_upcast: true`, as SDXL's own does, which
+    overflows in float16. A file that is not on this machine yet says nothing.
+    """
+    file = hub_file(config.pretrained, config.subfolder, "config.json")
+    return file is not None and bool(read_json(file).get("force_upcast", False))
+
+
+def own_precision(network: nn.Module) -> AbstractContextManager:
+    """A context in which a network computes in what its weights are stored in.
+
+    Autocast stays for float32, which it brings to half precision, and is off for half precision: a
+    frozen network's norms and sums are then not cast back and forth.
+    """
+    weight = next(network.parameters())
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return without_autocast(weight)
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store a network in dtype. diffusers' own `to` warns of layers to keep in float32, also where
+    there are none.
+    """
+    nn.Module.to(network, dtype)
+
+
+def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor as a network in half precision takes it; autocast casts for the others."""
+    weight = next(network.parameters())
+    return tensor if weight.dtype == torch.float32 else tensor.to(weight.dtype)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager:
+    """A context without autocast, on the devices that have it."""
+    if torch.amp.is_autocast_available(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return nullcontext()
