@@ -111,6 +111,7 @@ def sampling_of(module: TryOnModule, precision: str) -> dict:
     """FLOPs of the contract's calls for one sample, and memory of sampling it in a precision."""
     # The counter refuses views of parameters that want gradients.
     module.eval().requires_grad_(False)
+    module.compute_in(precision)
     batch = meta_batch(module.config.data.size)
     denoiser = module.denoiser
     with deciding_numbers():
