@@ -35,7 +35,9 @@ def test_it_starts_as_the_model_and_its_sum_is_one(model):
     load_base(module, plain.state_dict(), "plain")
     module.frozen = plain.frozen
     batch = random_batch(2)
-    assert torch.equal(plain.eval().generate(batch), module.eval().generate(batch))
+    before = plain.eval().generate(batch)
+    # Up to another order of sums, which layers with an added zero may have.
+    torch.testing.assert_close(module.eval().generate(batch), before, atol=1e-5, rtol=0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if is_lora(name):

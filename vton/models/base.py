@@ -49,6 +49,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
 from vton.models.lora import add_lora, is_lora
 from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
-from vton.models.precision import DTYPES, cast, codec_precision, stored
+from vton.models.precision import DTYPES, cast, codec_precision, stored, take_own_dtype
 from vton.models.sharding import shard_module
 
 
@@ -181,6 +182,9 @@ class TrainedModule(LightningModule):
         """Bring all weights, and with them arithmetic, to a precision; the codec keeps its own."""
         codec = self.frozen.pop("codec")
         self.to(DTYPES[precision])
+        for network in self.children():
+            if isinstance(network, ModelMixin):
+                take_own_dtype(network)
         self.frozen = {"codec": codec, **self.frozen}
 
     def part(self, name: str) -> nn.Module:

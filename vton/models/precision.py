@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vton.config import CodecConfig, ExperimentConfig
 from vton.weights.pretrained import hub_file, read_json
@@ -77,6 +78,23 @@ def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
     """The tensor as a network in half precision takes it; autocast casts for the others."""
     weight = next(network.parameters())
     return tensor if weight.dtype == torch.float32 else tensor.to(weight.dtype)
+
+
+def take_own_dtype(network: nn.Module) -> None:
+    """Let a network cast what it is called with to its weights' dtype, so that an architecture made
+    of diffusers' networks need not know in what precision it samples.
+    """
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    if dtype == torch.float32:
+        return
+
+    def cast_inputs(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        return tree_map_only(Tensor, own, (args, kwargs))
+
+    network.register_forward_pre_hook(cast_inputs, with_kwargs=True)
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager:

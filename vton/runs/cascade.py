@@ -28,7 +28,7 @@ from vton.data.compact import EVERYTHING, CompactSample, Fields
 from vton.data.dataset import TryOnDataset
 from vton.data.module import TryOnDataModule
 from vton.data.ranges import normalise
-from vton.data.sample import DataError, Order, TryOnSample
+from vton.data.sample import DataError, Order, TryOnSample, joined_id
 from vton.errors import UserError
 from vton.metrics.pictures import PictureFolder, to_uint8
 from vton.runs.folder import RunFolder
@@ -197,7 +197,8 @@ class WithLowres(Dataset):
     def compact(self, index: int, wanted: Fields = EVERYTHING) -> CompactSample:
         """Item `index` in bytes, with the wanted fields and its smaller picture."""
         sample = self.pairs.compact(index, wanted)
-        sample.tensors["lowres"] = self.lowres(self.pairs.pair_ids[index])
+        pair_id = joined_id(sample.values["person_id"], sample.values["garment_id"])
+        sample.tensors["lowres"] = self.lowres(pair_id)
         return sample
 
     def lowres(self, pair_id: str) -> Tensor:

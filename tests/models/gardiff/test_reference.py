@@ -119,8 +119,9 @@ def test_every_reference_tensor_is_met():
     names = {name for file in FOLDER.glob("outputs*.safetensors") for name in load_file(file)}
     assert {check.name for check in checks} == names and len(names) == 68
     assert [check.name for check in checks if not check.passed] == []
-    # Ten times tighter than the verdict's bounds: what another order of float32 sums costs.
-    bounds = {"single call": ("max_absolute", 1e-5), "several steps": ("max_relative", 1e-5)}
+    # Three times tighter than the verdict's bounds: what another order of float32 sums costs, which
+    # differs between processors.
+    bounds = {"single call": ("max_absolute", 3e-5), "several steps": ("max_relative", 3e-5)}
     for check in checks:
         if check.kind in bounds:
             error, bound = bounds[check.kind]
