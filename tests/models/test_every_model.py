@@ -163,9 +163,8 @@ def test_gradient_checkpointing_changes_nothing(model):
         f"model.{name}=true" for name in settings if name.endswith("gradient_checkpointing")
     ]
     if not switches:
-        pytest.skip(
-            "has no network to checkpoint"
-        )  # none of those here, but an architecture may be so small
+        # None of those here, but an architecture may be so small.
+        pytest.skip("has no network to checkpoint")
     losses, gradients, calls = [], [], []
     for overrides in ((), switches):
         module, called = randomised(tiny_module(model, *overrides)).train(), []

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -33,6 +32,7 @@ from typing import NamedTuple
 import fsspec
 from filelock import FileLock
 
+from vton.data.inside import InsidePath
 from vton.data.sample import DataError
 from vton.errors import one_line
 from vton.files import sync
@@ -239,60 +239,18 @@ def kept_folder(keep: str) -> Path:
 
 
 @dataclass(frozen=True)
-class ShardPath:
-    """A file or folder in shards, with as much of pathlib.Path as the readers of data sets use."""
+class ShardPath(InsidePath):
+    """A file or folder in shards."""
 
     shards: Shards
     inside: PurePosixPath
 
-    def __truediv__(self, name: str) -> ShardPath:
-        return ShardPath(self.shards, self.inside / name)
-
-    def __str__(self) -> str:
-        return f"{self.shards.where}/{self._key}".rstrip("/")
-
     @property
-    def _key(self) -> str:
-        """The path as the index has it, "" for the root."""
-        return "" if self.inside == PurePosixPath() else str(self.inside)
-
-    @property
-    def name(self) -> str:
-        return self.inside.name
-
-    @property
-    def stem(self) -> str:
-        return self.inside.stem
-
-    @property
-    def suffix(self) -> str:
-        return self.inside.suffix
-
-    @property
-    def parent(self) -> ShardPath:
-        return ShardPath(self.shards, self.inside.parent)
-
-    def is_dir(self) -> bool:
-        return self._key in self.shards.folders
+    def store(self) -> Shards:
+        return self.shards
 
     def is_file(self) -> bool:
         return self._key in self.shards.files
-
-    def iterdir(self) -> Iterator[ShardPath]:
-        """The files of a folder; folders inside it are not listed."""
-        return (self / name for name in self.shards.folders[self._key])
-
-    def read_bytes(self) -> bytes:
-        return self.shards.read(self._key)
-
-    def read_text(self, encoding: str) -> str:
-        return self.read_bytes().decode(encoding)
-
-    def open(self, mode: str) -> io.BytesIO:
-        """For reading bytes only."""
-        if mode != "rb":
-            raise ValueError(f"shards are read as bytes, not with mode {mode!r}")
-        return io.BytesIO(self.read_bytes())
 
 
 class ShardWriter:

@@ -8,15 +8,15 @@ random places `vton data convert` writes a table as files or shards, which are q
 
 from __future__ import annotations
 
-import io
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from vton.data.inside import InsidePath
 from vton.data.sample import DataError
 
 SUFFIX = ".parquet"
@@ -346,40 +346,15 @@ def split_of(file: Path, where: Path) -> str:
 
 
 @dataclass(frozen=True)
-class TablePath:
-    """A file or folder in tables, with as much of pathlib.Path as the readers of data sets use."""
+class TablePath(InsidePath):
+    """A file or folder in tables."""
 
     tables: Tables
     inside: PurePosixPath
 
-    def __truediv__(self, name: str) -> TablePath:
-        return TablePath(self.tables, self.inside / name)
-
-    def __str__(self) -> str:
-        return f"{self.tables.where}/{self._key}".rstrip("/")
-
     @property
-    def _key(self) -> str:
-        return "" if self.inside == PurePosixPath() else str(self.inside)
-
-    @property
-    def name(self) -> str:
-        return self.inside.name
-
-    @property
-    def stem(self) -> str:
-        return self.inside.stem
-
-    @property
-    def suffix(self) -> str:
-        return self.inside.suffix
-
-    @property
-    def parent(self) -> TablePath:
-        return TablePath(self.tables, self.inside.parent)
-
-    def is_dir(self) -> bool:
-        return self._key in self.tables.folders
+    def store(self) -> Tables:
+        return self.tables
 
     def is_file(self) -> bool:
         folder, _, name = self._key.rpartition("/")
@@ -387,19 +362,3 @@ class TablePath:
         return (
             in_table or self._key in self.tables.texts or (self.tables.home / self._key).is_file()
         )
-
-    def iterdir(self) -> Iterator[TablePath]:
-        """The files of a folder; folders inside it are not listed."""
-        return (self / name for name in self.tables.folders[self._key])
-
-    def read_bytes(self) -> bytes:
-        return self.tables.read(self._key)
-
-    def read_text(self, encoding: str) -> str:
-        return self.read_bytes().decode(encoding)
-
-    def open(self, mode: str) -> io.BytesIO:
-        """For reading bytes only."""
-        if mode != "rb":
-            raise ValueError(f"tables are read as bytes, not with mode {mode!r}")
-        return io.BytesIO(self.read_bytes())

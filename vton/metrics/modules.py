@@ -109,7 +109,8 @@ class _SetMetric(KeyedMetric):
         return torch.tensor(self._distance(made, real).whole(), dtype=torch.float64)
 
     def _distance(self, made_ND: Tensor, real_MD: Tensor) -> SetDistance:
-        raise NotImplementedError
+        """The distance of features of pictures (N, D) and (M, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no distance of its own")
 
 
 class FrechetDinoDistance(_SetMetric):
