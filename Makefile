@@ -1,9 +1,9 @@
 # Everything here spells a `vton` command; `make help` lists it. Variables go on the command line:
-#   make train MODEL=gardiff DATA=viton_hd PRESET=paper TRAINER=ddp ARGS="train.batch_size=4"
+#   make train MODEL=gardiff DATA=viton_hd PRESET=paper ARGS="train.batch_size=2"
 MODEL ?= gardiff
 DATA ?= synthetic
 PRESET ?= tiny
-TRAINER ?= cpu
+TRAINER ?= auto
 ARGS ?=
 RUN ?=
 PERSON ?= data/examples/person.jpg
@@ -67,7 +67,7 @@ weights: $(READY) ## Fetch and check the pretrained metric networks (online, 0.9
 	$(VTON) weights $(ARGS)
 
 info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=paper
-	$(VTON) info model=$(MODEL) preset=$(PRESET) $(ARGS)
+	$(VTON) info model=$(MODEL) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
 bench: $(READY) ## Seconds per training step and picture, share of peak: make bench MODEL=gardiff
 	$(VTON) bench model=$(MODEL) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)

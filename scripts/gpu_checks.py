@@ -56,7 +56,8 @@ def checks(tiny: bool, folder: Path):
     pairs = [f"data.root={folder / 'data'}", "data.synthetic.train=64", "data.synthetic.test=8"]
     yield "tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
 
-    look = ["train.steps=1", "train.picture_every=1", "train.val_pairs=8", "train.batch_size=1"]
+    look = ["train.steps=1", "train.picture_every=1", "train.val_pairs=8"]
+    look += ["train.batch_size=1", "train.global_batch=0"]
     runs = [f"runs={folder / 'runs'}", "name=look", "data.check=false"]
     if not tiny:
         look += without_weights("idm_vton")

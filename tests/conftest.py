@@ -8,6 +8,12 @@ import pytest
 os.environ["VTON_METRIC_WEIGHTS"] = ""
 
 
+def pytest_configure(config):
+    """Tests see GPUs only where those marked gpu are chosen; trainer=auto would take them."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def offline():
     """Any look at another machine fails the test that causes it."""

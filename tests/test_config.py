@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from vton import config as configuration
 from vton import registry
-from vton.commands.choice import chosen_run
+from vton.commands.choice import chosen_run, chosen_stage, say_trainer
 from vton.config import (
     CONFIGS,
     ConfigError,
@@ -20,9 +20,12 @@ from vton.config import (
     choices,
     load,
     load_file,
+    load_shared,
     to_yaml,
+    to_yaml_of_no_machine,
 )
 from vton.config.bounds import check_bounds
+from vton.config.machine import trainer_of_machine
 from vton.cost.meta import on_meta
 from vton.runs.folder import RunFolder
 
@@ -35,18 +38,91 @@ def test_layers_are_joined_in_order():
     assert tiny.train.lr == 0.5  # the command line comes last
 
 
-def test_a_run_of_no_machine_takes_what_the_machine_has(tmp_path, monkeypatch):
-    """trainer=auto, as `vton import` writes it, is read anew; a choice by hand wins."""
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(load("trainer=auto")))
-    for gpu, accelerator, precision in ((False, "cpu", "fp32"), (True, "gpu", "bf16")):
-        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
-        for config in (load("trainer=auto"), load_file(path)):
-            assert config.trainer.name == "auto"
-            assert config.trainer.accelerator == accelerator
-            assert config.train.precision == precision
-        assert load_file(path, "trainer=cpu").trainer.name == "cpu"
-        assert load_file(path, "train.precision=fp16").train.precision == "fp16"
+MACHINES = {0: "cpu", 1: "gpu", 4: "ddp"}  # CUDA devices -> what trainer=auto is there
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets how many CUDA devices torch finds."""
+
+    def found(count: int) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+    return found
+
+
+@pytest.mark.parametrize(("count", "trainer"), MACHINES.items())
+def test_the_machine_decides_the_trainer_unless_somebody_does(count, trainer, gpus):
+    """By default, and to the last setting what that trainer is by name."""
+    gpus(count)
+    for preset in ("tiny", "paper"):
+        chosen = load(f"preset={preset}", f"trainer={trainer}")
+        assert load(f"preset={preset}") == load(f"preset={preset}", "trainer=auto") == chosen
+        assert load_shared(f"preset={preset}") == load_shared(
+            f"preset={preset}", f"trainer={trainer}"
+        )
+    tiny = load()
+    assert tiny.train.precision == ("bf16" if count else "fp32")
+    assert tiny.data.workers == (8 if count else 0)
+    assert tiny.trainer.devices == (-1 if count > 1 else 1)
+    by_hand = load("train.precision=fp16", "data.workers=3", "trainer.devices=2")
+    assert (by_hand.train.precision, by_hand.data.workers) == ("fp16", 3)
+    assert by_hand.trainer.devices == 2 and by_hand.trainer.name == trainer
+    assert load("trainer=cpu").trainer.name == "cpu"
+
+
+@pytest.mark.parametrize(("count", "trainer"), MACHINES.items())
+def test_a_run_is_evaluated_by_the_machine_it_lies_on(count, trainer, gpus, tmp_path):
+    """Wherever it was trained. What it learned with stays its own; the evaluation's precision is
+    that, but float32 on a CPU.
+    """
+    for trained_on in ("cpu", "gpu", "fsdp"):
+        stored = load(f"trainer={trained_on}", "trainer.nodes=2", "data.workers=5")
+        (tmp_path / "config.yaml").write_text(to_yaml(stored))
+        assert load_file(tmp_path / "config.yaml") == stored  # as it is
+        gpus(count)
+        choice = Namespace(folder=tmp_path, model=None, overrides=[])
+        config = chosen_stage(choice).config
+        assert config.trainer == load(f"trainer={trainer}").trainer
+        assert config.train == stored.train and config.data == stored.data
+        moved = trainer == "cpu" and trained_on != "cpu"
+        assert config.eval.precision == ("fp32" if moved else None)
+        choice.overrides = ["trainer=cpu", "trainer.devices=2", "eval.precision=bf16"]
+        config = chosen_stage(choice).config
+        assert (config.trainer.name, config.trainer.devices) == ("cpu", 2)
+        assert config.eval.precision == "bf16"
+
+
+@pytest.mark.parametrize(("count", "trainer"), MACHINES.items())
+def test_a_run_of_no_machine_takes_what_the_machine_has(count, trainer, gpus, tmp_path):
+    """As `vton import` writes it; what was given by hand stays."""
+    path, by_hand = tmp_path / "config.yaml", tmp_path / "by_hand.yaml"
+    config = load("preset=paper", "trainer=gpu", "train.precision=fp16", "data.workers=2")
+    path.write_text(to_yaml_of_no_machine(config, ()))
+    by_hand.write_text(to_yaml_of_no_machine(config, ("train.precision", "data.workers")))
+    gpus(count)
+    assert load_file(path) == load("preset=paper", f"trainer={trainer}")
+    assert load_file(path, "trainer=cpu").train.precision == "fp32"
+    found = load_file(by_hand)
+    assert (found.train.precision, found.data.workers) == ("fp16", 2)
+    assert found.trainer.name == trainer
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    {0: "no CUDA device, CPU", 1: "1 GPU", 4: "4 GPUs, DDP"}.items(),
+)
+def test_the_choice_is_said_once_and_only_where_there_was_one(
+    count, said, gpus, monkeypatch, capsys
+):
+    gpus(count)
+    say_trainer(["model=gardiff"])
+    assert capsys.readouterr() == ("", f"trainer=auto: {said}\n")
+    say_trainer(["trainer=auto", "trainer=cpu"])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    say_trainer([])
+    assert capsys.readouterr() == ("", "")
 
 
 LAYERS = {  # file and place in it -> what it says, in the order in which they win
@@ -142,7 +218,8 @@ def test_every_model_and_preset_round_trips(model, preset, tmp_path):
 )
 def test_every_data_and_trainer_file_round_trips(group, name, tmp_path):
     config = load(f"{group}={name}")
-    assert getattr(config, group).name == name
+    expected = trainer_of_machine() if name == "auto" else name
+    assert getattr(config, group).name == expected
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_file(tmp_path / "config.yaml") == config
 

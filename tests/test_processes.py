@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 
+import pytest
 import torch
 
 from vton.errors import UserError
@@ -58,7 +59,8 @@ def test_one_process_is_alone():
 def test_each_process_has_its_own_gpu_where_there_are_some(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device("auto") == own_device("gpu") == torch.device("cuda", 3)
+    assert own_device("gpu") == torch.device("cuda", 3)
     assert own_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert own_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"torch finds no CUDA device.*trainer=cpu"):
+        own_device("gpu")

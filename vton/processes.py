@@ -47,9 +47,17 @@ def process_group() -> Iterator[None]:
 
 
 def own_device(accelerator: str) -> torch.device:
-    """What this process computes on by trainer.accelerator, for work before there is a Trainer."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    """What this process computes on by trainer.accelerator, for work before there is a Trainer.
+
+    Raises UserError where it is gpu and torch finds no CUDA device.
+    """
+    if accelerator == "cpu":
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator=gpu: torch finds no CUDA device. Use trainer=cpu, or install the "
+            "build of torch for your CUDA (docs/gpus.md)."
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 

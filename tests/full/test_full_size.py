@@ -175,7 +175,13 @@ TRAINED = {  # settings with which one step fits 24 GiB
     "tryondiffusion": ("train.optimizer=adamw8bit", "train.ema=0"),
 }
 ONE_STEP = (
-    *("train.steps=1", "train.batch_size=1", "train.picture_every=0", "train.warmup_steps=0"),
+    *(
+        "train.steps=1",
+        "train.batch_size=1",
+        "train.global_batch=0",
+        "train.picture_every=0",
+        "train.warmup_steps=0",
+    ),
     *("train.precision=bf16", "train.checkpoint_every=1"),
 )
 

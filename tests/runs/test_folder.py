@@ -41,6 +41,18 @@ def test_same_experiment_continues_and_another_is_refused(tmp_path):
     assert load_file(RunFolder.of(config).config).train.lr == config.train.lr
 
 
+def test_another_machines_precision_is_refused_with_what_to_give(tmp_path):
+    """As trainer=auto chooses it where a run of a CPU goes on on a GPU."""
+    named = (f"runs={tmp_path}", "name=one")
+    RunFolder.of(load(*named)).start(load(*named, "trainer=cpu"))
+    moved = load(*named, "trainer=gpu")
+    with pytest.raises(
+        UserError, match=r"in fp32, .* asks for bf16. Go on with train.precision=fp32"
+    ):
+        RunFolder.of(moved).start(moved)
+    RunFolder.of(moved).start(load(*named, "trainer=gpu", "train.precision=fp32"))
+
+
 def test_differences_name_dotted_keys():
     assert differences(load(), load()) == []
     assert differences(load(), load("seed=3")) == ["seed: 0 -> 3"]

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.running import trained
-from vton.config import ConfigError, load
+from vton import registry
+from vton.config import ConfigError, load, upper_stages
 from vton.training.trainer import with_shares_of_global_batch
 from vton.weights.pretrained import read_checkpoint
 
@@ -31,13 +32,44 @@ def test_batches_add_up_to_the_global_batch(wanted, batch_size, processes, expec
 @pytest.mark.parametrize(
     ("overrides", "processes", "message"),
     [
-        (("train.global_batch=10",), 4, "no multiple of the 4 processes"),
+        (("train.global_batch=10",), 4, "no multiple of the 4 processes; 12 is"),
         (("train.global_batch=8", "train.accumulate=2"), 1, "leave it out"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(overrides, processes, message):
     with pytest.raises(ConfigError, match=message):
         with_shares_of_global_batch(load(*overrides), processes)
+
+
+PAPERS = {  # samples per step, and processes of 1, 2, 4, 8 that they do not divide into
+    "catvton": (128, ()),
+    "gardiff": (32, ()),
+    "idm_vton": (24, ()),
+    "imagdressing": (50, (4, 8)),
+    "ladi_vton": (16, ()),
+    "leffa": (64, ()),
+    "stableviton": (32, ()),
+    "tryondiffusion": (256, ()),
+    "warp": (16, ()),
+}
+
+
+@pytest.mark.parametrize("model", registry.folders())
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_paper_presets_take_their_papers_batch_on_any_number_of_gpus(model, processes):
+    """No GPU takes more at once than train.batch_size, and one GPU takes all of it, in turns."""
+    wanted, undivided = PAPERS[model]
+    config = load(f"model={model}", "preset=paper", "trainer=gpu")
+    for stage in (config, *upper_stages(f"model={model}", "preset=paper", "trainer=gpu")):
+        if processes in undivided:
+            with pytest.raises(ConfigError, match=f"global_batch={wanted} is no multiple of the"):
+                with_shares_of_global_batch(stage, processes)
+            continue
+        shared = with_shares_of_global_batch(stage, processes).train
+        assert shared.batch_size * shared.accumulate * processes == wanted
+        assert shared.batch_size <= stage.train.batch_size
+    for preset in ("tiny", "small"):  # of one device
+        assert load(f"model={model}", f"preset={preset}").train.global_batch == 0
 
 
 def test_training_steps_by_the_global_batch(tmp_path, rendered):

@@ -29,6 +29,7 @@ from lightning import seed_everything
 from torch import nn
 
 from vton import registry
+from vton.commands.choice import say_trainer
 from vton.config import ExperimentConfig, load
 from vton.cost.counting import describe, picture_flops, step_flops
 from vton.cost.memory import training_memory
@@ -56,6 +57,7 @@ def run(args: Namespace) -> None:
     settings = {"setting": args.overrides}
     if args.against is not None:
         settings["against"] = [*args.overrides, *args.against]
+    say_trainer(args.overrides)
     results = bench(settings, phases, args.warmup, args.repeats)
     if args.json:
         print(json.dumps(results, indent=2))
@@ -217,6 +219,7 @@ class Workload:
             "model": self.config.model.name,
             "preset": self.config.preset,
             "size": list(self.config.data.size),
+            "trainer": self.config.trainer.name,
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
             "precision": train.precision,

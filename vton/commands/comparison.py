@@ -104,8 +104,12 @@ class ComparisonRun:
         return any(is_baseline(row) for row in read_results(self.folder.results))
 
     def commands(self) -> list[list[str]]:
-        """What makes up the run, as arguments of `vton`; each resumes where it was interrupted."""
-        return [["train", *self.overrides], ["eval", "--run", str(self.folder.path)]]
+        """What makes up the run, as arguments of `vton`; each resumes where it was interrupted.
+
+        A trainer that was asked for draws the pictures too.
+        """
+        asked = [word for word in self.overrides if word.startswith(("trainer=", "trainer."))]
+        return [["train", *self.overrides], ["eval", "--run", str(self.folder.path), *asked]]
 
 
 @dataclass(frozen=True)

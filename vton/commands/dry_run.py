@@ -1,4 +1,7 @@
-"""`vton train --dry-run`: the resolved configuration and environment, without importing torch."""
+"""`vton train --dry-run`: the resolved configuration and environment.
+
+It imports torch only where trainer=auto has to look for GPUs.
+"""
 
 from __future__ import annotations
 

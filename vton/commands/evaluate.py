@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from vton.commands.baselines import learned_warp, warp_methods
-from vton.commands.choice import chosen_stage
+from vton.commands.choice import chosen_stage, say_trainer
 from vton.commands.places import known_places, print_places
 from vton.commands.sampling import (
     SampledStage,
@@ -41,11 +41,15 @@ from vton.training.trainer import quiet_libraries
 
 
 def run_eval(args: Namespace) -> None:
-    evaluate(chosen_stage(args), args.checkpoint, args.json, args.intervals)
+    stage = chosen_stage(args)
+    say_trainer(args.overrides)
+    evaluate(stage, args.checkpoint, args.json, args.intervals)
 
 
 def run_predict(args: Namespace) -> None:
-    predict(chosen_stage(args), args.order, Path(args.out))
+    stage = chosen_stage(args)
+    say_trainer(args.overrides)
+    predict(stage, args.order, Path(args.out))
 
 
 def evaluate(

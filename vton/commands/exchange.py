@@ -17,7 +17,14 @@ from torch import Tensor
 
 from vton import registry
 from vton.commands.choice import chosen_run
-from vton.config import ConfigError, ExperimentConfig, ModelConfig, as_override, load
+from vton.config import (
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    as_override,
+    load,
+    to_yaml_of_no_machine,
+)
 from vton.cost.meta import on_meta, settings_named
 from vton.errors import UserError
 from vton.models.codecs import build_codec
@@ -50,8 +57,9 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     """A run folder that `vton eval` accepts, from published weights of `model`.
 
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
-    otherwise, and the run belongs to no machine (trainer=auto). Raises UserError for files that are
-    absent, broken or of another model, and if the run folder holds weights.
+    otherwise. The run records no machine: trainer and precision are those of wherever it is read,
+    unless an override gives them. Raises UserError for files that are absent, broken or of another
+    model, and if the run folder holds weights.
     """
     registry.config_class(model)
     if not path.exists():
@@ -60,8 +68,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     published = read_published(path)
     require_determined(published, overrides, path)
     name = as_override("name", f"{model}-{path.resolve().stem}")
-    assumed = (f"model={model}", "preset=paper", "trainer=auto", name)
-    config = load(*assumed, *published.settings, *overrides)
+    given = (f"model={model}", "preset=paper", name, *published.settings, *overrides)
+    config = load(*given)
     require_whole_state(published.state, config, path)
 
     run = RunFolder.of(config)
@@ -73,7 +81,8 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     if published.codec:
         codec = build_codec(config.codec)
         load_state(codec.vae, published.codec, path)
-    run.start(config)
+    keys = [override.partition("=")[0] for override in given]
+    run.start(config, to_yaml_of_no_machine(config, keys))
     if codec is not None:
         keep_codec(run, codec)
     if published.extra:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from lightning import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from vton.commands.choice import say_trainer
 from vton.config import ExperimentConfig, load
 from vton.data.module import TryOnDataModule
 from vton.errors import UserError
@@ -28,7 +29,9 @@ from vton.weights.pretrained import read_checkpoint
 
 
 def run(args: Namespace) -> None:
-    train(load(*args.overrides))
+    config = load(*args.overrides)
+    say_trainer(args.overrides)
+    train(config)
 
 
 def train(config: ExperimentConfig) -> RunFolder:

@@ -19,8 +19,10 @@ from vton.config.loading import (
     load_file,
     load_shared,
     to_yaml,
+    to_yaml_of_no_machine,
     upper_stages,
 )
+from vton.config.machine import what_there_is
 from vton.config.schema import (
     AugmentConfig,
     CodecConfig,

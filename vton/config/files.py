@@ -17,7 +17,7 @@ from vton.config.errors import ConfigError, first_line, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Groups of files in CONFIGS, with the file that is read where none is chosen.
-GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "cpu"}
+GROUPS = {"model": "gardiff", "preset": "tiny", "data": "synthetic", "trainer": "auto"}
 
 
 def choices(group: str) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +35,7 @@ from vton.config.files import (
     read_settings,
     require_no_gaps,
 )
+from vton.config.machine import trainer_of_machine
 from vton.config.models import config_class
 from vton.config.schema import DataConfig, ExperimentConfig, ModelConfig, TrainedConfig
 
@@ -77,7 +78,6 @@ def load(*overrides: str) -> ExperimentConfig:
         {
             "model.name": chosen["model"],
             "preset": preset,
-            "trainer.name": chosen["trainer"],
             "ablation": chosen["ablation"],
         },
     ]
@@ -116,7 +116,7 @@ def load_shared(*overrides: str) -> ExperimentConfig:
         _read_chosen("data", chosen),
         _trainer_settings(chosen["trainer"]),
         _parse([word for word in dotted if not word.startswith("model.")], ModelConfig),
-        {"preset": chosen["preset"], "trainer.name": chosen["trainer"]},
+        {"preset": chosen["preset"]},
     ]
     return _checked(ModelConfig, layers)
 
@@ -124,28 +124,32 @@ def load_shared(*overrides: str) -> ExperimentConfig:
 def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """A resolved config.yaml of a run folder, with overrides on top.
 
-    `data=NAME` and `trainer=NAME` replace the run's own settings by those of that file. Raises
-    ConfigError, also for other groups: a trained run has its model.
+    `data=NAME` replaces the run's own settings by those of that file, and `trainer=NAME` those
+    below `trainer`: precision stays the run's, except that one of a GPU draws in float32 on a CPU.
+    What an import's file leaves out the trainer decides, by default auto. Raises ConfigError, also
+    for other groups: a trained run has its model.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"No run configuration at {path}.")
     stored = read_settings(path)
+    own = flatten(stored)
     given: dict[str, Any] = {}
     try:
-        name = _name(flatten(stored), "model.name")
+        name = _name(own, "model.name")
         if not name:
             raise ConfigError("no model.name: not a run's config.yaml.")
         model_class = config_class(name)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    trainer = GROUPS["trainer"]
     for override in overrides:
         given |= _parse_for_run(override, model_class)
-    settings = [stored]
+        if override.startswith("trainer="):
+            trainer = override.removeprefix("trainer=")
     try:
-        if flatten(stored).get("trainer.name") == "auto":
-            settings.append(_trainer_settings("auto"))
-        return _checked(model_class, [*settings, given])
+        settings = [_trainer_settings(trainer), own, _moved_to_cpu(own, given), given]
+        return _checked(model_class, settings)
     except ConfigError as error:
         if any(str(error).startswith(key) for key in given):
             raise
@@ -155,6 +159,17 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML; `load_file` reads it back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_yaml_of_no_machine(config: ExperimentConfig, given: Collection[str]) -> str:
+    """The same without what trainer=auto decides on each machine anew, save keys in `given`."""
+    settings = OmegaConf.create(to_yaml(config))
+    for key in flatten(OmegaConf.to_container(settings)):
+        decided = key.startswith("trainer.") or key in ("train.precision", "data.workers")
+        if decided and key not in given:
+            section, _, name = key.rpartition(".")
+            del settings[section][name]
+    return OmegaConf.to_yaml(settings)
 
 
 def _as_list(value: Any) -> Any:
@@ -242,7 +257,8 @@ def _parse_for_run(override: str, model_class: type[TrainedConfig]) -> dict[str,
     if group not in ("data", "trainer"):
         return _parse([override], model_class)
     if group == "trainer":
-        return flatten(_trainer_settings(name)) | {"trainer.name": name}
+        settings = _trainer_settings(name)
+        return {key: settings[key] for key in settings if key.startswith("trainer.")}
     settings = flatten(read_settings(file_of(group, name)))
     return {"data.root": "", **settings}  # the run's own folder holds another data set
 
@@ -264,19 +280,17 @@ def _name(settings: dict[str, Any], key: str) -> str:
     return value or ""
 
 
-def _trainer_settings(name: str) -> dict:
-    """The settings of a file of configs/trainer; auto: of the one that fits this machine."""
-    settings = read_settings(file_of("trainer", name))
-    if name != "auto":
-        return settings
-    return settings | read_settings(file_of("trainer", trainer_of_machine()))
+def _trainer_settings(name: str) -> dict[str, Any]:
+    """The settings of a file of configs/trainer, and its name; auto: of this machine's."""
+    if name == "auto":
+        name = trainer_of_machine()
+    return {**flatten(read_settings(file_of("trainer", name))), "trainer.name": name}
 
 
-def trainer_of_machine() -> str:
-    """gpu where torch finds a CUDA device, else cpu."""
-    import torch  # here: configurations load fast
-
-    return "gpu" if torch.cuda.is_available() else "cpu"
+def _moved_to_cpu(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What changes for a run of a GPU that is read for a CPU, where half precision is slow."""
+    moved = own.get("trainer.accelerator") == "gpu" and given.get("trainer.accelerator") == "cpu"
+    return {"eval.precision": "fp32"} if moved and not own.get("eval.precision") else {}
 
 
 def _read_chosen(group: str, chosen: dict[str, str]) -> dict:

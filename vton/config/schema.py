@@ -415,7 +415,7 @@ class TrainerConfig:
     """What goes to lightning.Trainer."""
 
     name: str = "cpu"
-    accelerator: Literal["cpu", "gpu", "auto"] = "auto"  # auto: a GPU if there is one
+    accelerator: Literal["cpu", "gpu"] = "cpu"  # gpu: CUDA
     devices: int = 1  # per node; -1 = all
     nodes: PositiveInt = 1  # machines
     # fsdp: FSDP2; deepspeed: ZeRO stage 2

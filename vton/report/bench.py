@@ -42,7 +42,7 @@ def setting_table(facts: dict, name: str) -> Table:
         title = f"against: {title}"
     phases = [phase for phase in TITLES if phase in facts]
     caption = (
-        f"{facts['device']}, {facts['threads']} threads\n"
+        f"trainer={facts['trainer']}, {facts['device']}, {facts['threads']} threads\n"
         f"matrix products: {facts['matmul_tflops_per_second']:.3g} TFLOP/s"
     )
     table = Table(title=title, caption=caption)

@@ -146,18 +146,28 @@ class RunFolder:
         """Raise UserError, naming the keys that differ, if the folder holds another experiment."""
         if not self.config.exists():
             return
-        differing = differences(load_file(self.config), config)
+        stored = load_file(self.config)
+        differing = differences(stored, config)
+        before, now = stored.train.precision, config.train.precision
+        if differing == [f"train.precision: {before} -> {now}"]:  # on another machine, for instance
+            raise UserError(
+                f"{self.path} was trained in {before}, this command asks for {now}. Go on with "
+                f"train.precision={before}, or name another run (name=...)."
+            )
         if differing:
             raise UserError(
                 f"{self.path} holds another experiment ({'; '.join(differing[:5])}). "
                 "Give this one a name (name=...) or remove the folder."
             )
 
-    def start(self, config: ExperimentConfig) -> None:
-        """Write configuration and environment. Raises UserError as `require_same`."""
+    def start(self, config: ExperimentConfig, settings: str = "") -> None:
+        """Write configuration and environment. Raises UserError as `require_same`.
+
+        settings: the text of config.yaml; by default the whole configuration
+        """
         self.require_same(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, to_yaml(config))
+        write_atomically(self.config, settings or to_yaml(config))
         write_atomically(self.environment, json.dumps(environment(), indent=2))
 
     def take_back(self) -> None:

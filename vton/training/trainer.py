@@ -11,6 +11,7 @@ from dataclasses import replace
 from lightning import Callback, Trainer
 
 from vton.config import ConfigError, ExperimentConfig
+from vton.processes import own_device
 from vton.training.checkpoint import AtomicCheckpointIO
 from vton.training.strategies import precision_plugin, strategy
 
@@ -18,11 +19,12 @@ from vton.training.strategies import precision_plugin, strategy
 def make_trainer(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A Trainer that counts steps, not epochs; sampler, checkpoints and validation are ours.
 
-    It has no logger. `vton train` adds one, and callbacks, once it knows the run.
+    It has no logger. `vton train` adds one, and callbacks, once it knows the run. Raises UserError
+    for a GPU that is not there.
     """
     trainer = config.trainer
     return Trainer(
-        accelerator=trainer.accelerator,
+        accelerator=own_device(trainer.accelerator).type,
         devices=trainer.devices,
         num_nodes=trainer.nodes,
         strategy=strategy(trainer),
@@ -54,12 +56,13 @@ def with_shares_of_global_batch(config: ExperimentConfig, processes: int) -> Exp
     if train.accumulate > 1:
         raise ConfigError(
             f"train.accumulate={train.accumulate} follows from train.global_batch="
-            f"{train.global_batch} and train.batch_size; leave it out."
+            f"{train.global_batch} and train.batch_size; leave it out, or set train.global_batch=0."
         )
     share, rest = divmod(train.global_batch, processes)
     if rest:
         raise ConfigError(
-            f"train.global_batch={train.global_batch} is no multiple of the {processes} processes."
+            f"train.global_batch={train.global_batch} is no multiple of the {processes} processes; "
+            f"{train.global_batch - rest + processes} is. Or take fewer (trainer.devices=N)."
         )
     accumulate = math.ceil(share / train.batch_size)
     while share % accumulate:  # batches of a step are equally large
