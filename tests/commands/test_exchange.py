@@ -1,12 +1,15 @@
 """Published weights in, pictures and the same bytes out, through the real command."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.data.folders import write_viton_hd
 from tests.models.hub_folders import as_published
 from vton.cli import main
 from vton.commands.exchange import checkpoint_code
@@ -23,16 +26,19 @@ def vton(*arguments, capsys) -> tuple[int, str]:
 
 
 def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
-    """The recipe of docs/weights.md, on a folder as the authors' is: float16 everywhere."""
-    folder, run, out = tmp_path / "idm", tmp_path / "runs" / "mine", tmp_path / "exported"
+    """The recipe of docs/weights.md, on a folder as the authors' is, float16 everywhere, and on one
+    of VITON-HD.
+    """
+    recipe = (
+        "vton import idm_vton DIR  # the published folder\n"
+        "make eval RUN=runs/idm_vton-DIR DATA=viton_hd  # on all GPUs that there are"
+    )
+    page = Path(__file__).parents[2] / "docs/weights.md"
+    assert recipe in re.sub(" +#", "  #", page.read_text())
+    folder, run, out = tmp_path / "DIR", tmp_path / "runs" / "idm_vton-DIR", tmp_path / "exported"
     shutil.copytree(published_idm_vton[0], folder)
     as_published(folder)
-    small = (
-        "data.size=[64,48]",
-        "data.synthetic.train=2",
-        "data.synthetic.test=2",
-        f"data.root={tmp_path / 'data'}",
-    )
+    pairs = write_viton_hd(tmp_path / "viton_hd", train=2, test=2)
     few = (
         "sampler.steps=2",
         "eval.metrics=[ssim]",
@@ -40,14 +46,17 @@ def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
         "eval.shuffled=false",
         "data.workers=0",
     )
-    cpu = (f"runs={tmp_path / 'runs'}", "name=mine")
-    assert vton("import", "idm_vton", folder, *small, *few, *cpu, capsys=capsys) == (0, "")
+    here = f"runs={tmp_path / 'runs'}"
+    small = ("data.size=[64,48]", *few, here)
+    assert vton("import", "idm_vton", folder, *small, capsys=capsys) == (0, "")
     stored = yaml.safe_load((run / "config.yaml").read_text())
     assert stored["trainer"] == {} and "precision" not in stored["train"]  # no machine's
     assert RunFolder(run).load_config().trainer == load().trainer
     assert stored["data"]["person_caption"] == "model is wearing a {}"
-    for precision in ("fp32", "bf16"):
-        assert vton("eval", "--run", run, f"eval.precision={precision}", capsys=capsys)[0] == 0
+    viton_hd = ("data=viton_hd", f"data.root={pairs}")
+    for more in ([], ["eval.precision=bf16"]):
+        code, said = vton("eval", "--run", run, *viton_hd, *more, capsys=capsys)
+        assert code == 0 and said.startswith("trainer=auto: no CUDA device, CPU\n")
     assert len(list((run / "predictions" / "paired").glob("*.png"))) == 2
     assert vton("export", "--run", run, "--out", out, capsys=capsys) == (0, "")
     before, after = (
@@ -57,7 +66,7 @@ def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
         torch.equal(before[name], after[name]) for name in before
     )
 
-    code, error = vton("import", "idm_vton", folder, *cpu, capsys=capsys)
+    code, error = vton("import", "idm_vton", folder, here, capsys=capsys)
     assert code == 2 and "holds weights already" in error
     code, error = vton("export", "--run", run, "--out", out, capsys=capsys)
     assert code == 2 and "exists; export to a new place" in error
