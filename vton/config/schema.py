@@ -421,6 +421,9 @@ class TrainerConfig:
     # fsdp: FSDP2; deepspeed: ZeRO stage 2
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     deterministic: bool = False  # GPUs: algorithms that repeat bit by bit, slower; CPUs do anyway
+    # compile the networks' repeated blocks, in training and sampling: minutes at the start, faster
+    # steps on GPUs
+    compile: bool = False
     threads: NonNegativeInt = 0  # torch CPU threads; 0 = torch's default
 
     def __post_init__(self):

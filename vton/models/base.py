@@ -49,6 +49,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
@@ -62,6 +63,7 @@ from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.sampling import drawing, sample
 from vton.models.attention import GarmentReads, record_reads, token_grid
 from vton.models.codecs import Codec
+from vton.models.compiling import compile_blocks
 from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
 from vton.models.lora import add_lora, is_lora
 from vton.models.optimizers import build_optimizer
@@ -102,6 +104,9 @@ class TrainedModule(LightningModule):
     # Repeated parts of the networks, each called by its own forward only. Sharded training gathers
     # them one at a time.
     BLOCKS: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
+    # The same for trainer.compile, and the attention layers inside, which are not compiled.
+    COMPILED: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
+    ATTENTIONS: tuple[type[nn.Module], ...] = (Attention,)
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()
@@ -237,7 +242,13 @@ class TrainedModule(LightningModule):
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, self.BLOCKS)]
 
+    def compile_if_asked(self) -> None:
+        """Have the blocks of all networks compiled, where trainer.compile says so."""
+        if self.config.trainer.compile:
+            compile_blocks((self, *self.frozen.values()), self.COMPILED, self.ATTENTIONS)
+
     def configure_model(self) -> None:
+        self.compile_if_asked()
         if self._device_mesh is not None:  # FSDP2's; every other strategy has none
             forwards = ("training_step", "generate", "as_forward")
             mesh = self._device_mesh["data_parallel"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vton.config import ConfigError
 from vton.errors import UserError
+from vton.models.compiling import is_compiled
 from vton.models.precision import in_dtype_of, own_precision
 from vton.models.settings import UNetConfig
 from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
@@ -214,7 +215,7 @@ class PositionCode(nn.Module):
     def code(self, count: int, device: torch.device) -> Tensor:
         """(M, D): of M = `count` tokens."""
         heights = [height for height in range(1, count + 1) if count % height == 0]
-        rows = min(heights, key=lambda height: abs(height * height / count - self.aspect))
+        rows = sorted(heights, key=lambda height: abs(height * height / count - self.aspect))[0]
         y, x = self.waves(rows, device), self.waves(count // rows, device)
         y = y[:, None].expand(-1, len(x), -1)
         x = x[None].expand(len(y), -1, -1)
@@ -304,20 +305,25 @@ def garment_taps(
     names = execution_order(unet)
     taps: dict[str, Tensor] = {}
 
-    def collect(name: str):
+    def take(name: str, tap: Tensor) -> None:
+        taps[name] = tap
+        if not whole and len(taps) == len(names):
+            raise _LastTap
+
+    def after_norm(name: str):
         position = unet.get_submodule(name).pos_embed
+        return lambda _, arguments, output: take(name, position(output) if position else output)
 
-        def hook(module, arguments, output):
-            taps[name] = position(output) if position else output
-            if not whole and len(taps) == len(names):
-                raise _LastTap
-
-        return hook
+    def before_attention(name: str):
+        return torch.compiler.disable(lambda _, arguments: take(name, arguments[0]))
 
     handles = []
     for name in names:
-        norm = unet.get_submodule(f"{name}.norm1")
-        handles.append(norm.register_forward_hook(collect(name)))
+        block = unet.get_submodule(name)
+        if is_compiled(block):  # the norm is part of what was compiled, the attention is not
+            handles.append(block.attn1.register_forward_pre_hook(before_attention(name)))
+        else:
+            handles.append(block.norm1.register_forward_hook(after_norm(name)))
     try:
         with own_precision(unet):
             read = None if context is None else in_dtype_of(unet, context)

@@ -26,7 +26,7 @@ from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.solvers import sampling_times
 from vton.models.base import TryOnModule
 from vton.models.tryondiffusion.config import TryOnDiffusionConfig
-from vton.models.tryondiffusion.layers import Unit
+from vton.models.tryondiffusion.layers import ResBlock, Unit
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
 from vton.models.tryondiffusion.reuse import GarmentReuse
 from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
@@ -49,6 +49,7 @@ class TryOnDiffusion(TryOnModule):
     """The network of `model.stage`, trained as a whole, from scratch, on pixels."""
 
     BLOCKS = (Unit,)
+    COMPILED = (ResBlock,)
     denoiser: TryOnStage | UpscaleStage
 
     @classmethod
