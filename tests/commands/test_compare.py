@@ -155,6 +155,9 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
     own = {config.model.name: config for config in configs}
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
     assert own["tryondiffusion"].objective.schedule == "continuous_cosine"
+    assert found.runs[0].commands()[1] == ["eval", "--run", str(found.runs[0].folder.path)]
+    asked = plan_models("trainer=cpu", "trainer.threads=1", "compare.models=[gardiff]").runs[0]
+    assert asked.commands()[1][3:] == ["trainer=cpu", "trainer.threads=1"]
     with_baselines = [config.eval.baselines for config in configs]
     assert with_baselines[0] and not any(with_baselines[1:])
     (cascade,) = plan_models("preset=small", "compare.models=[tryondiffusion]").runs

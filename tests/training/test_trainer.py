@@ -5,6 +5,7 @@ import pytest
 from tests.running import trained
 from vton import registry
 from vton.config import ConfigError, load, upper_stages
+from vton.runs.checkpoint import training_so_far
 from vton.training.trainer import with_shares_of_global_batch
 from vton.weights.pretrained import read_checkpoint
 
@@ -79,6 +80,10 @@ def test_training_steps_by_the_global_batch(tmp_path, rendered):
         "gardiff", tmp_path, rendered, "run", *settings, "train.global_batch=4", "train.steps=2"
     )
     assert read_checkpoint(run.last)["callbacks"]["Checkpoints"]["global_batch"] == 4
+    assert (
+        run.trained()["global_batch"] == training_so_far(read_checkpoint(run.last))["global_batch"]
+    )
+    assert run.trained()["global_batch"] == 4
     more = ("train.batch_size=4", "train.picture_every=0", "train.steps=3")
     trained("gardiff", tmp_path, rendered, "run", *more, "train.global_batch=4")
     assert read_checkpoint(run.last)["global_step"] == 3

@@ -78,7 +78,8 @@ def train(config: ExperimentConfig) -> RunFolder:
         checkpoint = run.last if done else None
         trainer.fit(module, train_dataloaders=data.train_dataloader(), ckpt_path=checkpoint)
         if first:
-            run.finish({"steps": trainer.global_step, **telemetry.state_dict()})
+            counted = {"steps": trainer.global_step, "global_batch": global_batch}
+            run.finish({**counted, **telemetry.state_dict()})
     return run
 
 

@@ -45,9 +45,13 @@ def _equal(runs: Sequence[Row]) -> str:
     sampling = runs[0].provenance
     training = training_of(runs[0])
     rates = {run.model: f"{training_of(run)['lr']:g}" for run in runs}
+    each = training["batch_size"] * training["accumulate"]
+    processes = training.get("global_batch", each) // each  # rows of earlier versions: one
+    shared = f" on each of {processes} processes" if processes > 1 else ""
     return (
         f"Equal for all: training pairs and their augmentation, batches of "
-        f"{training['batch_size']} (x {training['accumulate']}) in {training['precision']}, "
+        f"{training['batch_size']} (x {training['accumulate']}){shared} "
+        f"in {training['precision']}, "
         f"{training['schedule']} learning rate after {training['warmup_steps']} steps of warm-up, "
         f"timesteps T u^(1/{training['timestep_power']:g}), sampling by {sampling['solver']} in "
         f"{sampling['steps']} steps with guidance {sampling['guidance']:g}. "

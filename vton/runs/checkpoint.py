@@ -33,9 +33,12 @@ def averaged(checkpoint: dict) -> dict[str, Tensor]:
 
 
 def training_so_far(checkpoint: dict) -> dict:
-    """What training.json would say here: steps, and Telemetry's state."""
-    telemetry = checkpoint["callbacks"].get("Telemetry", {})
-    return {"steps": int(checkpoint["global_step"]), **telemetry}
+    """What training.json would say here: steps, samples in each, and Telemetry's state."""
+    facts = {"steps": int(checkpoint["global_step"])}
+    callbacks = checkpoint["callbacks"]
+    if "global_batch" in callbacks.get("Checkpoints", {}):
+        facts["global_batch"] = callbacks["Checkpoints"]["global_batch"]
+    return {**facts, **callbacks.get("Telemetry", {})}
 
 
 def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:

@@ -6,9 +6,9 @@ codec/                                  the codec, if it was fitted for this run
 checkpoints/                            last.ckpt, best.ckpt, weights.safetensors; with
                                         train.keep_last or train.keep_best above 1 also
                                         last_<step>.ckpt and best_<step>.ckpt
-training.json                           written when training is done: steps, wall time over all
-                                        restarts, peak memory, every train.steps that a cosine was
-                                        drawn for
+training.json                           written when training is done: steps, samples in each over
+                                        all processes, wall time over all restarts, peak memory,
+                                        every train.steps that a cosine was drawn for
 tensorboard/                            scalars and pictures of the training
 predictions/<order>/<pair>.png          sampled pictures
 results.json, pictures_<order>.png      the rows of an evaluation and its picture grids
@@ -239,7 +239,7 @@ class RunFolder:
         write_atomically(self.training, json.dumps(training, indent=1))
 
     def trained(self) -> dict:
-        """training.json: steps, seconds, peak_memory_gib, planned_steps.
+        """training.json: steps, global_batch, seconds, peak_memory_gib, planned_steps.
 
         {} before training is done, and for imports. Raises UserError for a broken file.
         """
