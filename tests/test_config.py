@@ -78,15 +78,17 @@ def test_a_run_is_evaluated_by_the_machine_it_lies_on(count, trainer, gpus, tmp_
     that, but float32 on a CPU.
     """
     for trained_on in ("cpu", "gpu", "fsdp"):
-        stored = load(f"trainer={trained_on}", "trainer.nodes=2", "data.workers=5")
+        compiled = f"trainer.compile={trained_on == 'gpu'}"
+        stored = load(f"trainer={trained_on}", "trainer.nodes=2", "data.workers=5", compiled)
         (tmp_path / "config.yaml").write_text(to_yaml(stored))
         assert load_file(tmp_path / "config.yaml") == stored  # as it is
         gpus(count)
         choice = Namespace(folder=tmp_path, model=None, overrides=[])
         config = chosen_stage(choice).config
-        assert config.trainer == load(f"trainer={trainer}").trainer
-        assert config.train == stored.train and config.data == stored.data
         moved = trainer == "cpu" and trained_on != "cpu"
+        expected = load(f"trainer={trainer}", "trainer.compile=false" if moved else compiled)
+        assert config.trainer == expected.trainer
+        assert config.train == stored.train and config.data == stored.data
         assert config.eval.precision == ("fp32" if moved else None)
         choice.overrides = ["trainer=cpu", "trainer.devices=2", "eval.precision=bf16"]
         config = chosen_stage(choice).config

@@ -288,9 +288,12 @@ def _trainer_settings(name: str) -> dict[str, Any]:
 
 
 def _moved_to_cpu(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What changes for a run of a GPU that is read for a CPU, where half precision is slow."""
-    moved = own.get("trainer.accelerator") == "gpu" and given.get("trainer.accelerator") == "cpu"
-    return {"eval.precision": "fp32"} if moved and not own.get("eval.precision") else {}
+    """What changes for a run of a GPU that is read for a CPU: half precision is slow there, and a
+    compiler need not be there.
+    """
+    if own.get("trainer.accelerator") != "gpu" or given.get("trainer.accelerator") != "cpu":
+        return {}
+    return {"trainer.compile": False, "eval.precision": own.get("eval.precision") or "fp32"}
 
 
 def _read_chosen(group: str, chosen: dict[str, str]) -> dict:
