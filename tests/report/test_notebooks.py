@@ -57,9 +57,13 @@ def written(path, *sources):
 
 def test_one_for_the_comparison_and_one_for_each_papers_ablation():
     assert [path.stem for path in PATHS] == [
+        "ablation_catvton",
         "ablation_gardiff",
         "ablation_idm_vton",
         "ablation_imagdressing",
+        "ablation_ladi_vton",
+        "ablation_leffa",
+        "ablation_stableviton",
         "ablation_tryondiffusion",
         "comparison",
     ]
