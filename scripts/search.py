@@ -11,7 +11,8 @@ on one thread with nothing beside them, and kept in OUT/seconds.json: with that 
 may run anywhere, several at once, on a GPU too, and take the same steps.
 
 Data are rendered with another seed than the default runs', so that no choice is made on their test
-pairs. OUT/table.md is written anew after every candidate; the same command goes on where it stopped.
+pairs. OUT/table.md is written anew after every candidate; the same command goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these candidates")
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
     parser.add_argument("--seconds", type=float, help="instead of the file's")
-    parser.add_argument("--measure", action="store_true", help="measure seconds per step, then stop")
+    parser.add_argument("--measure", action="store_true", help="seconds per step, then stop")
     parser.add_argument(
         "--then", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of this machine"
     )

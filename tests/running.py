@@ -1,5 +1,7 @@
 """Running `vton` in tests: small settings, the command, trainings that stop, comparison of runs."""
 
+import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from vton.runs.folder import RunFolder
 from vton.training.preemption import Preemption
 from vton.weights.pretrained import read_checkpoint
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "data.size=[64,48]",
     "data.synthetic.train=6",
@@ -41,6 +44,20 @@ def vton(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def make_dry(*words: str) -> str:
+    """The last line that `make` and these words would run, as in a shell.
+
+    A test may itself run under `make test ARGS=...`, which hands its own settings on through the
+    environment: a second make would take them over.
+    """
+    variables = re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *variables}
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def command(*arguments: str) -> int:

@@ -1,23 +1,20 @@
 """The command: fast where it should be, and every README command exists."""
 
 import json
-import os
 import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.report.test_summary import ROWS
+from tests.running import ROOT, make_dry
 from vton import registry
 from vton.cli import main, parse
 from vton.config import upper_stages
 from vton.metrics.results import write_results
 from vton.report.summary import write_tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_help_and_list_import_nothing_heavy():
@@ -81,17 +78,9 @@ def test_a_run_is_chosen_in_one_way(capsys):
 
 
 def test_make_eval_asks_for_a_model_that_is_named_only():
-    alone = dict(os.environ)  # as in a shell, also where `make test` runs this
-    for name in os.environ:
-        if name.startswith(("MAKE", "MFLAGS")):
-            del alone[name]
-
     def spelt(*words: str) -> str:
         """The `vton` command behind `make` and these words."""
-        done = subprocess.run(
-            ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True, env=alone
-        )
-        return " ".join(done.stdout.splitlines()[-1].split())
+        return " ".join(make_dry(*words).split())
 
     assert spelt("eval", "MODEL=idm_vton", "DATA=viton_hd").endswith(
         "vton eval --model idm_vton data=viton_hd"

@@ -7,7 +7,6 @@ that need no more than rendered data are also run, in small. A block below the c
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,13 +19,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.running import SMALL, command
+from tests.running import ROOT, SMALL, command, make_dry
 from vton import cli
 from vton.config import load
 from vton.metrics.results import Row, read_results
 from vton.report.summary import over_seeds
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -110,13 +108,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 def vton_arguments(words: list[str]) -> list[str] | None:
     """What `vton` gets in the end; None where the command is no `vton` command."""
     if words[0] == "make":
-        # Under `make test`, a second make would name its folder and take over the settings.
-        outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
-        env = {name: value for name, value in os.environ.items() if name not in outer}
-        dry = ["make", "-n", *words[1:]]
-        done = subprocess.run(dry, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        words = shlex.split(done.stdout.splitlines()[-1], comments=True)
+        words = shlex.split(make_dry(*words[1:]), comments=True)
     programs = [Path(word).name for word in words]
     if "vton" not in programs:
         return None
