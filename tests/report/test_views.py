@@ -250,6 +250,16 @@ def test_statements_without_numbers_are_checked_on_every_metric_of_their_order(t
     assert unchecked in page
 
 
+def test_only_claims_that_were_not_read_in_the_paper_say_how_far_to_trust_them(published):
+    first = published.directions.iloc[:1]
+    pages = {}
+    for mark in ("stated", "recalled"):
+        marked = replace(published, directions=first.assign(mark=mark))
+        pages[mark] = text(Ablation(first["study"][0], marked).published_table())
+    assert pages["stated"].strip().endswith(first["says"][0])
+    assert pages["recalled"].count("[recalled, check the paper before quoting]") == 1
+
+
 def test_pictures_are_those_of_the_rows_folders(results, published):
     shutil.copy(RESULTS / "gardiff-synthetic-tiny" / "pictures_paired.jpg", results / "some")
     view = Architectures(published, read_measured(results))

@@ -146,9 +146,8 @@ class Ablation(View):
             parts.append(heading(source(next(self.spoken.itertuples()))))
             lines = []
             for claim in self.spoken.itertuples():
-                lines.append(
-                    f"{claim.row} against {claim.than}: {claim.says} [{MEANING[claim.mark]}]"
-                )
+                trust = f" [{MEANING[claim.mark]}]" if claim.mark in MEANING else ""
+                lines.append(f"{claim.row} against {claim.than}: {claim.says}{trust}")
             parts.append(bullets(lines))
         return Page(*parts)
 
