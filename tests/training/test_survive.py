@@ -1,6 +1,7 @@
 """What a run survives: stops at every place, kills, pre-emption, bad numbers, a full disk."""
 
 import errno
+import functools
 import multiprocessing
 import os
 import random
@@ -521,11 +522,11 @@ def exit_codes(started: list) -> list[int]:
 
 
 @pytest.fixture
-def sharded(processes, tmp_path, rendered):
-    """A run of two processes that share out weights and optimizer (FSDP2), to its end."""
+def in_two(processes, tmp_path, rendered):
+    """A run of two processes by a strategy, to its end."""
 
-    def train(model: str, name: str, *more: str) -> RunFolder:
-        shared = ("train.batch_size=2", "trainer.devices=2", "trainer.strategy=fsdp")
+    def train(strategy: str, model: str, name: str, *more: str) -> RunFolder:
+        shared = ("train.batch_size=2", "trainer.devices=2", f"trainer.strategy={strategy}")
         started = torchrun(
             processes,
             tmp_path / "log",
@@ -541,6 +542,34 @@ def sharded(processes, tmp_path, rendered):
         return RunFolder(tmp_path / name)
 
     return train
+
+
+@pytest.fixture
+def sharded(in_two):
+    """The same where they share out weights and optimizer (FSDP2)."""
+    return functools.partial(in_two, "fsdp")
+
+
+# Stages of a step each: networks that rest have parameters too, whose gradients DDP waits for.
+STAGES = {
+    "ladi_vton": ("model.emasc_steps=1", "model.adapter_steps=1"),
+    "warp": ("model.tps_steps=2",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", registry.folders())
+def test_two_replicas_equal_one_process(model, in_two, tmp_path, rendered):
+    """DDP, what trainer=auto is on several GPUs: the gradient within 1e-6, and further steps.
+
+    But for the warp, whose batch normalisation sees the pairs of its own process alone.
+    """
+    alone = ("train.grad_clip=0", "train.checkpoint_every=1", *STAGES.get(model, ()))
+    one = trained(model, tmp_path, rendered, "one", *alone, "train.steps=1")
+    two = in_two("ddp", model, "two", *alone, "train.steps=1")
+    if model != "warp":
+        assert gradient_distance(one, two) < (1e-5 if model == "tryondiffusion" else 1e-6)
+    in_two("ddp", model, "two", *alone, "train.steps=4")
 
 
 @pytest.mark.slow
