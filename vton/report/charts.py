@@ -87,8 +87,15 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
 
 def _draw_bars(axis: Axes, title: str, points: Sequence[Point], lines: int) -> None:
     """Bars from top to bottom, each with its number at the right; lines: the room for bars."""
+    axis.barh(
+        range(len(points)),
+        [point.y for point in points],
+        0.7,
+        xerr=[point.sd for point in points],
+        color=[COLOURS[point.kind] for point in points],
+        error_kw=WHISKER,
+    )
     for line, point in enumerate(points):
-        axis.barh(line, point.y, 0.7, xerr=point.sd, color=COLOURS[point.kind], error_kw=WHISKER)
         number = f"{point.y:.4g}"
         if not math.isnan(point.sd):
             number += f" ± {point.sd:.2g}"
