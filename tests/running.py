@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,22 +78,44 @@ def trained(model: str, runs: Path, rendered: Path, name: str, *more: str) -> Ru
     )
 
 
+@contextmanager
+def after_step(step: int, act: Callable[[], None]):
+    """Training inside does this once when a step, and the checkpoint that is due then, is done."""
+    preemption, reached = Preemption.on_train_batch_end, []
+
+    def on_train_batch_end(self, trainer, *arguments):
+        preemption(self, trainer, *arguments)
+        if trainer.global_step == step and not reached:
+            reached.append(step)
+            act()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preemption, "on_train_batch_end", on_train_batch_end)
+        yield
+
+
 class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
 @contextmanager
 def stopping_after(step: int):
-    """Training inside ends when this step, and the checkpoint that is due then, is done."""
-    preemption = Preemption.on_train_batch_end
+    def stop() -> None:
+        raise Stopped
 
-    def on_train_batch_end(self, trainer, *arguments):
-        preemption(self, trainer, *arguments)
-        if trainer.global_step == step:
-            raise Stopped
+    with pytest.raises(Stopped), after_step(step, stop):
+        yield
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Preemption, "on_train_batch_end", on_train_batch_end)
+
+@contextmanager
+def copied_after(step: int, run: Path, *copies: Path):
+    """The copies are the run's folder as kill -9 would have left it then; the run goes on."""
+
+    def copy() -> None:
+        for target in copies:
+            shutil.copytree(run, target)
+
+    with after_step(step, copy):
         yield
 
 

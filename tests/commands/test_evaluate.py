@@ -1,7 +1,4 @@
-"""Evaluation of a run trained for two steps.
-
-Through the real command; in this process where that shows the same.
-"""
+"""Evaluation of a run trained for two steps, through the command."""
 
 import itertools
 import json
@@ -21,7 +18,7 @@ from tests.data.folders import (
     write_viton_hd,
 )
 from tests.metrics.dressed import TinyExtractor
-from tests.running import trained, vton
+from tests.running import command, trained, vton
 from vton import cli
 from vton.data.dataset import Persons, TryOnDataset, open_folder
 from vton.data.sample import TryOnBatch
@@ -53,8 +50,9 @@ def refusal(capsys, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_eval_writes_every_row_with_its_provenance(run):
-    done = vton("eval", "--run", str(run), *FEW)
+def test_eval_writes_every_row_with_its_provenance(run, capsys):
+    assert command("eval", "--run", str(run), *FEW) == 0
+    printed = capsys.readouterr().out
     rows = read_results(run / "results.json")
     models = (
         "gardiff",
@@ -71,8 +69,8 @@ def test_eval_writes_every_row_with_its_provenance(run):
     facts = rows[0].provenance
     assert facts["mask"].startswith("folder:") and facts["warp"] == "geometric"
     assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 2
-    assert "lpips_random" in done.stdout
-    assert "must not stand beside published numbers" in " ".join(done.stdout.split())
+    assert "lpips_random" in printed
+    assert "must not stand beside published numbers" in " ".join(printed.split())
     for order in ("paired", "unpaired"):
         assert len(list((run / "predictions" / order).glob("*.png"))) == 4
         assert Image.open(run / f"pictures_{order}.png").width > 300
@@ -136,10 +134,11 @@ def test_any_number_of_processes_measures_every_pair_once(run):
             assert row.metrics == expected.metrics
 
 
-def test_json_rows_and_a_chosen_checkpoint(run):
+def test_json_rows_and_a_chosen_checkpoint(run, capsys):
     chosen = ("--json", "--checkpoint", "last", "eval.orders=[paired]")
-    done = vton("eval", "--run", str(run), *FEW, *chosen)
-    rows = json.loads(done.stdout[done.stdout.index("[") :])
+    assert command("eval", "--run", str(run), *FEW, *chosen) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(printed[printed.index("[") :])
     assert {row["order"] for row in rows} == {"paired"}
     # Of this evaluation, none before it.
     events = EventAccumulator(str(run / "tensorboard" / "eval"))
@@ -240,7 +239,8 @@ def test_missing_data_is_noticed_before_pictures_are_replaced(run, tmp_path, cap
     """Another data set with a missing file: what the run had drawn before stays."""
     drawn = run / "predictions" / "unpaired"
     if not drawn.is_dir():
-        vton("eval", "--run", str(run), *FEW)
+        assert command("eval", "--run", str(run), *FEW) == 0
+        capsys.readouterr()
     before = {path.name: path.read_bytes() for path in drawn.glob("*.png")}
     assert before
     root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.batches import random_batch, randomised, tiny_module
-from tests.running import assert_same_training, stopping_after, trained
+from tests.running import assert_same_training, copied_after, trained
 from vton.config import CodecConfig, ConfigError, load
 from vton.models.codecs import IdentityCodec, KLCodec, build_codec, small_autoencoder
 from vton.models.ladi_vton.emasc import EMASC, decode_with_skips, skip_channels, skip_features
@@ -274,9 +274,8 @@ def test_a_training_resumed_inside_a_stage_equals_one_that_was_not(tmp_path, ren
     """Through the real command: EMASC, adapter and try-on in one folder, stopped in the second."""
     settings = (*STAGED, "model.clip.trained=false", "train.steps=7", "train.checkpoint_every=1")
     settings += ("train.picture_every=0",)
-    whole = trained("ladi_vton", tmp_path, rendered, "whole", *settings)
-    with stopping_after(3):
-        trained("ladi_vton", tmp_path, rendered, "parts", *settings)
+    with copied_after(3, tmp_path / "whole", tmp_path / "parts"):
+        whole = trained("ladi_vton", tmp_path, rendered, "whole", *settings)
     between = read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt")["state_dict"]
     parts = trained("ladi_vton", tmp_path, rendered, "parts", *settings)
     assert_same_training(whole, parts, 7)
