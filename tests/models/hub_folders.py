@@ -192,7 +192,8 @@ def filled(network: nn.Module, seed: int) -> nn.Module:
             else:
                 fan_in = max(1, parameter[0].numel())
                 repeats = math.ceil(parameter.numel() / len(draws))
-                values = draws.repeat(repeats)[: parameter.numel()].view(parameter.shape)
+                values = draws.repeat(repeats) if repeats > 1 else draws
+                values = values[: parameter.numel()].view(parameter.shape)
                 parameter.copy_(values).mul_(0.7 * fan_in**-0.5)
         for name, buffer in network.named_buffers():
             if name.endswith("position_ids"):

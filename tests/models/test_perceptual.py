@@ -7,7 +7,7 @@ import torch
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
-from tests.weights.classifiers import weights_file
+from tests.weights.classifiers import undrawn_classifiers, weights_file
 from vton.models.perceptual import (
     BACKBONES,
     CALIBRATION,
@@ -37,7 +37,8 @@ def measure(metric, x, y, mask=None):
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_lpips_agrees_with_its_authors_package(name, tmp_path):
     path, state = weights_file(tmp_path, BACKBONES[name][0])
-    theirs = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
+    with undrawn_classifiers():
+        theirs = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
     for part in theirs.net.children():  # slices, whose layers keep their numbers
         part.load_state_dict({key: state[key] for key in part.state_dict()})
     ours = LPIPS(name, path, seed=0)
@@ -54,7 +55,8 @@ def test_dists_agrees_with_piq(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: calibration)
 
     def vgg(**_):
-        network = models.vgg16(weights=None)
+        with undrawn_classifiers():
+            network = models.vgg16(weights=None)
         network.features.load_state_dict(state)
         return network
 
@@ -90,14 +92,17 @@ def test_gradients_pass_through_the_losses_and_stop_at_their_weights():
 
 def test_perceptual_features_are_vgg19s(tmp_path):
     path, state = weights_file(tmp_path, models.vgg19)
-    theirs = models.vgg19(weights=None).features
+    with undrawn_classifiers():
+        theirs = models.vgg19(weights=None).features
     theirs.load_state_dict(state)
     picture = torch.rand(1, 3, 320, 256)
     normalised = normalize(picture, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     layers = PerceptualLoss(path).features(picture * 2 - 1)
     assert len(layers) == 5
-    for tap, layer in zip((1, 6, 11, 20, 29), layers, strict=True):  # first ReLU of each stage
-        expected = theirs[: tap + 1](normalised)
+    taps, expected, before = (1, 6, 11, 20, 29), normalised, 0  # first ReLU of each stage
+    for tap, layer in zip(taps, layers, strict=True):
+        expected = theirs[before : tap + 1](expected)
+        before = tap + 1
         torch.testing.assert_close(layer, expected, rtol=1e-3, atol=1e-5)
 
 

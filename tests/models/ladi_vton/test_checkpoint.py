@@ -154,7 +154,9 @@ def test_import_evaluate_export(released, base, tmp_path, rendered):
     """What comes out is what went in, to the byte."""
     few = (
         f"data.root={rendered}",
-        "data.limit_test=4",
+        "data.synthetic.train=6",
+        "data.synthetic.test=4",
+        "data.synthetic.workers=1",
         "data.workers=0",
         "sampler.steps=2",
         "eval.metrics=[ssim]",
