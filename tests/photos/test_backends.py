@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -252,13 +254,19 @@ def test_missing_weights_name_the_command_that_fetches_them(tmp_path, monkeypatc
     (tmp_path / "pose_detection.tflite").write_bytes(b"other")
     with pytest.raises(UserError, match="not the published file"):
         Networks.named(pose="blaze")
-    for task, name in (("parser", "fashn"), ("parser", "segformer"), ("pose", "vitpose")):
-        with pytest.raises(UserError, match=r"Fetch it with `hf download \S+"):
-            backend(task, name)
+    for network in (Fashn, Segformer, vitpose.VitPose):
+        name, revision = network.default.split("@")
+        with pytest.raises(UserError, match=f"`hf download {name} --revision {revision}`"):
+            network()
     with pytest.raises(UserError, match=r"`curl -LO https://huggingface.co/hr16/\S+`"):
         backend("densepose", "torchscript")
     with pytest.raises(UserError, match=r"`curl -LO https://github.com/\S+`"):
         backend("garment mask", "network:absent.onnx")
+
+
+@pytest.mark.parametrize("network", [Fashn, Segformer, vitpose.VitPose])
+def test_what_comes_from_the_hub_is_pinned_to_a_whole_commit(network):
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", network.default)
 
 
 def test_broken_weights_are_one_line(tmp_path):

@@ -101,7 +101,7 @@ class Fashn(_SegFormer):
     """fashn-ai/fashn-human-parser (SegFormer-B4): limbs without sides, torso skin for NECK."""
 
     name = "fashn"
-    default = "fashn-ai/fashn-human-parser"
+    default = "fashn-ai/fashn-human-parser@1f80c34dbab321c5730dda5c3fea279fd3e97498"
     licence = NVIDIA
     size = (576, 384)
     table = np.array(FROM_FASHN)
@@ -111,7 +111,7 @@ class Segformer(_SegFormer):
     """mattmdjaga/segformer_b2_clothes: DressCode's labels, whose head is face and neck in one."""
 
     name = "segformer"
-    default = "mattmdjaga/segformer_b2_clothes@fc92b3a"
+    default = "mattmdjaga/segformer_b2_clothes@fc92b3abe7b123c814ca7910683151f2b7b7281e"
     licence = f"MIT by its card, which points to {NVIDIA}"
     size = (512, 512)
     table = labels.FROM_DRESSCODE.astype(int)
