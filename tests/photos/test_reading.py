@@ -78,6 +78,7 @@ HOSTILE = {
     ),
     "a document": (lambda: b"%PDF-1.7 " + encoded(SMALL, "JPEG"), "something else than a picture"),
     "another format": (lambda: encoded(SMALL, "GIF"), "no JPEG, PNG or WebP"),
+    "a program": (lambda: b"#!/bin/sh\nrm -r .\n", "no JPEG, PNG or WebP"),
     "a TIFF": (lambda: encoded(SMALL, "TIFF"), "no JPEG, PNG or WebP"),
     "cut off": (lambda: encoded(NOISE)[:3000], "cannot be decoded"),
     "noise": (lambda: bytes(range(256)) * 4, "no JPEG, PNG or WebP"),
@@ -93,6 +94,13 @@ def test_everything_else_is_refused_in_one_line(name):
         read_picture(make(), "garment")
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert refused.value.picture == "garment"
+
+
+def test_bytes_that_mean_nothing_inside_a_picture_are_no_reason_to_refuse_it():
+    assert read_picture(encoded(SMALL, "JPEG", comment=b"#!/bin/sh PK MZ"), "person").size == (
+        36,
+        48,
+    )
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

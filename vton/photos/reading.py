@@ -22,8 +22,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_BYTES = 40 * 2**20
 MOST_PIXELS = 64_000_000  # phones have up to 50 million
 LONGEST = 16_000  # px of a side
-# What begins or ends a file that is a picture and something else at once.
-FOREIGN = (b"%PDF-", b"<svg", b"<html", b"<script", b"<?php", b"<!DOCTYPE", b"#!/")
+# What begins or ends a file that is a picture and something else at once. Nothing so short that a
+# picture's own bytes would often hold it by chance.
+FOREIGN = (b"%PDF-", b"<svg", b"<html", b"<script", b"<?php", b"<!DOCTYPE")
 LOOKED_AT = 4096  # bytes at both ends
 
 # It warns of sizes that are refused here anyway.
