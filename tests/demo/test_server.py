@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.demo.conftest import Client, png, serving
 from tests.photos import people
+from tests.photos.test_reading import SMALL, archive, huge_png
 
 pytest.importorskip("starlette")
 
@@ -125,6 +126,11 @@ WRONG = {
     "no mask": ({"mask": "hello"}, 422, "mask"),
     "a broken mask": ({"mask": "data:image/png;base64,####"}, 422, "mask"),
     "a mask that is no picture": ({"mask": "data:image/png;base64,aGVsbG8="}, 422, "mask"),
+    "a mask of 400 million pixels": (
+        {"mask": "data:image/png;base64," + base64.b64encode(huge_png(20_000, 20_000)).decode()},
+        422,
+        "mask",
+    ),
     "a mask of another shape": ({"mask": url_of(np.zeros((10, 90), np.uint8))}, 422, "mask"),
 }
 
@@ -146,21 +152,27 @@ def test_what_is_no_json_object(client, content):
 # ---- hostile uploads change nothing ----
 
 
-def bomb():
-    from tests.photos.test_reading import archive
-
-    return archive()
-
-
 def large_png():
-    from tests.photos.test_reading import huge_png
-
     return huge_png(20_000, 20_000)
 
 
+def polyglot():
+    """A picture that is an archive too."""
+    return png(SMALL) + archive()
+
+
+def page_in_a_comment():
+    """A JPEG that a browser would take for a page, had it to guess."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", comment=b"<html><script>x()</script></html>")
+    return buffer.getvalue()
+
+
 HOSTILE = {
+    "a picture that is an archive too": (polyglot, "image/png", 422, "something else"),
+    "a picture that is a page too": (page_in_a_comment, "image/jpeg", 422, "something else"),
     "400 million pixels": (large_png, "image/png", 422, "million are the most"),
-    "an archive": (bomb, "image/png", 422, "something else than a picture"),
+    "an archive": (archive, "image/png", 422, "something else than a picture"),
     "an SVG": (lambda: b"<svg onload='x()'/>", "image/svg+xml", 422, "something else"),
     "a page in a GIF": (lambda: b"GIF89a<script>x()</script>", "image/gif", 422, "something else"),
     "text": (lambda: b"hello", "text/html", 415, "send the picture's bytes"),
@@ -229,6 +241,36 @@ def test_a_slow_body_is_given_up(client, monkeypatch):
         started = time.monotonic()
         answer = connection.recv(4096)
     assert b" 408 " in answer.splitlines()[0] and time.monotonic() - started < 5
+
+
+def test_a_body_that_drips_is_given_up(client, monkeypatch):
+    """Every byte comes in time, the whole never does."""
+    monkeypatch.setattr(served, "SLOW_BODY", 0.5)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /pictures/person HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 100000\r\n\r\n"
+        )
+        started = time.monotonic()
+        connection.settimeout(0.05)
+        answer = b""
+        while not answer and time.monotonic() - started < 10:
+            try:
+                connection.sendall(b"x")
+                answer = connection.recv(4096)
+            except TimeoutError:
+                continue
+    assert b" 408 " in answer.splitlines()[0]
+
+
+def test_a_request_with_too_large_a_mask_is_refused(client):
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % (served.MOST_JSON + 1)
+        )
+        answer = connection.recv(4096)
+    assert b" 413 " in answer.splitlines()[0]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "", "localhost."])

@@ -4,7 +4,8 @@
 const $ = (selector, root = document) => root.querySelector(selector);
 const NAMES = { upper_body: "a top", lower_body: "trousers or a skirt", dresses: "a dress" };
 const LOOK_EVERY = 150; // ms between two looks at a running job
-const MASK_COLOUR = [122, 46, 82];
+const MASK_COLOUR = [214, 30, 110];
+const MASK_ALPHA = 128; // of painted pixels; half of it decides at the rim of a stroke
 
 const state = { person: null, garment: null, category: "upper_body", job: null, ready: false, most: Infinity };
 
@@ -75,6 +76,7 @@ async function take(kind, blob) {
   state[kind] = null;
   if (kind === "person") forgetMask();
   if (blob.size > state.most) {
+    showStage(own);
     refresh();
     showError(new Refusal(`The picture has ${Math.round(blob.size / 2 ** 20)} MB; ${Math.round(state.most / 2 ** 20)} MB are the most.`, kind));
     return;
@@ -90,22 +92,25 @@ async function take(kind, blob) {
     if (image.src) URL.revokeObjectURL(image.src);
     image.src = URL.createObjectURL(blob);
     await image.decode();
-    $(".stage", own).hidden = false;
-    $(".empty", own).hidden = true;
-    drop.classList.add("full");
     state[kind] = uploaded;
+    showStage(own);
     if (kind === "person") await detect(); else await lookAtGarment();
   } catch (error) {
     showError(error, kind);
-    if (!state[kind]) {
-      $(".stage", own).hidden = true;
-      $(".empty", own).hidden = false;
-      drop.classList.remove("full");
-    }
+    showStage(own);
   } finally {
     drop.classList.remove("busy");
     refresh();
   }
+}
+
+// The picture, or the invitation to bring one.
+function showStage(own) {
+  const has = Boolean(state[own.id]);
+  $(".stage", own).hidden = !has;
+  $(".empty", own).hidden = has;
+  $(".drop", own).classList.toggle("full", has);
+  $(".drop", own).classList.toggle("waits", !has);
 }
 
 async function lookAtGarment() {
@@ -133,6 +138,8 @@ function people() { return $("#largest").checked ? "largest" : "only"; }
 for (const kind of ["person", "garment"]) {
   const own = card(kind);
   const drop = $(".drop", own);
+  drop.classList.add("waits");
+  drop.addEventListener("click", () => { if (drop.matches(".waits")) $(".file", own).click(); });
   $(".file", own).addEventListener("change", (event) => {
     const [file] = event.target.files;
     if (file) take(kind, file);
@@ -182,6 +189,8 @@ async function photograph(kind) {
     });
     $(".stage", own).hidden = true;
     $(".empty", own).hidden = true;
+    $(".drop", own).classList.add("full");
+    $(".drop", own).classList.remove("waits");
     video.hidden = false;
     button.textContent = "Take picture";
     await video.play();
@@ -197,9 +206,7 @@ function stopCamera(own) {
   video.srcObject = null;
   video.hidden = true;
   $(".camera", own).textContent = "Camera";
-  const has = Boolean(state[own.id]);
-  $(".stage", own).hidden = !has;
-  $(".empty", own).hidden = has;
+  showStage(own);
 }
 
 // ---- the mask: what is repainted, changed by brush and eraser ----
@@ -226,7 +233,7 @@ async function useMask(url) {
   const pixels = paint.getImageData(0, 0, canvas.width, canvas.height);
   for (let at = 0; at < pixels.data.length; at += 4) {
     const set = pixels.data[at] >= 128;
-    pixels.data.set(set ? [...MASK_COLOUR, 150] : [0, 0, 0, 0], at);
+    pixels.data.set(set ? [...MASK_COLOUR, MASK_ALPHA] : [0, 0, 0, 0], at);
   }
   paint.putImageData(pixels, 0, 0);
   mask.painted = false;
@@ -263,7 +270,7 @@ function dab(from, to) {
   draw("destination-out");
   if (!erasing()) {
     paint.globalCompositeOperation = "source-over";
-    paint.strokeStyle = `rgba(${MASK_COLOUR.join(",")},${150 / 255})`;
+    paint.strokeStyle = `rgba(${MASK_COLOUR.join(",")},${MASK_ALPHA / 255})`;
     paint.lineWidth = 2 * radius();
     paint.lineCap = "round";
     paint.globalCompositeOperation = "destination-over";
@@ -356,7 +363,7 @@ function maskUrl() {
   copy.height = canvas.height;
   const pixels = paint.getImageData(0, 0, canvas.width, canvas.height);
   for (let at = 0; at < pixels.data.length; at += 4) {
-    const value = pixels.data[at + 3] >= 75 ? 255 : 0;
+    const value = pixels.data[at + 3] >= MASK_ALPHA / 2 ? 255 : 0;
     pixels.data.set([value, value, value, 255], at);
   }
   copy.getContext("2d").putImageData(pixels, 0, 0);
@@ -385,17 +392,22 @@ function offer(categories) {
   const row = $("#categories");
   row.replaceChildren(...categories.map((category, index) => {
     const label = document.createElement("label");
-    label.className = "chip";
+    const text = document.createElement("span");
+    text.textContent = NAMES[category];
     const input = document.createElement("input");
     input.type = "radio";
     input.name = "category";
     input.value = category;
     input.checked = index === 0;
     input.addEventListener("change", () => { state.category = category; redetect(); });
-    label.append(input, ` ${NAMES[category]}`);
+    label.append(input, text);
     return label;
   }));
   state.category = categories[0];
+  $("#kinds").hidden = categories.length < 2;
+  if (categories.length === 1) {
+    $("#garment .hint").textContent = `${sentence(NAMES[categories[0]])} alone, on a plain ground.`;
+  }
 }
 
 // ---- drawing ----
@@ -410,7 +422,7 @@ $("#form").addEventListener("submit", async (event) => {
   event.preventDefault();
   if ($("#go").disabled) return;
   clearErrors("person", "garment", "");
-  $("#pictures").replaceChildren();
+  showPictures([]);
   const asked = {
     person: state.person.picture, garment: state.garment.picture, category: state.category,
     people: people(), mask: mask.painted ? maskUrl() : null, ...settings(),
@@ -459,7 +471,7 @@ async function follow(job, asked) {
 }
 
 function show(seen, asked) {
-  $("#pictures").replaceChildren(...seen.pictures.map((url, index) => {
+  showPictures(seen.pictures.map((url, index) => {
     const seed = (asked.seed ?? 0) + index;
     const figure = document.createElement("figure");
     const image = document.createElement("img");
@@ -470,10 +482,20 @@ function show(seen, asked) {
     link.href = url;
     link.download = `tryon_seed${seed}.png`;
     link.textContent = "Download";
-    caption.append(`Seed ${seed}`, link);
+    const name = document.createElement("span");
+    name.textContent = `Seed ${seed}`;
+    caption.append(name, link);
     figure.append(image, caption);
     return figure;
   }));
+  $("#drawing").textContent = `Drawn in ${seen.seconds.toFixed(1)} seconds.`;
+}
+
+function showPictures(figures) {
+  $("#pictures").replaceChildren(...figures);
+  $("#pictures").classList.toggle("several", figures.length > 1);
+  $("#result .empty").hidden = figures.length > 0;
+  $("#result .drop").classList.toggle("full", figures.length > 0);
 }
 
 // ---- the start: the page is here before the networks are ----
@@ -495,6 +517,7 @@ async function begin() {
       }
       if (about.state === "failed") {
         $("#about").textContent = `The networks could not be loaded: ${about.message}`;
+        $("#about").classList.add("failed");
         break;
       }
     } catch { /* the server is starting, or gone */ }
