@@ -2,13 +2,20 @@
 
 40 rendered people and garments that the parser has not learned from, drawn as plain photographs,
 are prepared and compared with the renderer's own annotation. With --real FOLDER also the test pairs
-of a folder in VITON-HD's layout, compared with its parse maps and joints.
+of a folder in VITON-HD's layout, compared with its parse maps and joints. With --run RUN how long
+`vton tryon` takes in all, and how soon the page of `vton demo` answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +37,7 @@ from vton.photos.person import prepare_person
 
 SEED = 777  # the parser has learned from another one, and from training splits
 PEOPLE = 40
+EXAMPLES = Path(__file__).parents[1] / "data/examples"
 SIZE = (1024, 768)
 SHOWN = {"shoulders": (2, 5), "elbows": (3, 6), "wrists": (4, 7), "hips": (8, 11)}
 
@@ -122,11 +130,45 @@ def measure_garments(networks: Networks) -> None:
     )
 
 
+def measure_commands(run: Path) -> None:
+    """Of one core each, from the start of the process."""
+    one_core = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    vton = [sys.executable, "-m", "vton"]
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [str(EXAMPLES / f"{kind}.jpg") for kind in ("person", "garment")]
+        out = ["--out", f"{folder}/tryon.png", "--run", str(run), "--device", "cpu"]
+        before, started = os.times(), time.perf_counter()
+        subprocess.run([*vton, "tryon", *pictures, *out], env=one_core, check=True)
+        wall, after = time.perf_counter() - started, os.times()
+    computed = sum(after[2:4]) - sum(before[2:4])  # of the child
+    print(f"vton tryon: {wall:.1f} s in all, {computed:.1f} s of them computing")
+    started = time.perf_counter()
+    arguments = [*vton, "demo", "--run", str(run), "--port", "0"]
+    with subprocess.Popen(arguments, env=one_core, stdout=subprocess.PIPE, text=True) as server:
+        address = server.stdout.readline().split()[1]
+        ready = time.perf_counter()
+        with urllib.request.urlopen(address, timeout=60) as page:
+            page.read()
+        answered = time.perf_counter()
+        while "loaded" not in server.stdout.readline():
+            pass
+        loaded = time.perf_counter()
+        server.send_signal(signal.SIGINT)
+    print(
+        f"vton demo: address printed after {ready - started:.1f} s, first page "
+        f"{answered - ready:.2f} s later, networks loaded {loaded - started:.1f} s after the start"
+    )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--real", type=Path, help="a folder in VITON-HD's layout")
     arguments.add_argument("--pose", default="small")
+    arguments.add_argument("--run", type=Path, help="a run, to time the commands with")
     chosen = arguments.parse_args()
+    if chosen.run:
+        measure_commands(chosen.run)
+        return
     torch.set_num_threads(1)
     networks = Networks.named(pose=chosen.pose)
     measure_people("rendered", rendered(), networks)
