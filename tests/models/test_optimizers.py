@@ -1,5 +1,6 @@
 """Muon and AdamW of 8 bits beside AdamW."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -15,7 +16,9 @@ from vton.models.optimizers import (
     adamw_8bit,
     hidden_weights,
     orthogonalised,
+    product_of_steps,
     split_groups,
+    step_by_step,
 )
 
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.999), "weight_decay": 0.1}
@@ -31,6 +34,21 @@ def test_singular_values_come_near_one_and_vectors_stay(shape):
     assert projected[well_conditioned].sub(1).abs().max() < 0.35
     rebuilt = u @ torch.diag_embed(projected) @ v
     torch.testing.assert_close(found, rebuilt, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-6])
+def test_the_product_of_all_steps_is_what_they_do_one_by_one(smallest):
+    """Also for matrices that are nearly singular, as momenta are."""
+    generator = torch.Generator().manual_seed(0)
+    u, values, v = torch.linalg.svd(
+        torch.randn(3, 16, 144, generator=generator), full_matrices=False
+    )
+    spread = values * torch.logspace(0, math.log10(smallest), 16)
+    matrices = (u * spread[:, None]) @ v
+    matrices /= matrices.norm(dim=(1, 2), keepdim=True)
+    exact = step_by_step(matrices.double())
+    at_once = product_of_steps(matrices @ matrices.mT) @ matrices
+    torch.testing.assert_close(at_once.double(), exact, atol=2e-3, rtol=0)
 
 
 def network() -> nn.Module:

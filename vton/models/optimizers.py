@@ -136,17 +136,43 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) with their singular values brought near 1 by Newton-Schulz steps."""
+    """(N, rows, columns) with their singular values brought near 1 by Newton-Schulz steps.
+
+        X <- P X,    P = a I + b G + c G G,    G = X X'
+
+    Every P is a polynomial of the first G, so they commute, and G itself goes on as P G P. Wide
+    matrices multiply the P of all steps first: two products with X instead of ten.
+    """
     dtype = torch.bfloat16 if matrices.is_cuda else torch.float32
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    # bfloat16 would lose small singular values in G.
+    wide = x.shape[2] >= 2 * x.shape[1] and dtype == torch.float32
+    x = product_of_steps(x @ x.mT) @ x if wide else step_by_step(x)
+    if tall:
+        x = x.mT
+    return x.to(matrices.dtype)
+
+
+def step_by_step(x: Tensor) -> Tensor:
+    """Newton-Schulz steps of (N, rows, columns)."""
     a, b, c = QUINTIC
     for _ in range(QUINTIC_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, b * gram + c * gram @ gram, x, beta=a)
-    if tall:
-        x = x.mT
-    return x.to(matrices.dtype)
+    return x
+
+
+def product_of_steps(gram: Tensor) -> Tensor:
+    """The matrix (N, rows, rows) that does all Newton-Schulz steps at once, from G of the first."""
+    a, b, c = QUINTIC
+    product = None
+    for _ in range(QUINTIC_STEPS):
+        factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    return product
