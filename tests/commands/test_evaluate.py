@@ -51,8 +51,9 @@ def refusal(capsys, *arguments: str) -> str:
 
 
 def test_eval_writes_every_row_with_its_provenance(run, capsys):
-    assert command("eval", "--run", str(run), *FEW) == 0
-    printed = capsys.readouterr().out
+    changed = ("eval.shuffled_pairs=2", "sampler.steps=3")
+    assert command("eval", "--run", str(run), *changed, *FEW) == 0
+    printed = " ".join(capsys.readouterr().out.split())
     rows = read_results(run / "results.json")
     models = (
         "gardiff",
@@ -64,13 +65,13 @@ def test_eval_writes_every_row_with_its_provenance(run, capsys):
     expected = itertools.product(models, ("paired", "unpaired"), ("image", "garment"))
     assert {(row.model, row.order, row.region) for row in rows} == set(expected)
     for row in rows:
-        assert row.n == 4
+        assert row.n == (2 if row.model == "gardiff[shuffled]" else 4)
         assert set(row.metrics) == {"ssim", "psnr", "lpips_random"}
     facts = rows[0].provenance
     assert facts["mask"].startswith("folder:") and facts["warp"] == "geometric"
-    assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 2
-    assert "lpips_random" in printed
-    assert "must not stand beside published numbers" in " ".join(printed.split())
+    assert len(facts["checkpoint_sha256"]) == 64 and facts["commit"] and facts["steps"] == 3
+    assert "lpips_random" in printed and "must not stand beside published numbers" in printed
+    assert "gardiff[shuffled] (paired) covers 2 of the 4 pairs" in printed
     for order in ("paired", "unpaired"):
         assert len(list((run / "predictions" / order).glob("*.png"))) == 4
         assert Image.open(run / f"pictures_{order}.png").width > 300

@@ -141,3 +141,14 @@ def details(**metrics):
 def test_rows_measured_differently_do_not_share_a_table(changes, word, make):
     with pytest.raises(UserError, match=rf"gardiff and idm_vton .*cannot share a table.*{word}"):
         make([row("gardiff"), row("idm_vton", **changes)])
+
+
+def test_a_control_of_fewer_pairs_shares_the_table_and_says_so():
+    fewer = {"n": 3, "provenance": details() | {"pairs_sha256": "q"}}
+    rows = [row("gardiff"), row("gardiff[shuffled]", **fewer), row("baseline/mean_colour")]
+    text = printed(rows, 80)
+    assert "gardiff[shuffled]" in text
+    note = "gardiff[shuffled] (paired) covers 3 of the 8 pairs, so its FID and KID do not compare"
+    assert note in " ".join(text.split())
+    with pytest.raises(UserError, match=r"cannot share a table, other pairs"):
+        table_markdown([*rows, row("idm_vton[shuffled]")])

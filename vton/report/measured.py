@@ -175,9 +175,14 @@ def _kind(row: Row) -> str:
 
 
 def _pairs(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
-    """Order, category and the beginning of the digest of every pair list, each once."""
+    """Order, category and the beginning of the digest of every pair list, each once.
+
+    Those of controls don't count: they may be a part of the others.
+    """
     lists = set()
     for row in rows:
+        if is_control(row):
+            continue
         digest = row.provenance.get("pairs_sha256", "")[:6]
         lists.add((row.order, row.category, digest))
     return sorted(lists)

@@ -127,7 +127,10 @@ def grouped(rows: Sequence[Row]) -> dict[GroupKey, list[Row]]:
     for key in sorted(groups, key=_place):
         group = groups[key]
         order, region, category = key
-        _require_same(group, _pairs, "other pairs")
+        controls = [row for row in group if is_control(row)]
+        competing = [row for row in group if not is_control(row)]
+        for alike in (competing, controls):  # controls may take fewer pairs: eval.shuffled_pairs
+            _require_same(alike, _pairs, "other pairs")
         everything = groups.get((order, region, "all"), [])
         if category == "all" or [row.n for row in group] != [row.n for row in everything]:
             kept[key] = sorted(group, key=_kind)
@@ -169,6 +172,7 @@ def metric_notes(rows: Sequence[Row], intervals: bool = False) -> str:
     intervals: whether they are shown and want a note, too
     """
     notes = [*_random_notes(rows), *_absent_notes(rows), *_partial_notes(rows)]
+    notes += _control_notes(rows)
     if intervals:
         notes.append(_interval_note(rows))
     return " ".join(notes)
@@ -325,6 +329,23 @@ def _interval_note(rows: Sequence[Row]) -> str:
             "Evaluate again."
         )
     return " ".join(notes)
+
+
+def _control_notes(rows: Sequence[Row]) -> list[str]:
+    """Which controls cover fewer pairs than their models, a note for each order."""
+    whole = {}
+    for row in rows:
+        if row.category == "all" and not is_control(row):
+            whole[row.order] = row.n
+    notes = {}
+    for row in rows:
+        n = whole.get(row.order, row.n)
+        if row.category == "all" and is_control(row) and row.n != n:
+            notes[
+                f"{row.model} ({row.order}) covers {row.n} of the {n} pairs, so its FID and KID do "
+                "not compare with the other rows'."
+            ] = None
+    return list(notes)
 
 
 def _absent_notes(rows: Sequence[Row]) -> list[str]:
