@@ -129,7 +129,7 @@ class Workload:
         module = with_random_weights(config, device)
         if "train" not in phases:  # as evaluation does it; beside training, weights stay float32
             module.compute_in(config.train.precision)
-        module.compile_if_asked()
+        module.make_fast(device)
         return cls(
             config=config,
             device=device,

@@ -175,8 +175,13 @@ class Extractors:
         cudnn = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), cudnn:
-            yield
+        products = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), cudnn:
+                yield
+        finally:
+            torch.set_float32_matmul_precision(products)
 
     def lpips_features(self, pictures: Tensor) -> list[Tensor]:
         """LPIPS' layers of pictures (B, 3, H, W)."""

@@ -68,6 +68,7 @@ from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
 from vton.models.lora import add_lora, is_lora
 from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
+from vton.models.placement import suit_device
 from vton.models.precision import DTYPES, cast, codec_precision, stored, take_own_dtype
 from vton.models.sharding import shard_module
 
@@ -242,13 +243,15 @@ class TrainedModule(LightningModule):
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, self.BLOCKS)]
 
-    def compile_if_asked(self) -> None:
-        """Have the blocks of all networks compiled, where trainer.compile says so."""
-        if self.config.trainer.compile:
+    def make_fast(self, device: torch.device) -> None:
+        """Prepare all networks for the device that they will compute on."""
+        trainer = self.config.trainer
+        suit_device(self, device, trainer.deterministic)
+        if trainer.compile:
             compile_blocks((self, *self.frozen.values()), self.COMPILED, self.ATTENTIONS)
 
     def configure_model(self) -> None:
-        self.compile_if_asked()
+        self.make_fast(self.trainer.strategy.root_device)
         if self._device_mesh is not None:  # FSDP2's; every other strategy has none
             forwards = ("training_step", "generate", "as_forward")
             mesh = self._device_mesh["data_parallel"]

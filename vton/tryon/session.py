@@ -107,7 +107,7 @@ class TryOn:
         self.warps: list[RunWarp | None] = []
         for part in self.stages:
             module = load_module(part.run, part.config, "weights")
-            module.compile_if_asked()
+            module.make_fast(self.device)
             self.modules.append(module.to(self.device))
             data = part.config.data
             learned = data.warp_source == "learned"
