@@ -61,6 +61,11 @@ def own_device(accelerator: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def is_behind(device: torch.device) -> bool:
+    """Whether work on the device is queued, so that looking at a result means waiting for it."""
+    return device.type != "cpu"
+
+
 def from_every_process(value: T) -> list[T]:
     """The values of all processes by rank, on each of them. Every process must call it."""
     _, world = process_share()

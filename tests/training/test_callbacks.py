@@ -10,10 +10,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
 from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
+from vton.runs.folder import RunFolder
 from vton.training import telemetry
+from vton.training.checkpoint import Checkpoints
 from vton.training.console import Console
-from vton.training.finite import FiniteNumbers
+from vton.training.finite import FiniteNumbers, TrainingError
 from vton.training.held_out import HeldOut, HeldOutPairs
+from vton.training.strategies import BFloat16, Full
 from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
 
@@ -183,7 +186,7 @@ def test_only_a_gradient_has_a_norm(gradient):
     module.weight.grad = None if gradient is None else torch.full((1, 1), gradient)
     finite = FiniteNumbers("stop", log_every=1)
     finite.on_before_backward(found, module, torch.tensor(1.0))
-    finite.on_before_optimizer_step(found, module, None)
+    finite.on_before_optimizer_step(found, module, torch.optim.SGD(module.parameters()))
     assert found.logger.scalars == ({} if gradient is None else {1: {"train/grad_norm": gradient}})
 
 
@@ -221,3 +224,88 @@ def test_held_out_pictures_are_drawn_as_predictions_are(plugin, at_once):
     }
     for name, values in expected.items():
         assert look.scores[f"val/paired/{name}"] == pytest.approx(values.mean().item(), rel=1e-6)
+
+
+class Steps:
+    """A trainer, module and optimizer whose steps cost what they are told to."""
+
+    def __init__(self, finite: FiniteNumbers):
+        self.finite = finite
+        self.module = torch.nn.Linear(1, 1, bias=False)
+        self.optimizer = torch.optim.SGD(self.module.parameters())
+        self.trainer = trainer(max_steps=100)
+
+    def take(self, loss: float, gradient: float = 1.0) -> None:
+        self.module.current_pairs = [f"pair{self.trainer.global_step + 1}"]
+        self.module.last_losses = {"diffusion": torch.tensor([loss])}
+        self.module.weight.grad = torch.full((1, 1), gradient)
+        self.finite.on_before_backward(self.trainer, self.module, torch.tensor(loss))
+        self.finite.on_before_optimizer_step(self.trainer, self.module, self.optimizer)
+        self.trainer.global_step += 1
+
+
+@pytest.fixture
+def queued(monkeypatch):
+    """Devices are CUDA's in that a look at them waits."""
+    monkeypatch.setattr("vton.training.finite.is_behind", lambda device: True)
+
+
+@pytest.mark.parametrize("bad", [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_where_looking_waits_a_bad_step_is_named_when_steps_are_logged(bad, queued):
+    steps = Steps(FiniteNumbers("stop", log_every=4))
+    for numbers in ((1.0, 1.0), bad, (1.0, 1.0)):
+        steps.take(*numbers)
+    with pytest.raises(TrainingError, match="at step 2, samples pair2"):
+        steps.take(1.0)
+
+
+def test_where_looking_waits_it_is_named_before_weights_are_saved(queued, tmp_path):
+    steps = Steps(FiniteNumbers("stop", log_every=50))
+    steps.take(1.0)
+    steps.take(float("nan"))
+    steps.take(1.0)
+    checkpoints = Checkpoints(RunFolder(tmp_path), 3, None, finite=steps.finite)
+    with pytest.raises(TrainingError, match="Loss is nan at step 2, samples pair2"):
+        checkpoints.save_last(steps.trainer, steps.module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_looking_waits_skipping_looks_at_every_step(queued, capsys):
+    steps = Steps(FiniteNumbers("skip", log_every=50))
+    steps.take(float("nan"))
+    assert steps.module.weight.grad is None
+    assert "Loss is nan at step 1, samples pair1. Step skipped" in capsys.readouterr().out
+    steps.take(1.0)
+    assert steps.module.weight.grad is not None and steps.finite.skipped_in_a_row == 0
+
+
+def test_cpus_look_at_every_step():
+    steps = Steps(FiniteNumbers("stop", log_every=50))
+    with pytest.raises(TrainingError, match="at step 1"):
+        steps.take(float("nan"))
+
+
+@pytest.mark.parametrize("plugin", [Full(), BFloat16("cpu")])
+def test_the_norm_that_is_checked_is_the_one_that_clips(plugin, monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters())
+    finite, found = FiniteNumbers("stop", log_every=1), trainer(precision_plugin=plugin)
+    model.current_pairs, model.last_losses = ["a__b"], {}
+    loss = model(torch.randn(5, 3)).pow(2).sum()
+    loss.backward()
+    finite.on_before_backward(found, model, loss)
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    torch.nn.utils.clip_grad_norm_(parameters := copies(model, expected), 0.1)
+    finite.on_before_optimizer_step(found, model, optimizer)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", None)  # not a second time
+    plugin.clip_gradients(optimizer, 0.1)
+    for ours, theirs in zip(model.parameters(), parameters, strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def copies(model, gradients) -> list[torch.nn.Parameter]:
+    parameters = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return parameters

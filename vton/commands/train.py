@@ -155,6 +155,7 @@ def callbacks(
         train.checkpoint_every,
         ema,
         held_out,
+        finite,
         global_batch=global_batch,
         keep_last=train.keep_last,
         keep_best=train.keep_best,

@@ -16,7 +16,7 @@ from vton.files import replacing
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 from vton.training.ema import EMA, local
-from vton.training.finite import TrainingError
+from vton.training.finite import FiniteNumbers, TrainingError
 from vton.training.held_out import HeldOut
 from vton.training.telemetry import ends_step
 from vton.weights.pretrained import read_checkpoint
@@ -54,12 +54,14 @@ class Checkpoints(Callback):
         every: int,
         ema: EMA | None,
         held_out: HeldOut | None = None,
+        finite: FiniteNumbers | None = None,
         *,
         global_batch: int = 0,
         keep_last: int = 1,
         keep_best: int = 1,
     ):
         self.run, self.every, self.ema, self.held_out = run, every, ema, held_out
+        self.finite = finite
         self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
         self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
@@ -117,10 +119,11 @@ class Checkpoints(Callback):
                 old.unlink()
 
     def save(self, trainer, module, path: Path) -> None:
-        finite = all(
-            local(p.detach()).isfinite().all() for p in module.parameters() if p.requires_grad
-        )
-        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+        if self.finite:
+            self.finite.require_finite(trainer)
+        weights = [local(p.detach()) for p in module.parameters() if p.requires_grad]
+        finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
+        if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             raise TrainingError(
                 f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is "
                 "from before; try a lower train.lr or train.precision=fp32."

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vton.errors import UserError
-from vton.processes import from_every_process
+from vton.processes import from_every_process, is_behind
 
 
 class TrainingError(UserError):
@@ -26,23 +26,43 @@ class BatchLoss(NamedTuple):
     loss: Tensor  # ()
 
 
+class StepNumbers(NamedTuple):
+    """What one process computed in an optimizer step."""
+
+    step: int
+    batches: list[BatchLoss]
+    norm: Tensor | None  # () of all gradients; None where there are none, or they may overflow
+
+    def are_finite(self) -> Tensor:
+        """() bool, on the device."""
+        numbers = [batch.loss for batch in self.batches]
+        if self.norm is not None:
+            numbers.append(self.norm)
+        return torch.stack([number.float() for number in numbers]).isfinite().all()
+
+
 class NonFiniteStep(NamedTuple):
     """What one process saw of a step that is not finite."""
 
     loss: float | None  # the first loss that is not finite
     non_finite_pairs: list[str]
     pairs: list[str]  # all of the step
+    norm: float | None
 
 
 class FiniteNumbers(Callback):
-    """A loss or gradient that is not finite stops the run, or skips the step, before it reaches the
-    weights.
+    """A loss or gradient that is not finite stops the run, or skips the step.
 
-    Processes decide together, once per optimizer step. The message names the step and the samples
-    whose own loss is not finite, or all of the step where the loss has no parts. Under fp16 a
-    gradient may overflow: its scaler skips such steps and lowers the scale, so only the loss is
-    checked. DeepSpeed keeps gradients to itself: there too only the loss is checked. Otherwise the
-    norm of the gradient before clipping is checked and logged.
+    Processes decide together. The message names the step and the samples whose own loss is not
+    finite, or all of the step where the loss has no parts. Under fp16 a gradient may overflow: its
+    scaler skips such steps and lowers the scale, so only the loss is checked. DeepSpeed keeps
+    gradients to itself: there too only the loss is checked. Otherwise the norm of the gradient
+    before clipping is checked and logged; clipping uses the same one.
+
+    On CPUs every step is looked at before it reaches the weights, and on other devices too where
+    steps are skipped. A run that stops looks at its numbers there every `log_every` steps, at the
+    end, and before weights are saved, since every look waits for the device: what lies between is
+    lost with the run anyway.
     """
 
     PATIENCE = 10  # skipped steps in a row that stop a run all the same: its weights are lost
@@ -54,6 +74,7 @@ class FiniteNumbers(Callback):
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.batches: list[BatchLoss] = []  # of the current step
+        self.steps: list[StepNumbers] = []  # that nobody has looked at
 
     def on_before_backward(self, trainer, module, loss) -> None:
         loss = loss.detach()
@@ -61,23 +82,44 @@ class FiniteNumbers(Callback):
         self.batches.append(BatchLoss(module.current_pairs, each, loss))
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        norm = gradient_norm(module)
-        losses = torch.stack([batch.loss for batch in self.batches])
-        finite = bool(torch.isfinite(losses).all())
-        if norm is not None and not self.scaled:
-            finite = finite and math.isfinite(norm)
         step = trainer.global_step + 1
-        if trainer.strategy.reduce_boolean_decision(finite, all=True):
+        norm = trainer.precision_plugin.gradient_norm = gradient_norm(module, optimizer)
+        self.steps.append(StepNumbers(step, self.batches, None if self.scaled else whole(norm)))
+        self.batches = []
+        logs = step % self.log_every == 0
+        at_once = self.policy == "skip" or not is_behind(trainer.strategy.root_device)
+        if at_once or logs or step == trainer.max_steps:
+            bad = self.first_bad_step(trainer)
+            if bad is not None:
+                self.stop_or_skip(trainer, optimizer, bad)
+                return
             self.skipped_in_a_row = 0
-            if step % self.log_every == 0 and norm is not None:
-                trainer.logger.log_metrics({"train/grad_norm": norm}, step=step)
-        else:
-            self.stop_or_skip(trainer, optimizer, step, norm)
-        self.batches.clear()
+            if logs and norm is not None:
+                trainer.logger.log_metrics({"train/grad_norm": whole(norm).item()}, step=step)
 
-    def stop_or_skip(self, trainer, optimizer, step: int, norm: float | None) -> None:
+    def require_finite(self, trainer) -> None:
+        """Raise TrainingError if a step since the last look was not finite."""
+        bad = self.first_bad_step(trainer)
+        if bad is not None:
+            self.stop_or_skip(trainer, None, bad)
+
+    def first_bad_step(self, trainer) -> StepNumbers | None:
+        """The earliest step, since the last look, whose numbers are not finite on some process.
+
+        Every process must ask.
+        """
+        steps, self.steps = self.steps, []
+        if not steps:
+            return None
+        finite = torch.stack([step.are_finite() for step in steps])
+        if trainer.strategy.reduce_boolean_decision(bool(finite.all()), all=True):
+            return None
+        places = from_every_process(finite.tolist())
+        return steps[min(own.index(False) for own in places if False in own)]
+
+    def stop_or_skip(self, trainer, optimizer, bad: StepNumbers) -> None:
         """Raise TrainingError, or drop the gradients of this step."""
-        message = self.describe(step, norm)
+        message = describe(bad)
         if self.policy == "stop":
             raise TrainingError(
                 f"{message} The last checkpoint is from before; try a lower train.lr or "
@@ -93,37 +135,7 @@ class FiniteNumbers(Callback):
         optimizer.zero_grad(set_to_none=True)  # AdamW then touches neither weights nor moments
         if trainer.is_global_zero:
             print(f"{message} Step skipped; {self.skipped} so far in this run.")
-            trainer.logger.log_metrics({"train/skipped_steps": self.skipped}, step=step)
-
-    def describe(self, step: int, norm: float | None) -> str:
-        """One line on what is not finite, from what all processes saw."""
-        problems: list[NonFiniteStep] = from_every_process(self.own_problem())
-        losses = [problem.loss for problem in problems if problem.loss is not None]
-        pairs = []
-        for problem in problems:
-            pairs += problem.non_finite_pairs
-        if not pairs:
-            for problem in problems:
-                pairs += problem.pairs
-        what = f"Loss is {losses[0]}" if losses else f"Gradient norm is {norm}"
-        shown = ", ".join(pairs[:16])
-        if len(pairs) > 16:
-            shown += ", ..."
-        return f"{what} at step {step}, samples {shown}."
-
-    def own_problem(self) -> NonFiniteStep:
-        problem = NonFiniteStep(None, [], [])
-        for batch in self.batches:
-            loss = batch.loss.item()
-            if problem.loss is None and not math.isfinite(loss):
-                problem = problem._replace(loss=loss)
-            problem.pairs.extend(batch.pairs)
-            if batch.each.ndim:
-                finite = batch.each.isfinite().tolist()
-                for pair, is_finite in zip(batch.pairs, finite, strict=True):
-                    if not is_finite:
-                        problem.non_finite_pairs.append(pair)
-        return problem
+            trainer.logger.log_metrics({"train/skipped_steps": self.skipped}, step=bad.step)
 
     def state_dict(self) -> dict:
         return {"skipped": self.skipped}
@@ -132,12 +144,49 @@ class FiniteNumbers(Callback):
         self.skipped = state["skipped"]
 
 
-def gradient_norm(module) -> float | None:
-    """Norm of all gradients together, over all shards; None where no parameter has one."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if not gradients:
+def describe(bad: StepNumbers) -> str:
+    """One line on what is not finite, from what all processes saw."""
+    problems: list[NonFiniteStep] = from_every_process(own_problem(bad))
+    losses = [problem.loss for problem in problems if problem.loss is not None]
+    pairs = []
+    for problem in problems:
+        pairs += problem.non_finite_pairs
+    if not pairs:
+        for problem in problems:
+            pairs += problem.pairs
+    what = f"Loss is {losses[0]}" if losses else f"Gradient norm is {problems[0].norm}"
+    shown = ", ".join(pairs[:16])
+    if len(pairs) > 16:
+        shown += ", ..."
+    return f"{what} at step {bad.step}, samples {shown}."
+
+
+def own_problem(bad: StepNumbers) -> NonFiniteStep:
+    problem = NonFiniteStep(None, [], [], None if bad.norm is None else bad.norm.item())
+    for batch in bad.batches:
+        loss = batch.loss.item()
+        if problem.loss is None and not math.isfinite(loss):
+            problem = problem._replace(loss=loss)
+        problem.pairs.extend(batch.pairs)
+        if batch.each.ndim:
+            finite = batch.each.isfinite().tolist()
+            for pair, is_finite in zip(batch.pairs, finite, strict=True):
+                if not is_finite:
+                    problem.non_finite_pairs.append(pair)
+    return problem
+
+
+def gradient_norm(module, optimizer) -> Tensor | None:
+    """Norm of all gradients together, (), in pieces where they are; None where no parameter has
+    one. It counts in the optimizer's order, as clipping does.
+    """
+    if all(parameter.grad is None for parameter in module.parameters()):
         return None
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    return norm.item()
+    gradients = []
+    for group in optimizer.param_groups:
+        gradients += [p.grad for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def whole(norm: Tensor | None) -> Tensor | None:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.nn.utils import clip_grads_with_norm_
 
 from vton.config import ConfigError, TrainerConfig
 from vton.processes import own_device
@@ -41,7 +43,7 @@ def precision_plugin(trainer: TrainerConfig, wanted: str) -> Precision:
     if trainer.strategy == "deepspeed":
         return deepspeed_precision(wanted)
     if wanted == "fp32":
-        return Precision()
+        return Full()
     device = own_device(trainer.accelerator).type
     return Float16(device) if wanted == "fp16" else BFloat16(device)
 
@@ -55,14 +57,31 @@ def deepspeed_precision(wanted: str) -> Precision:
     return DeepSpeedAutocast()
 
 
-class Float16(MixedPrecision):
+class ClipsOnce:
+    """Clips gradients by their norm, which is not computed again where FiniteNumbers says it."""
+
+    gradient_norm: Tensor | None = None  # of the step under way
+
+    def clip_grad_by_norm(self, optimizer, clip_val) -> None:
+        norm, self.gradient_norm = self.gradient_norm, None
+        if norm is None:
+            super().clip_grad_by_norm(optimizer, clip_val)
+        else:
+            clip_grads_with_norm_(list(self.main_params(optimizer)), clip_val, norm)
+
+
+class Full(ClipsOnce, Precision):
+    """float32."""
+
+
+class Float16(ClipsOnce, MixedPrecision):
     """float16, with a scaled loss."""
 
     def __init__(self, device: str):
         super().__init__("16-mixed", device)
 
 
-class BFloat16(MixedPrecision):
+class BFloat16(ClipsOnce, MixedPrecision):
     """bfloat16, which scales nothing, so fused optimizers can have their gradients clipped.
 
     Lightning refuses that for every mixed precision, because under float16 a fused optimizer scales

@@ -105,6 +105,7 @@ class Telemetry(Callback):
 
     def reset(self) -> None:
         self.means: dict[str, Mean] = {}
+        self.unread: list[dict[str, Tensor]] = []  # losses of each batch, on the device
         self.batches = 0
         self.computed_seconds = 0.0
         self.data_wait.seconds = 0.0
@@ -121,22 +122,33 @@ class Telemetry(Callback):
         self.batch_began = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.add("loss", outputs["loss"] * trainer.accumulate_grad_batches)  # waits for the device
+        logs = ends_step(trainer, batch_idx) and trainer.global_step % self.log_every == 0
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self.unread.append({"loss": loss, **module.last_losses})
+        if logs:
+            self.read(module)  # waits for the device, whose time is part of these steps'
         self.computed_seconds += time.perf_counter() - self.batch_began
         self.batches += 1
-        for name, values in module.last_losses.items():
-            if name not in ("t", "diffusion"):
-                self.add(f"loss_{name}", values)
-        if "t" in module.last_losses:  # not for what learns without timesteps
-            self.add_by_timestep(module)
-        if ends_step(trainer, batch_idx) and trainer.global_step % self.log_every == 0:
+        if logs:
             trainer.logger.log_metrics(self.scalars(trainer), step=trainer.global_step)
             self.reset()
 
-    def add_by_timestep(self, module) -> None:
+    def read(self, module) -> None:
+        """Count in the losses that are still on the device, brought here in one piece."""
+        values = [tensor for losses in self.unread for tensor in losses.values()]
+        together = torch.cat([tensor.float().flatten() for tensor in values]).cpu()
+        parts = iter(together.split([tensor.numel() for tensor in values]))
+        for losses in self.unread:
+            here = {name: next(parts) for name in losses}
+            for name, numbers in here.items():
+                if name not in ("t", "diffusion"):
+                    self.add(name if name == "loss" else f"loss_{name}", numbers)
+            if "t" in here:  # not for what learns without timesteps
+                self.add_by_timestep(module, here["t"], here["diffusion"])
+        self.unread.clear()
+
+    def add_by_timestep(self, module, t: Tensor, losses: Tensor) -> None:
         """The loss in each quarter of the timesteps."""
-        t = module.last_losses["t"].cpu()
-        losses = module.last_losses["diffusion"].float().cpu()
         quarter = module.config.objective.train_timesteps / 4
         for index in range(4):
             low, high = index * quarter, (index + 1) * quarter
