@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands.test_compare import COST
 from tests.running import ROOT, SMALL, command, make_dry
 from vton import cli
 from vton.config import load
@@ -193,7 +194,8 @@ def workspace(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", RUN_PAGES)
-def test_commands_run(page, workspace):
+def test_commands_run(page, workspace, monkeypatch):
+    monkeypatch.setattr("vton.cost.counting.cost", lambda config: COST)  # counted in tests/cost
     for block in blocks(page):
         if block.language != "bash" or block.reason:
             continue

@@ -116,7 +116,9 @@ def test_shared_weights_count_once():
 
 @pytest.mark.parametrize("model", registry.names())
 def test_guidance_doubles_the_step_and_nothing_else(model):
-    guided = describe(load(f"model={model}", "preset=tiny", "sampler.guidance=2"))["memory"]
+    described = describe(load(f"model={model}", "preset=tiny", "sampler.guidance=2"))
+    assert described["trained"] > 0 and described["flops"]["denoise"] > 0
+    guided = described["memory"]
     single = describe(load(f"model={model}", "preset=tiny", "sampler.guidance=1"))["memory"]
     assert (guided["rows"], single["rows"], guided["dtype"]) == (2, 1, "fp32")
     assert guided["decode"] == single["decode"] and guided["weights"] == single["weights"]

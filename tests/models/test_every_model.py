@@ -224,7 +224,7 @@ def test_it_overfits_four_pairs(model):
     module = tiny_module(model, "train.lr=2e-3", "train.warmup_steps=1", "train.schedule=constant")
     optimizer = module.configure_optimizers()["optimizer"]
     batch, losses = random_batch(4), []
-    for step in range(100):
+    for step in range(60):
         batch.position = [4 * step + i for i in range(4)]
         loss = module.training_step(batch, step)
         optimizer.zero_grad()
@@ -234,9 +234,9 @@ def test_it_overfits_four_pairs(model):
     assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("preset", ["tiny", "paper"])
-def test_info_counts_without_allocating(model, preset):
-    rows = describe(load(f"model={model}", f"preset={preset}"))
+def test_info_counts_without_allocating(model):
+    """At full size; tests/cost counts the tiny presets."""
+    rows = describe(load(f"model={model}", "preset=paper"))
     assert sum(row["trained"] for row in rows["networks"]) > 0
     assert rows["flops"]["denoise"] > 0
     assert torch.zeros(1).device.type == "cpu"  # the meta device is left when info is done
