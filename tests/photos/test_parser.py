@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,35 +8,16 @@ from PIL import Image
 from tests.photos import people
 from vton.data import densepose, labels, pose
 from vton.data.sample import JOINTS
+from vton.data.synthetic.writing import RENDERER_VERSION
 from vton.errors import UserError
 from vton.photos.parser import network as networks
+from vton.photos.parser import training as trainings
+from vton.photos.parser import varied as variations
 from vton.photos.parser.network import HEIGHT, SHIPPED, WIDTH, SmallParser, facts, load, read, save
 from vton.photos.parser.rendered import KINDS, Rendered, joints_of
-from vton.photos.parser.training import Plan, collate, train
-from vton.photos.parser.varied import Examples, heat, varied
+from vton.photos.parser.training import Plan, Training, collate, digest_of, train
+from vton.photos.parser.varied import CLOTH, Draws, Examples, heat, varied
 from vton.photos.small import one_garment_each
-
-TINY = Plan(seed=3, pictures=6, steps=2, batch=3)
-
-
-def test_the_shipped_file_is_small_and_says_how_it_was_trained():
-    assert SHIPPED.stat().st_size < 2_000_000
-    told = facts()
-    plan = dataclasses.asdict(Plan())
-    assert {key: told[key] for key in plan} == plan  # the command would train the same again
-    assert told["renderer"] and told["torch"]
-
-
-def test_training_depends_on_its_plan_alone(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        digests = {train(tmp_path / name, TINY) for name in "ab"}
-        other = train(tmp_path / "c", dataclasses.replace(TINY, seed=4))
-    finally:
-        torch.set_num_threads(threads)
-    assert len(digests) == 1 and other not in digests
-    assert load(tmp_path / "a").training is False
 
 
 def test_a_file_gives_the_network_back(tmp_path):
@@ -138,6 +119,38 @@ def test_annotations_move_with_their_pixels():
     assert moved.picture.min() >= 0 and moved.picture.max() <= 1
 
 
+def test_a_top_that_ends_elsewhere_ends_there_in_picture_and_labels(monkeypatch):
+    """Trunk and legs are cut at a line, sleeves and skin stay what they are."""
+    monkeypatch.setattr(variations, "NEW_HEM", 1.0)
+    data = Rendered(1, 60, (HEIGHT, WIDTH))
+    examples = [data.example(index) for index in range(60)]
+    # Of one person, whose trunk is in the picture.
+    trunk = [pose.NECK, pose.RIGHT_HIP, pose.LEFT_HIP]
+    examples = [
+        example
+        for example in examples
+        if len(example.joints) == 1 and example.joints[0, trunk, 2].all()
+    ]
+    batch = collate(examples)
+    draw = Draws(torch.Generator().manual_seed(0), len(examples))
+    moved = variations._new_hem(batch, draw)
+    cloth = torch.tensor(CLOTH)
+    assert torch.equal(torch.isin(moved.parse, cloth), torch.isin(batch.parse, cloth))
+    assert not (moved.parse == labels.DRESS).any()
+    bare = ~torch.isin(batch.parse, cloth)
+    assert torch.equal(moved.parse[bare], batch.parse[bare])
+    assert torch.equal(moved.picture.mul(bare[:, None]), batch.picture.mul(bare[:, None]))
+    ends = []
+    for row, example in enumerate(examples):
+        neck, hips = example.joints[0, pose.NECK, 1], example.joints[0, trunk[1:], 1].mean()
+        column = round(float(example.joints[0, pose.NECK, 0]) * WIDTH)
+        below = torch.isin(moved.parse[row, :, column], torch.tensor([labels.PANTS, labels.SKIRT]))
+        if below.any():
+            ends.append((below.nonzero()[0].item() / HEIGHT - neck) / (hips - neck))
+    assert len(ends) > 20 and min(ends) < 0.75 and max(ends) > 1.25
+    assert len(np.unique(np.round(ends, 2))) > 15
+
+
 def test_heat_has_one_peak_a_person_and_says_what_is_absent():
     joints = torch.zeros(1, 2, JOINTS, 3)
     joints[0, 0, 0] = torch.tensor([0.25, 0.5, 1])
@@ -154,6 +167,68 @@ def test_pictures_of_one_and_two_people_make_a_batch():
     data = Rendered(1, 40, (32, 24))
     batch = collate([data.example(index) for index in range(40)])
     assert batch.joints.shape[1] == 2 and batch.parts.max() < densepose.COUNT
+
+
+# ---- the training ----
+
+SHORT = Plan(seed=3, pictures=24, steps=5, batch=4)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_training_that_was_stopped_writes_the_same_bytes(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(trainings, "SAVED_EVERY", 2)
+    whole = train(tmp_path / "whole", SHORT)
+    assert load(tmp_path / "whole").training is False
+    real = Training.advance
+    steps = []
+
+    def advance(self):
+        if self.step == 3 and len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        real(self)
+
+    monkeypatch.setattr(Training, "advance", advance)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parser", SHORT)
+    assert (tmp_path / "parser.state").exists() and not (tmp_path / "parser").exists()
+    assert train(tmp_path / "parser", SHORT) == whole
+    assert steps == [0, 1, 2, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parser", "whole"]
+    assert train(tmp_path / "other", replace(SHORT, seed=4)) != whole
+
+
+def test_a_state_of_another_plan_is_not_continued(tmp_path):
+    data = Rendered(3, 8, (HEIGHT, WIDTH))
+    examples = [data.example(index) for index in range(8)]
+    begun = Training(SHORT, examples)
+    begun.advance()
+    begun.save_state(tmp_path / "state")
+    same, other = Training(SHORT, examples), Training(replace(SHORT, seed=4), examples)
+    same.resume(tmp_path / "state")
+    other.resume(tmp_path / "state")
+    assert (same.step, other.step) == (1, 0)
+
+
+def test_the_shipped_file_is_small_and_says_how_it_was_trained():
+    """The command would train the same again: from the same pictures on every machine, to the same
+    bytes on a processor and with a torch like those it names.
+    """
+    assert SHIPPED.stat().st_size < 2_000_000
+    told = facts()
+    plan = Plan()
+    assert {key: told[key] for key in asdict(plan)} == asdict(plan)
+    assert told["renderer"] == RENDERER_VERSION and told["torch"] and told["processor"]
+    data = Rendered(plan.seed, plan.pictures, (HEIGHT, WIDTH))
+    first = [data.example(index) for index in range(trainings.COMPARED)]
+    assert told["examples"] == digest_of(first)
 
 
 def _maps(**shares):

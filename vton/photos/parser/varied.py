@@ -1,4 +1,4 @@
-"""Variations of training pictures: framing, outlines, grounds, cloth, light, the camera's flaws.
+"""Variations of training pictures: framing, outlines, hems, grounds, cloth, light, camera flaws.
 
 Rendered persons are too smooth and too even. What real photographs vary is varied here far beyond
 what they do, so that the network has to read shapes rather than the renderer's style.
@@ -24,7 +24,12 @@ BEND = 0.02  # standard deviation of the outlines' displacement, of the picture
 FLIPPED = 0.5
 NEW_GROUND = 0.5  # share of pictures whose background is painted over
 NEW_CLOTH = 0.35  # share of garments with another texture
+UNCOLOURED = 0.4  # share of new cloths that are white, grey or black, as most real ones are
+NEW_HEM = 0.3  # share of pictures in which the top ends elsewhere
+HEMS = (0.55, 1.4)  # where, on the way from the neck to the hips
 GREY, BLURRED, COVERED = 0.08, 0.35, 0.15  # shares of pictures
+ARM_PARTS = (3, 4, *range(15, 23))  # hands and arms of DensePose
+ARM_RIM = 2  # px around an arm that a sleeve may fill
 CLOTH = (labels.UPPER, labels.DRESS, labels.SKIRT, labels.PANTS)
 
 
@@ -48,6 +53,7 @@ def varied(examples: Examples, generator: torch.Generator) -> Examples:
     """Other pictures with the annotations that belong to them."""
     draw = Draws(generator, len(examples.picture))
     examples = _mirrored(examples, draw.chance(FLIPPED))
+    examples = _new_hem(examples, draw)
     examples = _moved(examples, draw)
     picture = _new_cloth(examples, draw)
     picture = _new_ground(picture, examples.parse == labels.BACKGROUND, draw)
@@ -139,6 +145,59 @@ def _times(matrix: Tensor, points: Tensor) -> Tensor:
     return torch.einsum("bpij,bqkj->bqki", matrix, points)
 
 
+def _new_hem(examples: Examples, draw: Draws) -> Examples:
+    """Tops that end elsewhere, from the ribs to the thighs, above something else.
+
+    The renderer's waistbands are all at one height and its tops end there or near the hips, so that
+    a network would learn where hems are instead of seeing them. Trunk and legs are painted anew
+    above and below a line, also where a dress was. Pictures of two persons stay.
+    """
+    parse, joints = examples.parse, examples.joints
+    height, width = parse.shape[1:]
+    neck = joints[:, 0, pose.NECK]
+    hips = joints[:, 0, [pose.RIGHT_HIP, pose.LEFT_HIP]]
+    known = (neck[:, 2] > 0) & (hips[..., 2] > 0).all(1) & ~(joints[:, 1:, :, 2] > 0).any((1, 2))
+    chosen = (draw.chance(NEW_HEM) & known)[:, None, None]
+    rows = ((torch.arange(height) + 0.5) / height)[None, :, None]
+    across = ((torch.arange(width) + 0.5) / width)[None, None] - neck[:, None, None, 0]
+    neck_y, torso = neck[:, None, None, 1], (hips[..., 1].mean(1) - neck[:, 1])[:, None, None]
+    line = neck_y + draw.uniform(*HEMS, 1, 1) * torso
+    line = line + draw.uniform(-0.15, 0.15, 1, 1) * across + draw.uniform(-1, 2, 1, 1) * across**2
+    arms = _dilated(_one_of(examples.parts, ARM_PARTS), ARM_RIM)
+    trunk = _one_of(parse, CLOTH) & ~arms & chosen
+    skirt = _one_of(parse, (labels.SKIRT, labels.DRESS)).sum((1, 2), keepdim=True)
+    lower = torch.where(
+        skirt > (parse == labels.PANTS).sum((1, 2), keepdim=True), labels.SKIRT, labels.PANTS
+    )
+    fresh = torch.where(trunk & (rows < line), labels.UPPER, parse)
+    fresh = torch.where(trunk & (rows >= line), lower, fresh)
+    # The sleeves of a dress are the top's now.
+    fresh = torch.where(arms & chosen & (parse == labels.DRESS), labels.UPPER, fresh)
+    picture = examples.picture
+    roughness = draw.rough(3, (height, width))
+    for label in CLOTH:
+        where = chosen & (fresh == label)
+        picture = torch.where(where[:, None], _cloth(roughness, draw), picture)
+    return Examples(picture, fresh, examples.parts, examples.joints)
+
+
+def _one_of(maps: Tensor, chosen: tuple[int, ...]) -> Tensor:
+    return torch.isin(maps, torch.tensor(chosen))
+
+
+def _dilated(mask: Tensor, by: int) -> Tensor:
+    """(B, H, W) bool, grown by so many pixels."""
+    return F.max_pool2d(mask[:, None].float(), 2 * by + 1, 1, by)[:, 0] > 0
+
+
+def _cloth(roughness: Tensor, draw: Draws, light: Tensor | float = 0.9) -> Tensor:
+    """(B, 3, H, W) a cloth in each picture. light: of the folds that it keeps."""
+    grey = draw.uniform(0, 1, 1, 1, 1) + draw.uniform(-0.04, 0.04, 3, 1, 1)
+    colour = torch.where(_column(draw.chance(UNCOLOURED)), grey, draw.uniform(0.02, 1, 3, 1, 1))
+    rough = roughness * _column(draw.uniform(-0.35, 0.35) * draw.chance(0.6))
+    return colour * light + rough
+
+
 def _new_cloth(examples: Examples, draw: Draws) -> Tensor:
     """Garments in another colour, plain or rough, that keep a part of their shading."""
     picture = examples.picture
@@ -146,9 +205,7 @@ def _new_cloth(examples: Examples, draw: Draws) -> Tensor:
     roughness = draw.rough(3, size)
     for label in CLOTH:
         chosen = draw.chance(NEW_CLOTH)
-        colour = draw.uniform(0.02, 1, 3, 1, 1)
-        rough = roughness * _column(draw.uniform(-0.35, 0.35) * draw.chance(0.6))
-        fresh = colour * (0.7 + 0.45 * picture.mean(1, keepdim=True)) + rough
+        fresh = _cloth(roughness, draw, 0.7 + 0.45 * picture.mean(1, keepdim=True))
         where = (examples.parse == label)[:, None] & _column(chosen)
         picture = torch.where(where, fresh, picture)
     return picture
