@@ -36,6 +36,7 @@ SMALL = (
     "train.schedule=constant",
     "train.checkpoint_every=2",
     "codec.fit_images=12",
+    "sampler.steps=2",
     "trainer.threads=1",
 )
 
