@@ -126,6 +126,7 @@ def main() -> None:
     pictures = {"tryon": strip(try_on)}
     if not chosen.no_page:
         pictures["demo"] = page(try_on)
+    chosen.out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = chosen.out / f"{name}.jpg"
         picture.save(path, quality=QUALITY, optimize=True)
