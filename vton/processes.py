@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
+from torch import Tensor
 
 from vton.errors import UserError
 
@@ -64,6 +65,13 @@ def own_device(accelerator: str) -> torch.device:
 def is_behind(device: torch.device) -> bool:
     """Whether work on the device is queued, so that looking at a result means waiting for it."""
     return device.type != "cpu"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, behind what is queued there, without waiting for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=is_behind(device))
 
 
 def from_every_process(value: T) -> list[T]:

@@ -14,6 +14,7 @@ from vton.runs.folder import RunFolder
 from vton.training import telemetry
 from vton.training.checkpoint import Checkpoints
 from vton.training.console import Console
+from vton.training.ema import EMA
 from vton.training.finite import FiniteNumbers, TrainingError
 from vton.training.held_out import HeldOut, HeldOutPairs
 from vton.training.strategies import BFloat16, Full
@@ -51,7 +52,7 @@ def trainer(**more) -> SimpleNamespace:
             "strategy": strategy,
             "optimizers": [optimizer],
             "logger": Logger(),
-            "precision_plugin": Precision(),
+            "precision_plugin": Full(),
         }
         | more
     )
@@ -283,6 +284,34 @@ def test_cpus_look_at_every_step():
     steps = Steps(FiniteNumbers("stop", log_every=50))
     with pytest.raises(TrainingError, match="at step 1"):
         steps.take(float("nan"))
+
+
+def test_between_log_steps_no_callback_looks_at_the_device():
+    """Tensors of the meta device have no numbers to look at."""
+    device = torch.device("meta")
+    module = torch.nn.Linear(2, 2, device=device)
+    module.current_pairs = ["a__b"]
+    loss = torch.ones((), device=device)
+    module.last_losses = {"t": torch.tensor([3]), "diffusion": loss[None], "extra": loss}
+    found = trainer(max_steps=9)
+    found.strategy.root_device = device
+    optimizer = torch.optim.SGD(module.parameters())
+    finite, ema, telemetry = FiniteNumbers("stop", log_every=9), EMA(0.9), Telemetry(9, 1)
+    console = Console()
+    for callback in (ema, telemetry, telemetry.data_wait, console):
+        callback.on_train_start(found, module)
+    for step in (1, 2):
+        telemetry.on_train_batch_start(found, module, None, step - 1)
+        finite.on_before_backward(found, module, loss)
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        finite.on_before_optimizer_step(found, module, optimizer)
+        found.precision_plugin.clip_gradients(optimizer, 1.0)
+        found.global_step = step
+        for callback in (ema, telemetry, console):
+            callback.on_train_batch_end(found, module, {"loss": loss}, None, step - 1)
+    assert [numbers.step for numbers in finite.steps] == [1, 2]
+    console.progress.__exit__()
 
 
 @pytest.mark.parametrize("plugin", [Full(), BFloat16("cpu")])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vton.errors import UserError
+from vton.processes import to_device
 
 CATEGORIES = ("upper_body", "lower_body", "dresses")
 JOINTS = 18
@@ -248,8 +249,9 @@ class TryOnBatch:
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TryOnBatch:
         """The chosen rows, as a batch."""
-        picked = torch.arange(len(self))[rows].tolist()
-        chosen = self.map_tensors(lambda tensor: tensor[picked])
+        index = torch.arange(len(self))[rows]
+        picked = index.tolist()
+        chosen = self.map_tensors(lambda tensor: tensor[to_device(index, tensor.device)])
         for name, value in vars(chosen).items():
             if isinstance(value, list):
                 setattr(chosen, name, [value[row] for row in picked])

@@ -18,7 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-Conditions = dict[str, Tensor]  # what depends on neither z_t nor t; every tensor leads with B
+from vton.processes import to_device
+
+# What depends on neither z_t nor t; every tensor leads with B. Numbers that decide what is
+# computed, such as which rows wear which garment, are on the CPU, as t is.
+Conditions = dict[str, Tensor]
 Features = dict[str, Tensor]  # what depends on t but not on z_t; empty for most architectures
 
 
@@ -52,12 +56,14 @@ class Denoiser(nn.Module):
     ) -> Features:
         """Compute what depends on t (B,), or on the place in the schedule, but not on z_t.
 
-        step: None in training.
+        t is on the CPU. step: None in training.
         """
         return {}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        """Predict from z_t (B, C, h, w) and t (B,), in the objective's prediction type."""
+        """Predict from z_t (B, C, h, w) and t (B,), in the objective's prediction type. t is on the
+        CPU.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no denoise of its own")
 
     def unconditional(self, conditions: Conditions) -> Conditions:
@@ -77,9 +83,11 @@ class Denoiser(nn.Module):
 
 
 def drop_rows(conditions: Conditions, null: Conditions, dropped: Tensor) -> Conditions:
-    """Replace the rows of `dropped` (B,) bool by those of the unconditional form `null`."""
+    """Replace the rows of `dropped` (B,) bool, on the CPU, by those of the unconditional form
+    `null`.
+    """
     mixed = {}
     for name, tensor in conditions.items():
-        rows = dropped.view(-1, *[1] * (tensor.ndim - 1))
+        rows = to_device(dropped, tensor.device).view(-1, *[1] * (tensor.ndim - 1))
         mixed[name] = torch.where(rows, null[name], tensor)
     return mixed

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vton.processes import to_device
+
 
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by the key alone, e.g. (seed, "train", position).
@@ -25,9 +27,11 @@ def normal(shape: Sequence[int], generators: Sequence[torch.Generator], like: Te
     `like`.
     """
     rows = [torch.randn(tuple(shape), generator=g) for g in generators]
-    return torch.stack(rows).to(device=like.device, dtype=like.dtype)
+    return to_device(torch.stack(rows), like.device).to(like.dtype)
 
 
-def uniform(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """(B,) draws from [0, 1), row i from generators[i], on the device of `like`, float32."""
-    return torch.cat([torch.rand(1, generator=g) for g in generators]).to(like.device)
+def uniform(generators: Sequence[torch.Generator]) -> Tensor:
+    """(B,) draws from [0, 1), row i from generators[i], float32, on the CPU, which decides by
+    them.
+    """
+    return torch.cat([torch.rand(1, generator=g) for g in generators])

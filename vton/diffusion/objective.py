@@ -11,6 +11,8 @@ with u = t / T
     log(abar / (1 - abar)) = -2 log tan(pi/2 (u + s) / (1 + s)), s = 0.008      cosine
                              -log(expm1(0.1 u + 9.95 u^2))                      linear
 
+Timesteps stay on the CPU, where they are drawn: code decides by them what to compute.
+
 Legend: B batch; latents are (B, C, h, w).
 """
 
@@ -23,13 +25,14 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from vton.config import ObjectiveConfig
+from vton.processes import to_device
 
 
 class Noised(NamedTuple):
     """Training examples at their timesteps."""
 
     z_t: Tensor  # (B, C, h, w), what the network sees
-    t: Tensor  # (B,)
+    t: Tensor  # (B,), on the CPU
     target: Tensor  # (B, C, h, w), what the network is asked for
     x0: Tensor  # (B, C, h, w), clean
     eps: Tensor  # (B, C, h, w), the noise in z_t
@@ -71,7 +74,7 @@ class Objective:
 
     def log_snr(self, t: Tensor) -> Tensor:
         """(B,) float64: log of signal power over noise power of a continuous schedule, clipped to
-        `max_log_snr`.
+        `max_log_snr`. On the device of t.
         """
         u = t.double() / self.config.train_timesteps
         if self.config.schedule == "continuous_linear":
@@ -81,21 +84,22 @@ class Objective:
         return log_snr.clamp(-self.config.max_log_snr, self.config.max_log_snr)
 
     def snr(self, t: Tensor) -> Tensor:
-        """(B,) signal power over noise power, float32."""
+        """(B,) signal power over noise power, float32, on the device of t."""
         if self.continuous:
             return self.log_snr(t).exp().float()
         abar = self.alphas_cumprod.to(t.device)[t]
         return abar / (1 - abar)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped (B, 1, 1, 1)."""
+        """sqrt(abar_t) and sqrt(1 - abar_t), (B, 1, 1, 1), with device and dtype of `like`."""
         shape = (-1, *[1] * (like.ndim - 1))
         if self.continuous:
-            log_snr = self.log_snr(t.to(like.device)).view(shape)
+            log_snr = to_device(self.log_snr(t), like.device).view(shape)
             signal = log_snr.sigmoid().sqrt()
             noise = (-log_snr).sigmoid().sqrt()
             return signal.to(like.dtype), noise.to(like.dtype)
-        abar = self.alphas_cumprod.to(like.device)[t].to(like.dtype).view(shape)
+        abar = self.alphas_cumprod.to(t.device)[t]
+        abar = to_device(abar, like.device).to(like.dtype).view(shape)
         return abar.sqrt(), (1 - abar).sqrt()
 
     # ---- training ----
@@ -120,7 +124,7 @@ class Objective:
     def loss(self, prediction: Tensor, noised: Noised) -> Tensor:
         """(B,) weighted mean squared error of each sample, in float32."""
         error = (prediction.float() - noised.target.float()) ** 2
-        return self.weight(noised.t) * error.flatten(1).mean(1)
+        return to_device(self.weight(noised.t), error.device) * error.flatten(1).mean(1)
 
     def weight(self, t: Tensor) -> Tensor:
         """(B,) loss weight; min-SNR (arXiv 2303.09556) in the unit of the prediction type."""

@@ -45,7 +45,7 @@ def sample(
     watch: is shown every step with its (guided) prediction and the latents after it.
     """
     noise = draw()
-    solver = make_solver(config, objective, noise.device)
+    solver = make_solver(config, objective)
     times = model_times(solver, objective)
     known = denoiser.known(conditions)
     guidance = Guidance(denoiser, conditions, config, objective)
@@ -53,7 +53,7 @@ def sample(
     z = noise * solver.init_noise_sigma
     start = denoiser.start(conditions)
     if start is not None:
-        z = objective.add_noise(start, noise, objective.at(noise.new_ones(len(start))))
+        z = objective.add_noise(start, noise, objective.at(torch.ones(len(start))))
     if known is not None and known.from_start:
         z = _keep_known(known, z, noise, solver, 0)
     for index, (t, time) in enumerate(zip(solver.timesteps, times, strict=True)):

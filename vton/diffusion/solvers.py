@@ -31,10 +31,10 @@ SCHEDULE_KEYS = (
 )
 
 
-def make_solver(config: SamplerConfig, objective: Objective, device: torch.device):
-    """Return the diffusers scheduler with its timesteps set."""
+def make_solver(config: SamplerConfig, objective: Objective):
+    """Return the diffusers scheduler with its timesteps set, on the CPU."""
     if objective.continuous:
-        return _on_a_grid(config, objective, device)
+        return _on_a_grid(config, objective)
     options = {key: objective.scheduler_config[key] for key in SCHEDULE_KEYS}
     options["timestep_spacing"] = config.spacing
     options["steps_offset"] = 1 if config.spacing == "leading" else 0  # as in SD's scheduler files
@@ -48,11 +48,11 @@ def make_solver(config: SamplerConfig, objective: Objective, device: torch.devic
     if config.solver in ("ddim", "plms"):
         options["set_alpha_to_one"] = config.spacing != "leading"
     solver = SOLVERS[config.solver](**options)
-    solver.set_timesteps(config.steps, device=device)
+    solver.set_timesteps(config.steps)
     return solver
 
 
-def _on_a_grid(config: SamplerConfig, objective: Objective, device: torch.device):
+def _on_a_grid(config: SamplerConfig, objective: Objective):
     """A scheduler whose own timestep k is the (k + 1)-th of `steps` even parts of a continuous
     schedule.
 
@@ -71,7 +71,7 @@ def _on_a_grid(config: SamplerConfig, objective: Objective, device: torch.device
         **_clean_sample_options(config),
     )
     solver.alphas_cumprod = abar.float()  # its own is a product of factors rounded to float32
-    solver.set_timesteps(config.steps, device=device)
+    solver.set_timesteps(config.steps)
     return solver
 
 
@@ -100,8 +100,8 @@ def model_times(solver, objective: Objective) -> Tensor:
 
 
 def sampling_times(config: SamplerConfig, objective: Objective) -> Tensor:
-    """(steps,) t that the network is given in the course of sampling, on the CPU."""
-    return model_times(make_solver(config, objective, torch.device("cpu")), objective)
+    """(steps,) t that the network is given in the course of sampling."""
+    return model_times(make_solver(config, objective), objective)
 
 
 def variance_ratio(solver, index: int) -> Tensor:

@@ -7,7 +7,7 @@ width, M garment tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Rows = Sequence[int] | slice | Tensor  # rows of a batch
+from vton.models.rows import Rows
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -141,12 +141,6 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
     if tokens > 1 and height and tokens % height == 0:
         return height, tokens // height
     return None
-
-
-def as_slice(rows: list[int]) -> list[int] | slice:
-    """Rows of a batch, as a slice where they are consecutive, which copies nothing."""
-    start, stop = rows[0], rows[-1] + 1
-    return slice(start, stop) if rows == list(range(start, stop)) else rows
 
 
 # ---- image prompts ----

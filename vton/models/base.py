@@ -70,6 +70,7 @@ from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
 from vton.models.placement import suit_device
 from vton.models.precision import DTYPES, cast, codec_precision, stored, take_own_dtype
+from vton.models.rows import taken
 from vton.models.sharding import shard_module
 
 
@@ -356,12 +357,12 @@ class TryOnModule(TrainedModule, Denoiser):
         return token_grid(tokens, self.config.data.size)
 
     def wearing(self, conditions: Conditions) -> Tensor:
-        """(B,) bool: which samples read their garment; by default all, dropped ones among them.
+        """(B,) bool, on the CPU: which samples read their garment; by default all, dropped ones
+        among them.
 
         The others take no part in the flow loss.
         """
-        first = next(iter(conditions.values()))
-        return torch.ones(len(first), dtype=torch.bool, device=first.device)
+        return torch.ones(len(next(iter(conditions.values()))), dtype=torch.bool)
 
     # ---- shared by all ----
 
@@ -385,13 +386,13 @@ class TryOnModule(TrainedModule, Denoiser):
         computed once.
         """
         if batch.encoded is not None and name in batch.encoded:
-            return batch.encoded[name] if rows is None else batch.encoded[name][rows]
+            return batch.encoded[name] if rows is None else taken(batch.encoded[name], rows)
         if rows is not None and len(rows) == len(batch):
             rows = None
         key = (name, id(batch))
         if key in self._kept_readings:
             tensor, _ = self._kept_readings[key]
-            return tensor if rows is None else tensor[rows]
+            return tensor if rows is None else taken(tensor, rows)
         if rows is not None:
             return self.readings()[name].compute(batch[rows])
         tensor = self.readings()[name].compute(batch)
@@ -410,7 +411,9 @@ class TryOnModule(TrainedModule, Denoiser):
             self._kept_readings.clear()
 
     def drop(self, conditions: Conditions, dropped: Tensor) -> Conditions:
-        """Conditions with the rows of `dropped` (B,) bool in their unconditional form."""
+        """Conditions with the rows of `dropped` (B,) bool, on the CPU, in their unconditional
+        form.
+        """
         if not dropped.any():
             return conditions
         return drop_rows(conditions, self.denoiser.unconditional(conditions), dropped)
@@ -421,9 +424,9 @@ class TryOnModule(TrainedModule, Denoiser):
         draws = [noise.generator(self.config.seed, "train", place) for place in batch.position]
         with self.reading_once():
             x0 = self.latents_of(batch)
-            t = self.objective.timesteps(noise.uniform(draws, x0))
+            t = self.objective.timesteps(noise.uniform(draws))
             eps = noise.normal(x0.shape[1:], draws, x0)
-            u = noise.uniform(draws, x0)
+            u = noise.uniform(draws)
             offset = self.config.objective.noise_offset
             if offset:
                 eps = eps + offset * noise.normal((x0.shape[1], 1, 1), draws, x0)
@@ -435,7 +438,7 @@ class TryOnModule(TrainedModule, Denoiser):
         """The loss, a scalar, of a batch with its draws.
 
         x0, eps (B, C, h, w): clean latents and noise; t (B,): timesteps; u (B,) in [0, 1): decides
-        what is dropped.
+        what is dropped. t and u are on the CPU.
         """
         conditions = self.training_condition(batch, u)
         noised = self.adjusted(self.objective.noised(x0, eps, t), conditions)

@@ -21,6 +21,7 @@ from vton.config import ConfigError
 from vton.data.ranges import to_unit
 from vton.models.precision import own_precision
 from vton.models.settings import ClipConfig, TextConfig
+from vton.processes import to_device
 from vton.weights.pretrained import from_pretrained
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -159,7 +160,7 @@ class TextEncoder(nn.Module):
             max_length=self.length,
             return_tensors="pt",
         )
-        return encoded.input_ids.to(self.model.device)
+        return to_device(encoded.input_ids, self.model.device)
 
     def begin(self) -> Tensor:
         """(1, 1, width): the token at place 0. The encoder is causal, so no caption changes it."""

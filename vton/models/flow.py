@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from vton.config import FlowLossConfig
 from vton.models.attention import GarmentRead, token_grid
 from vton.models.precision import without_autocast
+from vton.models.rows import Rows, index_on, taken
 
 # The garment's grid of so many tokens, as TryOnModule.garment_places says.
 GridOf = Callable[[int], tuple[int, int] | None]
@@ -89,13 +90,13 @@ def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) ->
 def flow_field(layer: FlowLayer, temperature: float, rows: Tensor | None = None) -> Tensor:
     """(R, N, 2, h, w): where in the garment picture every head of each person token reads.
 
-    rows: of the layer's R rows, those that are asked for.
+    rows: of the layer's R rows, those that are asked for, on the CPU.
     """
     q, k = layer.read.q, layer.read.k
     height, width = layer.garment
     k = k[..., -height * width :, :]  # a class token comes first
     if rows is not None:
-        q, k = q[rows], k[rows]
+        q, k = taken(q, rows), taken(k, rows)
     places = expected_places(q, k, corner_places(layer.garment, q.device), temperature)
     return places.unflatten(2, layer.person).permute(0, 1, 4, 2, 3)
 
@@ -160,8 +161,8 @@ def flow_losses(
 ) -> Tensor:
     """(L, B): the loss of every layer and sample, before the weight; 0 where it does not act.
 
-    acts (B,) bool: samples that take part, if they read a garment in that layer. Pictures
-    (B, 3, H, W) in [-1, 1], mask (B, 1, H, W).
+    acts (B,) bool, on the CPU: samples that take part, if they read a garment in that layer.
+    Pictures (B, 3, H, W) in [-1, 1], mask (B, 1, H, W).
     """
     wanted = acts.nonzero().flatten()
     garment, person, mask = garment.float(), person.float(), mask.float()
@@ -171,6 +172,7 @@ def flow_losses(
         of_layer = person.new_zeros(len(acts), dtype=torch.float32)
         if len(rows):
             field = flow_field(layer, settings.temperature, inside)
+            rows = index_on(field.device, rows)
             with without_autocast(field):
                 each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
             of_layer = of_layer.index_add(0, rows, each)
@@ -178,12 +180,13 @@ def flow_losses(
     return torch.stack(losses)
 
 
-def taking_part(rows, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Places among a layer's own rows, and in the batch of `count`, of what is `wanted` in it.
+def taking_part(rows: Rows | None, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Places among a layer's own rows, and in the batch of `count`, of what is `wanted` in it. All
+    on the CPU.
 
     rows: which rows of the batch the layer has; None: all.
     """
-    own = torch.arange(count, device=wanted.device)
+    own = torch.arange(count)
     if rows is not None:
         own = own[rows]
     inside = torch.isin(own, wanted).nonzero().flatten()

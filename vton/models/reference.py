@@ -176,7 +176,7 @@ def run_sampler(
         latents.append(z)
 
     sample(denoiser, conditions, lambda: next(draws), sampler, objective, watch=watch)
-    timesteps = make_solver(sampler, objective, latents[0].device).timesteps
+    timesteps = make_solver(sampler, objective).timesteps
     return Run(timesteps, predictions, latents)
 
 

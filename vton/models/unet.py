@@ -24,6 +24,7 @@ from vton.errors import UserError
 from vton.models.compiling import is_compiled
 from vton.models.precision import in_dtype_of, own_precision
 from vton.models.settings import UNetConfig
+from vton.processes import to_device
 from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
 
 # ---- building ----
@@ -327,7 +328,8 @@ def garment_taps(
     try:
         with own_precision(unet):
             read = None if context is None else in_dtype_of(unet, context)
-            unet(in_dtype_of(unet, sample), t, read, **kwargs)
+            at = to_device(t, sample.device) if isinstance(t, Tensor) else t
+            unet(in_dtype_of(unet, sample), at, read, **kwargs)
     except _LastTap:
         pass
     finally:

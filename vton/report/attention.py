@@ -55,7 +55,7 @@ def denoise_once(
     """
     x0 = module.latents_of(replace(batch, person=pictures, encoded=None))
     times = sampling_times(module.config.sampler, module.objective)
-    t = times[len(times) // 2].to(x0.device).expand(len(batch))
+    t = times[len(times) // 2].expand(len(batch))
     draws = [noise.generator(module.config.seed, "attention", pair) for pair in batch.pair_name]
     z_t = module.objective.add_noise(x0, noise.normal(x0.shape[1:], draws, x0), t)
     conditions = module.condition(batch)

@@ -30,6 +30,7 @@ from vton.metrics.pictures import to_uint8
 from vton.models.attention import GarmentRead, record_reads
 from vton.models.base import TryOnModule
 from vton.models.flow import FlowLayer, expected_places, flow_layers, taking_part
+from vton.models.rows import taken
 from vton.report.grid import picture_grid
 
 COVERED = 0.5  # share of a token's pixels that show the garment, for it to count
@@ -130,11 +131,11 @@ class Watch:
         if self.steps == len(self.timesteps):
             self.timesteps.append(float(t[-1]))
         layers = flow_layers(reads, self.size, self.module.garment_places)
-        wanted = torch.arange(rows - len(self.truth), rows, device=t.device)
+        wanted = torch.arange(rows - len(self.truth), rows)
         for number, layer in enumerate(layers):
             inside, own = taking_part(layer.read.rows, wanted, rows)
             places = attended(layer, inside, self.size)
-            truth, counts = true_places(self.truth[own - wanted[0]], layer.person, self.size)
+            truth, counts = true_places(taken(self.truth, own - wanted[0]), layer.person, self.size)
             distance = (places - truth).norm(dim=-1)[counts]
             key = (self.steps, number)
             self.sums[key] = self.sums.get(key, 0.0) + distance.double().sum().item()

@@ -135,16 +135,16 @@ class Telemetry(Callback):
 
     def read(self, module) -> None:
         """Count in the losses that are still on the device, brought here in one piece."""
-        values = [tensor for losses in self.unread for tensor in losses.values()]
-        together = torch.cat([tensor.float().flatten() for tensor in values]).cpu()
-        parts = iter(together.split([tensor.numel() for tensor in values]))
+        there = [losses[name] for losses in self.unread for name in losses if name != "t"]
+        together = torch.cat([tensor.float().flatten() for tensor in there]).cpu()
+        parts = iter(together.split([tensor.numel() for tensor in there]))
         for losses in self.unread:
-            here = {name: next(parts) for name in losses}
+            here = {name: next(parts) for name in losses if name != "t"}
             for name, numbers in here.items():
-                if name not in ("t", "diffusion"):
+                if name != "diffusion":
                     self.add(name if name == "loss" else f"loss_{name}", numbers)
-            if "t" in here:  # not for what learns without timesteps
-                self.add_by_timestep(module, here["t"], here["diffusion"])
+            if "t" in losses:  # not for what learns without timesteps
+                self.add_by_timestep(module, losses["t"], here["diffusion"])
         self.unread.clear()
 
     def add_by_timestep(self, module, t: Tensor, losses: Tensor) -> None:

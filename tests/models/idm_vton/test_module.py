@@ -25,6 +25,7 @@ def module():
 def same_garment_batch(count: int):
     batch = random_batch(count)
     batch.garment = batch.garment[:1].expand_as(batch.garment).clone()
+    batch.garment_id = batch.garment_id[:1] * len(batch)
     return batch
 
 

@@ -60,6 +60,7 @@ def test_the_dropped_image_is_clips_mean_colour_and_the_vae_branch_stays():
 def test_one_garment_pass_per_garment():
     model, batch = tiny(), random_batch(4)
     batch.garment = batch.garment[[0, 1, 0, 1]]
+    batch.garment_id = [batch.garment_id[row] for row in (0, 1, 0, 1)]
     calls = rows_of(model.garment_unet.conv_in)
     model.generate(batch)
     assert calls == [2]

@@ -44,6 +44,7 @@ def test_rows_without_garment_share_one_reference_pass_and_read_its_features():
 def test_garments_are_read_once_however_many_wear_them():
     module, batch = randomised(tiny_module("leffa")), random_batch(3)
     batch.garment[2] = batch.garment[0]
+    batch.garment_id[2] = batch.garment_id[0]
     conditions = module.condition(batch)
     t = torch.full((3,), 400)
     features = module.denoiser.garment_features(conditions, t)

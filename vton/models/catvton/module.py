@@ -28,7 +28,9 @@ from vton.models.catvton.network import (
 )
 from vton.models.codecs import latent_mask
 from vton.models.encoders import text_encoder
+from vton.models.rows import taken
 from vton.models.unet import build_unet
+from vton.processes import to_device
 from vton.registry import register
 
 
@@ -124,7 +126,7 @@ class CatvtonModule(TryOnModule):
     def wearing(self, conditions: Conditions) -> Tensor:
         """Dropped samples don't, though their z_t shows the garment where t is small."""
         _, garment = halves(conditions["masked"], self.config.model.axis)
-        return garment.flatten(1).any(1)
+        return garment.flatten(1).any(1).cpu()  # waits for the device
 
     # ---- training ----
 
@@ -178,7 +180,7 @@ class CatvtonModule(TryOnModule):
                     "the photograph shows them in the garment; set data.person_other=true."
                 )
             paired = torch.tensor([order == "paired" for order in batch.order])
-            paired = paired.to(pictures.device).view(-1, 1, 1, 1)
+            paired = to_device(paired, pictures.device).view(-1, 1, 1, 1)
             pictures = torch.where(paired, batch.person_other, pictures)
         with torch.no_grad():
             return self.codec.encode(pictures)
@@ -189,4 +191,4 @@ class CatvtonModule(TryOnModule):
         known = list(dict.fromkeys(captions))
         with self.gradients_if(self.config.model.text.trained):
             tokens, _ = self.part("text")(known)
-        return tokens[[known.index(caption) for caption in captions]]
+        return taken(tokens, [known.index(caption) for caption in captions])

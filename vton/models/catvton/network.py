@@ -25,6 +25,7 @@ from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.diffusion.objective import Noised, Objective
 from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.unet import PositionCode, execution_order
+from vton.processes import to_device
 
 Axis = Literal["height", "width"]
 DIMENSIONS = {"height": 2, "width": 3}  # of (B, c, h, w)
@@ -237,6 +238,7 @@ class CatVton(Denoiser):
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         x = self.canvas(z_t, conditions).to(self.unet.dtype)  # solvers keep latents in float32
         size = {"canvas": tuple(x.shape[-2:])}
+        t = to_device(t, x.device)
         return self.unet(x, t, conditions.get("text"), cross_attention_kwargs=size).sample
 
 

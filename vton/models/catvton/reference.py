@@ -161,7 +161,7 @@ class Networks:
         """The first step's input, without and with garment (2B rows), and its two predictions."""
         conditions = self.conditions(model)
         both = double(model.unconditional(conditions), conditions)
-        solver = make_solver(self.sampler(settings), self.objective, z.device)
+        solver = make_solver(self.sampler(settings), self.objective)
         z = torch.cat([z, z])
         prediction = model.denoise(z, solver.timesteps[0].expand(len(z)), both, {})
         uncond, cond = prediction.chunk(2)

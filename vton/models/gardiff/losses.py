@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vton.data.ranges import to_unit
 from vton.models.gardiff.config import AppearanceConfig
 from vton.models.perceptual import DISTS, VGG_CHANNELS, random_dists
+from vton.processes import to_device
 from vton.weights.metric_networks import for_loss
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
 
     The border is continued by its own pixels.
     """
-    kernel = image.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    kernel = to_device(kernel, image.device).to(image.dtype)
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
 
     def response(kernel: Tensor) -> Tensor:

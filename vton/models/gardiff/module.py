@@ -27,6 +27,7 @@ from vton.models.gardiff.config import AppearanceConfig, GarDiffConfig
 from vton.models.gardiff.losses import appearance_loss, build_dists
 from vton.models.gardiff.released import clip_pixels, composite, paste_back
 from vton.models.precision import without_autocast
+from vton.models.rows import index_on
 from vton.registry import register
 
 
@@ -206,7 +207,8 @@ class GarDiff(TryOnModule):
             rows = rows[: config.samples]
         if not config.weight or not len(rows):
             return {}
-        x0 = self.objective.clean(noised.z_t[rows], noised.t[rows], prediction[rows].float())
+        t, rows = noised.t[rows], index_on(prediction.device, rows)
+        x0 = self.objective.clean(noised.z_t[rows], t, prediction[rows].float())
         with without_autocast(x0) if self.loss_in_float32 else nullcontext():
             loss = appearance_loss(
                 self.codec.decode(x0),

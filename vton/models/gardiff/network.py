@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vton.diffusion.denoiser import Conditions, Denoiser, Features
 from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.precision import in_dtype_of
+from vton.processes import to_device
 
 
 def focused_attention(
@@ -202,7 +203,7 @@ class GarDiffUNet(Denoiser):
         in {0, 1}.
         """
         x = in_dtype_of(self.unet, torch.cat([x_t, x_w, x_a], dim=1))  # (B, 3c, h, w)
-        mask = in_dtype_of(self.unet, mask)
+        mask, t = in_dtype_of(self.unet, mask), to_device(t, x.device)
         tokens = [f for f in (f_clip, f_vae) if f is not None]
         if not self.adapter:
             return self.unet(x, t, f_clip).sample

@@ -25,6 +25,7 @@ from vton.models.gardiff.network import (
     latent_tokens,
     set_adapter,
 )
+from vton.processes import to_device
 
 
 class ReleasedUNet(Denoiser):
@@ -81,7 +82,7 @@ class ReleasedUNet(Denoiser):
         return self(self.stacked(z_t, conditions), t, conditions["tokens"])
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(x, t, tokens).sample
+        return self.unet(x, to_device(t, x.device), tokens).sample
 
 
 class LegacyUNet(ReleasedUNet):
@@ -196,7 +197,10 @@ class DecoupledUNet(Denoiser):
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """tokens (B, L + n, D): text, then the head's."""
         return self.unet(
-            x, t, tokens, cross_attention_kwargs={"adapter_length": self.tokens}
+            x,
+            to_device(t, x.device),
+            tokens,
+            cross_attention_kwargs={"adapter_length": self.tokens},
         ).sample
 
 

@@ -23,7 +23,9 @@ from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import IdmVton, NullPrompt
+from vton.models.rows import taken
 from vton.models.unet import read_by_taps
+from vton.processes import to_device
 from vton.registry import register
 
 
@@ -87,17 +89,17 @@ class IdmVtonModule(TryOnModule):
                 f"{batch.dataset[0]}: idm_vton needs DensePose pictures; set data.densepose=true."
             )
         model: IdmVtonConfig = self.config.model
-        first, garment = distinct_garments(batch.garment, batch.garment_caption)
+        first, garment = distinct_garments(batch.garment, batch.garment_id, batch.garment_caption)
         text, pooled, garment_text = self.read_both_captions(batch, first)
         masked = self.reading("agnostic", batch)
         of_garment = {}
         if model.garment_net:
             of_garment["garment"] = garment
-            of_garment["garment_latents"] = self.reading("garment", batch, first)[garment]
-            of_garment["garment_text"] = garment_text[garment]
+            of_garment["garment_latents"] = taken(self.reading("garment", batch, first), garment)
+            of_garment["garment_text"] = taken(garment_text, garment)
         if model.image_prompt.enabled:
             tokens = self.tryon.image_tokens(self.reading("clip", batch, first))
-            of_garment["image_tokens"] = tokens[garment]
+            of_garment["image_tokens"] = taken(tokens, garment)
         return self.denoiser.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
@@ -193,7 +195,7 @@ class IdmVtonModule(TryOnModule):
         with self.gradients_if(self.config.model.text_2.trained):
             tokens_2, pooled = self.part("text_2")(known)
         rows = [known.index(caption) for caption in captions]
-        return torch.cat([tokens, tokens_2], 2)[rows], pooled[rows]
+        return taken(torch.cat([tokens, tokens_2], 2), rows), taken(pooled, rows)
 
 
 def trained_in_tryon(name: str, config: IdmVtonConfig) -> bool:
@@ -215,5 +217,5 @@ def size_ids(person: Tensor, square: bool = False) -> Tensor:
     """
     height, width = person.shape[-2:]
     width = height if square else width
-    ids = person.new_tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-    return ids.expand(len(person), 6)
+    ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+    return to_device(ids, person.device).expand(len(person), 6)

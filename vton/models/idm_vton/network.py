@@ -29,29 +29,30 @@ from torch.nn import functional as F
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import (
     ImagePromptProcessor,
-    Rows,
-    as_slice,
     merge_heads,
     read_garment,
     split_heads,
 )
 from vton.models.distinct import distinct
 from vton.models.resampler import Resampler
+from vton.models.rows import Rows, as_rows, index_on, taken
 from vton.models.unet import execution_order, garment_taps
+from vton.processes import to_device
 
 
 class GarmentRows:
     """The garment features that each row of a batch reads, made once per pass for all
     self-attentions.
 
-    features: {"0": (G, M, D), ...} by block in execution order, and "row" (B,): each row's place
-    among the G, or -1 for rows without a garment, which read M zero tokens. closed_form: these
-    tokens are summed up instead of computed.
+    features: {"0": (G, M, D), ...} by block in execution order, and "row" (B,), on the CPU: each
+    row's place among the G, or -1 for rows without a garment, which read M zero tokens.
+    closed_form: these tokens are summed up instead of computed.
     """
 
     def __init__(self, features: Features, closed_form: bool):
         self.features = features
         self.closed_form = closed_form
+        self.row = to_device(features["row"], features["0"].device)
         self.dressed: list[int] = []  # rows with a garment
         self.garment: list[int] = []  # which of the G each of them wears
         self.bare: list[int] = []  # rows without one
@@ -69,7 +70,7 @@ class GarmentRows:
     def rows(self, index: int) -> Tensor:
         """(B, M, D): one block's features of every row, zeros where there is no garment."""
         g = self.block(index)
-        return torch.cat([g, g.new_zeros(1, *g.shape[1:])])[self.features["row"]]
+        return torch.cat([g, g.new_zeros(1, *g.shape[1:])])[self.row]
 
 
 class GarmentSelfAttention:
@@ -115,13 +116,14 @@ class GarmentSelfAttention:
         g = garment.block(self.index)
         out = torch.empty_like(q)
         if garment.dressed:
-            rows = as_slice(garment.dressed)
-            worn = as_slice(garment.garment)
+            dressed = as_rows(garment.dressed)
+            rows = index_on(g.device, dressed)
+            worn = index_on(g.device, as_rows(garment.garment))
             k_g = self.project(attn.to_k, attn, g)[worn]
             v_g = self.project(attn.to_v, attn, g)[worn]
-            out[rows] = joint_attention(q[rows], k[rows], v[rows], k_g, v_g, rows)
+            out[rows] = joint_attention(q[rows], k[rows], v[rows], k_g, v_g, dressed)
         if garment.bare:
-            rows = as_slice(garment.bare)
+            rows = index_on(g.device, as_rows(garment.bare))
             out[rows] = attention_with_zeros(q[rows], k[rows], v[rows], zeros=g.shape[1])
         if not garment.dressed and g.requires_grad:
             out = out + 0 * g.sum()  # a gradient for GarmentNet, see run_garment_net
@@ -163,7 +165,8 @@ def attention_with_zeros(q: Tensor, k: Tensor, v: Tensor, zeros: int) -> Tensor:
     """
     logits = null_logits(zeros, q.dtype)
     bias = q.new_zeros(1, 1, 1, k.shape[2] + len(logits))
-    bias[..., k.shape[2] :] = torch.tensor(logits, dtype=q.dtype)
+    for place, logit in enumerate(logits, start=k.shape[2]):
+        bias[..., place] = logit
     k, v = (F.pad(x, (0, 0, 0, len(logits))) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -233,7 +236,7 @@ class TryonNet(nn.Module):
         garment = GarmentRows(features, self.closed_form) if features else None
         return self.unet(
             x.to(self.unet.dtype),  # solvers keep latents in float32
-            t,
+            to_device(t, x.device),
             context,
             cross_attention_kwargs={"garment": garment},
             added_cond_kwargs={"text_embeds": pooled, "time_ids": size_ids},
@@ -290,8 +293,8 @@ class IdmVton(Denoiser):
 
         mask (B, 1, h, w), 1 = paint; latents of masked person, pose and garment (B, c, ., .); text
         and garment_text (B, L, C); pooled (B, P); size_ids (B, 6): original height, width, crop
-        top, left, target height, width; image_tokens (B, n, C); garment (B,) int64: equal for rows
-        that share garment_latents and garment_text.
+        top, left, target height, width; image_tokens (B, n, C); garment (B,) int64, on the CPU:
+        equal for rows that share garment_latents and garment_text.
         """
         conditions = {
             "mask": mask,
@@ -310,7 +313,7 @@ class IdmVton(Denoiser):
             t = torch.full_like(garment, self.garment_timestep)
             features = self.run_garment_net(conditions, t)
             for index in range(self.blocks):
-                conditions[f"fixed.{index}"] = features[str(index)][features["row"]]
+                conditions[f"fixed.{index}"] = taken(features[str(index)], features["row"])
         return conditions
 
     def garment_features(
@@ -326,7 +329,7 @@ class IdmVton(Denoiser):
         first, row = distinct(conditions["garment"])
         features = {"row": row}
         for index in range(self.blocks):
-            features[str(index)] = conditions[f"fixed.{index}"][first]
+            features[str(index)] = taken(conditions[f"fixed.{index}"], first)
         return features
 
     def run_garment_net(self, conditions: Conditions, t: Tensor) -> Features:
@@ -336,8 +339,8 @@ class IdmVton(Denoiser):
         if torch.is_grad_enabled() and not first:
             first = [0]  # processes that train together wait for a gradient of every parameter
         if first:
-            text = conditions["garment_text"][first]
-            taps = list(garment_taps(self.garment_net, latents[first], t[first], text).values())
+            text, latents = taken(conditions["garment_text"], first), taken(latents, first)
+            taps = list(garment_taps(self.garment_net, latents, t[first], text).values())
         else:  # only the number of tokens matters
             shapes = tap_shapes(self.garment_net, latents.shape[-2:])
             taps = [latents.new_zeros(0, *shape) for shape in shapes]

@@ -217,7 +217,7 @@ def schedule(networks: Networks) -> dict[str, Tensor]:
     for name in networks.reference.expected:
         if name.startswith("scheduler.timesteps_"):
             sampler = replace(networks.sampler, steps=int(name.rsplit("_", 1)[1]))
-            solver = make_solver(sampler, networks.objective, torch.device("cpu"))
+            solver = make_solver(sampler, networks.objective)
             tensors[name] = solver.timesteps
     return tensors
 

@@ -28,7 +28,9 @@ from vton.models.imagdressing.config import FaceConfig, ImagDressingConfig
 from vton.models.imagdressing.control import inpaint_picture
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
+from vton.models.rows import taken
 from vton.models.unet import build_unet, read_by_taps
+from vton.processes import to_device
 from vton.registry import register
 
 CONTROLS = ("inpaint", "pose")
@@ -115,7 +117,7 @@ class ImagDressing(TryOnModule):
     # ---- conditions ----
 
     def condition(self, batch: TryOnBatch) -> Conditions:
-        nothing = torch.zeros(len(batch), dtype=torch.bool, device=batch.person.device)
+        nothing = torch.zeros(len(batch), dtype=torch.bool)
         scale = self.config.model.garment_scale
         return self.read(batch, no_image=nothing, no_text=nothing, garment_scale=scale)
 
@@ -128,7 +130,7 @@ class ImagDressing(TryOnModule):
         model: ImagDressingConfig = self.config.model
         dropout = model.dropout
         shares = (dropout.image, dropout.text, dropout.both, model.condition_dropout)
-        ends = torch.tensor(shares, device=u.device).cumsum(0)
+        ends = torch.tensor(shares).cumsum(0)
         image = u < ends[0]
         text = (u < ends[1]) & (u >= ends[0])
         both = (u < ends[2]) & (u >= ends[1])
@@ -150,12 +152,16 @@ class ImagDressing(TryOnModule):
         garment_scale: Tensor | float,
         training: bool = False,
     ) -> Conditions:
-        """Conditions of a batch. no_image, no_text (B,) bool: zeroed CLIP pixels, empty prompt."""
+        """Conditions of a batch. no_image, no_text (B,) bool, on the CPU: zeroed CLIP pixels, empty
+        prompt.
+        """
         model: ImagDressingConfig = self.config.model
-        first, worn = distinct_garments(batch.garment, self.read_beside(batch, no_image, no_text))
+        first, worn = distinct_garments(
+            batch.garment, batch.garment_id, self.read_beside(batch, no_image, no_text)
+        )
         text = self.read_prompts(batch, no_text)
         garment_latents = self.reading("garment", batch, first)
-        clip = text[first]
+        clip = taken(text, first)
         if model.image_branch:
             clip = self.read_garments(batch, first, no_image[first])
         control = {}
@@ -215,17 +221,18 @@ class ImagDressing(TryOnModule):
             return self.part("clip").penultimate(batch.garment)
 
     def read_garments(self, batch: TryOnBatch, first: Sequence[int], dropped: Tensor) -> Tensor:
-        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,): of zeros, CLIP's
-        mean colour.
+        """CLIP states (G, S, width) of the garments in rows `first`; dropped (G,), on the CPU: of
+        zeros, CLIP's mean colour.
         """
         clip = self.part("clip")
+        dropped = to_device(dropped, batch.garment.device)
         if batch.encoded is not None and "clip" in batch.encoded:
             with torch.no_grad():
                 nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
             states = self.reading("clip", batch, first)
             return torch.where(dropped[:, None, None], nothing, states)
         with self.gradients_if(self.config.model.clip.trained):
-            return clip.read(clip.pixels(batch.garment[first]) * ~dropped.view(-1, 1, 1, 1))
+            return clip.read(clip.pixels(taken(batch.garment, first)) * ~dropped.view(-1, 1, 1, 1))
 
     def read_captions(self, batch: TryOnBatch) -> Tensor:
         """(B, T, D) of the persons' prompts."""
@@ -236,7 +243,8 @@ class ImagDressing(TryOnModule):
         negative = self.config.model.negative_prompt
         if batch.encoded is not None and "text" in batch.encoded:
             empty, negative = self.read_text(["", negative]).split(1)
-            text = torch.where(dropped[:, None, None], empty, self.reading("text", batch))
+            text = self.reading("text", batch)
+            text = torch.where(to_device(dropped, text.device)[:, None, None], empty, text)
             return torch.cat([text, negative])
         return self.read_text([*self.prompts(batch, dropped), negative])
 
@@ -257,7 +265,7 @@ class ImagDressing(TryOnModule):
         known = list(dict.fromkeys(prompts))
         with self.gradients_if(self.config.model.text.trained):
             tokens, _ = self.part("text")(known)
-        return tokens[[known.index(prompt) for prompt in prompts]]
+        return taken(tokens, [known.index(prompt) for prompt in prompts])
 
     def read_faces(self, person_ids: Sequence[str]) -> Face:
         folder = Path(self.config.model.face.embeddings)

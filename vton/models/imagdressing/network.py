@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known, Step
 from vton.models.attention import (
-    as_slice,
     image_prompt_attention,
     merge_heads,
     read_garment,
@@ -38,14 +37,16 @@ from vton.models.attention import (
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
 from vton.models.resampler import Resampler
+from vton.models.rows import Rows, as_rows, index_on, taken
 from vton.models.unet import attention_names, execution_order, garment_taps
+from vton.processes import to_device
 
 
 class DressedRows(NamedTuple):
     """What the self-attentions of one call read of the garments, for the R rows that have one."""
 
-    rows: Tensor  # (R,) int64
-    chosen: slice | Tensor  # the same as an index, a slice where that is possible
+    rows: Tensor  # (R,) int64, on the device
+    chosen: Rows  # the same, on the CPU
     k: dict[int, Tensor]  # (R, M, C) by layer number
     v: dict[int, Tensor]
     scale: Tensor  # (R,) lambda
@@ -63,7 +64,8 @@ def hybrid_attention(
     if garments is None:
         return out
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
-    added = read_garment(q[garments.chosen], k_garment, v_garment, rows=garments.chosen)
+    own = taken(q, garments.chosen)
+    added = read_garment(own, k_garment, v_garment, rows=garments.chosen)
     scale = garments.scale.view(-1, 1, 1, 1)
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
 
@@ -84,10 +86,10 @@ def weighted_joint_attention(
     own_bias = torch.zeros_like(weights).expand(-1, 1, 1, k.shape[2])
     garment_bias = weights.expand(-1, 1, 1, k_garment.shape[2])
     bias = torch.cat([own_bias, garment_bias], 3)
-    joined_k = torch.cat([k[rows], k_garment], 2)
-    joined_v = torch.cat([v[rows], v_garment], 2)
+    joined_k = torch.cat([taken(k, rows), k_garment], 2)
+    joined_v = torch.cat([taken(v, rows), v_garment], 2)
     tokens = k_garment.shape[2]
-    out = read_garment(q[rows], joined_k, joined_v, tokens, attn_mask=bias, rows=rows)
+    out = read_garment(taken(q, rows), joined_k, joined_v, tokens, attn_mask=bias, rows=rows)
     if len(garments.rows) == len(q):
         return out
     return F.scaled_dot_product_attention(q, k, v).index_copy(0, garments.rows, out)
@@ -273,7 +275,8 @@ class Dresser(Denoiser):
         text (B, T, D); negative_text (B or 1, T, D); garment_latents (G, c, ., .) without noise;
         clip (G, S, width): CLIP's penultimate states of the garment picture, or without a projector
         text tokens (G, T, D); worn (B,) int64: which of the G garments a row wears, by default its
-        own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; control:
+        own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; both are on
+        the CPU. control:
         pictures by the name of their ControlNet, see Control.embed; known: what inpainting keeps.
         Where a leading dimension is 1, all rows share it.
 
@@ -283,14 +286,15 @@ class Dresser(Denoiser):
         """
         control = control or {}
         self.require_plugins(control, face)
-        count, garments, device = len(text), len(garment_latents), text.device
+        count, garments = len(text), len(garment_latents)
         if worn is None:
             if garments not in (1, count):
                 raise ValueError(
                     f"{count} rows and {garments} garments: say with `worn` who wears which"
                 )
-            worn = torch.arange(count, device=device).clamp(max=garments - 1)
-        scale = torch.as_tensor(garment_scale, dtype=torch.float32, device=device).view(-1)
+            worn = torch.arange(count).clamp(max=garments - 1)
+        worn = to_device(worn, text.device)
+        scale = torch.as_tensor(garment_scale, dtype=torch.float32).view(-1)
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.expand(count, *tensor.shape[1:]).contiguous()
@@ -354,11 +358,8 @@ class Dresser(Denoiser):
         gradient then.
         """
         scale = conditions["garment_scale"]
-        if torch.is_grad_enabled():
-            dressed = torch.arange(len(scale), device=scale.device)
-        else:
-            dressed = scale.nonzero().flatten()
-        features = {"dressed": dressed}
+        all_rows = torch.arange(len(scale))
+        features = {"dressed": all_rows if torch.is_grad_enabled() else all_rows[scale != 0]}
         for name, control in self.controls.items():
             key = f"control.{name}"
             if key in conditions and control.acts(step):
@@ -384,6 +385,7 @@ class Dresser(Denoiser):
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         """The dressing UNet's prediction (B, c, h, w)."""
         z_t = z_t.to(self.unet.dtype)  # solvers keep latents in float32
+        t = to_device(t, z_t.device)
         plugged = {}
         residuals = self.control_residuals(z_t, t, conditions, features)
         if residuals is not None:
@@ -403,10 +405,12 @@ class Dresser(Denoiser):
         rows = features["dressed"]
         if not len(rows):
             return None
-        chosen = as_slice(rows.tolist())
-        k = {number: conditions[f"k.{number}"][chosen] for number in self.adapter.blocks}
-        v = {number: conditions[f"v.{number}"][chosen] for number in self.adapter.blocks}
-        return DressedRows(rows, chosen, k, v, conditions["garment_scale"][chosen])
+        chosen, device = as_rows(rows.tolist()), conditions["text"].device
+        index = index_on(device, chosen)
+        k = {number: conditions[f"k.{number}"][index] for number in self.adapter.blocks}
+        v = {number: conditions[f"v.{number}"][index] for number in self.adapter.blocks}
+        scale = to_device(conditions["garment_scale"][chosen], device)
+        return DressedRows(to_device(rows, device), chosen, k, v, scale)
 
     def context(self, conditions: Conditions) -> Tensor:
         """The text that the dressing UNet reads (B, T, D); see FaceID's cut_text."""

@@ -39,6 +39,7 @@ from vton.models.ladi_vton.network import DROPPABLE
 from vton.models.ladi_vton.pose import pose_latents, pose_maps
 from vton.models.ladi_vton.words import Prompter, clip_pixels
 from vton.models.warp.losses import build_perceptual
+from vton.processes import to_device
 from vton.registry import register
 
 TrainingStage = Literal["emasc", "adapter", "try-on"]
@@ -163,7 +164,8 @@ class LadiVton(TryOnModule):
         """(B, J, h, w)."""
         model: LadiVtonConfig = self.config.model
         height, width = batch.person.shape[-2:]
-        joints = batch.keypoints[..., :2] * batch.keypoints.new_tensor([width, height])
+        pixels = torch.tensor([width, height], dtype=batch.keypoints.dtype)
+        joints = batch.keypoints[..., :2] * to_device(pixels, batch.keypoints.device)
         found = batch.keypoints[..., 2] > 0
         if not model.pose_input:
             found = torch.zeros_like(found)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vton.data.sample import JOINTS
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
+from vton.processes import to_device
 
 # What guidance and condition dropout take away, each on its own; mask and masked person stay.
 DROPPABLE = ("text", "garment", "pose")
@@ -68,7 +69,7 @@ class LadiUNet(Denoiser):
                 continue
             tensor = conditions[name]
             null = conditions["empty_text"] if name == "text" else torch.zeros_like(tensor)
-            gone = gone.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+            gone = to_device(gone, tensor.device).view(-1, *[1] * (tensor.ndim - 1))
             dropped[name] = torch.where(gone, null, tensor)
         return dropped
 
@@ -95,4 +96,4 @@ class LadiUNet(Denoiser):
         return torch.cat(parts, dim=1).to(self.unet.dtype)
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.unet(x, t, text).sample
+        return self.unet(x, to_device(t, x.device), text).sample

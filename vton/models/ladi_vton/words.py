@@ -21,6 +21,7 @@ from vton.data.ranges import to_unit
 from vton.data.sample import Category
 from vton.models.encoders import ClipImageEncoder, TextEncoder
 from vton.models.precision import in_dtype_of, own_precision
+from vton.processes import to_device
 
 WORD = "$"
 PADDING = 0  # id of the token that fills prompts up: Stable Diffusion 2's "!", and ByT5's padding
@@ -83,7 +84,7 @@ class InversionAdapter(nn.Module):
 def dropped_out(x: Tensor, p: float, draws: Sequence[torch.Generator]) -> Tensor:
     """Dropout of (B, D), row i from draws[i]: zero with probability p, else divided by 1 - p."""
     kept = torch.stack([torch.rand(x.shape[1], generator=draw) for draw in draws]) >= p
-    return x * kept.to(x.device, x.dtype) / (1 - p)
+    return x * to_device(kept, x.device).to(x.dtype) / (1 - p)
 
 
 def clip_pixels(encoder: ClipImageEncoder, garment: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class Prompter(nn.Module):
             row = self.text.tokenizer(caption, truncation=True, max_length=self.text.length)
             filling = self.text.length - len(row.input_ids)
             rows.append(list(row.input_ids) + [PADDING] * filling)
-        return torch.tensor(rows, device=self.text.model.device)
+        return to_device(torch.tensor(rows), self.text.model.device)
 
     def fits(self) -> bool:
         """Whether every category's prompt keeps all of its placeholders."""

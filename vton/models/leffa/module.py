@@ -23,6 +23,7 @@ from vton.models.leffa.building import build_generative, build_reference
 from vton.models.leffa.checkpoint import read_networks
 from vton.models.leffa.config import LeffaConfig
 from vton.models.leffa.network import Leffa
+from vton.models.rows import taken
 from vton.models.unet import execution_order, read_by_taps
 from vton.registry import register
 from vton.weights.pretrained import load_state
@@ -81,7 +82,7 @@ class LeffaModule(TryOnModule):
             raise DataError(
                 f"{batch.dataset[0]}: leffa needs DensePose pictures; set data.densepose=true."
             )
-        first, garment = distinct_garments(batch.garment, [""] * len(batch))
+        first, garment = distinct_garments(batch.garment, batch.garment_id, [""] * len(batch))
         masked = self.reading("agnostic", batch)
         size = masked.shape[-2:]
         once = None
@@ -93,7 +94,7 @@ class LeffaModule(TryOnModule):
             masked=masked,
             pose=F.interpolate(batch.densepose, size, mode="nearest"),
             garment=garment,
-            garment_latents=self.reading("garment", batch, first)[garment],
+            garment_latents=taken(self.reading("garment", batch, first), garment),
             reference_timestep=once,
         )
 

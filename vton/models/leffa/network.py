@@ -26,7 +26,9 @@ from torch import Tensor
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.distinct import distinct
+from vton.models.rows import taken
 from vton.models.unet import execution_order, garment_taps
+from vton.processes import to_device
 
 POSE_CHANNELS = 3  # the DensePose picture itself, not encoded
 NOBODY = -1  # the garment of rows without one
@@ -111,8 +113,8 @@ class Leffa(Denoiser):
         """What depends on neither z_t nor t.
 
         mask (B, 1, h, w), 1 = paint; latents of masked person and garment (B, c, ., .); pose
-        (B, 3, h, w): the DensePose picture at latent size, in [-1, 1]; garment (B,) int64: equal
-        for rows that share garment_latents, negative for none.
+        (B, 3, h, w): the DensePose picture at latent size, in [-1, 1]; garment (B,) int64, on the
+        CPU: equal for rows that share garment_latents, negative for none.
         reference_timestep: the reference UNet's features at this one t serve every t. An
         approximation, as it reads t (the released code's `ref_acceleration`).
         """
@@ -145,7 +147,8 @@ class Leffa(Denoiser):
         """
         if "reference_t" not in conditions:
             return self.read_garments(conditions, t)
-        features = {"row": torch.arange(len(t), device=t.device)}
+        device = conditions["garment_latents"].device
+        features = {"row": torch.arange(len(t), device=device)}
         for index in range(len(self.blocks)):
             features[str(index)] = conditions[f"fixed.{index}"]
         return features
@@ -153,9 +156,10 @@ class Leffa(Denoiser):
     def read_garments(self, conditions: Conditions, t: Tensor) -> Features:
         garment = conditions["garment"].clamp(min=NOBODY)
         first, row = distinct(garment - NOBODY, t)
-        latents = conditions["garment_latents"][first].to(self.reference_unet.dtype)
+        latents = taken(conditions["garment_latents"], first).to(self.reference_unet.dtype)
         taps = garment_taps(self.reference_unet, latents, t[first], None)
-        return {str(index): tap for index, tap in enumerate(taps.values())} | {"row": row}
+        features = {str(index): tap for index, tap in enumerate(taps.values())}
+        return features | {"row": to_device(row, latents.device)}
 
     def unet_input(self, z_t: Tensor, conditions: Conditions) -> Tensor:
         """(B, 2c + 4, h, w): noisy latents, mask, masked person, pose."""
@@ -164,6 +168,7 @@ class Leffa(Denoiser):
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         x = self.unet_input(z_t, conditions)
+        t = to_device(t, x.device)
         return self.unet(x, t, None, cross_attention_kwargs={"garment": features}).sample
 
     def unconditional(self, conditions: Conditions) -> Conditions:

@@ -20,6 +20,7 @@ from vton.models.stableviton.building import build_networks
 from vton.models.stableviton.config import AttentionLossConfig, StableVitonConfig
 from vton.models.stableviton.losses import attention_variation, garment_cells
 from vton.models.stableviton.network import StableViton, without_effect
+from vton.processes import to_device
 from vton.registry import register
 
 
@@ -106,7 +107,7 @@ class StableVitonModule(TryOnModule):
         together have a gradient for both whatever is dropped.
         """
         conditions = self.condition(batch)
-        dropped = (u < self.config.model.condition_dropout).view(-1, 1, 1)
+        dropped = to_device(u < self.config.model.condition_dropout, self.device).view(-1, 1, 1)
         null = self.denoiser.unconditional(conditions)["context"]
         return conditions | {"context": torch.where(dropped, null, conditions["context"])}
 

@@ -39,6 +39,7 @@ from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.encoders import CLIP_MEAN, CLIP_STD
 from vton.models.precision import without_autocast
 from vton.models.unet import PositionCode
+from vton.processes import to_device
 
 
 class Centres(NamedTuple):
@@ -191,6 +192,7 @@ def without_effect(name: str) -> bool:
 
 
 def time_embedding(network: nn.Module, t: Tensor, dtype: torch.dtype) -> Tensor:
+    t = to_device(t, network.time_embedding.linear_1.weight.device)
     return network.time_embedding(network.time_proj(t).to(dtype))
 
 

@@ -19,6 +19,7 @@ from vton.models.attention import merge_heads, read_garment, split_heads
 from vton.models.precision import in_dtype_of
 from vton.models.tryondiffusion.config import EfficientUNetConfig, ParallelUNetConfig
 from vton.models.unet import PositionCode
+from vton.processes import to_device
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -211,7 +212,7 @@ class NumberEmbedding(nn.Module):
         weight = self.linear1.weight
         places = torch.arange(self.half, device=weight.device)
         frequencies = torch.exp(places * (-math.log(10_000) / self.half))
-        phase = 1000 * x.to(weight.device, torch.float32)[:, None] * frequencies
+        phase = 1000 * to_device(x, weight.device).to(torch.float32)[:, None] * frequencies
         code = torch.cat([phase.sin(), phase.cos()], 1).to(weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 

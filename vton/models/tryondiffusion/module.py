@@ -25,11 +25,13 @@ from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Noised, Objective
 from vton.diffusion.solvers import sampling_times
 from vton.models.base import TryOnModule
+from vton.models.rows import index_on
 from vton.models.tryondiffusion.config import TryOnDiffusionConfig
 from vton.models.tryondiffusion.layers import ResBlock, Unit
 from vton.models.tryondiffusion.network import EfficientUNet, ParallelUNet
 from vton.models.tryondiffusion.reuse import GarmentReuse
 from vton.models.tryondiffusion.stages import TryOnStage, UpscaleStage
+from vton.processes import to_device
 from vton.registry import register
 
 IMAGES = {
@@ -198,7 +200,8 @@ class TryOnDiffusion(TryOnModule):
             self.check_lowres(lowres, batch)
         if self.warp is not None and warped is None:
             warped = self.warp.generate(batch, self.warp.config.eval.seed)
-        return self.read(batch, lowres, warped, batch.person.new_tensor([levels]), draws)
+        levels = torch.tensor([levels], dtype=batch.person.dtype)
+        return self.read(batch, lowres, warped, levels, draws)
 
     def truth_of(self, batch: TryOnBatch) -> Tensor:
         if batch.truth is None:
@@ -216,7 +219,7 @@ class TryOnDiffusion(TryOnModule):
             keys = ((self.config.seed, "augmentation", name, place) for place in batch.position)
             draws[name] = [noise.generator(*key) for key in keys]
             low, high = self.config.model.augmentation.training_range(name)
-            levels.append(low + (high - low) * noise.uniform(draws[name], batch.person))
+            levels.append(low + (high - low) * noise.uniform(draws[name]))
         lowres = self.reduced(batch.person) if "lowres" in self.images else None
         warped = None
         if self.warp is not None:
@@ -263,9 +266,10 @@ class TryOnDiffusion(TryOnModule):
         levels: Tensor,
         draws: dict[str, list[torch.Generator]],
     ) -> Conditions:
-        """Conditions with levels (B or 1, L) of noise from `draws`. Noise comes before everything
-        else, so before the low-resolution result is enlarged. warped stands in for the segmented
-        garment.
+        """Conditions with levels (B or 1, L), on the CPU, of noise from `draws`.
+
+        Noise comes before everything else, so before the low-resolution result is enlarged. warped
+        stands in for the segmented garment.
         """
         model: TryOnDiffusionConfig = self.config.model
         clean = {"lowres": lowres}
@@ -288,12 +292,15 @@ class TryOnDiffusion(TryOnModule):
         return self.denoiser.condition(images, levels, *poses)
 
     def with_noise(self, image: Tensor, level: Tensor, draws: list[torch.Generator]) -> Tensor:
-        """alpha_s image + sigma_s noise with s = level (B,); a level of 0 changes nothing."""
+        """alpha_s image + sigma_s noise with s = level (B,), on the CPU; a level of 0 changes
+        nothing.
+        """
         if not level.any():
             return image
         signal, sigma = self.curve.signal_and_noise(self.curve.at(level), image)
         eps = noise.normal(image.shape[1:], draws, image)
-        return torch.where(level.view(-1, 1, 1, 1) > 0, signal * image + sigma * eps, image)
+        noisy = to_device(level > 0, image.device).view(-1, 1, 1, 1)
+        return torch.where(noisy, signal * image + sigma * eps, image)
 
     def reduced(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H / n, W / n), antialiased: the former stage's result as training
@@ -368,7 +375,7 @@ def joints(keypoints: Tensor, count: int, visibility: bool) -> Tensor:
     """(B, 18, 3) of TryOnBatch -> (B, count, 2), or 3 with visibility; missing joints are zeros."""
     seen = (keypoints[..., 2:] > 0).to(keypoints.dtype)
     table = torch.cat([keypoints[..., :2] * seen, seen], -1)
-    table = table[:, COCO_17] if count == 17 else table
+    table = table[:, index_on(table.device, COCO_17)] if count == 17 else table
     return table if visibility else table[..., :2]
 
 

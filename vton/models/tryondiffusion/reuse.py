@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from vton.diffusion.denoiser import Conditions, Features
+from vton.models.rows import taken
 from vton.models.tryondiffusion.network import ParallelUNet
+from vton.processes import to_device
 
 Table = dict[float, Features]  # timestep -> features of its rows
 
@@ -67,17 +69,18 @@ class GarmentReuse:
         is_null = conditions["null"].tolist()
         bare = [row for row, null in enumerate(is_null) if null]
         dressed = [row for row, null in enumerate(is_null) if not null]
-        shared = bool(bare) and self.null_table and all_rows_equal(static[bare])
+        shared = bool(bare) and self.null_table and all_rows_equal(taken(static, bare))
         if not shared:  # every row has its own
             return self.dressed_features(garment, static, time)
-        null = self.null_features(garment[bare[:1]], static[bare[:1]], time)
-        row = torch.zeros(len(is_null), dtype=torch.int64, device=static.device)
+        first = slice(bare[0], bare[0] + 1)
+        null = self.null_features(garment[first], static[first], time)
+        row = torch.zeros(len(is_null), dtype=torch.int64)
         if not dressed:
-            return null | {"row": row}
-        own = self.dressed_features(garment[dressed], static[dressed], time)
-        row[dressed] = torch.arange(1, len(dressed) + 1, device=static.device)
+            return null | {"row": to_device(row, static.device)}
+        own = self.dressed_features(taken(garment, dressed), taken(static, dressed), time)
+        row[dressed] = torch.arange(1, len(dressed) + 1)
         features = {name: torch.cat([null[name], own[name]]) for name in null}
-        return features | {"row": row}
+        return features | {"row": to_device(row, static.device)}
 
     def check(self, conditions: Conditions) -> None:
         """Forget what other weights, sizes or precisions made."""
@@ -126,7 +129,7 @@ class GarmentReuse:
         grid = self.grid()
         later = grid[grid.index(time) + 1 :] if time in grid else []
         times = [time, *(t for t in later if t not in table)][: self.steps]
-        t = torch.tensor(times, device=static.device)
+        t = torch.tensor(times)
         e = self.network.embedding.time(t / self.timesteps)[:, None] + static
         features = self.network.encode_garment(garment.repeat(len(times), 1, 1, 1), e.flatten(0, 1))
         for place, at in enumerate(times):

@@ -46,11 +46,11 @@ class TryOnStage(Denoiser):
 
         images: those of `network.images` by name, each (B, 3, H, W); levels (B or 1, L) in their
         order; poses (B, K, 2 or 3). Returns the images, levels (B, E), poses (B, E), pose_tokens
-        (B, 2K, P) and null (B,) int64, 1 where `unconditional` made the row.
+        (B, 2K, P) and null (B,) int64, on the CPU, 1 where `unconditional` made the row.
         """
         tokens, pooled = self.network.embedding.embed_poses(person_pose, garment_pose)
         embedded = self.network.embedding.embed_levels(levels).expand(len(tokens), -1)
-        null = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        null = torch.zeros(len(tokens), dtype=torch.int64)
         return images | {"levels": embedded, "poses": pooled, "pose_tokens": tokens, "null": null}
 
     def unconditional(self, conditions: Conditions) -> Conditions:
