@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from vton import registry
 from vton.config import load
 from vton.cost.meta import meta_batch, on_meta, quiet, set_everywhere
+from vton.report.attention import attention_maps
+from vton.report.flow import garment_reads, warped_garments
 
 SIZE = (64, 48)
 TINY = ("preset=tiny", f"data.size={list(SIZE)}")
@@ -94,3 +96,13 @@ def test_a_step_of_sampling_waits_for_nothing(model):
     module.eval()
     with Apart(), Sent(), torch.no_grad():
         module.generate(batch)
+
+
+@pytest.mark.parametrize("model", ["leffa", "idm_vton"])
+def test_a_look_at_held_out_pairs_computes_on_one_device(model):
+    module, batch = module_and_batch(f"model={model}", "model.flow_loss.weight=1")
+    module.eval()
+    with Apart():
+        assert attention_maps(module, batch, batch.person).sums
+        reads = garment_reads(module, batch, batch.person)
+        assert warped_garments(module, batch, reads)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vton.models.precision import without_autocast
 from vton.models.rows import Rows
 
 
@@ -94,7 +94,7 @@ class AttentionMaps:
         queries, keys = q.shape[-2], k.shape[-2]
         if queries * keys > self.LARGEST:
             return
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             logits = q.float() @ k.float().mT / q.shape[-1] ** 0.5
             if mask is not None:
                 logits = logits + mask

@@ -18,6 +18,7 @@ from vton.data.sample import TryOnBatch
 from vton.models.attention import GarmentReads, record_reads
 from vton.models.base import TryOnModule
 from vton.models.flow import flow_field, taking_part, warp_by_flow
+from vton.models.rows import index_on
 from vton.report.attention import denoise_once
 from vton.report.grid import as_images, picture_grid
 
@@ -41,7 +42,7 @@ def warped_garments(
     Rows that read no garment are white.
     """
     settings = module.config.model.flow_loss
-    everyone = torch.arange(len(batch), device=batch.garment.device)
+    everyone = torch.arange(len(batch))
     fields: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in module.flow_layers(reads, settings.smallest_layer):
         _, rows = taking_part(layer.read.rows, everyone, len(batch))
@@ -49,7 +50,7 @@ def warped_garments(
         fields[layer.person].append((rows, field))
     warped = {}
     for grid, layers in sorted(fields.items()):
-        rows = layers[0][0]
+        rows = index_on(batch.garment.device, layers[0][0])
         mean = torch.stack([field for _, field in layers]).mean(0)
         pictures = torch.ones_like(batch.garment, dtype=torch.float32)
         pictures[rows] = warp_by_flow(batch.garment[rows].float(), mean, settings)

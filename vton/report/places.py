@@ -185,7 +185,8 @@ def centres(grid: tuple[int, int], size: tuple[int, int], device: torch.device) 
 def attended(layer: FlowLayer, rows: Tensor, size: tuple[int, int]) -> Tensor:
     """(R, h, w, 2): where each person token of these rows reads, the mean of heads."""
     height, width = layer.garment
-    q, k = layer.read.q[rows], layer.read.k[rows][..., -height * width :, :]
+    q = taken(layer.read.q, rows)
+    k = taken(layer.read.k, rows)[..., -height * width :, :]
     places = expected_places(q, k, centres(layer.garment, size, q.device), temperature=1.0)
     return places.mean(1).unflatten(1, layer.person)
 
