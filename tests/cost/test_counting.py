@@ -210,7 +210,7 @@ def test_training_memory_by_strategy():
     """States by hand: 4 bytes a weight, a gradient and an average, 8 of moments; shared out by
     strategy.
     """
-    config = load("model=gardiff", "preset=tiny", "train.precision=bf16")
+    config = load("model=gardiff", "train.optimizer=adamw", "train.precision=bf16")
     described = describe(config, gpus=8)
     plain, checkpointed = described["training"]["plain"], described["training"]["checkpointed"]
     trained, rows = plain["parameters"]["trained"], plain["strategies"]

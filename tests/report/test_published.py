@@ -165,6 +165,7 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
         "gardiff",
         "idm_vton",
         "imagdressing",
+        "ladi_vton",
         "leffa",
         "stableviton",
         "tryondiffusion",

@@ -609,7 +609,8 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):
     """The gradient within 1e-6, and each continues what the other began. Pictures are drawn on the
     way.
     """
-    alone = ("train.grad_clip=0", "train.checkpoint_every=1")
+    # Muon needs whole matrices.
+    alone = ("train.optimizer=adamw", "train.grad_clip=0", "train.checkpoint_every=1")
     alone += NO_MEANS_OVER_A_BATCH.get(model, ())
     one = trained(model, tmp_path, rendered, "one", *alone, "train.steps=1")
     two = sharded(model, "two", *alone, "train.steps=1")
@@ -642,6 +643,7 @@ def test_shards_in_half_precision_learn_the_same(sharded, tmp_path, rendered):
     Pictures are drawn with such weights too.
     """
     half = (
+        "train.optimizer=adamw",
         "train.precision=bf16",
         "train.grad_clip=0.1",
         "train.steps=1",
