@@ -235,7 +235,13 @@ def _grid(move: Move, size: Size) -> Tensor:
     This is the inverse of the move.
     """
     inverse = torch.tensor([[[1, 0, -2 * move.right], [0, 1, -2 * move.down]]]) / move.scale
-    return functional.affine_grid(inverse, [1, 1, *size], align_corners=False)
+    # A row and a column tell all of it, as nothing turns.
+    height, width = size
+    row = functional.affine_grid(inverse, [1, 1, 1, width], align_corners=False)
+    column = functional.affine_grid(inverse, [1, 1, height, 1], align_corners=False)
+    grid = torch.empty(1, height, width, 2)
+    grid[..., 0], grid[..., 1] = row[..., 0], column[..., 1]
+    return grid
 
 
 def _sample(planes: Tensor, grid: Tensor, mode: str, padding: str = "border") -> Tensor:
@@ -256,5 +262,5 @@ def _unit(image: Tensor) -> Tensor:
 
 
 def _bytes(image: Tensor) -> Tensor:
-    """Picture in [0, 1] as uint8 again: what loader processes hand over."""
-    return (image * 255).round().to(torch.uint8)
+    """Picture in [0, 1], which is overwritten, as uint8 again: what loader processes hand over."""
+    return image.mul_(255).round_().to(torch.uint8)

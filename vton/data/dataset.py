@@ -291,9 +291,9 @@ class TryOnDataset(Dataset):
         repaint = transforms.resize_repaint(repaint, size)
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)
-        agnostic = np.where(repaint[..., None], np.uint8(0), person)
         warped = warped_mask = None
         if self.warped:
+            agnostic = np.where(repaint[..., None], np.uint8(0), person)
             picture, lies = self._warped(
                 garment_files, garment, silhouette, joints, agnostic, repaint
             )

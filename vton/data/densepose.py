@@ -24,6 +24,7 @@ _PARULA = (
 )
 COLOURS = np.frombuffer(bytes.fromhex(_PARULA), dtype=np.uint8).reshape(-1, 3)
 COUNT = len(COLOURS)
+_TABLES = [bytes(colours) + bytes(256 - COUNT) for colours in COLOURS.T]  # by channel
 
 # Parts 1 and 2 are the torso's back and front; every later pair is a right and a left side.
 MIRROR = np.arange(COUNT, dtype=np.uint8)
@@ -46,16 +47,18 @@ def read_colours(path: Source, origin: Origin, size: tuple[int, int] | None = No
     size: as for `images.read_mask`. A lossless grey picture of the ids themselves is read as such.
     Raises DataError when the picture is in other colours.
     """
-    photo = np.asarray(images.read_photo(path, "DensePose picture", origin, size))
-    if photo.max() <= DARK and (photo > FAINT).any():
-        return _ids_in_grey(photo, path, origin)
+    photo = images.read_photo(path, "DensePose picture", origin, size)
+    planes = images.channels(photo)
+    brightest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+    if FAINT < brightest.max() <= DARK:
+        return _ids_in_grey(np.asarray(photo), path, origin)
     # Tables over 64 levels per channel: entries differ by at least 12, so rounding to 4 levels
     # confuses none.
-    levels = photo.astype(np.int32) >> 2
-    cell = levels @ np.array([64 * 64, 64, 1], dtype=np.int32)
+    red, green, blue = (plane >> 2 for plane in planes)
+    cell = (red.astype(np.int32) << 12) | (green.astype(np.int32) << 6) | blue
     part, far = _nearest_part()
     few = cell[::4, ::4]
-    body = photo[::4, ::4].max(axis=2) > DARK
+    body = brightest[::4, ::4] > DARK
     share = far[few][body].mean() if body.any() else 0.0
     if share > FAR_SHARE:
         problem = f"DensePose picture: {share:.0%} of its body is in none of the part colours"
@@ -81,8 +84,10 @@ def read_ids(path: Source, origin: Origin, size: tuple[int, int] | None = None) 
 
 
 def draw_parts(parts: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 colour picture of part ids."""
-    return COLOURS[parts]
+    """(H, W, 3) uint8 colour picture of part ids, in memory channel by channel."""
+    ids = parts.tobytes()
+    planes = [np.frombuffer(ids.translate(table), np.uint8) for table in _TABLES]
+    return np.stack(planes).reshape(3, *parts.shape).transpose(1, 2, 0)
 
 
 @cache

@@ -79,7 +79,7 @@ class ReleasedUNet(Denoiser):
         )
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
-        return self(self.stacked(z_t, conditions), t, conditions["tokens"])
+        return self(self.stacked(z_t, conditions), t, conditions["tokens"].to(self.unet.dtype))
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x, to_device(t, x.device), tokens).sample
@@ -192,7 +192,8 @@ class DecoupledUNet(Denoiser):
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         c = conditions
         x = torch.cat([z_t, c["z_comp"]], dim=1).to(self.unet.dtype)
-        return self(x, t, torch.cat([c["text"], c["garment"]], dim=1))
+        tokens = torch.cat([c["text"], c["garment"]], dim=1).to(self.unet.dtype)
+        return self(x, t, tokens)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """tokens (B, L + n, D): text, then the head's."""
