@@ -618,6 +618,8 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):
     # does not know.
     assert gradient_distance(one, two) < (1e-5 if model == "tryondiffusion" else 1e-6)
     expected, found = read_checkpoint(one.last), read_checkpoint(two.last)
+    assert [path.name for path in two.checkpoints.glob("*.pieces")] == ["last_00000001.pieces"]
+    assert two.last.stat().st_size < 0.1 * one.last.stat().st_size
     assert expected["state_dict"].keys() == found["state_dict"].keys()
     assert (
         expected["callbacks"]["EMA"]["average"].keys()
@@ -633,6 +635,42 @@ def test_two_shards_equal_one_process(model, sharded, tmp_path, rendered):
         assert (
             differences.mean() < 1e-6 and differences.max() < 5e-3
         )  # Adam magnifies rounding where gradients vanish
+
+
+@pytest.mark.slow
+def test_killed_shards_leave_a_loadable_checkpoint_each(sharded, processes, tmp_path, rendered):
+    """kill -9 of both processes, twice while pieces are being written; then the run ends as one
+    that was never killed.
+    """
+    arguments = (
+        *("model=gardiff", f"runs={tmp_path}", "name=killed", f"data.root={rendered}", *SMALL),
+        *(*PLAIN, "train.optimizer=adamw", "trainer.devices=2", "trainer.strategy=fsdp"),
+    )
+    run, steps = RunFolder(tmp_path / "killed"), [0]
+    for while_writing in (False, True, True):
+        started = torchrun(processes, tmp_path / "log", *arguments, "train.steps=1000")
+
+        def newest() -> int:
+            return read_checkpoint(run.last, "global_step")["global_step"]
+
+        while not run.last.exists() or newest() <= steps[-1] + 1:
+            assert all(process.is_alive() for process in started), (tmp_path / "log").read_text()
+        if while_writing:
+            named = read_checkpoint(run.last, "pieces")["pieces"]["folder"]
+            while {path.name for path in run.checkpoints.glob("*.pieces")} <= {named}:
+                assert all(process.is_alive() for process in started)
+        for process in started:
+            os.kill(process.pid, signal.SIGKILL)
+        exit_codes(started)
+        checkpoint = read_checkpoint(run.last)
+        assert checkpoint["state_dict"] and checkpoint["callbacks"]["EMA"]["average"]
+        steps.append(checkpoint["global_step"])
+    assert steps == sorted(set(steps))
+    steps_in_all = (*PLAIN, "train.optimizer=adamw", f"train.steps={steps[-1] + 2}")
+    killed = sharded("gardiff", "killed", *steps_in_all)
+    whole = sharded("gardiff", "whole", *steps_in_all)
+    assert_same_training(whole, killed, steps[-1] + 2)
+    assert len(list(killed.checkpoints.glob("*.pieces"))) == 1
 
 
 @pytest.mark.slow

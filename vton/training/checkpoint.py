@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 from lightning import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 
 from vton.files import replacing
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 from vton.training.ema import EMA, local
 from vton.training.finite import FiniteNumbers, TrainingError
+from vton.training.fsdp import FSDP2
 from vton.training.held_out import HeldOut
 from vton.training.telemetry import ends_step
+from vton.weights.pieces import remove_unnamed
 from vton.weights.pretrained import read_checkpoint
 
 MONITOR = "val/paired/psnr_garment"  # the held-out score that makes best.ckpt: higher is better
@@ -40,8 +44,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, averaged weights
-    at the end.
+    """last.ckpt every `every` steps and at the end, best.ckpt by a held-out score, and
+    weights.safetensors at the end.
+
+    The last two hold weights alone, averaged where training keeps an average.
 
     keep_last, keep_best: how many of each stay; above 1 they are also there by their steps.
     global_batch: samples per optimizer step over all processes, with which a step is a place in the
@@ -65,11 +71,14 @@ class Checkpoints(Callback):
         self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
         self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
+        self.unsettled: int | None = None  # step of the last.ckpt that may still be being written
 
     def on_train_start(self, trainer, module) -> None:
         if trainer.is_global_zero:  # what a killed run was writing
             for partial in self.run.checkpoints.glob(".*"):
                 partial.unlink()
+            if not self.run.last.is_dir():
+                remove_unnamed(self.run.checkpoints)
         for optimizer in trainer.optimizers:
             lay_out_like_weights(optimizer)
 
@@ -89,15 +98,27 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if step == self.saved_at:
             return
-        self.save(trainer, module, self.run.last)
-        self.saved_at = step
-        if self.keep_last > 1 and trainer.is_global_zero:
-            also_as(self.run.last, self.run.numbered("last", step))
-            by_age = sorted(
-                self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
-            )
-            for old in by_age[: -self.keep_last]:
-                old.unlink()
+        self.require_finite(trainer, module)
+        self.settle(trainer)
+        trainer.save_checkpoint(self.run.last)
+        self.saved_at = self.unsettled = step
+        if not isinstance(trainer.strategy, FSDP2):
+            self.settle(trainer)
+
+    def settle(self, trainer) -> None:
+        """Wait for the last.ckpt that is being written, and count it among those that stay."""
+        if isinstance(trainer.strategy, FSDP2):
+            trainer.strategy.finish_writing()
+        step, self.unsettled = self.unsettled, None
+        if step is None or self.keep_last == 1 or not trainer.is_global_zero:
+            return
+        also_as(self.run.last, self.run.numbered("last", step))
+        by_age = sorted(
+            self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
+        )
+        for old in by_age[: -self.keep_last]:
+            old.unlink()
+        remove_unnamed(self.run.checkpoints)
 
     def save_best(self, trainer, module, score: float) -> None:
         """best.ckpt if no score was higher; with keep_best above 1 a file of its own if it is among
@@ -110,7 +131,12 @@ class Checkpoints(Callback):
             return
         first = step == ranked[0][0]
         path = self.run.best if self.keep_best == 1 else self.run.numbered("best", step)
-        self.save(trainer, module, path)
+        self.require_finite(trainer, module)
+        state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
+        if trainer.is_global_zero:
+            others = {c.state_key: c.state_dict() for c in trainer.callbacks if c is not self.ema}
+            content = {"state_dict": state, "callbacks": others, "global_step": step}
+            trainer.strategy.checkpoint_io.save_checkpoint(content, path)
         if self.keep_best > 1 and trainer.is_global_zero:
             if first:
                 also_as(path, self.run.best)
@@ -118,7 +144,8 @@ class Checkpoints(Callback):
             for old in set(self.run.checkpoints.glob("best_*.ckpt")) - kept:
                 old.unlink()
 
-    def save(self, trainer, module, path: Path) -> None:
+    def require_finite(self, trainer, module) -> None:
+        """Raise TrainingError rather than let lost weights be saved."""
         if self.finite:
             self.finite.require_finite(trainer)
         weights = [local(p.detach()) for p in module.parameters() if p.requires_grad]
@@ -128,13 +155,10 @@ class Checkpoints(Callback):
                 f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is "
                 "from before; try a lower train.lr or train.precision=fp32."
             )
-        trainer.save_checkpoint(path)
 
     def on_train_end(self, trainer, module) -> None:
-        state = (
-            trainer.strategy.lightning_module_state_dict()
-        )  # whole on the first process, where it is sharded
-        state |= self.ema.whole() if self.ema else {}
+        self.settle(trainer)
+        state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
         if trainer.is_global_zero:
             export_weights(self.run, state)
 
@@ -154,6 +178,13 @@ class Checkpoints(Callback):
             if isinstance(counts, dict):
                 more = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
                 counts.update({name: count + more for name, count in counts.items()})
+
+
+def whole_weights(strategy: Strategy) -> dict[str, Tensor]:
+    """The module's weights, where they are sharded on the first process alone. All must ask."""
+    if isinstance(strategy, FSDP2):
+        return strategy.whole_weights()
+    return strategy.lightning_module_state_dict()
 
 
 def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:

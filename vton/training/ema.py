@@ -17,8 +17,7 @@ class EMA(Callback):
     """average <- d average + (1 - d) weights after every optimizer step, d = min(decay, (1 + step)
     / (10 + step)).
 
-    Where weights are sharded over processes (FSDP2), so is their average; checkpoints hold it
-    whole.
+    Where weights are sharded over processes (FSDP2), so is their average, in checkpoints too.
     """
 
     def __init__(self, decay: float):
@@ -68,7 +67,7 @@ class EMA(Callback):
         return {name: unsharded(value) for name, value in self.average.items()}
 
     def state_dict(self) -> dict:
-        return {"average": self.whole(), "step": self.step}
+        return {"average": dict(self.average), "step": self.step}
 
     def load_state_dict(self, state: dict) -> None:
         self.average, self.step = state["average"], state["step"]
@@ -100,8 +99,10 @@ def unsharded(tensor: Tensor) -> Tensor:
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, on like's device and sharded as like is."""
+    """A tensor on like's device and sharded as like is; a whole one is on every process."""
     tensor = tensor.to(like.device)
+    if isinstance(tensor, DTensor):
+        return tensor
     return (
         distribute_tensor(tensor, like.device_mesh, like.placements)
         if isinstance(like, DTensor)

@@ -58,6 +58,7 @@ class Preemption(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             return
         self.checkpoints.save_last(trainer, module)
+        self.checkpoints.settle(trainer)
         if trainer.is_global_zero:
             print(
                 f"Stopped by a signal at step {trainer.global_step}; the same command continues.",

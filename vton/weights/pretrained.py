@@ -305,7 +305,8 @@ def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
 
     entries: what it must hold, as the checkpoints of a training do. Tensors are read from the disk
     when they are used, so the file may be removed or replaced meanwhile, but not written over in
-    its place. Raises UserError for all else, and runs none of it.
+    its place. Where they lie in pieces beside it (vton/weights/pieces.py), they are put together,
+    unless `entries` are others than state_dict. Raises UserError for all else, and runs none of it.
     """
     if not Path(path).is_file():
         raise UserError(f"No checkpoint at {path}.")
@@ -316,6 +317,11 @@ def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or hostile file can raise almost anything
         raise UserError(f"{path}: not a safe, complete torch file ({one_line(error)}).") from None
+    if isinstance(content, dict) and "pieces" in content:
+        from vton.weights.pieces import assembled  # here: its imports take a moment
+
+        if not entries or "state_dict" in entries:
+            content = assembled(content, Path(path))
     lacking = [entry for entry in entries if not isinstance(content, dict) or entry not in content]
     if lacking:
         raise UserError(
