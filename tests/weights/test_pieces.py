@@ -94,6 +94,10 @@ def test_pieces_that_no_checkpoint_names_are_removed(checkpoint):
     torch.save({"state_dict": {}}, path.with_name("best.ckpt"))
     remove_unnamed(path.parent)
     assert [found.name for found in path.parent.glob("*.pieces")] == ["last_00000003.pieces"]
+    path.with_name("best.ckpt").write_bytes(b"")
     path.unlink()
+    remove_unnamed(path.parent)
+    assert len(list(path.parent.glob("*.pieces"))) == 1
+    path.with_name("best.ckpt").unlink()
     remove_unnamed(path.parent)
     assert not list(path.parent.glob("*.pieces"))

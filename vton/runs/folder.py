@@ -5,7 +5,8 @@ data.json                               where the training pairs lay, how many, 
 codec/                                  the codec, if it was fitted for this run
 checkpoints/                            last.ckpt, best.ckpt, weights.safetensors; with
                                         train.keep_last or train.keep_best above 1 also
-                                        last_<step>.ckpt and best_<step>.ckpt
+                                        last_<step>.ckpt and best_<step>.ckpt; of sharded runs also
+                                        last_<step>.pieces/, the tensors of a last.ckpt
 training.json                           written when training is done: steps, samples in each over
                                         all processes, wall time over all restarts, peak memory,
                                         every train.steps that a cosine was drawn for

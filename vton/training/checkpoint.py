@@ -77,8 +77,7 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:  # what a killed run was writing
             for partial in self.run.checkpoints.glob(".*"):
                 partial.unlink()
-            if not self.run.last.is_dir():
-                remove_unnamed(self.run.checkpoints)
+            remove_unnamed(self.run.checkpoints)
         for optimizer in trainer.optimizers:
             lay_out_like_weights(optimizer)
 
@@ -110,14 +109,15 @@ class Checkpoints(Callback):
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.finish_writing()
         step, self.unsettled = self.unsettled, None
-        if step is None or self.keep_last == 1 or not trainer.is_global_zero:
+        if step is None or not trainer.is_global_zero:
             return
-        also_as(self.run.last, self.run.numbered("last", step))
-        by_age = sorted(
-            self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
-        )
-        for old in by_age[: -self.keep_last]:
-            old.unlink()
+        if self.keep_last > 1:
+            also_as(self.run.last, self.run.numbered("last", step))
+            by_age = sorted(
+                self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
+            )
+            for old in by_age[: -self.keep_last]:
+                old.unlink()
         remove_unnamed(self.run.checkpoints)
 
     def save_best(self, trainer, module, score: float) -> None:

@@ -95,7 +95,7 @@ class FSDP2(ModelParallelStrategy):
             storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
             process_group=self.cpu_group,
         )
-        rest = copy.deepcopy(checkpoint) | {"optimizer_states": groups}
+        rest = copy.deepcopy(checkpoint | {"optimizer_states": groups})
         self.writing = self.writer.submit(self.publish, written, rest, path, folder)
 
     def pieces(self) -> tuple[dict[str, Tensor], list[dict]]:

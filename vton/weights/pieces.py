@@ -104,12 +104,17 @@ def numbered(groups: list[dict], moments: dict[str, dict[str, Tensor]]) -> dict:
 
 
 def remove_unnamed(folder: Path) -> None:
-    """Remove pieces below `folder` that none of its checkpoints names any more."""
+    """Remove pieces below `folder` that none of its checkpoints names any more; none where a
+    checkpoint is not readable.
+    """
+    pieces = list(folder.glob("*.pieces"))
     named = set()
-    for path in folder.glob("*.ckpt"):
-        if path.is_file():
+    for path in folder.glob("*.ckpt") if pieces else ():
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             named.add(content.get(PIECES, {}).get("folder"))
-    for pieces in folder.glob("*.pieces"):
-        if pieces.name not in named:
-            shutil.rmtree(pieces)
+        except Exception:  # a broken file can raise almost anything
+            return
+    for found in pieces:
+        if found.name not in named:
+            shutil.rmtree(found)
