@@ -171,25 +171,25 @@ def test_wrong_requests_are_one_line(run, arguments, expected, capsys):
 
 def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_path):
     """A best.ckpt of step 1 beside a last.ckpt of step 2: weights, steps and seconds are those of
-    the file.
+    the file. best.ckpt holds the average alone, last.ckpt beside the weights.
     """
     folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
-    best = read_checkpoint(folder.best)
+    best, last = read_checkpoint(folder.best), read_checkpoint(folder.last)
     best["global_step"], best["callbacks"]["Telemetry"]["seconds"] = 1, 7.0
-    for average in best["callbacks"]["EMA"]["average"].values():
-        average.add_(0.5)
+    for weight in best["state_dict"].values():
+        weight.add_(0.5)
     AtomicCheckpointIO().save_checkpoint(best, folder.best)
     config = folder.load_config()
     for checkpoint, steps in (("weights", 2), ("last", 2), ("best", 1)):
         training = training_facts(folder, config, checkpoint)
         assert training["steps"] == steps and (training["seconds"] == 7.0) == (checkpoint == "best")
-    for checkpoint in ("last", "best"):
-        stored = read_checkpoint(checkpoint_path(folder, checkpoint))
-        average = stored["callbacks"]["EMA"]["average"]
-        loaded = load_module(folder, config, checkpoint).state_dict()
-        last = stored["state_dict"]
-        assert average and all(torch.equal(loaded[name], average[name]) for name in average)
-        assert any(not torch.equal(last[name], average[name]) for name in average)
+    average = last["callbacks"]["EMA"]["average"]
+    assert average and "EMA" not in best["callbacks"]
+    assert any(not torch.equal(last["state_dict"][name], average[name]) for name in average)
+    loaded = load_module(folder, config, "last").state_dict()
+    assert all(torch.equal(loaded[name], average[name]) for name in average)
+    loaded = load_module(folder, config, "best").state_dict()
+    assert all(torch.equal(loaded[name], average[name] + 0.5) for name in average)
 
 
 @pytest.mark.parametrize(
