@@ -11,6 +11,7 @@ from vton.diffusion import noise
 from vton.diffusion.denoiser import Known, Step
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import drawing, sample
+from vton.diffusion.solvers import sampling_times
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,73 @@ def test_every_solver_arrives_at_what_a_perfect_model_predicts(solver, spacing):
     # "leading" stops at t = 1 with alpha_bar below 1; the solvers of higher order extrapolate the
     # last step
     torch.testing.assert_close(z, truth, atol=0.15 if spacing == "leading" else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "continuous_cosine"])
+def test_the_timesteps_of_training_arrive_too(solver, schedule):
+    objective = Objective(
+        ObjectiveConfig(schedule=schedule, prediction="sample", timestep_power=4.0)
+    )
+    truth = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+    draws = [noise.generator(0, "sample", i) for i in range(2)]
+    config = SamplerConfig(solver=solver, spacing="trained", steps=8)
+    z = sample(Oracle(), {"truth": truth}, drawing((4, 6, 5), draws, CPU), config, objective)
+    torch.testing.assert_close(z, truth, atol=2e-2, rtol=0)
+
+
+def test_trained_spacing_goes_through_quantiles_of_the_trained_timesteps():
+    """As many training examples lie between two steps as between any other two."""
+    objective = Objective(ObjectiveConfig(timestep_power=4.0))
+    times = sampling_times(SamplerConfig(spacing="trained", steps=4), objective)
+    assert times.tolist() == [999, 930, 840, 706]  # 1000 (k / 4)^(1/4) - 1
+    drawn = objective.timesteps(torch.arange(1000) / 1000)
+    assert torch.histc(drawn.float(), bins=1, min=706.5, max=840.5).item() == pytest.approx(250, abs=5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_trained_spacing_of_uniform_timesteps_is_trailing(solver):
+    even, trained = [
+        run(solver=solver, spacing=spacing, steps=8, guidance=1.5)[2]
+        for spacing in ("trailing", "trained")
+    ]
+    torch.testing.assert_close(trained, even, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_between_trained_timesteps_is_ddims():
+    """DDIM, arXiv 2010.02502, Eq. 12 without noise, from t = 999 to 930 and on to 0."""
+    objective = Objective(ObjectiveConfig(prediction="sample", timestep_power=4.0))
+    draws = [noise.generator(0, "sample", 0)]
+    z = start = noise.normal((4, 6, 5), [noise.generator(0, "sample", 0)], torch.empty(0))
+
+    class Half(Oracle):
+        def denoise(self, z_t, t, conditions, features):
+            return 0.5 * z_t * (t / 1000).view(-1, 1, 1, 1)
+
+    config = SamplerConfig(spacing="trained", steps=4)
+    conditions = {"truth": torch.zeros(1, 4, 6, 5)}
+    found = sample(Half(), conditions, drawing((4, 6, 5), draws, CPU), config, objective)
+    times = [999, 930, 840, 706]
+    abar = [objective.alphas_cumprod[t].item() for t in times] + [1.0]
+    for index, t in enumerate(times):
+        x = 0.5 * z * (t / 1000)
+        eps = (z - abar[index] ** 0.5 * x) / (1 - abar[index]) ** 0.5
+        z = abar[index + 1] ** 0.5 * x + (1 - abar[index + 1]) ** 0.5 * eps
+    assert not torch.equal(z, start)
+    torch.testing.assert_close(found, z, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("sampler.steps=100", "objective.timestep_power=16"), "too many"),
+        (("sampler.zero_terminal_snr=true",), "zero_terminal_snr null"),
+        (("sampler.solver=plms", "objective.prediction=epsilon"), "even steps"),
+    ],
+)
+def test_what_trained_spacing_cannot_do_is_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load("model=gardiff", "preset=tiny", "sampler.spacing=trained", *settings)
 
 
 def test_guidance_one_makes_one_pass_per_step_and_more_makes_two():

@@ -212,8 +212,9 @@ class SamplerConfig:
     guidance_rescale: NonNegativeFloat = 0.0
     # fractions of the timestep range in which guidance acts
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    # which timesteps; trailing begins at pure noise
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    # which timesteps; trailing and trained begin at pure noise, trained goes through even quantiles
+    # of the timesteps that training draws (objective.timestep_power)
+    spacing: Literal["leading", "trailing", "linspace", "trained"] = "leading"
     clip_sample: NonNegativeFloat = 0.0  # clamp the predicted clean sample to +-this; 0 = off
     # instead of it Imagen's: quantile of |clean sample| that becomes 1; 0 = off
     dynamic_threshold: Fraction = 0.0
@@ -562,11 +563,11 @@ class ExperimentConfig:
     def _check_sampling(self):
         objective, sampler = self.objective, self.sampler
         if objective.continuous:
-            if sampler.spacing != "trailing" or sampler.zero_terminal_snr:
+            if sampler.spacing not in ("trailing", "trained") or sampler.zero_terminal_snr:
                 raise ConfigError(
-                    f"objective.schedule={objective.schedule} is sampled on the even grid from "
-                    "pure noise to 0: set sampler.spacing=trailing "
-                    f"(found {sampler.spacing}) and leave sampler.zero_terminal_snr null."
+                    f"objective.schedule={objective.schedule} is sampled from pure noise to 0: set "
+                    "sampler.spacing=trailing for even steps, or trained "
+                    f"(found {sampler.spacing}), and leave sampler.zero_terminal_snr null."
                 )
         elif sampler.steps > objective.train_timesteps:
             raise ConfigError(
@@ -582,16 +583,34 @@ class ExperimentConfig:
                 "noise, from which objective.prediction=epsilon cannot recover a sample; "
                 "use leading, or v_prediction or sample."
             )
+        if sampler.spacing == "trained":
+            self._check_trained_spacing(rescaled)
         if sampler.solver == "plms":
             self._check_plms(rescaled)
+
+    def _check_trained_spacing(self, rescaled: bool):
+        objective, sampler = self.objective, self.sampler
+        if not objective.continuous and rescaled != objective.zero_terminal_snr:
+            raise ConfigError(
+                "sampler.spacing=trained samples with the noise levels of training; leave "
+                "sampler.zero_terminal_snr null."
+            )
+        last = 1 - (1 - 1 / sampler.steps) ** (1 / objective.timestep_power)
+        if not objective.continuous and last * objective.train_timesteps < 1:
+            raise ConfigError(
+                f"sampler.steps={sampler.steps} are too many for sampler.spacing=trained with "
+                f"objective.timestep_power={objective.timestep_power:g}: near pure noise they fall "
+                "on the same timestep."
+            )
 
     def _check_plms(self, rescaled: bool):
         """diffusers' scheduler knows the schedules and predictions of its time alone."""
         objective = self.objective
-        if objective.continuous or rescaled or objective.prediction == "sample":
+        own_times = objective.continuous or self.sampler.spacing == "trained"
+        if own_times or rescaled or objective.prediction == "sample":
             raise ConfigError(
                 f"sampler.solver=plms: objective.schedule={objective.schedule}, zero terminal SNR "
                 f"{'on' if rescaled else 'off'} and objective.prediction={objective.prediction}; "
-                "plms needs a table of timesteps, no zero terminal SNR, and epsilon or "
-                "v_prediction. Use solver ddim."
+                "plms needs a table of timesteps in even steps, no zero terminal SNR, and epsilon "
+                "or v_prediction. Use solver ddim."
             )

@@ -22,6 +22,7 @@ SOLVERS = {
     "unipc": UniPCMultistepScheduler,
     "plms": PNDMScheduler,
 }
+MULTISTEP = ("dpmpp_2m", "unipc")
 SCHEDULE_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -33,7 +34,7 @@ SCHEDULE_KEYS = (
 
 def make_solver(config: SamplerConfig, objective: Objective):
     """Return the diffusers scheduler with its timesteps set, on the CPU."""
-    if objective.continuous:
+    if _has_grid(config, objective):
         return _on_a_grid(config, objective)
     options = {key: objective.scheduler_config[key] for key in SCHEDULE_KEYS}
     options["timestep_spacing"] = config.spacing
@@ -52,16 +53,33 @@ def make_solver(config: SamplerConfig, objective: Objective):
     return solver
 
 
+def _has_grid(config: SamplerConfig, objective: Objective) -> bool:
+    """Whether the times come from here and not from diffusers, which knows even steps of a table."""
+    return objective.continuous or config.spacing == "trained"
+
+
+def _grid(config: SamplerConfig, objective: Objective) -> Tensor:
+    """(steps,) t, ascending up to pure noise: even, or at even quantiles of the t of training."""
+    total = objective.config.train_timesteps
+    times = torch.arange(1, config.steps + 1) * (total / config.steps)
+    if config.spacing == "trained":
+        times = total * (times / total) ** (1 / objective.config.timestep_power)
+    return times if objective.continuous else times.round().long() - 1
+
+
 def _on_a_grid(config: SamplerConfig, objective: Objective):
-    """A scheduler whose own timestep k is the (k + 1)-th of `steps` even parts of a continuous
-    schedule.
+    """A scheduler whose own timestep k is the (k + 1)-th of `_grid`.
 
     A table of as many entries as steps makes diffusers' step from k to k - 1 that of the grid, for
-    any number of steps. The last step arrives at the clean sample.
+    any times. The last step arrives at the clean sample.
     """
-    part = objective.config.train_timesteps / config.steps
-    log_snr = objective.log_snr(torch.arange(1, config.steps + 1) * part)
-    abar = log_snr.sigmoid()
+    times = _grid(config, objective)
+    if objective.continuous:
+        abar = objective.log_snr(times).sigmoid()
+    else:
+        abar = objective.alphas_cumprod[times].double()
+    if config.solver in MULTISTEP:  # they compute with logarithms of it
+        abar = abar.clamp(min=2.0**-24)
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     solver = SOLVERS[config.solver](
         num_train_timesteps=config.steps,
@@ -77,7 +95,7 @@ def _on_a_grid(config: SamplerConfig, objective: Objective):
 
 def _clean_sample_options(config: SamplerConfig) -> dict:
     """How a scheduler treats the predicted clean sample, and where multistep ones end."""
-    multistep = config.solver in ("dpmpp_2m", "unipc")
+    multistep = config.solver in MULTISTEP
     options = {"final_sigmas_type": config.final_sigma} if multistep else {}
     if config.dynamic_threshold:
         options["thresholding"] = True
@@ -92,16 +110,11 @@ def _clean_sample_options(config: SamplerConfig) -> dict:
     return options
 
 
-def model_times(solver, objective: Objective) -> Tensor:
-    """(steps,) t as the network is given it: the solver's timesteps, or the grid's real numbers."""
-    if not objective.continuous:
-        return solver.timesteps
-    return (solver.timesteps + 1) * (objective.config.train_timesteps / len(solver.timesteps))
-
-
 def sampling_times(config: SamplerConfig, objective: Objective) -> Tensor:
     """(steps,) t that the network is given in the course of sampling."""
-    return model_times(make_solver(config, objective), objective)
+    if _has_grid(config, objective):
+        return _grid(config, objective).flip(0)
+    return make_solver(config, objective).timesteps
 
 
 def variance_ratio(solver, index: int) -> Tensor:
