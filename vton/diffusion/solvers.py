@@ -54,7 +54,7 @@ def make_solver(config: SamplerConfig, objective: Objective):
 
 
 def _has_grid(config: SamplerConfig, objective: Objective) -> bool:
-    """Whether the times come from here and not from diffusers, which knows even steps of a table."""
+    """Whether the times come from here: diffusers knows even steps through a table alone."""
     return objective.continuous or config.spacing == "trained"
 
 
