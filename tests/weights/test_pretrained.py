@@ -3,6 +3,9 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +62,48 @@ def test_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="outside its own folder"):
         read_weights_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_numbers_are_brought_to_a_dtype(tmp_path, name):
+    state = STATE | {"positions": torch.arange(3)}
+    if name.endswith(".bin"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    read = read_weights_folder(tmp_path, torch.bfloat16)
+    assert list(read) == list(read_weights_folder(tmp_path))  # in the same order
+    assert torch.equal(read["positions"], state["positions"])
+    for key, tensor in STATE.items():
+        assert torch.equal(read[key], tensor.bfloat16())
+
+
+MOST = """
+import re, sys
+from pathlib import Path
+import torch
+from vton.weights.pretrained import read_safetensors, write_tensors
+
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 2**10
+
+write_tensors(Path("small"), {"x": torch.ones(2)})
+tensors, before = {}, most()
+if sys.argv[1] == "write":
+    write_tensors(Path("weights"), {str(n): torch.ones(2**22) for n in range(8)})
+else:
+    tensors = read_safetensors(Path("weights"), torch.bfloat16)
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_files_take_the_weights_once(tmp_path):
+    """MiB that a process takes at most: 128 MiB of float32, and what is read of it in bfloat16."""
+    for action, size in (("write", 128), ("read", 64)):
+        command = [sys.executable, "-c", MOST, action]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert 0.9 * size < int(done.stdout) < size + 40  # one tensor has 16
 
 
 def test_files_for_others_say_what_published_files_say(tmp_path):

@@ -113,9 +113,9 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     path = checkpoint_path(run, checkpoint)
     codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
 
-    def read() -> dict[str, Tensor]:
+    def read(dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         if checkpoint == "weights":
-            return read_safetensors(path)
+            return read_safetensors(path, dtype)
         return averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
 
     def build() -> TrainedModule:
@@ -137,7 +137,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
     with unfilled() as left:
         module = build()
     dtype = DTYPES[config.train.precision]
-    load_state(module, read(), path, dtype)
+    load_state(module, read(dtype), path, dtype)
     if left.among(module, *module.frozen.values()):  # weights that no file holds
         module = build()
         load_state(module, read(), path)

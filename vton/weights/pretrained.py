@@ -8,6 +8,7 @@ import json
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -200,8 +201,8 @@ def may_download() -> bool:
     return os.environ.get("VTON_DOWNLOAD") == "1"
 
 
-def read_weights_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights in one folder of the hub's layout, whole or in shards, in their stored dtypes.
+def read_weights_folder(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights in one folder of the hub's layout, whole or in shards, as `read_weights` does.
 
     The first of WEIGHT_KINDS is read. Raises UserError naming the folder if there are none, or the
     file that is broken.
@@ -209,7 +210,7 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
     folder = Path(folder)
     file = _weights_in(folder)
     if file is not None:
-        return _read_shards(file) if file.suffix == ".json" else read_weights(file)
+        return _read_shards(file, dtype) if file.suffix == ".json" else read_weights(file, dtype)
     expected = ", ".join(f"{stem}.safetensors or .bin" for stem in WEIGHT_NAMES)
     found = sorted(path.name for path in folder.glob("*") if path.is_file())
     raise UserError(
@@ -229,7 +230,7 @@ def _weights_in(folder: Path) -> Path | None:
     return None
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     try:
         shards = sorted(set(read_json(index)["weight_map"].values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
@@ -241,7 +242,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise UserError(f"{index} names no shards.")
     state: dict[str, Tensor] = {}
     for shard in shards:
-        state |= read_weights(index.parent / shard)
+        state |= read_weights(index.parent / shard, dtype)
     return state
 
 
@@ -264,27 +265,40 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises UserError."""
+def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors, .bin, .pt or .pth file. Raises UserError.
+
+    dtype: what floating-point tensors are brought to, one by one, so that no more than one is in
+    memory twice; None: as stored.
+    """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path, dtype)
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"{path}: expected a mapping from names to tensors.")
-    return state
+    return {name: brought(state.pop(name), dtype) for name in list(state)}
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors. Raises UserError for an absent or broken file."""
+def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """A safetensors file's tensors; dtype as of `read_weights`. Raises UserError for an absent or
+    broken file.
+    """
     if not Path(path).is_file():
         raise UserError(f"No weights at {path}.")
     try:
         # Mapped, all of the file would stay in memory until its last tensor has been converted.
-        return load_file(path, backend="pread")
+        with safe_open(path, framework="pt", backend="pread") as file:
+            names = file.offset_keys()  # in the order of the file
+            return {name: brought(file.get_tensor(name), dtype) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}). Copy or export it again."
         ) from None
+
+
+def brought(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A floating-point tensor in dtype; all others, and with None all, as they are."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def write_tensors(
@@ -295,7 +309,11 @@ def write_tensors(
     metadata: PUBLISHED_METADATA for a file that others read. Raises UserError if it can't be
     written.
     """
-    separate = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    separate = {}
+    for name, tensor in tensors.items():  # a copy of all of them would be too much at full size
+        shared = users[tensor.untyped_storage().data_ptr()] > 1
+        separate[name] = tensor.contiguous().clone() if shared else tensor.contiguous()
     with replacing(path) as temporary:
         save_file(separate, temporary, metadata)
 
@@ -389,11 +407,10 @@ def load_state(
     if dtype is None:
         module.load_state_dict(state)
         return
-    brought = {}
+    taken = {}
     for name in list(state):  # one by one, so that no more than one is there twice
-        tensor = state.pop(name)
-        brought[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    module.load_state_dict(brought, assign=True)
+        taken[name] = brought(state.pop(name), dtype)
+    module.load_state_dict(taken, assign=True)
 
 
 def check_state(

@@ -66,7 +66,7 @@ def load_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNe
     inputs = 3 * channels + 1
     unet = empty_unet(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
     tryon = around(unet, config, clip_width)
-    load_base(tryon, read_weights_folder(folder), channels, folder)
+    load_base(tryon, read_weights_folder(folder, torch.float32), channels, folder)
     return tryon
 
 
@@ -89,7 +89,7 @@ def build_garment_net(
             out_channels=channels,
             addition_embed_type=None,
         )
-    state = without_added_embedding(unet, read_weights_folder(folder))
+    state = without_added_embedding(unet, read_weights_folder(folder, dtype))
     load_state(unet, state, folder, dtype)
     return unet
 
