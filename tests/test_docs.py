@@ -263,15 +263,23 @@ def printed_values(page: str, heading: str) -> Iterator[tuple[str, str, str, str
 
 DEFAULT_RUNS = [
     f"{model}-synthetic-tiny"
-    for model in ("gardiff", "stableviton", "idm_vton", "catvton", "imagdressing", "tryondiffusion")
+    for model in (
+        "leffa",
+        "gardiff",
+        "stableviton",
+        "idm_vton",
+        "catvton",
+        "imagdressing",
+        "tryondiffusion",
+    )
 ]
 
 
 @pytest.mark.parametrize(
     ("page", "heading", "folders", "count"),
     [
-        ("README.md", "| | PSNR", DEFAULT_RUNS, 7 * 6),
-        ("docs/evaluation.md", "| | PSNR", DEFAULT_RUNS, 9 * 7),
+        ("README.md", "| | PSNR", DEFAULT_RUNS, 8 * 6),
+        ("docs/evaluation.md", "| | PSNR", DEFAULT_RUNS, 10 * 7),
         ("docs/comparing.md", "| 600 steps", ["compare-synthetic-tiny"], 7 * 5),
         ("docs/comparing.md", "| garment PSNR", ["compare-synthetic_dresscode-tiny"], 7 * 2),
     ],
