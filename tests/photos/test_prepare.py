@@ -86,8 +86,14 @@ def test_the_same_command_again_finds_it_done_and_another_one_does_not_touch_it(
     source = folder.parent / "in"
     again = prepare(plan(source, size=SIZE), NETWORKS, folder)
     assert again.done == 0 and again.kept == 5 and again.pairs == 3
-    with pytest.raises(UserError, match="other photos or other settings"):
+    with pytest.raises(UserError, match="other photos, pairs or settings"):
         prepare(plan(source, size=(128, 96)), NETWORKS, folder)
+    pairs, captions = tmp_path / "pairs.txt", tmp_path / "captions.txt"
+    pairs.write_text("somebody 0.jpg\t1.png\nsomebody 1.jpg\t0.png\n")
+    captions.write_text("1.png striped shirt\n")
+    for lists in ({"pairs": pairs}, {"captions": captions}):
+        with pytest.raises(UserError, match="other photos, pairs or settings"):
+            prepare(plan(source, size=SIZE, **lists), NETWORKS, folder)
     (tmp_path / "theirs").mkdir()
     with pytest.raises(UserError, match="was not made by vton prepare"):
         prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "theirs")
@@ -140,6 +146,61 @@ def test_what_fails_stops_or_is_left_out(tmp_path, capsys):
     assert "data=viton_hd data.root=" in printed
     record = json.loads((tmp_path / "out/prepare.json").read_text())
     assert len(record["failed"]) == 2 and record["pairs"] == [["somebody-0", "0", "upper_body"]]
+    assert command(*arguments, "--keep-going") == 1  # complete, and fails as before
+    people.garment(0)[0].save(source / "garments/broken.jpg")
+    assert command(*arguments, "--keep-going") == 2  # one of the failed ones is mended
+    assert "holds other photos" in capsys.readouterr().err
+
+
+def test_only_pictures_of_the_folders_are_read(tmp_path, capsys):
+    source = photos(tmp_path / "in", persons=1, garments=1)
+    (source / "persons/folder.jpg").mkdir()
+    (source / "persons/._somebody 0.jpg").write_bytes(b"macOS puts this beside it")
+    (source / "garments/notes.txt").write_text("hello")
+    (source / "garments/shirt.HEIC").write_bytes(b"another format")
+    (source / "persons/link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    arguments = ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "256x192"]
+    assert command(*arguments, "--keep-going") == 1
+    printed = capsys.readouterr()
+    assert "note: not read: notes.txt, shirt.HEIC. Pictures end in .jpg" in printed.err
+    assert printed.out.count("failed: ") == 1
+    assert "link.jpg cannot be read: No such file or directory" in printed.out
+
+
+def test_names_of_every_kind(tmp_path):
+    source = photos(tmp_path / "in", persons=1, garments=1)
+    content = (source / "persons/somebody 0.jpg").read_bytes()
+    for name in (
+        "Žofie 你好.jpg",
+        "--out.jpg",
+        "two\nlines.jpg",
+        "SOMEBODY 0.jpg",
+        "x" * 240 + ".jpg",
+    ):
+        (source / "persons" / name).write_bytes(content)
+    (source / "garments/0.png").rename(source / "garments/тест.png")
+    outcome = prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "out")
+    assert outcome.pairs == 6 and outcome.done == 7
+    assert {problem.severity for problem in check_folder(config("viton_hd", tmp_path / "out"))} == {
+        "note"
+    }
+
+
+def test_a_caption_that_changes_is_taken_when_a_preparation_goes_on(tmp_path):
+    source = photos(tmp_path / "in", persons=1, garments=1)
+    Image.new("RGB", (300, 400), (190, 190, 190)).save(source / "persons/tom.png")
+    captions = tmp_path / "captions.txt"
+    told = ("striped shirt", "spotted shirt", None)
+    for caption in told:
+        captions.write_text(f"0.png {caption}")
+        planned = plan(source, captions=captions if caption else None, size=SIZE)
+        with pytest.raises(UserError, match="no person was found"):
+            prepare(planned, NETWORKS, tmp_path / "out")
+        marker = tmp_path / ".out-partial/done/garment-upper_body-0.json"
+        if caption:
+            assert json.loads(marker.read_text())["caption"] == caption
+        else:
+            assert json.loads(marker.read_text())["caption_by"] == "colour"
 
 
 def test_bottoms_and_dresses_become_a_dresscode_folder(tmp_path):
@@ -161,17 +222,22 @@ def test_pairs_and_captions_come_from_lists(tmp_path):
     for path in (source / "persons").iterdir():
         path.rename(path.with_name(path.name.replace(" ", "")))
     pairs, captions = tmp_path / "pairs.txt", tmp_path / "captions.txt"
-    pairs.write_text("somebody1.jpg 0.png\nsomebody1 1 upper_body\n\n")
+    (source / "garments/0.png").rename(source / "garments/my top.png")
+    pairs.write_text("somebody1.jpg\tmy top.png\nsomebody1 1 upper_body\n\n")
     captions.write_text("1.png long sleeve round neck shirt\n")
     planned = plan(source, pairs=pairs, captions=captions)
-    assert planned.pairs == [("somebody1", "0", "upper_body"), ("somebody1", "1", "upper_body")]
+    assert planned.pairs == [
+        ("somebody1", "my-top", "upper_body"),
+        ("somebody1", "1", "upper_body"),
+    ]
     assert len(planned.items) == 3  # nobody else is prepared
     assert planned.captions == {("1", "upper_body"): "long sleeve round neck shirt"}
     for text, message in (
         ("somebody1.jpg", "line 1 of .* has 1 words"),
-        ("nobody.jpg 0.png", "persons/ has no nobody.jpg"),
+        ("somebody1.jpg my top.png upper_body", "has 4 words, .* Put tabs between"),
+        ("nobody.jpg 1.png", "persons/ has no nobody.jpg"),
         ("somebody1 7.png", "garments/ has no 7.png"),
-        ("somebody1 0.png hats", "hats is no category"),
+        ("somebody1 1.png hats", "hats is no category"),
         ("", "lists no pair"),
     ):
         pairs.write_text(text)
@@ -191,6 +257,9 @@ def test_ids_are_plain_and_never_shared():
     paths = [preparation.Path(name) for name in ("p/a b.jpg", "p/ä.png", "g/a-b.png", "g/ö.png")]
     ids = list(preparation._ids(paths).values())
     assert ids == ["a-b", "photo", "a-b-2", "photo-2"]
+    # Some disks take Anna and anna for one name, and none takes more than 255 bytes.
+    paths = [preparation.Path(f"{name}.jpg") for name in ("Anna", "anna", "x" * 250)]
+    assert list(preparation._ids(paths).values()) == ["Anna", "anna-2", "x" * 100]
 
 
 def test_folders_that_are_wrong_say_so(tmp_path):

@@ -3,6 +3,7 @@ import struct
 import zipfile
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,9 +54,51 @@ def test_pictures_are_read_upright_and_in_rgb(kind, tmp_path):
     assert read_picture(encoded(SMALL, kind, exif=exif), "person").size == (48, 36)
 
 
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF's orientation to Pillow's inverse
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_every_orientation_is_turned_back(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = NOISE.transpose(TURNS[orientation])
+    read = read_picture(encoded(turned, "PNG", exif=exif), "person")
+    assert read.tobytes() == NOISE.tobytes()
+
+
+def test_broken_camera_data_is_no_reason_to_refuse():
+    for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff broken", b"Exif\0\0MM\0*\0\0\0\x08\0\x05"):
+        assert read_picture(encoded(SMALL, "JPEG", exif=exif), "person").size == SMALL.size
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert read_picture(encoded(SMALL, "JPEG", exif=exif), "person").size == SMALL.size
+
+
+def test_kinds_of_pixels():
+    colour = Image.new("RGB", (64, 64), (204, 102, 51))
+    close = pytest.approx((204, 102, 51), abs=3)
+    for kind, mode in (("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA")):
+        read = read_picture(encoded(colour.convert(mode), kind), "person")
+        assert read.mode == "RGB" and read.getpixel((9, 9)) == close
+    deep = np.zeros((8, 8, 3), np.uint16) + np.uint16([51 * 257, 102 * 257, 204 * 257])  # BGR
+    content = cv2.imencode(".png", deep)[1].tobytes()
+    assert read_picture(content, "person").getpixel((4, 4)) == (204, 102, 51)
+    for mode in ("1", "L", "LA"):
+        assert read_picture(encoded(colour.convert(mode), "PNG"), "person").mode == "RGB"
+    # Of moving pictures the first one.
+    for kind in ("PNG", "WEBP"):
+        moving = encoded(colour, kind, save_all=True, append_images=[SMALL.resize((64, 64))])
+        assert read_picture(moving, "person").getpixel((9, 9)) == close
+
+
 def test_transparency_lies_on_white_and_deep_grey_keeps_its_range():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert read_picture(encoded(clear), "garment").getpixel((0, 0)) == (255, 255, 255)
+    indexed = Image.new("RGB", (8, 8), (10, 20, 30))
+    indexed.paste((204, 102, 51), (2, 2, 6, 6))
+    indexed = indexed.quantize(4)
+    read = read_picture(encoded(indexed, transparency=indexed.getpixel((0, 0))), "garment")
+    assert read.getpixel((0, 0)) == (255, 255, 255) and read.getpixel((4, 4)) == (204, 102, 51)
     deep = Image.fromarray(np.full((4, 4), 257 * 100, np.uint16))
     assert in_rgb(deep).getpixel((0, 0)) == (100, 100, 100)
 

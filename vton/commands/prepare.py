@@ -13,6 +13,7 @@ from vton.errors import UserError
 from vton.photos.backends import Networks
 from vton.photos.person import SIZE
 from vton.photos.prepare import Outcome, plan, prepare
+from vton.photos.reading import SUFFIXES
 
 
 def run(args: Namespace) -> int:
@@ -33,6 +34,11 @@ def run(args: Namespace) -> int:
         rule=mask_rule(args.mask_rule),
     )
     networks = chosen_networks(args)
+    if planned.unread:
+        names = ", ".join(path.name for path in planned.unread[:3])
+        more = f" and {len(planned.unread) - 3} more" if len(planned.unread) > 3 else ""
+        endings = ", ".join(SUFFIXES)
+        print(f"note: not read: {names}{more}. Pictures end in {endings}.", file=sys.stderr)
     outcome = prepare(planned, networks, Path(args.out), args.keep_going)
     report(outcome, planned.settings.layout)
     return int(bool(outcome.failed))

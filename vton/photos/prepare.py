@@ -33,6 +33,7 @@ from vton.photos.reading import SUFFIXES, read_picture
 from vton.progress import Progress
 
 RECORD = "prepare.json"
+LONGEST_ID = 100  # characters: layouts add to it, and disks take 255 bytes
 DONE = "done"  # folder of the unfinished set that says what is done
 ITEMS = {"upper_body": "top", "lower_body": "trousers or skirt", "dresses": "dress"}
 
@@ -70,6 +71,7 @@ class Plan:
     captions: dict[tuple[str, Category], str]  # of some garments
     settings: Settings
     listed: bool  # whether somebody has chosen the pairs
+    unread: list[Path] = field(default_factory=list)  # files beside the pictures that are none
 
 
 @dataclass
@@ -121,7 +123,9 @@ def plan(
     elif layout == "viton_hd" and any(of_pair != "upper_body" for _, _, of_pair in listed):
         raise UserError("VITON-HD's layout holds tops only; use --layout dresscode.")
     told = _read_captions(captions, garments, ids) if captions else {}
-    return Plan(list(used), listed, told, Settings(layout, **settings), pairs is not None)
+    folders = [persons[0].parent, *(own[0].parent for own in garments.values())]
+    unread = [path for folder in folders for path in sorted(folder.iterdir()) if _is_other(path)]
+    return Plan(list(used), listed, told, Settings(layout, **settings), pairs is not None, unread)
 
 
 def prepare(plan: Plan, networks: Networks, out: Path, keep_going: bool = False) -> Outcome:
@@ -143,9 +147,9 @@ def prepare(plan: Plan, networks: Networks, out: Path, keep_going: bool = False)
         for item in plan.items:
             marker = working / DONE / f"{item.key}.json"
             try:
-                digest = file_digest(item.path)
+                digest = _digest(item)
                 record = _record_of(marker, digest, working)
-                if record is None:
+                if record is None or not _captioned_so(record, item, plan):
                     record = _prepare_item(item, plan, networks, files) | {"sha256": digest}
                     write_atomically(marker, json.dumps(record))
                     outcome.done += 1
@@ -177,10 +181,10 @@ def _prepare_item(item: Item, plan: Plan, networks: Networks, files: Files) -> d
     entry = {"id": item.id, "category": item.category, "source": str(item.path)}
     if item.kind == "garment":
         garment = prepare_garment(photo, networks, size=settings.size)
-        caption = plan.captions.get((item.id, item.category)) or described(
-            garment.picture, garment.mask, item.category
-        )
-        entry |= {"caption": caption, "warnings": garment.warnings}
+        told = plan.captions.get((item.id, item.category))
+        caption = told or described(garment.picture, garment.mask, item.category)
+        entry |= {"caption": caption, "caption_by": "file" if told else "colour"}
+        entry |= {"warnings": garment.warnings}
         return entry | {"files": files.garment(item.id, item.category, garment)}
     person = prepare_person(
         photo,
@@ -200,6 +204,29 @@ def _prepare_item(item: Item, plan: Plan, networks: Networks, files: Files) -> d
     return entry | {"files": files.person(item.id, item.category, person)}
 
 
+def _captioned_so(record: dict[str, Any], item: Item, plan: Plan) -> bool:
+    """Whether a record's caption is the one that the plan's list gives, or none gave it."""
+    told = plan.captions.get((item.id, item.category))
+    if item.kind == "person" or told is None:
+        return record.get("caption_by") != "file"
+    return record["caption"] == told
+
+
+def _digest(item: Item) -> str:
+    """SHA-256 of a photograph. Raises PhotoError where it cannot be read."""
+    try:
+        return file_digest(item.path)
+    except OSError as error:
+        raise PhotoError(item.kind, f"{item.path} cannot be read: {error.strerror}.") from None
+
+
+def _digest_if_any(item: Item) -> str | None:
+    try:
+        return _digest(item)
+    except PhotoError:
+        return None
+
+
 def described(picture: Image.Image, mask: np.ndarray, category: Category) -> str:
     """A caption of a garment: the name of its median colour, and what its category is called."""
     red, green, blue = np.median(np.asarray(picture)[mask], axis=0) / 255
@@ -215,12 +242,7 @@ def _finish(
 ) -> None:
     """Write lists and record, and give the folder its name. Raises UserError without a pair."""
     ready = {(item.kind, item.id, item.category) for item in records}
-    pairs = []
-    for person, garment, category in plan.pairs:
-        if ("person", person, category) in ready and ("garment", garment, category) in ready:
-            pairs.append((person, garment, category))
-    if outcome.failed and not plan.listed:  # everybody who is left wears something
-        pairs = _pairs_of(ready)
+    pairs = _ready_pairs(plan, ready, bool(outcome.failed))
     if not pairs:
         first = next(iter(outcome.failed.values()), "")
         raise UserError(f"no pair of a person and a garment is left. {first}".strip())
@@ -233,7 +255,12 @@ def _finish(
     content = {"vton": __version__, **settings}
     for kind in ("person", "garment"):
         content[f"{kind}s"] = [record for item, record in records.items() if item.kind == kind]
-    content |= {"pairs": pairs, "failed": outcome.failed}
+    failed = {}
+    for item in plan.items:
+        path = str(item.path)
+        if path in outcome.failed:
+            failed[path] = {"message": outcome.failed[path], "sha256": _digest_if_any(item)}
+    content |= {"pairs": pairs, "failed": failed}
     write_atomically(files.root / RECORD, json.dumps(content, indent=1) + "\n")
     for marker in (files.root / DONE).iterdir():
         marker.unlink()
@@ -247,20 +274,27 @@ def _existing(out: Path, plan: Plan, settings: dict[str, Any]) -> Outcome:
     try:
         content = json.loads((out / RECORD).read_text(encoding="utf-8"))
         entries = {
-            (kind, entry["id"], entry["category"]): entry["sha256"]
+            (kind, entry["id"], entry["category"]): entry
             for kind in ("person", "garment")
             for entry in content[f"{kind}s"]
         }
+        digests = {key: entry["sha256"] for key, entry in entries.items()}
+        failed = {path: entry["message"] for path, entry in content["failed"].items()}
+        of_failed = {path: entry["sha256"] for path, entry in content["failed"].items()}
+        pairs = [tuple(pair) for pair in content["pairs"]]
         same = all(content[key] == value for key, value in settings.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{out} exists and was not made by vton prepare. {advice}") from None
     for item in plan.items:
-        digest = entries.get((item.kind, item.id, item.category))
-        failed = str(item.path) in content["failed"]
-        same = same and (failed or digest == file_digest(item.path))
-    if not same:
-        raise UserError(f"{out} exists and holds other photos or other settings. {advice}")
-    return Outcome(out, len(content["pairs"]), 0, len(entries), content["failed"])
+        key = item.kind, item.id, item.category
+        if key in entries:
+            same = same and digests[key] == _digest(item)
+            same = same and _captioned_so(entries[key], item, plan)
+        else:
+            same = same and of_failed.get(str(item.path), "") == _digest_if_any(item)
+    if not same or pairs != _ready_pairs(plan, set(entries), bool(failed)):
+        raise UserError(f"{out} exists and holds other photos, pairs or settings. {advice}")
+    return Outcome(out, len(pairs), 0, len(entries), failed)
 
 
 def _require_same(working: Path, settings: dict[str, Any]) -> None:
@@ -292,10 +326,23 @@ def _pictures(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder} is no folder. Photos go into two folders, persons/ and garments/."
         )
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if _is_picture(path))
     if not files:
         raise UserError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
     return files
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name. Hidden files are what macOS and editors put beside pictures; a link that leads
+    nowhere is reported later, as a picture that cannot be read.
+    """
+    named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or path.is_symlink())
+
+
+def _is_other(path: Path) -> bool:
+    """Whether it is a file that may be meant as a picture, of a kind that is not read."""
+    return path.suffix.lower() not in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _by_category(folder: Path, category: Category) -> dict[Category, list[Path]]:
@@ -303,13 +350,26 @@ def _by_category(folder: Path, category: Category) -> dict[Category, list[Path]]
     found = {name: folder / name for name in CATEGORIES if (folder / name).is_dir()}
     if not found:
         return {category: _pictures(folder)}
-    loose = [path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    loose = [path.name for path in folder.iterdir() if _is_picture(path)]
     if loose:
         raise UserError(
             f"{folder} has folders of categories and {len(loose)} pictures beside them, such as "
             f"{loose[0]}. Move these into a folder."
         )
     return {name: _pictures(path) for name, path in found.items()}
+
+
+def _ready_pairs(
+    plan: Plan, ready: set[tuple[str, str, Category]], some_failed: bool
+) -> list[tuple[str, str, Category]]:
+    """The plan's pairs of what is ready: kind, id and category."""
+    if some_failed and not plan.listed:  # everybody who is left wears something
+        return _pairs_of(ready)
+    pairs = []
+    for person, garment, category in plan.pairs:
+        if ("person", person, category) in ready and ("garment", garment, category) in ready:
+            pairs.append((person, garment, category))
+    return pairs
 
 
 def _pairs_of(ready: set[tuple[str, str, Category]]) -> list[tuple[str, str, Category]]:
@@ -342,7 +402,10 @@ def _read_pairs(
     for number, words in _lines(path):
         where = f"line {number} of {path}"
         if len(words) not in (2, 3):
-            raise UserError(f"{where} has {len(words)} words, expected person, garment, category.")
+            raise UserError(
+                f"{where} has {len(words)} words, expected person, garment, category. Put tabs "
+                "between them if names hold spaces."
+            )
         person = _one(words[0], persons, f"{where}: persons/")
         given = words[2] if len(words) == 3 else None
         if given is not None and given in ("0", "1", "2"):
@@ -383,7 +446,12 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
     lines = enumerate(text.splitlines(), start=1)
-    return [(number, line.split()) for number, line in lines if line.strip()]
+    return [(number, _words(line)) for number, line in lines if line.strip()]
+
+
+def _words(line: str) -> list[str]:
+    """What stands between tabs, which keeps spaces in names; without a tab, between spaces."""
+    return [word.strip() for word in line.split("\t")] if "\t" in line.strip() else line.split()
 
 
 def _names(paths: Sequence[Path]) -> set[str]:
@@ -401,17 +469,20 @@ def _one(name: str, paths: Sequence[Path], where: str) -> Path:
 
 
 def _ids(paths: Sequence[Path]) -> dict[Path, str]:
-    """An id of each file: its name in letters, digits, - and _, and never the same twice.
+    """An id of each file: its name in letters, digits, - and _, and never the same twice, on disks
+    that ignore case neither.
 
     The same id would say that the person wears that garment.
     """
     ids: dict[Path, str] = {}
+    taken: set[str] = set()
     count: Counter[str] = Counter()
     for path in paths:
-        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "photo"
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:LONGEST_ID] or "photo"
         id_ = plain
-        while id_ in ids.values():
-            count[plain] += 1
-            id_ = f"{plain}-{count[plain] + 1}"
+        while id_.lower() in taken:
+            count[plain.lower()] += 1
+            id_ = f"{plain}-{count[plain.lower()] + 1}"
+        taken.add(id_.lower())
         ids[path] = id_
     return ids

@@ -27,8 +27,9 @@ LONGEST = 16_000  # px of a side
 FOREIGN = (b"%PDF-", b"<svg", b"<html", b"<script", b"<?php", b"<!DOCTYPE")
 LOOKED_AT = 4096  # bytes at both ends
 
-# It warns of sizes that are refused here anyway.
+# It warns of sizes that are refused here anyway, and of camera data that nothing here needs.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data")
 
 
 def read_picture(source: Path | bytes, picture: str, name: str = "") -> Image.Image:
