@@ -130,20 +130,21 @@ def measure_garments(networks: Networks) -> None:
     )
 
 
-def measure_commands(run: Path) -> None:
+def measure_commands(run: Path, densepose: str) -> None:
     """Of one core each, from the start of the process."""
     one_core = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     vton = [sys.executable, "-m", "vton"]
+    of_run = ["--run", str(run), "--densepose", densepose]
     with tempfile.TemporaryDirectory() as folder:
         pictures = [str(EXAMPLES / f"{kind}.jpg") for kind in ("person", "garment")]
-        out = ["--out", f"{folder}/tryon.png", "--run", str(run), "--device", "cpu"]
+        out = ["--out", f"{folder}/tryon.png", *of_run, "--device", "cpu"]
         before, started = os.times(), time.perf_counter()
         subprocess.run([*vton, "tryon", *pictures, *out], env=one_core, check=True)
         wall, after = time.perf_counter() - started, os.times()
     computed = sum(after[2:4]) - sum(before[2:4])  # of the child
     print(f"vton tryon: {wall:.1f} s in all, {computed:.1f} s of them computing")
     started = time.perf_counter()
-    arguments = [*vton, "demo", "--run", str(run), "--port", "0"]
+    arguments = [*vton, "demo", *of_run, "--port", "0"]
     with subprocess.Popen(arguments, env=one_core, stdout=subprocess.PIPE, text=True) as server:
         address = server.stdout.readline().split()[1]
         ready = time.perf_counter()
@@ -165,9 +166,10 @@ def main() -> None:
     arguments.add_argument("--real", type=Path, help="a folder in VITON-HD's layout")
     arguments.add_argument("--pose", default="small")
     arguments.add_argument("--run", type=Path, help="a run, to time the commands with")
+    arguments.add_argument("--densepose", default="none", help="for runs that read it: small")
     chosen = arguments.parse_args()
     if chosen.run:
-        measure_commands(chosen.run)
+        measure_commands(chosen.run, chosen.densepose)
         return
     torch.set_num_threads(1)
     networks = Networks.named(pose=chosen.pose)

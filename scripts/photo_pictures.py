@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vton.photos.backends import Networks
 from vton.tryon import TryOn
 
 ROOT = Path(__file__).parents[1]
@@ -119,10 +120,11 @@ def until(look: Callable[[], Any]) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--run", help="by default the newest run under runs/")
+    arguments.add_argument("--densepose", default="none", help="for runs that read it: small")
     arguments.add_argument("--out", type=Path, default=ROOT / "docs/pictures")
     arguments.add_argument("--no-page", action="store_true")
     chosen = arguments.parse_args()
-    try_on = TryOn(chosen.run)
+    try_on = TryOn(chosen.run, networks=Networks.named(densepose=chosen.densepose))
     pictures = {"tryon": strip(try_on)}
     if not chosen.no_page:
         pictures["demo"] = page(try_on)
