@@ -7,12 +7,14 @@ the real commands in processes of their own and prints seconds, peak resident me
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,12 @@ def run(*arguments: str) -> Measured:
     with tempfile.NamedTemporaryFile("r") as report:
         subprocess.run([sys.executable, "-c", MEASURED, report.name, *arguments], check=True)
         return Measured(time.perf_counter() - started, 1024 * int(report.read()))
+
+
+def apart(function, *arguments):
+    """What the function returns, in a process of its own: its memory is free again afterwards."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def at_rest() -> int:
@@ -168,7 +176,7 @@ def test_a_published_checkpoint_samples(scratch, model):
     """Import, then two steps at the paper's size in bf16."""
     publish, mode, most = PUBLISHED[model]
     config = load(f"model={model}", "preset=paper", *mode)
-    path, given = publish(scratch, config)
+    path, given = apart(publish, scratch, config)
     runs = scratch / "runs"
     sampling = ("sampler.steps=2", "eval.precision=bf16", "eval.batch_size=1", *PLAIN, *ONE_PAIR)
     data = f"data.root={scratch / 'data'}"
@@ -207,7 +215,7 @@ def test_a_paper_preset_trains(scratch, model):
     settings = [*TRAINED[model], *ONE_STEP, *PLAIN, *ONE_PAIR, f"data.root={scratch / 'data'}"]
     config = load(f"model={model}", "preset=paper", *settings)
     if config.codec.pretrained:
-        settings += write_base_weights(config, scratch / "base")
+        settings += apart(write_base_weights, config, scratch / "base")
     runs = f"runs={scratch / 'runs'}"
     rest = at_rest()
     trained = run("train", f"model={model}", "preset=paper", *settings, runs, "name=full")

@@ -15,6 +15,10 @@ from vton import registry
 from vton.config import as_override, flatten, load
 from vton.models.codecs import run_codec
 from vton.models.precision import DTYPES, codec_precision, for_sampling
+from vton.models.settings import UNetConfig
+from vton.runs.assemble import load_module
+from vton.runs.folder import RunFolder
+from vton.weights.pretrained import write_tensors
 
 CODEC = (
     "codec.name=kl",
@@ -116,6 +120,36 @@ def test_every_form_of_a_folder_holds_the_same_weights(published, from_half, mod
         for key, parameter in network.named_parameters():
             assert torch.equal(parameter, other[key]), (name, key)
             assert other[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", LATENT)
+def test_a_run_is_loaded_without_the_weights_that_it_started_from(published, tmp_path, model):
+    """Those of UNets that are trained whole: CatVTON's run holds attention layers alone."""
+    given = published(model)
+    root = next(line for line in given if line.startswith("codec.pretrained="))
+    root = Path(root.partition("=")[2]).parent
+    shutil.copytree(root, tmp_path / "base")
+    given = [line.replace(str(root), str(tmp_path / "base")) for line in given]
+    given += [f"runs={tmp_path / 'runs'}", "name=run"]
+    trained = built(model, *given)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.1 if parameter.requires_grad else 1)
+    config = trained.config
+    run = RunFolder.of(config)
+    run.start(config)
+    write_tensors(run.weights, trained.state_dict())
+    for settings in vars(config.model).values():
+        if isinstance(settings, UNetConfig) and settings.trained and model != "catvton":
+            for weights in Path(settings.pretrained, "unet").glob("*.safetensors"):
+                weights.unlink()
+    loaded = load_module(run, config, "weights")
+    for name, network in trained.networks().items():
+        other = dict(loaded.networks()[name].named_parameters())
+        for key, parameter in network.named_parameters():
+            assert torch.equal(parameter, other[key]), (name, key)
+    batch = random_batch(2)
+    assert torch.equal(trained.eval().generate(batch), loaded.generate(batch))
 
 
 @pytest.mark.parametrize("model", registry.names())

@@ -37,15 +37,17 @@ def build_unet(
     key: str,
     aspect: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    whole: bool = True,
 ) -> UNet2DConditionModel:
     """The UNet that `config.pretrained` names, else a fresh one of the configured shape.
 
     key: the configuration key, for messages; aspect: height / width of the pictures, for
-    `config.positions`; dtype: of pretrained weights. Raises UserError if the pretrained one has
-    other channels or context.
+    `config.positions`; dtype: of pretrained weights; whole: where it is trained, all of it is.
+    Raises UserError if the pretrained one has other channels or context.
     """
     if config.pretrained:
-        unet = pretrained_unet(config, in_channels, out_channels, key, dtype)
+        trained = config.trained and whole
+        unet = pretrained_unet(config, in_channels, out_channels, key, dtype, trained)
     else:
         unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
         if config.positions:
@@ -56,13 +58,19 @@ def build_unet(
 
 
 def pretrained_unet(
-    config: UNetConfig, in_channels: int, out_channels: int, key: str, dtype: torch.dtype
+    config: UNetConfig,
+    in_channels: int,
+    out_channels: int,
+    key: str,
+    dtype: torch.dtype,
+    trained: bool,
 ) -> UNet2DConditionModel:
     unet = from_pretrained(
         UNet2DConditionModel,
         config.pretrained,
         key=f"{key}.pretrained",
         dtype=dtype,
+        trained=trained,
         subfolder=config.subfolder,
     )
     inputs, outputs = unet.config.in_channels, unet.config.out_channels

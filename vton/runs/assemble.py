@@ -134,11 +134,12 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
         module.compute_in(config.train.precision)
         return module.eval()
 
-    with unfilled() as left:
+    with unfilled(by_run=True) as left:
         module = build()
     dtype = DTYPES[config.train.precision]
     load_state(module, read(dtype), path, dtype)
     if left.among(module, *module.frozen.values()):  # weights that no file holds
+        del module
         module = build()
         load_state(module, read(), path)
     module.compute_in(config.train.precision)

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from vton.errors import UserError, one_line
 from vton.files import replacing
+from vton.weights.unfilled import read_later
 
 # What published safetensors files say of themselves; accelerate warns of files that don't.
 PUBLISHED_METADATA = {"format": "pt"}
@@ -46,15 +47,23 @@ WEIGHT_FILE = re.compile(
 
 
 def from_pretrained(
-    cls: type, source: str, *, key: str, dtype: torch.dtype = torch.float32, **kwargs: Any
+    cls: type,
+    source: str,
+    *,
+    key: str,
+    dtype: torch.dtype = torch.float32,
+    trained: bool = False,
+    **kwargs: Any,
 ):
     """`cls.from_pretrained` for a local folder or a hub id that is already in the local hub cache.
 
     dtype: of a network's weights, whatever the file stores and its config.json says: transformers
-    would take over float16 from there, in which published encoders are saved. Weights that exist as
-    the variant fp16 alone are read from it. Nothing is downloaded unless VTON_DOWNLOAD=1, and
-    pickles that hold more than tensors are refused. Raises UserError naming the configuration key,
-    also where weights are missing: the libraries would draw them at random and only warn.
+    would take over float16 from there, in which published encoders are saved. trained: a diffusers
+    network that a run's file holds whole, and is left unfilled where that file is about to be read.
+    Weights that exist as the variant fp16 alone are read from it. Nothing is downloaded unless
+    VTON_DOWNLOAD=1, and pickles that hold more than tensors are refused. Raises UserError naming
+    the configuration key, also where weights are missing: the libraries would draw them at random
+    and only warn.
     """
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
     is_network = issubclass(cls, nn.Module)
@@ -69,7 +78,12 @@ def from_pretrained(
         # Otherwise a folder that brings code has the terminal ask whether to run it.
         kwargs["trust_remote_code"] = False
     kwargs["local_files_only"] = not may_download()
+    shape_alone = issubclass(cls, ModelMixin) and read_later(trained)
     try:
+        if shape_alone:
+            names = ("subfolder", "local_files_only")
+            where = {name: kwargs[name] for name in names if name in kwargs}
+            return cls.from_config(cls.load_config(_in_cache(source), **where))
         loaded = _plain_or_fp16(cls, _in_cache(source), kwargs)
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
         raise UserError(

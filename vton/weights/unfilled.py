@@ -2,7 +2,8 @@
 
 Memory that nobody writes to takes no room, and drawing the 5.5 billion weights of IDM-VTON's UNets
 takes minutes. So a network that is built inside `unfilled()` starts at no cost, and with
-`load_state(..., assign=True)` its start takes the size of the file's weights once.
+`load_state(..., assign=True)` its start takes the size of the file's weights once. A run's file
+holds all that was trained: the weights that training started from are then not even read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ DRAWING = (
 class Unfilled(dict[int, Tensor]):
     """What was left as it was allocated, by the place of its memory."""
 
+    by_run = False
+
     def among(self, *networks: nn.Module) -> bool:
         """Whether a parameter of these networks still is one of them: nothing has filled it."""
         places = {place_of(p) for network in networks for p in network.parameters()}
@@ -31,26 +34,43 @@ def place_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+ACTIVE: list[Unfilled] = []  # of all `unfilled` that are entered, the outermost first
+
+
 @contextmanager
-def unfilled() -> Iterator[Unfilled]:
-    """Inside, the functions of torch.nn.init leave tensors as they are, and note which."""
+def unfilled(by_run: bool = False) -> Iterator[Unfilled]:
+    """Inside, the functions of torch.nn.init leave tensors as they are, and note which.
+
+    by_run: a run's file fills what was trained: see `read_later`.
+    """
     left = Unfilled()
+    left.by_run = by_run
     originals = {name: getattr(nn.init, name) for name in DRAWING}
+    ACTIVE.append(left)
     try:
         for name, original in originals.items():
-            setattr(nn.init, name, _leaving(original, left))
+            setattr(nn.init, name, _leaving(original))
         yield left
     finally:
+        ACTIVE.pop()
         for name, original in originals.items():
             setattr(nn.init, name, original)
 
 
-def _leaving(original: Callable, left: Unfilled) -> Callable:
+def read_later(trained: bool) -> bool:
+    """Whether a network that is trained gets its weights from a run's file in a moment, so that
+    those it started from need not be read.
+    """
+    return trained and any(left.by_run for left in ACTIVE)
+
+
+def _leaving(original: Callable) -> Callable:
     def leave(tensor: Tensor, *args, **kwargs) -> Tensor:
         if tensor.is_meta:
             return original(tensor, *args, **kwargs)
         if tensor.numel():
-            left[place_of(tensor)] = tensor  # kept, so that its place stays taken
+            for left in ACTIVE:
+                left[place_of(tensor)] = tensor  # kept, so that its place stays taken
         return tensor
 
     return leave

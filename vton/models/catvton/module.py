@@ -49,7 +49,14 @@ class CatvtonModule(TryOnModule):
         channels = self.codec.channels
         height, width = self.config.data.size
         inputs = 2 * channels + int(model.mask)
-        unet = build_unet(model.unet, inputs, channels, key="model.unet", aspect=height / width)
+        unet = build_unet(
+            model.unet,
+            inputs,
+            channels,
+            key="model.unet",
+            aspect=height / width,
+            whole=model.trained == "unet",
+        )
         if model.unet.positions:
             self.check_seam()
         read_canvas(unet, model.axis, self.reads_text, model.garment_positions)
@@ -57,7 +64,8 @@ class CatvtonModule(TryOnModule):
         # A UNet that learns whole is saved whole, with the layers that are skipped.
         self.add("unet", unet, only=None if model.trained == "unet" else only)
         if self.reads_text:
-            self.add("text", text_encoder(model.text, "model.text"), model.text.trained)
+            text = text_encoder(model.text, dtype=self.stored(model.text))
+            self.add("text", text, model.text.trained)
         return CatVton(
             unet,
             model.axis,

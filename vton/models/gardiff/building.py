@@ -75,6 +75,7 @@ def load_base_unet(
         UNet2DConditionModel,
         config.pretrained,
         key="model.unet.pretrained",
+        trained=True,
         subfolder=config.subfolder,
     )
     context = base.config.cross_attention_dim

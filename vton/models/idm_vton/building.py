@@ -26,7 +26,7 @@ from vton.weights.pretrained import (
     read_json,
     read_weights_folder,
 )
-from vton.weights.unfilled import unfilled
+from vton.weights.unfilled import read_later, unfilled
 
 
 def build_tryon(
@@ -44,6 +44,8 @@ def build_tryon(
     else:
         with unfilled() as left:
             tryon = load_tryon(config, channels, clip_width)
+        if read_later(trained=True):
+            return tryon
         if left.among(tryon) and not prompt.pretrained:  # the image prompt's, which start freshly
             tryon = load_tryon(config, channels, clip_width)
     if prompt.enabled and prompt.pretrained:
@@ -66,7 +68,8 @@ def load_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNe
     inputs = 3 * channels + 1
     unet = empty_unet(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
     tryon = around(unet, config, clip_width)
-    load_base(tryon, read_weights_folder(folder, torch.float32), channels, folder)
+    if not read_later(trained=True):
+        load_base(tryon, read_weights_folder(folder, torch.float32), channels, folder)
     return tryon
 
 
@@ -89,8 +92,9 @@ def build_garment_net(
             out_channels=channels,
             addition_embed_type=None,
         )
-    state = without_added_embedding(unet, read_weights_folder(folder, dtype))
-    load_state(unet, state, folder, dtype)
+    if not read_later(config.trained):
+        state = without_added_embedding(unet, read_weights_folder(folder, dtype))
+        load_state(unet, state, folder, dtype)
     return unet
 
 

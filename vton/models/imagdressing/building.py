@@ -46,16 +46,27 @@ def build_dressing_unet(
 
 
 def build_control(
-    config: ControlConfig, unet: UNet2DConditionModel, factor: int, key: str, fresh: bool = False
+    config: ControlConfig,
+    unet: UNet2DConditionModel,
+    factor: int,
+    key: str,
+    fresh: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Control:
-    """A ControlNet whose pictures are `factor` times the latents' size.
+    """A ControlNet whose pictures are `factor` times the latents' size; pretrained weights in
+    dtype.
 
     fresh: `unet` is not pretrained, so that a ControlNet that is trained along need not start at
     zero to protect it. Raises ConfigError if the pictures cannot be of that size.
     """
     if config.pretrained:
         net = from_pretrained(
-            ControlNetModel, config.pretrained, key=f"{key}.pretrained", subfolder=config.subfolder
+            ControlNetModel,
+            config.pretrained,
+            key=f"{key}.pretrained",
+            dtype=dtype,
+            trained=config.trained,
+            subfolder=config.subfolder,
         )
     else:
         net = copied_encoder(config, unet, halvings(factor, config, key))

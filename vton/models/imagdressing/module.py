@@ -95,6 +95,7 @@ class ImagDressing(TryOnModule):
                     self.codec.factor,
                     f"model.{name}",
                     fresh=not model.unet.pretrained,
+                    dtype=self.stored(settings),
                 )
         return controls
 

@@ -41,6 +41,7 @@ def load_base_unet(config: UNetConfig, inputs: int, latent_channels: int) -> UNe
         UNet2DConditionModel,
         config.pretrained,
         key="model.unet.pretrained",
+        trained=True,
         subfolder=config.subfolder,
     )
     expected = (2 * latent_channels + 1, config.context)
@@ -69,9 +70,12 @@ def widen_base(weight: Tensor, inputs: int) -> Tensor:
     return widen_input(weight, inputs, {channel: channel for channel in range(weight.shape[1])})
 
 
-def build_prompter(model: LadiVtonConfig) -> Prompter:
-    """Raises ConfigError if a prompt does not hold all words."""
-    prompter = Prompter(text_encoder(model.text), model.adapter.words)
+def build_prompter(model: LadiVtonConfig, dtype: torch.dtype) -> Prompter:
+    """dtype: of a pretrained text encoder.
+
+    Raises ConfigError if a prompt does not hold all words.
+    """
+    prompter = Prompter(text_encoder(model.text, dtype=dtype), model.adapter.words)
     if model.prompt == "words" and not prompter.fits():
         raise ConfigError(
             f"model.adapter.words={model.adapter.words} do not fit into the prompt, which has "

@@ -38,6 +38,7 @@ from vton.models.ladi_vton.emasc import decode_with_skips, skip_features
 from vton.models.ladi_vton.network import DROPPABLE
 from vton.models.ladi_vton.pose import pose_latents, pose_maps
 from vton.models.ladi_vton.words import Prompter, clip_pixels
+from vton.models.precision import stored
 from vton.models.warp.losses import build_perceptual
 from vton.processes import to_device
 from vton.registry import register
@@ -59,9 +60,11 @@ class LadiVton(TryOnModule):
         model: LadiVtonConfig = self.config.model
         height, width = self.config.data.size
         self.network = build_network(model, self.codec.channels, aspect=height / width)
-        self.add("text", build_prompter(model), model.text.trained and model.prompt != "none")
+        text_trained = model.text.trained and model.prompt != "none"
+        prompter = build_prompter(model, stored(self.config, text_trained))
+        self.add("text", prompter, text_trained)
         if model.prompt == "words":
-            clip = clip_image_encoder(model.clip)
+            clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
             self.add("clip", clip, model.clip.trained)
             adapter = build_adapter(model.adapter, clip, model.text.width)
             self.add("adapter", adapter, model.adapter.trained)

@@ -18,7 +18,7 @@ from vton.models.leffa.network import POSE_CHANNELS
 from vton.models.settings import UNetConfig
 from vton.models.unet import build_unet, published_arguments, widen_input
 from vton.weights.pretrained import load_state, network_folder, read_json, read_weights_folder
-from vton.weights.unfilled import unfilled
+from vton.weights.unfilled import read_later, unfilled
 
 
 def build_generative(
@@ -45,11 +45,12 @@ def _build(
     arguments = published_arguments(read_json(folder / "config.json"))
     with unfilled():
         unet = UNet2DConditionModel(**arguments | {"in_channels": inputs, "out_channels": channels})
-    state = read_weights_folder(folder)
-    if "conv_in.weight" in state:
-        weight = state["conv_in.weight"]
-        state = state | {"conv_in.weight": with_inputs(weight, inputs, channels, folder)}
-    load_state(unet, state, folder, torch.float32)
+    if not read_later(config.trained):
+        state = read_weights_folder(folder, torch.float32)
+        if "conv_in.weight" in state:
+            weight = state["conv_in.weight"]
+            state["conv_in.weight"] = with_inputs(weight, inputs, channels, folder)
+        load_state(unet, state, folder, torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
