@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from vton.errors import UserError, one_line
 from vton.files import replacing
-from vton.weights.unfilled import read_later
+from vton.weights.unfilled import drawing_as_before, read_later
 
 # What published safetensors files say of themselves; accelerate warns of files that don't.
 PUBLISHED_METADATA = {"format": "pt"}
@@ -84,7 +84,8 @@ def from_pretrained(
             names = ("subfolder", "local_files_only")
             where = {name: kwargs[name] for name in names if name in kwargs}
             return cls.from_config(cls.load_config(_in_cache(source), **where))
-        loaded = _plain_or_fp16(cls, _in_cache(source), kwargs)
+        with drawing_as_before():
+            loaded = _plain_or_fp16(cls, _in_cache(source), kwargs)
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
         raise UserError(
             f"{key}={source}: cannot load {what}: {one_line(error)} "

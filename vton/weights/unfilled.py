@@ -45,16 +45,29 @@ def unfilled(by_run: bool = False) -> Iterator[Unfilled]:
     """
     left = Unfilled()
     left.by_run = by_run
-    originals = {name: getattr(nn.init, name) for name in DRAWING}
     ACTIVE.append(left)
     try:
-        for name, original in originals.items():
-            setattr(nn.init, name, _leaving(original))
-        yield left
+        with drawing_as_before():
+            for name in DRAWING:
+                setattr(nn.init, name, _leaving(getattr(nn.init, name)))
+            yield left
     finally:
         ACTIVE.pop()
-        for name, original in originals.items():
-            setattr(nn.init, name, original)
+
+
+@contextmanager
+def drawing_as_before() -> Iterator[None]:
+    """Afterwards the functions of torch.nn.init are what they were before.
+
+    Around every load by diffusers, which replaces them too, and then puts torch's own back, not
+    those that it found.
+    """
+    before = {name: getattr(nn.init, name) for name in DRAWING}
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(nn.init, name, function)
 
 
 def read_later(trained: bool) -> bool:

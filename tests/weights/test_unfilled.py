@@ -1,0 +1,53 @@
+"""Networks that a file fills in a moment: nothing is drawn, and nothing that was left is missed."""
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from vton.models.settings import UNetConfig
+from vton.models.unet import unet_arguments
+from vton.weights.pretrained import from_pretrained
+from vton.weights.unfilled import read_later, unfilled
+
+
+def small_unet(folder) -> UNet2DConditionModel:
+    levels = {"widths": [8, 8], "attention": [True, False], "heads": [1, 1], "depth": [1, 1]}
+    config = UNetConfig(**levels, layers=1, context=4, groups=4)
+    unet = UNet2DConditionModel(**unet_arguments(config, 4, 4))
+    unet.save_pretrained(folder)
+    return unet
+
+
+def draws() -> bool:
+    """Whether a new layer draws its weights."""
+    state = torch.get_rng_state()
+    nn.Linear(4, 4)
+    return not torch.equal(state, torch.get_rng_state())
+
+
+def test_nothing_is_drawn_also_after_a_library_has_loaded_a_network(tmp_path):
+    """diffusers puts torch's own functions back when it has loaded one."""
+    unet = small_unet(tmp_path)
+    assert draws()
+    with unfilled() as left:
+        loaded = from_pretrained(UNet2DConditionModel, str(tmp_path), key="unet")
+        assert not draws()
+        layer = nn.Linear(4, 4)
+    assert draws()
+    assert left.among(layer) and not left.among(loaded)
+    assert all(torch.equal(loaded.state_dict()[name], x) for name, x in unet.state_dict().items())
+
+
+def test_what_a_run_fills_is_not_read(tmp_path):
+    small_unet(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.unlink()
+    assert not read_later(trained=True)
+    with unfilled(by_run=True) as left:
+        assert read_later(trained=True) and not read_later(trained=False)
+        with unfilled() as inner:  # as architectures have it themselves
+            assert read_later(trained=True)
+            layer = nn.Linear(4, 4)
+        unet = from_pretrained(UNet2DConditionModel, str(tmp_path), key="unet", trained=True)
+    assert left.among(unet) and left.among(layer) and inner.among(layer)
+    assert not inner.among(unet)
