@@ -66,6 +66,7 @@ def train(path: Path, plan: Plan = Plan()) -> str:
         "examples": digest_of(examples[:COMPARED]),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
         "losses": [round(value, 4) for value in training.losses.tolist()],
     }
     save(training.network.eval(), path, facts)
