@@ -70,11 +70,16 @@ finally:
 """
 
 
+# glibc otherwise keeps what was freed, up to a fifth of all: `vton info` counts what is alive.
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+
+
 def run(*arguments: str) -> Measured:
     """The command in a process of its own."""
     started = time.perf_counter()
     with tempfile.NamedTemporaryFile("r") as report:
-        subprocess.run([sys.executable, "-c", MEASURED, report.name, *arguments], check=True)
+        command = [sys.executable, "-c", MEASURED, report.name, *arguments]
+        subprocess.run(command, check=True, env=os.environ | GIVING_BACK)
         return Measured(time.perf_counter() - started, 1024 * int(report.read()))
 
 
