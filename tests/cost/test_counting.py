@@ -15,7 +15,7 @@ from vton import registry
 from vton.config import load
 from vton.cost.counting import counted, describe, picture_flops, step_flops
 from vton.cost.memory import Autocast, FusedAttention, LiveMemory, phase, weight_bytes
-from vton.cost.meta import deciding_numbers
+from vton.cost.meta import deciding_numbers, require_works
 
 
 def two_layers(**options) -> nn.Sequential:
@@ -263,3 +263,9 @@ def test_fused_attention_has_gradients():
     assert out.shape == query.shape and memory.alive == 4 * (2 * 3 * 5 * 4 + 2 * 3 * 5)
     out.sum().backward()
     assert all(tensor.grad.shape == tensor.shape for tensor in (query, key, value))
+
+
+@pytest.mark.parametrize("model", registry.names())
+def test_training_in_half_precision_passes_the_check_before_it(model):
+    """Networks in bf16 that stay as they are meet float32 ones that learn."""
+    require_works(load(f"model={model}", "preset=paper", "train.precision=bf16"))

@@ -198,8 +198,8 @@ def test_a_published_checkpoint_samples(scratch, model):
 
 
 TRAINED = {  # settings with which one step fits 24 GiB
-    "gardiff": ("data.size=[256,192]",),
-    "imagdressing": ("data.size=[320,256]",),
+    "gardiff": ("data.size=[256,192]", "train.ema=0"),
+    "imagdressing": ("data.size=[320,256]", "train.ema=0"),
     "tryondiffusion": ("train.optimizer=adamw8bit", "train.ema=0"),
 }
 ONE_STEP = (
@@ -217,6 +217,8 @@ ONE_STEP = (
 @pytest.mark.parametrize("model", list(TRAINED))
 def test_a_paper_preset_trains(scratch, model):
     """One step at a reduced size, from base weights where the paper has any."""
+    if "train.optimizer=adamw8bit" in TRAINED[model]:
+        pytest.importorskip("bitsandbytes", reason="needs .venv/bin/pip install -e .[eightbit]")
     settings = [*TRAINED[model], *ONE_STEP, *PLAIN, *ONE_PAIR, f"data.root={scratch / 'data'}"]
     config = load(f"model={model}", "preset=paper", *settings)
     if config.codec.pretrained:

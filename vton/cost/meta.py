@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,10 +43,16 @@ def require_works(config: ExperimentConfig) -> None:
     """Build the configured networks and take one step with them, on the meta device.
 
     Raises ConfigError in one line where a constructor or a layer refuses the settings. What cannot
-    run without numbers is let pass.
+    run without numbers is let pass. All is float32: there is no autocast there, which training lets
+    bring frozen networks in half precision and trained ones together.
     """
+    single = replace(
+        config,
+        train=replace(config.train, precision="fp32"),
+        codec=replace(config.codec, precision="fp32"),
+    )
     with settings_named(config):
-        module = on_meta(config)
+        module = on_meta(single)
         try:
             with deciding_numbers():
                 training_loss(module, meta_batch(config.data.size))
