@@ -59,6 +59,7 @@ def test_losses_gradients_and_pictures_are_the_same(model):
     require_same(model)
 
 
+@pytest.mark.slow
 def test_with_checkpointing_lora_and_recorded_attention():
     """They wrap blocks, layers inside them and calls of these."""
     require_same("idm_vton", "model.lora.rank=2", "model.unet.gradient_checkpointing=true")
@@ -120,6 +121,7 @@ def test_blocks_are_compiled_once_and_attention_never():
         assert compiling.is_compiled(module) == (is_block or isinstance(module, Attention))
 
 
+@pytest.mark.slow
 def test_a_run_may_be_compiled_from_its_middle_on(tmp_path, rendered):
     settings = ("catvton", tmp_path, rendered)
     plain = trained(*settings, "plain", "train.steps=4")
@@ -136,6 +138,7 @@ def test_a_run_may_be_compiled_from_its_middle_on(tmp_path, rendered):
     assert counters["stats"]["unique_graphs"] > 0
 
 
+@pytest.mark.slow
 def test_it_is_timed_beside_the_same_setting_without(capsys):
     setting = ("model=gardiff", "preset=tiny", "data.size=[64,48]", "data.synthetic.workers=1")
     batches = ("train.batch_size=2", "eval.batch_size=2", "sampler.steps=2")
