@@ -201,6 +201,7 @@ TRAINED = {  # settings with which one step fits 24 GiB
     "gardiff": ("data.size=[256,192]", "train.ema=0"),
     "imagdressing": ("data.size=[320,256]", "train.ema=0"),
     "tryondiffusion": ("train.optimizer=adamw8bit", "train.ema=0"),
+    "idm_vton": ("data.size=[256,192]", "model.lora.rank=8"),  # its UNet whole asks for 65 GiB
 }
 ONE_STEP = (
     *(

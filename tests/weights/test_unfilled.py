@@ -51,3 +51,13 @@ def test_what_a_run_fills_is_not_read(tmp_path):
         unet = from_pretrained(UNet2DConditionModel, str(tmp_path), key="unet", trained=True)
     assert left.among(unet) and left.among(layer) and inner.among(layer)
     assert not inner.among(unet)
+
+
+def test_memory_that_a_parameter_has_left_stays_taken():
+    """Otherwise it would be given to one that is filled."""
+    with unfilled() as left:
+        layer = nn.Linear(64, 64)
+        layer.weight.data = torch.zeros(64, 64)
+    assert len(left) == 2  # weight and bias
+    assert all(memory.data_ptr() == place for place, memory in left.items())
+    assert left.among(layer)  # its bias

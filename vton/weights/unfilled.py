@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 DRAWING = (
     *("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_"),
@@ -19,8 +19,12 @@ DRAWING = (
 )
 
 
-class Unfilled(dict[int, Tensor]):
-    """What was left as it was allocated, by the place of its memory."""
+class Unfilled(dict[int, UntypedStorage]):
+    """Memory that was left as it was allocated, by its place.
+
+    It is kept, and not the tensors alone: a parameter may be given other memory (`weight.data =`),
+    and its former place would be taken again by one that is filled.
+    """
 
     by_run = False
 
@@ -83,7 +87,7 @@ def _leaving(original: Callable) -> Callable:
             return original(tensor, *args, **kwargs)
         if tensor.numel():
             for left in ACTIVE:
-                left[place_of(tensor)] = tensor  # kept, so that its place stays taken
+                left[place_of(tensor)] = tensor.untyped_storage()
         return tensor
 
     return leave
