@@ -17,7 +17,7 @@ from vton.config import SamplerConfig
 from vton.diffusion.denoiser import Conditions, Denoiser, Known, Step
 from vton.diffusion.noise import normal
 from vton.diffusion.objective import Objective
-from vton.diffusion.solvers import make_solver, sampling_times, variance_ratio
+from vton.diffusion.solvers import make_solver, model_times, variance_ratio
 
 # Standard normal latents (B, C, h, w): the start, then one for each step of solvers that draw.
 Draw = Callable[[], Tensor]
@@ -46,7 +46,7 @@ def sample(
     """
     noise = draw()
     solver = make_solver(config, objective)
-    times = sampling_times(config, objective)
+    times = model_times(solver, config, objective)
     known = denoiser.known(conditions)
     guidance = Guidance(denoiser, conditions, config, objective)
 

@@ -110,11 +110,16 @@ def _clean_sample_options(config: SamplerConfig) -> dict:
     return options
 
 
-def sampling_times(config: SamplerConfig, objective: Objective) -> Tensor:
-    """(steps,) t that the network is given in the course of sampling."""
+def model_times(solver, config: SamplerConfig, objective: Objective) -> Tensor:
+    """(steps,) t as the network is given it: those of the grid, or the solver's own timesteps."""
     if _has_grid(config, objective):
         return _grid(config, objective).flip(0)
-    return make_solver(config, objective).timesteps
+    return solver.timesteps
+
+
+def sampling_times(config: SamplerConfig, objective: Objective) -> Tensor:
+    """(steps,) t that the network is given in the course of sampling."""
+    return model_times(make_solver(config, objective), config, objective)
 
 
 def variance_ratio(solver, index: int) -> Tensor:

@@ -291,7 +291,7 @@ def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tens
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"{path}: expected a mapping from names to tensors.")
-    return {name: brought(state.pop(name), dtype) for name in list(state)}
+    return all_brought(state, dtype)
 
 
 def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -314,6 +314,14 @@ def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, 
 def brought(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A floating-point tensor in dtype; all others, and with None all, as they are."""
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def all_brought(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """All of a state, which is empty afterwards: no more than one tensor is there twice."""
+    taken = {}
+    for name in list(state):
+        taken[name] = brought(state.pop(name), dtype)
+    return taken
 
 
 def write_tensors(
@@ -422,10 +430,7 @@ def load_state(
     if dtype is None:
         module.load_state_dict(state)
         return
-    taken = {}
-    for name in list(state):  # one by one, so that no more than one is there twice
-        taken[name] = brought(state.pop(name), dtype)
-    module.load_state_dict(taken, assign=True)
+    module.load_state_dict(all_brought(state, dtype), assign=True)
 
 
 def check_state(

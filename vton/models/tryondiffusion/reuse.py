@@ -100,6 +100,7 @@ class GarmentReuse:
     def check_source(self, conditions: Conditions) -> None:
         """Forget the garments of other conditions; holding these keeps their identities taken."""
         source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
+        # self.source is empty at first.
         same = [kept is given for kept, given in zip(self.source, source, strict=False)]
         if not same or not all(same):
             self.source = source
