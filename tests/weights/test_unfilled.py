@@ -6,8 +6,8 @@ from torch import nn
 
 from vton.models.settings import UNetConfig
 from vton.models.unet import unet_arguments
-from vton.weights.pretrained import from_pretrained
-from vton.weights.unfilled import read_later, unfilled
+from vton.weights.pretrained import from_pretrained, load_state
+from vton.weights.unfilled import lay_out_channels_last, place_of, read_later, unfilled
 
 
 def small_unet(folder) -> UNet2DConditionModel:
@@ -61,3 +61,32 @@ def test_memory_that_a_parameter_has_left_stays_taken():
     assert len(left) == 2  # weight and bias
     assert all(memory.data_ptr() == place for place, memory in left.items())
     assert left.among(layer)  # its bias
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_another_order_in_memory_fills_nothing():
+    with unfilled() as left:
+        unfilled_layer = nn.Conv2d(4, 4, 3)
+        lay_out_channels_last(unfilled_layer)
+    assert is_channels_last(unfilled_layer.weight)
+    assert all(place_of(parameter) in left for parameter in unfilled_layer.parameters())
+
+    drawn = nn.Conv2d(4, 4, 3)
+    before = drawn.weight.detach().clone()
+    lay_out_channels_last(drawn)
+    assert is_channels_last(drawn.weight) and torch.equal(drawn.weight, before)
+
+
+def test_a_file_fills_the_order_in_memory_that_a_network_has():
+    """A file holds none: weights that are taken over whole would lose it."""
+    drawn = nn.Conv2d(4, 4, 3)
+    with unfilled() as left:
+        layer = nn.Conv2d(4, 4, 3)
+        lay_out_channels_last(layer)
+    state = {name: tensor.clone() for name, tensor in drawn.state_dict().items()}
+    load_state(layer, state, "weights", torch.float32)
+    assert not left.among(layer)
+    assert is_channels_last(layer.weight) and torch.equal(layer.weight, drawn.weight)

@@ -20,7 +20,6 @@ from vton.commands.choice import chosen_run
 from vton.config import (
     ConfigError,
     ExperimentConfig,
-    ModelConfig,
     as_override,
     load,
     to_yaml_of_no_machine,
@@ -134,7 +133,7 @@ def export_run(run: RunFolder, target: Path) -> None:
 
 def whole_weights(run: RunFolder, config: ExperimentConfig) -> dict[str, Tensor]:
     """The run's weights; LoRA's matrices added to the weights that they change."""
-    if not (isinstance(config.model, ModelConfig) and config.model.lora.rank):
+    if not config.lora_rank:
         return read_safetensors(run.weights)
     exact = replace(config, train=replace(config.train, precision="fp32"))
     return merged(load_module(run, exact, "weights"))

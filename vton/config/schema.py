@@ -534,6 +534,11 @@ class ExperimentConfig:
     # run folder; "" = <model>-<data>-<preset>[-<row>]; upper stages of a cascade lie in it, by name
     name: str = ""
 
+    @property
+    def lora_rank(self) -> int:
+        """0: the model trains its own weights."""
+        return self.model.lora.rank if isinstance(self.model, ModelConfig) else 0
+
     def __post_init__(self):
         check_bounds(self)
         self._check_strategy()
@@ -547,11 +552,10 @@ class ExperimentConfig:
                 "use bf16."
             )
         kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
-        lora = self.model.lora.rank if isinstance(self.model, ModelConfig) else 0
-        if lora and strategy in ("fsdp", "deepspeed"):
+        if self.lora_rank and strategy in ("fsdp", "deepspeed"):
             raise ConfigError(
-                f"model.lora.rank={lora} trains so little that nothing is won by shards; use "
-                f"trainer.strategy=ddp instead of {strategy}."
+                f"model.lora.rank={self.lora_rank} trains so little that nothing is won by "
+                f"shards; use trainer.strategy=ddp instead of {strategy}."
             )
         if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
             raise ConfigError(

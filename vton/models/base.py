@@ -55,7 +55,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from vton.config import ConfigError, ExperimentConfig, ModelConfig
+from vton.config import ConfigError, ExperimentConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser, Step, drop_rows
@@ -207,7 +207,7 @@ class TrainedModule(LightningModule):
 
     @property
     def has_lora(self) -> bool:
-        return isinstance(self.config.model, ModelConfig) and self.config.model.lora.rank > 0
+        return self.config.lora_rank > 0
 
     def optimized(self) -> list[dict]:
         """`trained_parameters`, or LoRA's matrices where the configuration asks for these."""

@@ -27,7 +27,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def stored(config: ExperimentConfig, trained: bool) -> torch.dtype:
-    """What a network's weights are kept in, trained or frozen."""
+    """What a network's weights are kept in, trained or frozen. LoRA trains none of them."""
+    trained = trained and not config.lora_rank
     return torch.float32 if trained else DTYPES[config.train.precision]
 
 

@@ -126,7 +126,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
         module = build()
         load_state(module, read(), path)
         return module.eval()
-    if config.model.lora.rank:  # the file holds LoRA's matrices alone
+    if config.lora_rank:  # the file holds LoRA's matrices alone
         module = build()
         if config.train.start_from:
             start_from(module, Path(config.train.start_from).expanduser())

@@ -426,11 +426,16 @@ def load_state(
     dtype: the module takes the tensors themselves, brought to it, instead of copying into its own:
     for modules from `vton.weights.unfilled`. `state` is empty then.
     """
-    check_state(module.state_dict(), state, source, owner=type(module).__name__)
+    own = module.state_dict()
+    check_state(own, state, source, owner=type(module).__name__)
     if dtype is None:
         module.load_state_dict(state)
         return
-    module.load_state_dict(all_brought(state, dtype), assign=True)
+    taken = all_brought(state, dtype)
+    for name, tensor in taken.items():  # a file does not hold the order in memory
+        if own[name].dim() == 4 and own[name].is_contiguous(memory_format=torch.channels_last):
+            taken[name] = tensor.contiguous(memory_format=torch.channels_last)
+    module.load_state_dict(taken, assign=True)
 
 
 def check_state(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, UntypedStorage, nn
 
 DRAWING = (
@@ -79,6 +80,23 @@ def read_later(trained: bool) -> bool:
     those it started from need not be read.
     """
     return trained and any(left.by_run for left in ACTIVE)
+
+
+def lay_out_channels_last(network: nn.Module) -> None:
+    """As `network.to(memory_format=torch.channels_last)`, but weights that nothing has filled get
+    other memory that is left as it was allocated, instead of a copy that would take room.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() != 4:
+            continue
+        leaving = [left for left in ACTIVE if place_of(parameter) in left]
+        laid_out = torch.empty_like(parameter, memory_format=torch.channels_last)
+        if not leaving:
+            with torch.no_grad():
+                laid_out.copy_(parameter)
+        for left in leaving:
+            left[place_of(laid_out)] = laid_out.untyped_storage()
+        parameter.data = laid_out
 
 
 def _leaving(original: Callable) -> Callable:

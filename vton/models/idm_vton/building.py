@@ -30,11 +30,16 @@ from vton.weights.unfilled import read_later, unfilled
 
 
 def build_tryon(
-    config: IdmVtonConfig, channels: int, clip_width: int, aspect: float = 1.0
+    config: IdmVtonConfig,
+    channels: int,
+    clip_width: int,
+    aspect: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> TryonNet:
     """TryonNet over latents of `channels`, reading CLIP states of `clip_width`.
 
-    aspect: height / width of the pictures, for `unet.positions`. Raises UserError.
+    aspect: height / width of the pictures, for `unet.positions`; dtype: of pretrained UNet weights.
+    Raises UserError.
     """
     prompt = config.image_prompt
     if not config.unet.pretrained:
@@ -43,11 +48,11 @@ def build_tryon(
         tryon = around(unet, config, clip_width)
     else:
         with unfilled() as left:
-            tryon = load_tryon(config, channels, clip_width)
+            tryon = load_tryon(config, channels, clip_width, dtype)
         if read_later(trained=True):
             return tryon
         if left.among(tryon) and not prompt.pretrained:  # the image prompt's, which start freshly
-            tryon = load_tryon(config, channels, clip_width)
+            tryon = load_tryon(config, channels, clip_width, dtype)
     if prompt.enabled and prompt.pretrained:
         load_image_prompt(tryon, image_prompt_file(prompt))
     return tryon
@@ -61,15 +66,17 @@ def around(unet: UNet2DConditionModel, config: IdmVtonConfig, clip_width: int) -
     return TryonNet(unet, resampler, config.image_prompt.scale, config.null_features)
 
 
-def load_tryon(config: IdmVtonConfig, channels: int, clip_width: int) -> TryonNet:
-    """TryonNet with the UNet that `unet.pretrained` names. Raises UserError."""
+def load_tryon(
+    config: IdmVtonConfig, channels: int, clip_width: int, dtype: torch.dtype
+) -> TryonNet:
+    """TryonNet with the UNet that `unet.pretrained` names, in dtype. Raises UserError."""
     source, subfolder = config.unet.pretrained, config.unet.subfolder
     folder = network_folder(source, subfolder, "model.unet.pretrained")
     inputs = 3 * channels + 1
     unet = empty_unet(folder, config.unet, "model.unet", in_channels=inputs, out_channels=channels)
     tryon = around(unet, config, clip_width)
     if not read_later(trained=True):
-        load_base(tryon, read_weights_folder(folder, torch.float32), channels, folder)
+        load_base(tryon, read_weights_folder(folder, dtype), channels, folder, dtype)
     return tryon
 
 
@@ -124,7 +131,13 @@ def without_added_embedding(
     return {name: x for name, x in state.items() if not name.startswith("add_embedding.")}
 
 
-def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: Path | str) -> None:
+def load_base(
+    tryon: TryonNet,
+    state: dict[str, Tensor],
+    channels: int,
+    source: Path | str,
+    dtype: torch.dtype,
+) -> None:
     """A published TryonNet, or a stock UNet whose lack of image-prompt weights is no error."""
     state = dict(state)
     if "conv_in.weight" in state:
@@ -133,7 +146,7 @@ def load_base(tryon: TryonNet, state: dict[str, Tensor], channels: int, source: 
         for name, tensor in tryon.unet.state_dict().items():
             if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
                 state[name] = tensor
-    load_state(tryon.unet, state, source, torch.float32)
+    load_state(tryon.unet, state, source, dtype)
 
 
 def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:

@@ -23,6 +23,7 @@ from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import IdmVton, NullPrompt
+from vton.models.precision import stored
 from vton.models.rows import taken
 from vton.models.unet import read_by_taps
 from vton.processes import to_device
@@ -45,7 +46,9 @@ class IdmVtonModule(TryOnModule):
         clip = None
         if model.image_prompt.enabled:
             clip = clip_image_encoder(model.clip, dtype=self.stored(model.clip))
-        self.tryon = build_tryon(model, channels, clip.width if clip else 0, aspect)
+        clip_width = clip.width if clip else 0
+        dtype = stored(self.config, trained=True)
+        self.tryon = build_tryon(model, channels, clip_width, aspect, dtype)
         garment_net = None
         if model.garment_net:
             dtype = self.stored(model.garment_unet)
