@@ -22,14 +22,18 @@ from torch.utils._pytree import tree_map_only
 
 from vton.config import CodecConfig, ExperimentConfig
 from vton.weights.pretrained import hub_file, read_json
+from vton.weights.unfilled import read_later
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def stored(config: ExperimentConfig, trained: bool) -> torch.dtype:
-    """What a network's weights are kept in, trained or frozen. LoRA trains none of them."""
-    trained = trained and not config.lora_rank
-    return torch.float32 if trained else DTYPES[config.train.precision]
+    """What a network's weights are kept in, trained or frozen. LoRA trains none of them, and a run
+    that is loaded draws pictures.
+    """
+    if trained and not config.lora_rank and not read_later(trained):
+        return torch.float32
+    return DTYPES[config.train.precision]
 
 
 def for_sampling(config: ExperimentConfig) -> ExperimentConfig:

@@ -28,6 +28,7 @@ from vton.models.catvton.network import (
 )
 from vton.models.codecs import latent_mask
 from vton.models.encoders import text_encoder
+from vton.models.precision import stored
 from vton.models.rows import taken
 from vton.models.unet import build_unet
 from vton.processes import to_device
@@ -55,6 +56,7 @@ class CatvtonModule(TryOnModule):
             channels,
             key="model.unet",
             aspect=height / width,
+            dtype=stored(self.config, trained=True),
             whole=model.trained == "unet",
         )
         if model.unet.positions:
