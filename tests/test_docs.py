@@ -310,10 +310,8 @@ def test_tables_of_memory_show_what_info_counts(capsys):
         assert command("info", *arguments, "--json") == 0
         return json.loads(capsys.readouterr().out)
 
-    sampling, training = (
-        table("docs/gpus.md", "| | size | weights"),
-        table("docs/gpus.md", "| | ddp"),
-    )
+    sampling = table("docs/gpus.md", "| | size | weights")
+    training = table("docs/gpus.md", "| | ddp")
     assert len(sampling) == 4 and len(training) == 9
     for name, cells in sampling.items():
         model = f"model={name.partition(',')[0]}"
