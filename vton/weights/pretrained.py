@@ -324,6 +324,17 @@ def all_brought(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str
     return taken
 
 
+def copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """All of a state as `brought` does, each in memory of its own: tensors of a torch file lie in
+    that file, and two names may share one.
+    """
+    taken = {}
+    for name, tensor in state.items():
+        found = brought(tensor, dtype)
+        taken[name] = found.clone() if found is tensor else found
+    return taken
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:

@@ -1,6 +1,7 @@
 """Leffa's published file in and out, and the weights that training starts from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,17 @@ def test_a_run_starts_from_a_published_file_or_from_the_stage_before(tmp_path):
         for network, state in ((module.unet, unet), (module.reference_unet, reference_unet)):
             own = network.state_dict()
             assert all(torch.equal(own[name], state[name]) for name in own)
+
+
+def test_a_run_is_loaded_without_the_file_that_it_started_from(tmp_path):
+    started = tmp_path / "virtual_tryon.safetensors"
+    shutil.copy(PUBLISHED, started)
+    run = imported(PUBLISHED, tmp_path, f"model.pretrained={started}")
+    started.unlink()
+    loaded = load_module(run, run.load_config(), "weights")
+    unet, _ = read_networks(PUBLISHED)
+    own = loaded.unet.state_dict()
+    assert all(torch.equal(own[name], unet[name]) for name in own)
 
 
 TINY = UNetConfig(

@@ -22,6 +22,8 @@ from vton.models.ldm import (
     autoencoder_to_ldm,
     to_ldm,
 )
+from vton.models.stableviton import building
+from vton.models.stableviton.building import new_networks
 from vton.models.stableviton.checkpoint import (
     POSITION_IDS,
     UNUSED,
@@ -33,7 +35,7 @@ from vton.models.stableviton.checkpoint import (
 )
 from vton.runs.assemble import load_module
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import read_checkpoint, write_tensors
+from vton.weights.pretrained import load_state, read_checkpoint, write_tensors
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "stableviton"
 SIZE = (128, 64)
@@ -229,6 +231,26 @@ def paint_by_example(state) -> dict[str, torch.Tensor]:
     return kept | {first: state[first][:, :9].contiguous()}
 
 
+def test_a_run_takes_from_its_start_what_it_does_not_train(file, tmp_path, monkeypatch):
+    """The networks are built once: weights that the run holds are neither drawn nor read."""
+    run = import_run("stableviton", file, f"runs={tmp_path}", *SMALL)
+    built, read = [], []
+
+    def build(*arguments):
+        built.append(arguments)
+        return new_networks(*arguments)
+
+    def load(network, state, source, dtype):
+        read.append(source)
+        load_state(network, state, source, dtype)
+
+    monkeypatch.setattr(building, "new_networks", build)
+    monkeypatch.setattr(building, "load_state", load)
+    load_module(run, run.load_config(), "weights")
+    assert len(built) == 1
+    assert read == [f"{file} (unet)", f"{file} (clip)"]
+
+
 def small_config(path: Path):
     sizes = [x for x in read_published(path).settings if "pretrained" not in x]
     return load("model=stableviton", "preset=paper", *sizes, *SMALL, f"model.pretrained={path}")
@@ -245,6 +267,7 @@ def test_training_starts_from_paint_by_example(state, file, tmp_path):
     assert torch.equal(first[:, :9], theirs["unet.conv_in.weight"][:, :9])
     assert not first[:, 9:].any()
     assert torch.equal(module.encoder.conv_in.weight, first)
+    assert module.encoder.conv_in.weight.data_ptr() != first.data_ptr()
     mid = "mid_block.resnets.1.conv2.weight"
     assert torch.equal(module.encoder.state_dict()[mid], theirs[f"unet.{mid}"])
     assert not module.encoder.conv_hint.weight.any()

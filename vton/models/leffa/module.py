@@ -7,6 +7,7 @@ The flow loss of the paper is a setting of every architecture: model.flow_loss.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ from vton.models.leffa.building import build_generative, build_reference
 from vton.models.leffa.checkpoint import read_networks
 from vton.models.leffa.config import LeffaConfig
 from vton.models.leffa.network import Leffa
+from vton.models.precision import stored
 from vton.models.rows import taken
 from vton.models.unet import execution_order, read_by_taps
 from vton.registry import register
-from vton.weights.pretrained import load_state
+from vton.weights.pretrained import copied, load_state
+from vton.weights.unfilled import read_later, unfilled
 
 
 @register(LeffaConfig)
@@ -41,12 +44,14 @@ class LeffaModule(TryOnModule):
         model: LeffaConfig = self.config.model
         channels = self.codec.channels
         height, width = self.config.data.size
-        unet = build_generative(model.unet, channels, height / width)
-        reference_unet = build_reference(model.reference_unet, channels, height / width)
-        if model.pretrained:
+        with unfilled() if model.pretrained else nullcontext():
+            unet = build_generative(model.unet, channels, height / width)
+            reference_unet = build_reference(model.reference_unet, channels, height / width)
+        if model.pretrained and not read_later(model.unet.trained and model.reference_unet.trained):
             source = Path(model.pretrained)
+            dtype = stored(self.config, trained=True)
             for network, state in zip((unet, reference_unet), read_networks(source), strict=True):
-                load_state(network, state, source)
+                load_state(network, copied(state, dtype), source, dtype)
         self.add("unet", unet, model.unet.trained)
         self.add("reference_unet", reference_unet, model.reference_unet.trained)
         return Leffa(unet, reference_unet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -25,7 +26,8 @@ from vton.models.stableviton.network import (
     ZeroCrossAttention,
 )
 from vton.models.unet import build_unet
-from vton.weights.pretrained import below, load_state
+from vton.weights.pretrained import below, copied, load_state
+from vton.weights.unfilled import read_later, unfilled
 
 
 class Networks(NamedTuple):
@@ -46,11 +48,44 @@ class Networks(NamedTuple):
         return {name: network for name, network in networks.items() if network is not None}
 
 
-def build_networks(model: StableVitonConfig, channels: int, aspect: float) -> Networks:
+def build_networks(
+    model: StableVitonConfig,
+    channels: int,
+    aspect: float,
+    frozen_dtype: torch.dtype = torch.float32,
+) -> Networks:
     """All networks over latents of `channels`, with weights where the configuration names a file.
 
-    aspect: height / width of the pictures, for `unet.positions`. Raises UserError.
+    aspect: height / width of the pictures, for `unet.positions`; frozen_dtype: of weights from the
+    file that are not trained. Raises UserError.
     """
+    if not model.pretrained:
+        return new_networks(model, channels, aspect)
+    path = Path(model.pretrained).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained={path}: no such file. Give the checkpoint to start from, or "
+            "model.pretrained='' to start from scratch."
+        )
+    with unfilled():
+        networks = new_networks(model, channels, aspect)
+    state = widened_unet(read_sections(path).networks, 3 * channels + 1, path)
+    has_encoder = any(name.startswith("encoder.") for name in state)
+    if not has_encoder and not read_later(trained=True):
+        networks = new_networks(model, channels, aspect)  # what the file lacks starts freshly
+        state = from_paint_by_example(networks, state)
+
+    trained = {"unet": model.unet.trained, "clip": model.clip.trained}
+    for name, network in networks.named().items():
+        is_trained = trained.get(name, True)
+        if not read_later(is_trained):
+            dtype = torch.float32 if is_trained else frozen_dtype
+            part = copied(below(state, f"{name}."), dtype)
+            load_state(network, part, f"{path} ({name})", dtype)
+    return networks
+
+
+def new_networks(model: StableVitonConfig, channels: int, aspect: float) -> Networks:
     networks = Networks(
         unet=new_unet(model, channels, aspect),
         embedding=new_embedding(model.clip, model.mapper_layers, model.mapper_heads),
@@ -61,8 +96,6 @@ def build_networks(model: StableVitonConfig, channels: int, aspect: float) -> Ne
     if model.garment != "token":
         encoder = SpatialEncoder(new_unet(model, channels, aspect), channels)
         networks = networks._replace(encoder=encoder, garment_blocks=new_blocks(model, aspect))
-    if model.pretrained:
-        load_start(networks, Path(model.pretrained).expanduser(), 3 * channels + 1)
     return networks
 
 
@@ -131,28 +164,6 @@ def places(widths: tuple[int, ...], layers: int) -> list[Place]:
 
 
 # ---- weights to start from ----
-
-
-def load_start(networks: Networks, path: Path, inputs: int) -> None:
-    """Load the networks from a checkpoint file. inputs: 3c + 1.
-
-    Raises UserError naming the file and what does not fit.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"model.pretrained={path}: no such file. Give the checkpoint to start from, or "
-            "model.pretrained='' to start from scratch."
-        )
-    state = widened_unet(read_sections(path).networks, inputs, path)
-    if not any(name.startswith("encoder.") for name in state):
-        state = from_paint_by_example(networks, state)
-    load_networks(networks, state, path)
-
-
-def load_networks(networks: Networks, state: dict[str, Tensor], path: Path) -> None:
-    """Every network from tensors under our names. path: where they come from, for messages."""
-    for name, network in networks.named().items():
-        load_state(network, below(state, f"{name}."), f"{path} ({name})")
 
 
 def from_paint_by_example(networks: Networks, state: dict[str, Tensor]) -> dict[str, Tensor]:

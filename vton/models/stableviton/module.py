@@ -16,6 +16,7 @@ from vton.data.sample import DataError, TryOnBatch
 from vton.diffusion.denoiser import Conditions
 from vton.diffusion.objective import Noised
 from vton.models.base import Reading, TryOnModule
+from vton.models.precision import stored
 from vton.models.stableviton.building import build_networks
 from vton.models.stableviton.config import AttentionLossConfig, StableVitonConfig
 from vton.models.stableviton.losses import attention_variation, garment_cells
@@ -35,7 +36,8 @@ class StableVitonModule(TryOnModule):
     def build(self) -> StableViton:
         model: StableVitonConfig = self.config.model
         height, width = self.config.data.size
-        networks = build_networks(model, self.codec.channels, height / width)
+        frozen_dtype = stored(self.config, trained=False)
+        networks = build_networks(model, self.codec.channels, height / width, frozen_dtype)
         trained = {"unet": model.unet.trained, "clip": model.clip.trained}
         for name, network in networks.named().items():
             self.add(name, network, trained.get(name, True))

@@ -18,12 +18,13 @@ from vton.models.codecs import KLCodec, small_autoencoder
 from vton.models.ldm import autoencoder_names, autoencoder_to_diffusers, to_diffusers
 from vton.models.reference import Kind, Reference, read_objective, record_calls, run_sampler
 from vton.models.settings import ClipConfig, UNetConfig
-from vton.models.stableviton.building import build_networks, load_networks
+from vton.models.stableviton.building import build_networks
 from vton.models.stableviton.checkpoint import checkpoint_names, sections_of
 from vton.models.stableviton.config import StableVitonConfig
 from vton.models.stableviton.losses import attention_variation, garment_cells
 from vton.models.stableviton.module import keep_mask
 from vton.models.stableviton.network import StableViton
+from vton.weights.pretrained import below, load_state
 
 
 def kind(name: str) -> Kind:
@@ -70,7 +71,8 @@ class Networks:
         config = reference_config(self.settings)
         channels = self.settings["spatial_encoder"]["hint_channels"]
         networks = build_networks(config, channels, aspect=1.0)
-        load_networks(networks, sections.networks, file)
+        for name, network in networks.named().items():
+            load_state(network, below(sections.networks, f"{name}."), f"{file} ({name})")
         for network in networks.named().values():
             # diffusers' own `.to` warns of layers to be kept in float32, of which these have none.
             nn.Module.to(network, reference.device, reference.dtype).eval()
