@@ -109,11 +109,6 @@ def report(case: str, measured: Measured, predicted: int, rest: int) -> float:
     return ratio
 
 
-# A run of these does not hold its whole UNet. The rest is read from the base weights, whose file is
-# in memory beside the network for a moment; `vton info` counts the drawing alone.
-BASE_FILE_IN_MEMORY = ("catvton", "stableviton")
-
-
 @pytest.mark.parametrize("model", list(PUBLISHED))
 def test_a_published_checkpoint_samples(scratch, model):
     """Import, then two steps at the paper's size."""
@@ -139,8 +134,9 @@ def test_a_published_checkpoint_samples(scratch, model):
     ratio = report(f"{model}: sampling", drawn, predicted, rest)
     if PRECISION == "bf16":
         assert drawn.resident < most * GIB
-    if model not in BASE_FILE_IN_MEMORY:
-        assert 0.85 < ratio < 1.15
+    # CatVTON's run holds attention layers alone. diffusers reads the UNet around them, and has its
+    # whole file in memory for a moment; `vton info` counts the drawing.
+    assert 0.85 < ratio < (1.6 if model == "catvton" else 1.15)
 
 
 TRAINED = {  # settings with which one step fits 24 GiB
