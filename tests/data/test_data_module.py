@@ -255,7 +255,7 @@ def test_an_error_while_loaders_are_at_work_ends_the_process():
 from torch.utils.data import DataLoader
 from vton.data.loading import ignore_stop_signals
 
-options = {"num_workers": 2, "persistent_workers": True, "worker_init_fn": ignore_stop_signals}
+options = {"num_workers": 1, "persistent_workers": True, "worker_init_fn": ignore_stop_signals}
 stream = iter(DataLoader(range(9), **options))
 next(stream)
 raise SystemExit(2)

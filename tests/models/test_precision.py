@@ -75,7 +75,8 @@ def published(tmp_path_factory):
 
 
 def built(model: str, *overrides: str) -> nn.Module:
-    config = load(f"model={model}", "preset=tiny", f"data.size={list(SIZE)}", *overrides)
+    few = ("preset=tiny", f"data.size={list(SIZE)}", "sampler.steps=2")
+    config = load(f"model={model}", *few, *overrides)
     torch.manual_seed(0)
     codec = run_codec(config.codec, "nowhere", DTYPES[codec_precision(config)])
     return registry.module_class(model)(config, codec)
