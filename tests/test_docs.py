@@ -326,6 +326,6 @@ def test_tables_of_memory_show_what_info_counts(capsys):
     for name, cells in training.items():
         part, _, checkpointed = name.partition(", ")
         strategies = counted["checkpointed" if checkpointed else "plain"]["strategies"]
-        for strategy, cell in zip(("ddp", "deepspeed", "fsdp"), cells, strict=False):
+        for strategy, cell in zip(("ddp", "deepspeed", "fsdp"), cells, strict=True):
             size = strategies[strategy][MEMORY_PARTS.get(part, part)]
             assert float(cell) == pytest.approx(size / GIB, abs=0.005), (name, strategy)

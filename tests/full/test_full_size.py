@@ -31,7 +31,7 @@ ONE_PAIR = (  # rendered data has two test pairs at least
     *("data.synthetic.train=1", "data.synthetic.test=2", "data.synthetic.workers=1"),
     "data.limit_test=1",
 )
-# A CPU without instructions for bf16 computes thirty times slower in it than in fp32.
+# A CPU without instructions for bf16 computes twenty to thirty times slower in it than in fp32.
 PRECISION = os.environ.get("VTON_FULL_PRECISION", "bf16")
 PLAIN = ("trainer=cpu", "data.workers=0", "data.check=false")
 TWO_STEPS = ("sampler.steps=2", f"eval.precision={PRECISION}", "eval.batch_size=1")

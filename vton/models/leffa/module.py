@@ -24,7 +24,6 @@ from vton.models.leffa.building import build_generative, build_reference
 from vton.models.leffa.checkpoint import read_networks
 from vton.models.leffa.config import LeffaConfig
 from vton.models.leffa.network import Leffa
-from vton.models.precision import stored
 from vton.models.rows import taken
 from vton.models.unet import execution_order, read_by_taps
 from vton.registry import register
@@ -47,10 +46,11 @@ class LeffaModule(TryOnModule):
         with unfilled() if model.pretrained else nullcontext():
             unet = build_generative(model.unet, channels, height / width)
             reference_unet = build_reference(model.reference_unet, channels, height / width)
-        if model.pretrained and not read_later(model.unet.trained and model.reference_unet.trained):
+        started = ((unet, model.unet), (reference_unet, model.reference_unet))
+        if model.pretrained and not all(read_later(settings.trained) for _, settings in started):
             source = Path(model.pretrained)
-            dtype = stored(self.config, trained=True)
-            for network, state in zip((unet, reference_unet), read_networks(source), strict=True):
+            for (network, settings), state in zip(started, read_networks(source), strict=True):
+                dtype = self.stored(settings)
                 load_state(network, copied(state, dtype), source, dtype)
         self.add("unet", unet, model.unet.trained)
         self.add("reference_unet", reference_unet, model.reference_unet.trained)

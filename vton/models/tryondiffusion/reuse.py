@@ -100,9 +100,9 @@ class GarmentReuse:
     def check_source(self, conditions: Conditions) -> None:
         """Forget the garments of other conditions; holding these keeps their identities taken."""
         source = tuple(conditions[name] for name in ("garment", "levels", "poses"))
-        # self.source is empty at first.
-        same = [kept is given for kept, given in zip(self.source, source, strict=False)]
-        if not same or not all(same):
+        if not self.source or any(
+            kept is not given for kept, given in zip(self.source, source, strict=True)
+        ):
             self.source = source
             self.dressed = {}
 
