@@ -85,7 +85,7 @@ tensorboard: $(READY) ## Curves, pictures, attention and results of every run un
 	@echo "The dashboard's layout: http://localhost:6006/#custom_scalars"
 	.venv/bin/tensorboard --logdir runs $(ARGS)
 
-test: $(READY) ## The test suite, about 10 minutes on 2 cores; WORKERS=8 on more
+test: $(READY) ## The test suite, 10 to 20 minutes on 2 cores; WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores

@@ -15,6 +15,7 @@ from vton.commands.exchange import export_run, import_run
 from vton.config import load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
+from vton.models import unet as unets
 from vton.models.catvton.checkpoint import (
     attention_shape,
     first_name,
@@ -24,8 +25,11 @@ from vton.models.catvton.checkpoint import (
     write_published,
 )
 from vton.models.codecs import build_codec
+from vton.models.precision import DTYPES, for_sampling
 from vton.models.unet import attention_names
+from vton.runs.assemble import load_module
 from vton.runs.folder import RunFolder
+from vton.weights.pretrained import from_pretrained
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "catvton"
 PUBLISHED = {  # CatVTON's specification of the file, Section 4
@@ -56,6 +60,25 @@ def attention_file(tmp_path) -> Path:
     path.parent.mkdir(parents=True)
     shutil.copy(VECTORS / "weights_attention.safetensors", path)
     return path
+
+
+def test_the_unet_around_a_runs_attention_is_read_in_the_precision_of_drawing(
+    attention_file, base, monkeypatch
+):
+    run = import_run("catvton", attention_file, *base)
+    read = []
+
+    def recorded(*arguments, dtype, **more):
+        read.append(dtype)
+        return from_pretrained(*arguments, dtype=dtype, **more)
+
+    monkeypatch.setattr(unets, "from_pretrained", recorded)
+    config = run.load_config()
+    for precision in ("fp32", "bf16"):
+        config.eval.precision = precision
+        module = load_module(run, for_sampling(config), "weights")
+        assert {p.dtype for p in module.unet.parameters()} == {DTYPES[precision]}
+    assert read == [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture
