@@ -168,11 +168,18 @@ def step_by_step(x: Tensor) -> Tensor:
 
 def product_of_steps(gram: Tensor) -> Tensor:
     """The matrix (N, rows, rows) that does all Newton-Schulz steps at once, from G of the first."""
-    a, b, c = QUINTIC
-    product = None
-    for _ in range(QUINTIC_STEPS):
-        factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
+    product = factor_of_step(gram)
+    factor = product
+    for _ in range(QUINTIC_STEPS - 1):
         gram = factor @ gram @ factor
+        factor = factor_of_step(gram)
+        product = factor @ product
     return product
+
+
+def factor_of_step(gram: Tensor) -> Tensor:
+    """P of one Newton-Schulz step, for G (N, rows, rows)."""
+    a, b, c = QUINTIC
+    factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
