@@ -150,7 +150,8 @@ def test_what_must_be_equal_is_equal_and_the_rest_is_the_methods_own():
     for config in configs:
         assert config.objective.timestep_power == 16.0 and config.sampler.steps == 1
         assert config.train.batch_size == 8 and config.train.accumulate == 2
-        assert config.train.steps == 600
+        assert (config.train.optimizer, config.train.lr) == ("muon", 2e-3)
+        assert config.train.steps == 1500
     assert {config.seed for config in configs} == {0, 3}
     own = {config.model.name: config for config in configs}
     assert own["tryondiffusion"].codec.name == "identity" and own["idm_vton"].data.densepose
