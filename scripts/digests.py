@@ -29,6 +29,8 @@ CASES = {
     "catvton": ["model=catvton"],
     "idm_vton": ["model=idm_vton"],
     "imagdressing": ["model=imagdressing"],
+    "ladi_vton": ["model=ladi_vton"],
+    "leffa": ["model=leffa"],
     "stableviton": ["model=stableviton"],
     "tryondiffusion": ["model=tryondiffusion"],
     "tryondiffusion-sr256": ["model=tryondiffusion", "model.stage=sr256"],

@@ -1,7 +1,7 @@
 """Compares settings of tiny presets at equal training time on one core.
 
     python scripts/search.py scripts/search.yaml OUT                 # all candidates, one at a time
-    python scripts/search.py scripts/search.yaml OUT --only muon_1e-3 adamw_1e-3 --at-once 2
+    python scripts/search.py scripts/search.yaml OUT --only gardiff "gardiff muon 2e-3" --at-once 2
 
 A file of candidates holds `seconds`, the time of a training on one core; `all`, overrides of every
 run; `draws`, the overrides of each way to sample from the trained weights; and `candidates`, the

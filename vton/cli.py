@@ -180,7 +180,7 @@ def add_metrics(commands) -> None:
         "--order",
         choices=("paired", "unpaired"),
         default="paired",
-        help="unpaired: FID and KID only, which compare sets",
+        help="unpaired: only metrics that need no true picture, by default FID and KID",
     )
     metrics.add_argument(
         "--protocol", default=usual.protocol, help=f"{', '.join(PROTOCOLS)} (default: %(default)s)"
@@ -412,11 +412,13 @@ def add_prepare(commands) -> None:
     prepare.add_argument(
         "--keep-going", action="store_true", help="leave out what fails, and list it at the end"
     )
+    add_choice_of_person(prepare)
+    prepare.add_argument("--mask-rule", default="safe", help="of the agnostic mask")
     add_photo_networks(prepare)
     prepare.add_argument(
         "--train",
         metavar="FILE",
-        help="instead: train the small parser on rendered pictures and write it (20 minutes)",
+        help="instead: train the small parser on rendered pictures and write it (15 minutes)",
     )
 
 
@@ -447,6 +449,7 @@ def add_tryon(commands) -> None:
         "--count", type=int, default=1, help="pictures, with following seeds (default: 1)"
     )
     tryon.add_argument("--device", help="default: cuda if available, else cpu")
+    add_choice_of_person(tryon)
     add_photo_networks(tryon)
 
 
@@ -470,15 +473,17 @@ def add_demo(commands) -> None:
     add_photo_networks(demo)
 
 
-def add_photo_networks(command: argparse.ArgumentParser) -> None:
-    """What reads photographs. See vton.photos.backends."""
+def add_choice_of_person(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--person",
         choices=("only", "largest"),
         default="only",
         help="largest: of several persons in a photo; by default there may be one",
     )
-    command.add_argument("--mask-rule", default="safe", help="of the agnostic mask")
+
+
+def add_photo_networks(command: argparse.ArgumentParser) -> None:
+    """What reads photographs. See vton.photos.backends."""
     networks = command.add_argument_group("networks", "NAME, or NAME:WHERE for a file or hub id")
     networks.add_argument(
         "--parser", default="small", help="small, fashn or segformer (default: %(default)s)"

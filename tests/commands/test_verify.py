@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.cli import main
-from vton.commands.verify import check_tensor, explained, recompute, verify
+from vton.commands.verify import check_tensor, compute, explained, recompute, verify
 from vton.errors import UserError
 from vton.models.reference import Kind, Reference
 
+VECTORS = Path(__file__).parents[1] / "vectors"
 BIG = torch.tensor([40.0, -3.0])
 
 
@@ -61,10 +62,51 @@ def test_folders_that_cannot_be_verified_say_why(tmp_path):
         verify(folder(tmp_path, json.dumps({"model": "idm_vton"})), device="nowhere")
 
 
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of a small folder, in which something is to be spoilt."""
+    return Path(shutil.copytree(VECTORS / "catvton", tmp_path / "changed"))
+
+
+def test_tensors_that_do_not_fit_are_said_in_one_line(changed):
+    path = changed / "inputs.safetensors"
+    inputs = load_file(path)
+    name = next(name for name, tensor in inputs.items() if tensor.ndim == 4)
+    save_file(inputs | {name: inputs[name][..., :-1].contiguous()}, path)
+    with pytest.raises(UserError, match=r"does not fit the others\. vton/\S+\.py:\d+, ") as error:
+        verify(changed)
+    assert "\n" not in str(error.value) and str(changed) in str(error.value)
+
+
+def test_settings_of_another_kind_are_said_in_one_line(changed):
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"unet": []}))
+    with pytest.raises(UserError, match="a setting of config.json, does not fit"):
+        verify(changed)
+
+
+def test_no_outputs_are_no_success(changed):
+    for path in changed.glob("*outputs*.safetensors"):
+        save_file({}, path)
+    with pytest.raises(UserError, match="hold no tensor to check"):
+        verify(changed)
+
+
+def test_json_names_the_numbers_that_it_does_not_have(changed, capsys):
+    outputs = load_file(changed / "outputs.safetensors")
+    name = next(name for name, tensor in outputs.items() if tensor.is_floating_point())
+    save_file(outputs | {name: outputs[name] * float("nan")}, changed / "outputs.safetensors")
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(changed), "--json"])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (check,) = [check for check in found["checks"] if check["name"] == name]
+    assert done.value.code == 1 and not found["passed"] and check["max_absolute"] == "nan"
+
+
 @pytest.mark.parametrize("model", ["idm_vton", "imagdressing"])
 def test_the_command_holds_our_code_against_the_reference(model, tmp_path, capsys):
     """Exit 0 as stored; one changed weight, and most tensors fail with exit 1."""
-    vectors = Path(__file__).parents[1] / "vectors" / model
+    vectors = VECTORS / model
     with pytest.raises(SystemExit) as done:
         main(["verify", str(vectors), "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -131,7 +173,7 @@ def enlarged(tmp_path_factory):
     Its outputs are a float32 computation in another order of sums: without oneDNN.
     """
     folder = tmp_path_factory.mktemp("enlarged") / "idm_vton"
-    shutil.copytree(Path(__file__).parents[1] / "vectors" / "idm_vton", folder)
+    shutil.copytree(VECTORS / "idm_vton", folder)
     path = folder / "weights_unet_encoder.safetensors"
     weights = load_file(path)
     save_file(weights | {"conv_in.weight": weights["conv_in.weight"] * 300}, path)
@@ -177,9 +219,9 @@ def test_code_that_cannot_run_in_float64_says_so(enlarged, monkeypatch):
     def mixing(reference):
         if reference.dtype == torch.float64:
             raise RuntimeError("mat1 and mat2 must have the same dtype")
-        return recompute(reference)
+        return compute(reference)
 
-    monkeypatch.setattr("vton.commands.verify.recompute", mixing)
+    monkeypatch.setattr("vton.commands.verify.compute", mixing)
     missed = [check for check in verify(enlarged) if not check.passed]
     assert missed
     for check in missed:

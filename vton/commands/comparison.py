@@ -9,9 +9,10 @@ architecture changes them.
   shape of the learning rate over the run. Their values are those of the preset without any model's
   changes, then `compare.equal`, then the command line. `objective.timestep_power` is among them,
   because the number of sampling steps decides what is worth training.
-- The method's own: networks, codec, noise schedule, prediction, losses, dropout of conditions,
-  learning rate, optimizer; and (METHODS_OWN) what follows from these: DensePose pictures as input,
-  and how the solver treats the schedule's end and the range of clean samples.
+- The method's own: networks, codec, noise schedule, prediction, losses, dropout of conditions;
+  optimizer and learning rate, unless `compare.equal` sets them, as the tiny preset's does; and
+  (METHODS_OWN) what follows from these: DensePose pictures as input, and how the solver treats the
+  schedule's end and the range of clean samples.
 - For cascades, only the first stage is compared, at everyone's resolution.
 - compare.budget=steps counts optimizer steps; flops counts forward and backward passes of all
   steps, see vton.cost.counting.step_flops.

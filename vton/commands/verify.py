@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import traceback
 from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +27,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+import vton
 from vton import registry
 from vton.errors import UserError, one_line
 from vton.metrics import reference as metrics_reference
 from vton.models.reference import Kind, Reference
 
+PACKAGE = Path(vton.__file__).parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Single calls and bytes in float32 are bounded by absolute error, all else relative to the expected
 # tensor's largest value.
@@ -70,8 +74,8 @@ def run(args: Namespace) -> int:
     checks = verify(Path(args.folder), args.device, args.dtype, args.float64)
     if args.json:
         passed = all(check.passed for check in checks)
-        listed = [asdict(check) for check in checks]
-        print(json.dumps({"passed": passed, "checks": listed}, indent=2))
+        listed = [as_json(check) for check in checks]
+        print(json.dumps({"passed": passed, "checks": listed}, indent=2, allow_nan=False))
     else:
         print(f"{args.folder} on {args.device}, {args.dtype}")
         print_checks(checks)
@@ -99,6 +103,8 @@ def verify(
 
     reference = Reference(folder, used, DTYPES[dtype])
     computed = recompute(reference)
+    if not reference.expected:
+        raise UserError(f"{folder}: outputs*.safetensors hold no tensor to check.")
     checks = []
     for name, expected in sorted(reference.expected.items()):
         kind = kind_of(reference, name)
@@ -108,7 +114,7 @@ def verify(
         return checks
 
     try:
-        precise = recompute(Reference(folder, _with_float64(used), torch.float64))
+        precise = compute(Reference(folder, _with_float64(used), torch.float64))
     except RuntimeError as error:  # torch refuses to mix precisions
         reason = f"{folder} cannot be computed in float64 ({one_line(error)})"
         if float64:
@@ -125,21 +131,52 @@ def verify(
     return held
 
 
+def as_json(check: Check) -> dict:
+    """Its fields, with "nan" and "inf" for the numbers that JSON does not have."""
+    fields = asdict(check)
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            fields[name] = str(value)
+    return fields
+
+
 def recompute(reference: Reference) -> dict[str, Tensor]:
     """Every tensor of the outputs, by our code, in the reference's precision.
 
-    Raises UserError for what the folder lacks.
+    Raises UserError for what the folder lacks, and for tensors and settings that do not fit each
+    other.
     """
-    code = reference_code(reference)
     try:
-        computed = code.recompute(reference)
-        if any(map(of_metrics, reference.expected)):
-            computed |= metrics_reference.recompute(reference)
+        return compute(reference)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(
             f"{reference.folder}: config.json, inputs or weights lack {error}."
         ) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{reference.folder} cannot be computed: a tensor's shape or dtype, or a setting of "
+            f"config.json, does not fit the others. {_place(error)}: {one_line(error)}"
+        ) from error
+
+
+def compute(reference: Reference) -> dict[str, Tensor]:
+    """`recompute` with the errors as they come."""
+    computed = reference_code(reference).recompute(reference)
+    if any(map(of_metrics, reference.expected)):
+        computed |= metrics_reference.recompute(reference)
     return computed
+
+
+def _place(error: Exception) -> str:
+    """File and line of the last of our own lines on the way to an error, and its class."""
+    ours = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if PACKAGE in Path(frame.filename).parents:
+            ours.append(frame)
+    path = Path(ours[-1].filename).relative_to(PACKAGE.parent)
+    return f"{path}:{ours[-1].lineno}, {type(error).__name__}"
 
 
 def of_metrics(name: str) -> bool:

@@ -85,8 +85,8 @@ class Codec(nn.Module):
 
 
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 1, H, W) in [0, 1] at latent size (B, 1, h, w), 0 or 1: nearest pixel, above 0.5."""
-    return (F.interpolate(mask, size, mode="nearest") > 0.5).to(mask.dtype)
+    """(B, 1, H, W) in [0, 1] at latent size (B, 1, h, w), 0 or 1: nearest pixel, from 0.5 on."""
+    return (F.interpolate(mask, size, mode="nearest") >= 0.5).to(mask.dtype)
 
 
 class IdentityCodec(Codec):

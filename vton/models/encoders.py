@@ -28,6 +28,25 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class ClipNormalisation(nn.Module):
+    """Takes CLIP's statistics from pictures (B, 3, H, W) in [0, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Move the statistics; they stay what they are, in float32."""
+        super()._apply(fn, recurse)
+        self.mean = torch.tensor(CLIP_MEAN, device=self.mean.device).view(3, 1, 1)
+        self.std = torch.tensor(CLIP_STD, device=self.std.device).view(3, 1, 1)
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
+
 class ClipImageEncoder(nn.Module):
     """A CLIP vision tower that takes pictures in [-1, 1] of any size.
 
@@ -42,15 +61,7 @@ class ClipImageEncoder(nn.Module):
         self.fit = fit
         self.size = tower.config.image_size
         self.width = tower.config.hidden_size
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        """Move and cast the tower; CLIP's statistics stay what they are, in float32."""
-        super()._apply(fn, recurse)
-        self.mean = torch.tensor(CLIP_MEAN, device=self.mean.device).view(3, 1, 1)
-        self.std = torch.tensor(CLIP_STD, device=self.std.device).view(3, 1, 1)
-        return self
+        self.normalise = ClipNormalisation()
 
     def pixels(self, image_B3HW: Tensor) -> Tensor:
         """What the tower sees: (B, 3, size, size)."""
@@ -63,7 +74,7 @@ class ClipImageEncoder(nn.Module):
             size = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
             image = F.interpolate(image, size, mode="bicubic", antialias=True)
             square = center_crop(image, self.size)
-        return (square.clamp(0, 1) - self.mean) / self.std
+        return self.normalise(square.clamp(0, 1))
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """(B, 1 + patches, width): the class token and every patch after the last layer."""

@@ -44,6 +44,7 @@ def _equal(runs: Sequence[Row]) -> str:
     """The settings that all runs share by construction, and the ones an architecture chose."""
     sampling = runs[0].provenance
     training = training_of(runs[0])
+    optimizers = {run.model: training_of(run).get("optimizer", "") for run in runs}
     rates = {run.model: f"{training_of(run)['lr']:g}" for run in runs}
     each = training["batch_size"] * training["accumulate"]
     processes = training.get("global_batch", each) // each  # rows of earlier versions: one
@@ -56,7 +57,7 @@ def _equal(runs: Sequence[Row]) -> str:
         f"timesteps T u^(1/{training['timestep_power']:g}), sampling by {sampling['solver']} in "
         f"{sampling['steps']} steps with guidance {sampling['guidance']:g}. "
         "The method's own: networks, codec, noise schedule, prediction, losses, dropout of "
-        f"conditions, optimizer; learning rate {_by_name(rates)}."
+        f"conditions. {_sentence(optimizers, 'Optimizer')}Learning rate {_by_name(rates)}."
     )
 
 
@@ -85,6 +86,13 @@ def _seeds(runs: Sequence[Row]) -> list[str]:
 
 def _each_once(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _sentence(values: Mapping[str, str], subject: str) -> str:
+    """Empty for rows of earlier versions, which do not all hold the value."""
+    if not all(values.values()):
+        return ""
+    return f"{subject} {_by_name(values)}. "
 
 
 def _by_name(values: Mapping[str, str]) -> str:

@@ -14,7 +14,15 @@ from vton.runs.folder import RunFolder
 from vton.weights.pretrained import read_checkpoint
 
 # Settings of training that stand in every row.
-TRAIN_SETTINGS = ("batch_size", "accumulate", "lr", "warmup_steps", "schedule", "precision")
+TRAIN_SETTINGS = (
+    "batch_size",
+    "accumulate",
+    "optimizer",
+    "lr",
+    "warmup_steps",
+    "schedule",
+    "precision",
+)
 
 
 def drawing_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> dict[str, Any]:

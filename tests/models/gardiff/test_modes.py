@@ -84,8 +84,8 @@ def test_the_released_rescale_leaves_an_almost_black_picture():
     single = clip_pixels(encoder, batch.garment, "single")
     twice = clip_pixels(encoder, batch.garment, "release")
     assert twice.max() < -1.4 and single.max() > 0.5
-    single = single * encoder.std + encoder.mean
-    twice = twice * encoder.std + encoder.mean
+    single = single * encoder.normalise.std + encoder.normalise.mean
+    twice = twice * encoder.normalise.std + encoder.normalise.mean
     torch.testing.assert_close(single, 255 * twice, atol=1e-4, rtol=0)
 
 

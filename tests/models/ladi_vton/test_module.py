@@ -65,6 +65,12 @@ def test_dropout_of_the_adapter_depends_on_the_place_in_the_stream_alone():
     assert torch.equal(module.words(batch), module.words(batch))
 
 
+def test_a_frozen_adapter_drops_nothing():
+    frozen = ("model.adapter.dropout=0.5", "model.adapter.trained=false")
+    module, batch = tiny(*frozen).train(), random_batch(2)
+    assert torch.equal(module.words(batch), module.eval().words(batch))
+
+
 @pytest.mark.parametrize("prompt", ["caption", "none"])
 def test_other_prompts_need_neither_tower_nor_adapter(prompt):
     module, batch = tiny(f"model.prompt={prompt}").eval(), random_batch(2)

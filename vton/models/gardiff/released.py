@@ -243,7 +243,7 @@ def clip_pixels(encoder: ClipImageEncoder, image: Tensor, rescale: str = "single
     square = (square * 255).floor() / 255
     if rescale == "release":
         square = square / 255
-    return (square - encoder.mean) / encoder.std
+    return encoder.normalise(square)
 
 
 def feathered(mask: Tensor) -> Tensor:

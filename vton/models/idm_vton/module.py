@@ -133,7 +133,7 @@ class IdmVtonModule(TryOnModule):
             return NullPrompt(text, pooled, None)
         clip = self.part("clip")
         with self.gradients_if(self.config.model.clip.trained):
-            empty = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
+            empty = clip.read(clip.normalise.mean.new_zeros(1, 3, clip.size, clip.size))
         return NullPrompt(text, pooled, empty)
 
     # ---- what the encoders say ----

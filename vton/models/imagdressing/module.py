@@ -229,7 +229,7 @@ class ImagDressing(TryOnModule):
         dropped = to_device(dropped, batch.garment.device)
         if batch.encoded is not None and "clip" in batch.encoded:
             with torch.no_grad():
-                nothing = clip.read(clip.mean.new_zeros(1, 3, clip.size, clip.size))
+                nothing = clip.read(clip.normalise.mean.new_zeros(1, 3, clip.size, clip.size))
             states = self.reading("clip", batch, first)
             return torch.where(dropped[:, None, None], nothing, states)
         with self.gradients_if(self.config.model.clip.trained):

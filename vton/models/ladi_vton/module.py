@@ -185,10 +185,11 @@ class LadiVton(TryOnModule):
         return text.with_words(batch.category, self.words(batch))
 
     def words(self, batch: TryOnBatch) -> Tensor:
-        """(B, N, T); with the adapter's dropout in training."""
+        """(B, N, T); with the adapter's dropout where it is trained."""
         adapter = self.part("adapter")
         with self.gradients_if(self.config.model.adapter.trained):
-            draws = self.draws("words", batch) if self.training else None
+            dropout = self.training and self.config.model.adapter.trained
+            draws = self.draws("words", batch) if dropout else None
             return adapter(self.reading("clip", batch), draws)
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:

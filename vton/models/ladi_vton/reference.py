@@ -23,7 +23,7 @@ from transformers import (
 from vton.config import SamplerConfig
 from vton.data.pose import DRESSCODE_CANVAS, FROM_BODY_25, VITON_HD_CANVAS
 from vton.data.ranges import to_unit
-from vton.diffusion.denoiser import Conditions
+from vton.diffusion.denoiser import Conditions, Step
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import double
 from vton.models.codecs import KLCodec, latent_mask
@@ -227,8 +227,15 @@ class Networks:
         )
         return conditions
 
-    def call(self, model: LadiUNet, z: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        return model.denoise(z, t, conditions, model.garment_features(conditions, t))
+    def call(
+        self,
+        model: LadiUNet,
+        z: Tensor,
+        t: Tensor,
+        conditions: Conditions,
+        step: Step | None = None,
+    ) -> Tensor:
+        return model.denoise(z, t, conditions, model.garment_features(conditions, t, step))
 
 
 def without_position_ids(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -368,7 +375,8 @@ def sampling_run(networks: Networks, name: str, settings: dict) -> dict[str, Ten
         both = double(model.unconditional(conditions), conditions)
         z = torch.cat([start, start])
         t = run.timesteps[:1].expand(len(z))
-        uncond, cond = networks.call(model, z, t, both).chunk(2)
+        first = Step(0, settings["num_inference_steps"])
+        uncond, cond = networks.call(model, z, t, both, first).chunk(2)
         tensors |= {"noise_pred_uncond_step0": uncond, "noise_pred_cond_step0": cond}
     else:
         tensors["noise_pred_step0"] = run.predictions[0]

@@ -95,7 +95,7 @@ def clip_pixels(encoder: ClipImageEncoder, garment: Tensor) -> Tensor:
     side = encoder.size
     square = F.interpolate(to_unit(garment), (side, side), mode="bilinear", antialias=True)
     bytes_ = (square.clamp(0, 1) * 255).floor()
-    return (bytes_ / 255 - encoder.mean) / encoder.std
+    return encoder.normalise(bytes_ / 255)
 
 
 # ---- prompts ----

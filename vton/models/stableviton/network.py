@@ -36,7 +36,7 @@ from transformers import CLIPVisionModel
 from vton.data.ranges import to_unit
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import merge_heads, read_garment, split_heads
-from vton.models.encoders import CLIP_MEAN, CLIP_STD
+from vton.models.encoders import ClipNormalisation
 from vton.models.precision import without_autocast
 from vton.models.unet import PositionCode
 from vton.processes import to_device
@@ -90,8 +90,7 @@ class GarmentEmbedding(nn.Module):
         self.size = tower.config.image_size
         self.mapper = nn.ModuleList(MapperBlock(self.width, heads) for _ in range(layers))
         self.final_ln = nn.LayerNorm(self.width)
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.normalise = ClipNormalisation()
 
     def pixels(self, image: Tensor) -> Tensor:
         """What the tower sees of pictures (B, 3, H, W) in [-1, 1]: (B, 3, size, size).
@@ -100,7 +99,7 @@ class GarmentEmbedding(nn.Module):
         released weights were trained.
         """
         square = F.interpolate(image, (self.size, self.size), mode="bilinear")
-        return (to_unit(square) - self.mean) / self.std
+        return self.normalise(to_unit(square))
 
     def pooled(self, image: Tensor) -> Tensor:
         """(B, width): the class token after CLIP's last norm, before its projection."""

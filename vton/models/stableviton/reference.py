@@ -327,17 +327,23 @@ def attention_loss(networks: Networks) -> dict[str, Tensor]:
         "garment": i["atv.hint"],
     }
     prediction = model.denoise(z_t, i["atv.timesteps"], conditions, {})
-    counted = []
+    worn = i["atv.garment_mask_u8"][:, None].float() / 255
+    counted, variation = None, prediction.new_zeros(())
     for centres in model.centres.values():
         if settings["min_tokens"] < centres.tokens < settings["max_tokens"]:
-            counted.append(centres.of_cells)
-    worn = i["atv.garment_mask_u8"][:, None].float() / 255
-    inside = garment_cells(worn, tuple(counted[0].shape[1:3]))
-    loss = settings["weight"] * sum(attention_variation(cells, inside) for cells in counted)
+            counted = centres.of_cells
+            inside = garment_cells(worn, tuple(counted.shape[1:3]))
+            variation = variation + attention_variation(counted, inside)
+    if counted is None:
+        raise UserError(
+            f"{networks.reference.folder}/config.json: no block of atv.blocks reads more than "
+            f"{settings['min_tokens']} and fewer than {settings['max_tokens']} garment tokens."
+        )
+    loss = settings["weight"] * variation
     total = (prediction - i["atv.target"]).square().mean() + loss
     return {
         "atv.noise_pred": prediction.detach(),
-        "atv.centers": counted[-1].detach().flatten(1, 2),
+        "atv.centers": counted.detach().flatten(1, 2),
         "atv.mask": inside.float(),
         "atv.loss": loss.detach()[None],
         "atv.total": total.detach()[None],
