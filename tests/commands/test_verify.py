@@ -81,7 +81,7 @@ def test_tensors_that_do_not_fit_are_said_in_one_line(changed):
 def test_settings_of_another_kind_are_said_in_one_line(changed):
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(config | {"unet": []}))
-    with pytest.raises(UserError, match="a setting of config.json, does not fit"):
+    with pytest.raises(UserError, match=r"a setting of config\.json, does not fit"):
         verify(changed)
 
 

@@ -1,5 +1,7 @@
 """Size, padding and normalisation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,10 @@ def test_bytes_survive_normalisation():
     assert normalised.min() == -1 and normalised.max() == 1
     assert torch.equal(to_bytes(normalised), pixels)
     torch.testing.assert_close(normalise(pixels / 255), normalised, atol=1e-6, rtol=0)
+
+
+def test_densepose_is_drawn_in_colours_or_as_grey_labels(record):
+    labels = replace(record, densepose_as="labels")
+    grey = to_bytes(to_sample(labels).densepose)
+    assert torch.equal(grey, record.densepose.expand(3, -1, -1)) and record.densepose.max() > 1
+    assert not torch.equal(to_bytes(to_sample(record).densepose), grey)

@@ -38,6 +38,9 @@ def test_weights_are_the_softmaxs_over_all_keys_and_only_garments_are_kept():
         (768, (128, 96), (32, 24)),
         (4, (128, 96), (2, 2)),
         (3072, (1024, 768), (64, 48)),
+        (12, (128, 72), (4, 3)),
+        (24, (192, 104), (6, 4)),
+        (192, (48, 36), (16, 12)),  # latents of a codec by 3
         (77, (128, 96), None),
         (1, (4, 3), None),
     ],

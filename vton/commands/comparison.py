@@ -57,6 +57,7 @@ HELD_EQUAL = (
 )
 METHODS_OWN = (
     "data.densepose",
+    "data.densepose_as",
     "sampler.zero_terminal_snr",
     "sampler.spacing",
     "sampler.clip_sample",

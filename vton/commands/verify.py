@@ -154,7 +154,7 @@ def recompute(reference: Reference) -> dict[str, Tensor]:
         raise UserError(
             f"{reference.folder}: config.json, inputs or weights lack {error}."
         ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # whatever the networks make of tensors and settings
         raise UserError(
             f"{reference.folder} cannot be computed: a tensor's shape or dtype, or a setting of "
             f"config.json, does not fit the others. {_place(error)}: {one_line(error)}"

@@ -27,6 +27,7 @@ from vton.config.schema import (
     AugmentConfig,
     CodecConfig,
     DataConfig,
+    DensePosePicture,
     EvalConfig,
     ExperimentConfig,
     FlowLossConfig,

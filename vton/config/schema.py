@@ -21,6 +21,7 @@ from vton.config.bounds import (
 from vton.config.errors import ConfigError
 
 ModelKind = Literal["architecture", "warp"]
+DensePosePicture = Literal["colours", "labels"]
 MaskRule = Literal[
     "safe",
     "viton_hd",
@@ -319,6 +320,9 @@ class DataConfig:
     warp_folder_unpaired: str = ""  # the same for unpaired test pairs
     warp_key: Literal["person", "garment"] = "person"  # what names the warp files
     densepose: bool = False  # deliver the DensePose picture; then it is a required part
+    # colours: the parts in Parula colours; labels: their ids 0..24 as grey levels, which
+    # Leffa's weights for DressCode read
+    densepose_as: DensePosePicture = "colours"
     # deliver the picture of the person in other clothes, which maskless training reads; likewise
     person_other: bool = False
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation

@@ -317,6 +317,7 @@ class TryOnDataset(Dataset):
             densepose=densepose,
             joints=joints,
             person_other=person_other,
+            densepose_as=self.folder.config.densepose_as,
         )
 
     def _repaint(

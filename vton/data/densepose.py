@@ -90,6 +90,14 @@ def draw_parts(parts: np.ndarray) -> np.ndarray:
     return np.stack(planes).reshape(3, *parts.shape).transpose(1, 2, 0)
 
 
+def grey_labels(parts: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: part ids as grey levels."""
+    return np.repeat(parts[..., None], 3, axis=-1)
+
+
+PICTURES = {"colours": draw_parts, "labels": grey_labels}  # by data.densepose_as
+
+
 @cache
 def _nearest_part() -> tuple[np.ndarray, np.ndarray]:
     """Of each of the 64^3 cells of RGB: the part of the nearest colour, and whether that is far."""

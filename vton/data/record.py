@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vton.config import DensePosePicture
 from vton.data.pairs import Pair
 from vton.data.sample import Order
 
@@ -40,6 +41,7 @@ class Record:
     densepose: Tensor | None  # (H, W) uint8 part ids
     joints: np.ndarray  # (18, 3) float32 as TryOnSample.keypoints
     person_other: Tensor | None = None  # (3, H, W); the person in other clothes
+    densepose_as: DensePosePicture = "colours"
     # (3, 4): the colour change that is made where the floats are made; see vton.data.compact
     colour: Tensor | None = None
     inner: tuple[int, int] | None = None  # height, width without the margins, where there are any

@@ -79,7 +79,7 @@ class TryOnSample:
     parse: Tensor  # (H, W) int64; labels of vton.data.labels, the same for every data set
 
     # Optional: present for the whole batch or absent.
-    densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; part colours on black
+    densepose: Tensor | None = None  # (3, H, W) in [-1, 1]; see data.densepose_as
     # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth: Tensor | None = None
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment

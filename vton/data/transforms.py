@@ -105,7 +105,7 @@ def _made(record: Record, name: str) -> Tensor | None:
     if name == "pose_map":
         return picture(pose.draw_skeleton(record.joints, record.size))
     if name == "densepose" and record.densepose is not None:
-        return picture(densepose.draw_parts(record.densepose.numpy()))
+        return picture(densepose.PICTURES[record.densepose_as](record.densepose.numpy()))
     if name == "truth_garment_mask" and record.order == "paired":
         worn = torch.tensor(labels.GARMENT_LABELS[record.pair.category], dtype=torch.uint8)
         return torch.isin(record.parse, worn)[None]

@@ -135,12 +135,29 @@ def _recorded_by(recorder: AttentionMaps | GarmentReads) -> Iterator[AttentionMa
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
     """Height and width of the grid that so many tokens of a picture of this size fill.
 
-    None where they fill none.
+    A level of a UNet over its latents if they fill one, otherwise a grid of the picture's shape.
+    None where they fill none; one token has no place.
     """
+    if tokens == 1:
+        return None
+    level = level_grid(tokens, size)
+    if level:
+        return level
     height = round(math.sqrt(tokens * size[0] / size[1]))
-    if tokens > 1 and height and tokens % height == 0:
+    if height and tokens % height == 0:
         return height, tokens // height
     return None
+
+
+def level_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the level with so many tokens in a UNet over an input of this size.
+
+    Each level halves both sides, rounding up. None where no level has so many.
+    """
+    height, width = size
+    while height * width > tokens:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return (height, width) if height * width == tokens else None
 
 
 # ---- image prompts ----

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vton.data.derived.automask import RULES, automask
+from vton.data.derived.automask import RULES, automask, blurred
 from vton.data.sample import DataError
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "catvton"
@@ -51,3 +51,15 @@ def test_sizes_that_cannot_be(maps):
         automask(maps["densepose"][1:], maps["lip"][1:], maps["atr"][1:], "upper")
     with pytest.raises(DataError, match="label maps of different sizes"):
         automask(maps["densepose"], maps["lip"][4:], maps["atr"], "upper")
+
+
+def test_small_blurs_have_the_taps_that_opencv_tabulates():
+    """cv2.getGaussianKernel(5, 0) is [.0625, .25, .375, .25, .0625]."""
+    point = np.zeros((9, 9), bool)
+    point[4, 4] = True
+    row = blurred(point, 5)[4] / 255
+    np.testing.assert_allclose(
+        row[2:7], np.array([0.0625, 0.25, 0.375, 0.25, 0.0625]) * 0.375, atol=2e-3
+    )
+    wide = blurred(point, 9)[4]
+    assert wide[0] > 0 and wide[4] == wide.max()

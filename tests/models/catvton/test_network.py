@@ -9,8 +9,8 @@ from tests.batches import random_batch, randomised, tiny_module
 from vton.config import ObjectiveConfig, load
 from vton.cost.meta import on_meta
 from vton.diffusion.objective import Objective
-from vton.models.attention import record_attention
-from vton.models.catvton.network import dream, halves, token_grid
+from vton.models.attention import level_grid, record_attention
+from vton.models.catvton.network import dream, halves
 from vton.models.unet import PositionCode
 
 
@@ -18,7 +18,7 @@ from vton.models.unet import PositionCode
 def test_grids_of_tokens_are_those_of_the_unets_levels(size):
     x = torch.zeros(1, 1, *size)
     for _ in range(3):
-        assert token_grid(x[0, 0].numel(), size) == x.shape[2:]
+        assert level_grid(x[0, 0].numel(), size) == x.shape[2:]
         x = F.conv2d(x, torch.zeros(1, 1, 3, 3), stride=2, padding=1)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vton.commands.verify import verify
+from vton.errors import UserError
 from vton.models.catvton import reference as catvton
 from vton.models.reference import Reference
 
@@ -72,3 +73,13 @@ def test_other_shapes_need_no_change_of_code(tmp_path, axis):
     )
     assert found["deco.person_steps"].shape == (4, 3, 4, 9, 7)
     assert found["sample.image_rgb"].shape == (3, height, width, 3)
+
+
+def test_a_layer_that_the_attention_file_lacks_is_named(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "weights_attention.safetensors"
+    weights = load_file(path)
+    del weights["8.to_v.weight"]
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"weights_attention\.safetensors.*: 8\.to_v\.weight\."):
+        verify(tmp_path)

@@ -83,3 +83,16 @@ def test_other_shapes_need_no_change_of_code(tmp_path):
     assert found["attn.joined"].shape == (3, 4, 16)
     assert found["run.latents_steps"].shape == (3, 3, 4, 16, 8)
     assert found["flow.loss_layers"].shape == (9, 3)
+
+
+def test_no_timestep_below_the_bound_is_a_loss_and_gradients_of_zero(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    (path,) = (path for path in tmp_path.glob("inputs*") if "flow.timesteps" in load_file(path))
+    inputs = load_file(path)
+    late = inputs["flow.timesteps"].clamp(min=600)
+    save_file(inputs | {"flow.timesteps": late}, path)
+    reference = Reference(tmp_path, torch.device("cpu"))
+    found = leffa.recompute(reference)
+    assert found["flow.loss"].item() == 0 and found["flow.loss_layers"].min() > 0
+    gradients = [tensor for name, tensor in found.items() if name.startswith("flow.grad.")]
+    assert gradients and all(not gradient.any() for gradient in gradients)

@@ -40,6 +40,13 @@ LABELS = {
 }
 ACCESSORIES = ("hat", "glove", "sunglasses", "bag", "shoes", "scarf", "socks")
 
+# OpenCV's Gaussian kernels of few taps (side 3, 5 and 7) where it chooses their width.
+SMALL_GAUSSIANS = {
+    3: (0.25, 0.5, 0.25),
+    5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
+    7: (0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125),
+}
+
 # DensePose's parts.
 TORSO, HANDS_AND_FEET = (1, 2), (3, 4, 5, 6)
 THIGHS, LOWER_LEGS = (7, 8, 9, 10), (11, 12, 13, 14)
@@ -121,7 +128,7 @@ def automask(densepose: np.ndarray, lip: np.ndarray, atr: np.ndarray, kind: Kind
     body = dilate(dilate(coarse, reach), reach).repeat(COARSE, 0).repeat(COARSE, 1)
     empty = maps.in_lip("background") & maps.in_atr("background")
     mask = _hulls(~(weak | empty) | body) & ~weak
-    mask = _blurred(mask, _odd(longer // 25)) >= FAINTEST
+    mask = blurred(mask, _odd(longer // 25)) >= FAINTEST
     return dilate((mask | maps.either(*rule.replaced)) & ~strong, reach)
 
 
@@ -150,11 +157,18 @@ def _hulls(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _blurred(mask: np.ndarray, side: int) -> np.ndarray:
+def blurred(mask: np.ndarray, side: int) -> np.ndarray:
     """255 times the mask under a Gaussian kernel of side x side, of the width OpenCV gives it."""
-    sigma = 0.3 * ((side - 1) / 2 - 1) + 0.8
+    kernel = SMALL_GAUSSIANS.get(side)
+    if kernel is None:
+        sigma = 0.3 * ((side - 1) / 2 - 1) + 0.8
+        offsets = np.arange(side) - side // 2
+        kernel = np.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = np.asarray(kernel) / np.sum(kernel)
     levels = mask.astype(np.float32) * 255
-    return ndimage.gaussian_filter(levels, sigma, mode="mirror", radius=side // 2).round()
+    for axis in (0, 1):
+        levels = ndimage.correlate1d(levels, kernel, axis, mode="mirror")
+    return levels.round()
 
 
 def _odd(number: int) -> int:

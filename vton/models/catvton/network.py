@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.diffusion.objective import Noised, Objective
-from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.attention import level_grid, merge_heads, read_garment, split_heads
 from vton.models.unet import PositionCode, execution_order
 from vton.processes import to_device
 
@@ -42,17 +42,6 @@ def halves(canvas: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
     """The person's and the garment's half of a canvas, as views."""
     person, garment = canvas.chunk(2, DIMENSIONS[axis])
     return person, garment
-
-
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of so many tokens in a UNet over latents of this size.
-
-    Each level of it halves both sides, rounding up.
-    """
-    rows, columns = size
-    while rows * columns > tokens:
-        rows, columns = (rows + 1) // 2, (columns + 1) // 2
-    return rows, columns
 
 
 # ---- attention ----
@@ -81,7 +70,7 @@ class CanvasSelfAttention:
         canvas: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """hidden_states (B, N, D) -> (B, N, D); canvas: height and width of the latents."""
-        grid = token_grid(hidden_states.shape[1], canvas)
+        grid = level_grid(hidden_states.shape[1], canvas)
         along = DIMENSIONS[self.axis] - 1  # in (B, rows, columns, D)
         if grid[along - 1] % 2:  # a line of tokens lies across the seam: no half is a picture's
             return self.attend(attn, hidden_states)

@@ -21,6 +21,7 @@ from vton.diffusion.denoiser import Conditions, drop_rows
 from vton.diffusion.objective import Noised
 from vton.diffusion.sampling import double
 from vton.diffusion.solvers import make_solver
+from vton.errors import UserError
 from vton.models.catvton.checkpoint import first_names, numbered
 from vton.models.catvton.network import CatVton, beside, dream, halves, is_trained, read_canvas
 from vton.models.catvton.pictures import crop_to, fit_into
@@ -90,6 +91,12 @@ class Networks:
         if published:
             path = self.reference.folder / "weights_attention.safetensors"
             stored, _ = first_names(self.reference.weights("attention"), path)
+            differing = sorted(stored.keys() ^ self.names.keys())
+            if differing:
+                raise UserError(
+                    f"{path}: does not hold exactly the attention layers of config.json's UNet: "
+                    f"{', '.join(differing[:5])}."
+                )
             weights |= {self.names[key]: tensor for key, tensor in stored.items()}
         self.reference.ready(unet, weights)
         read_canvas(unet, axis, text)
@@ -300,12 +307,17 @@ def training_steps(networks: Networks) -> dict[str, Tensor]:
     tensors |= {"train.eps": prediction.detach(), "train.loss": loss.detach()[None]}
     tensors |= gradients_of(model, loss, gradients, "train.grad.")
 
+    final = None
     for power in settings["dream_exponents"]:
         dreamt = dream(noised, prediction.detach(), objective, power, None)
         tensors[f"dream.noisy_p{power:g}"] = dreamt.z_t
         tensors[f"dream.target_p{power:g}"] = dreamt.target
         if power == settings["dream_exponent"]:
             final = dreamt
+    if final is None:
+        raise UserError(
+            f"{networks.reference.folder}/config.json: dream_exponents lack dream_exponent."
+        )
     eps = model.denoise(final.z_t, final.t, conditions, {})
     loss = objective.loss(eps, final).mean()
     tensors |= {"dream.eps": eps.detach(), "dream.loss": loss.detach()[None]}

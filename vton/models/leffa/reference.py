@@ -406,9 +406,10 @@ class FlowStep:
         return named
 
     def each(self, settings: FlowLossConfig, acts: Tensor) -> Tensor:
-        """(L, B): the loss of each layer and sample."""
-        layers = self.layers(settings).values()
-        return flow_losses(layers, acts, self.garment, self.person, self.mask, settings)
+        """(L, B): each layer's and sample's loss; where it does not act, 0 with a gradient of 0."""
+        layers, everywhere = self.layers(settings).values(), torch.ones_like(acts)
+        losses = flow_losses(layers, everywhere, self.garment, self.person, self.mask, settings)
+        return losses * acts
 
     def loss(self, **changed) -> Tensor:
         settings = replace(self.settings, **changed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vton.config import CodecConfig, SamplerConfig
 from vton.data.ranges import from_bytes, to_unit
 from vton.diffusion.denoiser import Conditions
+from vton.errors import UserError
 from vton.models.codecs import KLCodec, small_autoencoder
 from vton.models.ldm import autoencoder_names, autoencoder_to_diffusers, to_diffusers
 from vton.models.reference import Kind, Reference, read_objective, record_calls, run_sampler
