@@ -181,14 +181,15 @@ def test_bounds_are_those_of_the_types():
 
 
 def test_a_run_takes_data_and_trainer_from_their_files(tmp_path):
-    """And the rest from overrides, in their order; its model stays."""
+    """Wherever they stand; the rest comes from dotted overrides. Its model stays."""
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(load("data.root=mine", "train.lr=0.5")))
     config = load_file(path, "data=dresscode", "trainer=ddp", "data.root=theirs", "eval.seed=3")
     assert config.data.name == "dresscode" and config.data.root == "theirs"
     assert config.trainer.name == config.trainer.strategy == "ddp"
     assert config.train.lr == 0.5 and config.eval.seed == 3
-    assert load_file(path, "data.root=theirs", "data=dresscode").data.root == ""
+    config = load_file(path, "data.root=theirs", "train.lr=0.1", "data=dresscode")
+    assert (config.data.name, config.data.root) == ("dresscode", "theirs")
     for override, expected in (
         ("model=idm_vton", "a trained run has its model already"),
         ("data=dresscod", "data=dresscod: no such data. Did you mean: 'dresscode'"),

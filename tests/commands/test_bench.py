@@ -39,7 +39,7 @@ def test_facts_are_of_the_configured_model(capsys):
     assert training["samples_per_step"] == 4 and drawing["pictures"] == 2
     assert training["tflop"] == pytest.approx(step_flops(config) / 1e12)
     assert drawing["tflop"] == pytest.approx(2 * picture_flops(config) / 1e12)
-    assert drawing["network_evaluations"] == 3
+    assert drawing["sampler_steps"] == 3
     for phase in (training, drawing):
         seconds = phase["seconds"]
         assert 0 < seconds["least"] <= seconds["median"] <= seconds["most"]

@@ -186,6 +186,9 @@ def test_equal_flops_are_unequal_steps():
 def test_what_a_comparison_decides_is_refused(setting):
     with pytest.raises(ConfigError, match="decides this itself"):
         plan_models(setting)
+    if not setting.startswith(("model=", "ablation=")):
+        with pytest.raises(ConfigError, match="decides this itself"):
+            plan_models(f"compare.equal=[{setting}]")
 
 
 def test_names_of_comparisons_and_runs():
@@ -229,6 +232,7 @@ def test_every_row_of_every_ablation_loads_and_differs(name):
     [
         ("rows: {a: {}}", "expected `source`"),
         ("source: here\nrows: {}", "expected `source`"),
+        ("source: here\nrows: [a, b]", "expected `source`"),
         ("source: here\nrows: {a/b: {}}", "row 'a/b' becomes a folder"),
         ("source: here\nrows: {a: [train.lr=1]}", "row 'a' must hold settings"),
     ],

@@ -7,6 +7,7 @@ from tests.batches import random_batch, randomised, tiny_module
 from vton import registry
 from vton.commands.exchange import export_run, import_run, whole_weights
 from vton.config import ConfigError, load
+from vton.models.base import TryOnModule
 from vton.models.codecs import run_codec
 from vton.models.lora import base_name, is_lora, load_base, merged
 from vton.runs.assemble import load_module, start_from
@@ -26,6 +27,15 @@ def test_only_its_matrices_are_trained_and_saved(model):
     for name, parameter in module.named_parameters():
         assert (parameter.grad is not None) == (name in trained), name
     assert any(p.grad.abs().max() > 0 for p in module.parameters() if p.requires_grad)
+
+
+def test_an_architecture_that_trains_all_of_it_is_tuned_on_its_attention(monkeypatch):
+    """`trained_parameters` of the base class asks which parameters are trained."""
+    module_class = registry.module_class("idm_vton")
+    monkeypatch.setattr(module_class, "trained_parameters", TryOnModule.trained_parameters)
+    module = tiny_module("idm_vton", *LORA)
+    trained = [name for name, p in module.named_parameters() if p.requires_grad]
+    assert trained and all(is_lora(name) for name in trained)
 
 
 @pytest.mark.parametrize("model", registry.names())

@@ -8,9 +8,12 @@ from vton.models.attention import GarmentRead, GarmentReads
 from vton.report.flow import flow_grid, garment_reads, warped_garments
 
 
-@pytest.mark.parametrize("model", ["idm_vton", "leffa"])
-def test_each_grid_of_tokens_warps_the_garment(model):
-    module, batch = tiny_module(model).eval(), random_batch(2)
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [("idm_vton", ()), ("leffa", ()), ("leffa", ("model.flow_loss.upsampled=false",))],
+)
+def test_each_grid_of_tokens_warps_the_garment(model, overrides):
+    module, batch = tiny_module(model, *overrides).eval(), random_batch(2)
     reads = garment_reads(module, batch, batch.person)
     warped = warped_garments(module, batch, reads)
     assert list(warped) == [(4, 3), (8, 6)]

@@ -204,6 +204,7 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
             "name: gardiff/ablation",
             r"name stands twice: \['gardiff/ablation'\]",
         ),
+        ("  - name: gardiff/", "  - named: gardiff/", r"'name'"),
         ("kind: comparison", "kind: guess", "kind is guess"),
         ("mark: stated", "mark: sure", "mark sure is not one of"),
         ("    protocol: ", "    note: ", r"lacks \['protocol'\]"),

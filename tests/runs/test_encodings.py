@@ -196,6 +196,27 @@ def test_changed_code_is_noticed(root, tmp_path, monkeypatch):
         use_encodings(module, data)
 
 
+def test_half_precision_rounds_otherwise_elsewhere_and_nan_is_never_equal(
+    root, tmp_path, monkeypatch
+):
+    module, data = build("gardiff", root, tmp_path / "encoded")
+    encode(module, data)
+    encode_before = LinearCodec.encode
+    monkeypatch.setattr(
+        LinearCodec, "encode", lambda self, image: encode_before(self, image) * 1.02
+    )
+    with pytest.raises(DataError, match="differs from what its encoder says now"):
+        use_encodings(module, data)
+    train = module.config.train
+    monkeypatch.setattr(train, "precision", "bf16")
+    use_encodings(module, data)
+    monkeypatch.setattr(
+        LinearCodec, "encode", lambda self, image: encode_before(self, image) * float("nan")
+    )
+    with pytest.raises(DataError, match="differs from what its encoder says now"):
+        use_encodings(module, data)
+
+
 def test_augmentation_excludes_what_it_changes(root, tmp_path, caplog):
     module, _ = build("gardiff", root, tmp_path / "encoded", "data.augment.garment_affine=0.5")
     assert list(frozen_readings(module)) == ["person", "warped_garment", "agnostic"]

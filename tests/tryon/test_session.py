@@ -68,6 +68,20 @@ def test_a_large_photo_keeps_its_resolution(try_on, garments):
     assert same.mean() > 0.6 and not same.all()
 
 
+def test_it_draws_in_the_precision_of_evaluation(run):
+    """As a run of a GPU in bf16 is drawn on a CPU: in float32."""
+    path = run.config
+    stored = path.read_text()
+    trained_in_bf16 = stored.replace("precision: fp32", "precision: bf16")
+    try:
+        path.write_text(trained_in_bf16.replace("precision: null", "precision: fp32"))
+        assert load_stage(run).config.train.precision == "bf16"
+        (module,) = TryOn(run.path).modules
+    finally:
+        path.write_text(stored)
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+
 def test_seeds_count_and_a_picture_does_not_depend_on_its_batch(try_on, person, garments):
     alone = [try_on.draw(person, [garment], seed=4)[0] for garment in garments]
     together = try_on.draw(person, garments, seed=4)

@@ -36,7 +36,7 @@ from vton.cost.memory import training_memory
 from vton.cost.meta import meta_batch, on_meta, quiet, set_everywhere
 from vton.errors import UserError
 from vton.models.codecs import build_codec
-from vton.models.precision import codec_precision
+from vton.models.precision import DTYPES, codec_precision, for_sampling
 from vton.processes import own_device
 from vton.progress import Progress
 from vton.report.bench import print_bench
@@ -122,19 +122,21 @@ class Workload:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         seed_everything(config.seed, verbose=False)
+        if "train" not in phases:  # as evaluation draws; beside training, weights stay float32
+            config = for_sampling(config)
         config = with_few_pairs(config, folder)
         device = own_device(config.trainer.accelerator)
         data = data_module(config)
         data.prepare_data()
         module = with_random_weights(config, device)
-        if "train" not in phases:  # as evaluation does it; beside training, weights stay float32
+        if "train" not in phases:
             module.compute_in(config.train.precision)
         module.make_fast(device)
         return cls(
             config=config,
             device=device,
             module=module,
-            batches=iter(data.train_dataloader()),
+            batches=iter(data.train_dataloader()) if "train" in phases else iter(()),
             held_out=data.val_batch("paired", config.eval.batch_size).to(device),
         )
 
@@ -214,8 +216,7 @@ class Workload:
     def facts(self, phases: Sequence[str]) -> dict:
         """What was measured, beside what `vton info` counts and predicts."""
         train = self.config.train
-        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        peak = peak_flops(self.device, dtype)
+        peak = peak_flops(self.device, DTYPES[train.precision])
         facts = {
             "model": self.config.model.name,
             "preset": self.config.preset,
@@ -241,7 +242,7 @@ class Workload:
             facts["sample"] = timed(self.seconds["sample"], pictures, flops, peak)
             facts["sample"] |= {
                 "pictures": pictures,
-                "network_evaluations": self.config.sampler.steps,
+                "sampler_steps": self.config.sampler.steps,
                 "peak_gib": self.peak_gib["sample"],
                 "predicted_gib": predicted_sampling_gib(self.config),
             }

@@ -15,6 +15,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -31,6 +32,7 @@ from vton.commands.table import draw_table
 from vton.config import load_file
 from vton.data.ranges import normalise
 from vton.errors import UserError
+from vton.files import replacing
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, read_results, write_results
 from vton.report.grid import try_on_grid
@@ -199,7 +201,7 @@ def save_methods_grid(runs: Sequence[ComparisonRun], path: Path) -> None:
     """Some held-out pairs, unpaired if they were evaluated, and each method's picture of them."""
     config = runs[0].config
     order = "unpaired" if "unpaired" in config.eval.orders else "paired"
-    data = data_module(config)
+    data = data_module(replace(config, data=config.data.unpadded()))
     data.prepare_data()
     batch = data.val_batch(order, config.eval.pictures)
     outputs = []
@@ -207,4 +209,5 @@ def save_methods_grid(runs: Sequence[ComparisonRun], path: Path) -> None:
         folder = prediction_folder(run.folder, run.config.model.label, order)
         outputs.append(normalise(PictureFolder(folder).read(batch.pair_id)))
     grid = try_on_grid(batch, *outputs, titles=[run.method for run in runs])
-    Image.fromarray(grid).save(path, quality=90)
+    with replacing(path) as temporary:
+        Image.fromarray(grid).save(temporary, "JPEG", quality=90)

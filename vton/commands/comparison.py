@@ -177,6 +177,7 @@ def _plan(
 ) -> Comparison:
     """methods: name in the table -> overrides that choose it; overrides: of all methods."""
     equal = load_shared(*overrides).compare.equal
+    refuse_decided(equal, DECIDED_HERE)
     shared = load_shared(*equal, *overrides)
     name = shared.name or default_name(ablated, shared)
     common = [*equal]

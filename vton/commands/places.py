@@ -7,6 +7,7 @@ writes places.json and a picture for each order.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from vton.progress import Progress
 from vton.report.places import PlaceErrors, Watch, places_grid
 from vton.runs.cascade import Stage
 
+log = logging.getLogger(__name__)
 METRIC = "place_error"
 
 
@@ -33,11 +35,12 @@ def measure_places(
 ) -> dict[Order, PlaceErrors]:
     """Errors of every configured order, on eval.places pairs spread over the test list.
 
-    Empty for architectures whose layers read no garment tokens with places. Raises UserError as
-    `known_places` does.
+    Orders in which no layer reads garment tokens with places are left out, with a warning. Raises
+    UserError as `known_places` does.
     """
     config = stage.config
     if not isinstance(module, TryOnModule) or stage.before is not None:
+        log.warning("eval.places: not measured for %s.", config.model.label)
         return {}
     known = known_places(config, data)
     found = {}
@@ -59,11 +62,17 @@ def measure_places(
                     grid = places_grid(part[few], pictures[few], truth[few], read, best)
                 progress.advance(len(part))
         if errors is None:
-            return {}
+            log.warning(
+                "eval.places: no layer of %s reads garment tokens that have places (%s).",
+                config.model.label,
+                order,
+            )
+            continue
         Image.fromarray(grid).save(stage.run.path / f"places_{order}.png")
         found[order] = errors
-    content = {order: errors.as_json() for order, errors in found.items()}
-    write_atomically(stage.run.path / "places.json", json.dumps(content, indent=1) + "\n")
+    if found:
+        content = {order: errors.as_json() for order, errors in found.items()}
+        write_atomically(stage.run.path / "places.json", json.dumps(content, indent=1) + "\n")
     return found
 
 

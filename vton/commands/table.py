@@ -14,11 +14,17 @@ from vton.report.tables import grouped, print_sentences, print_table, table_json
 def run(args: Namespace) -> None:
     folder = Path(args.folder or load_shared().compare.results)
     comparisons = sorted(table.parent for table in folder.glob("*/table.md"))
+    if args.json:
+        tables = [
+            write_tables(comparison, args.intervals) for comparison in comparisons or [folder]
+        ]
+        print(table_json(*tables))
+        return
     for comparison in comparisons or [folder]:
-        draw_table(comparison, args.json, args.intervals)
+        draw_table(comparison, intervals=args.intervals)
 
 
-def draw_table(folder: Path, as_json: bool, intervals: bool = False) -> None:
+def draw_table(folder: Path, as_json: bool = False, intervals: bool = False) -> None:
     """Write and print the tables of one comparison, and which of its differences are noise.
 
     intervals: behind each value of every metric the one that resampled pairs give it. Raises

@@ -102,7 +102,12 @@ def ablation(name: str) -> AblationTable:
     path = file_of("ablation", name)
     content = read_settings(path)
     source, rows = content.get("source"), content.get("rows")
-    if set(content) != {"source", "rows"} or not isinstance(source, str) or not rows:
+    if (
+        set(content) != {"source", "rows"}
+        or not isinstance(source, str)
+        or not rows
+        or not isinstance(rows, dict)
+    ):
         raise ConfigError(
             f"{path}: expected `source`, a line on where the table stands, and `rows`, "
             "name: settings."

@@ -125,9 +125,10 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """A resolved config.yaml of a run folder, with overrides on top.
 
     `data=NAME` replaces the run's own settings by those of that file, and `trainer=NAME` those
-    below `trainer`: precision stays the run's, except that one of a GPU draws in float32 on a CPU.
-    What an import's file leaves out the trainer decides, by default auto. Raises ConfigError, also
-    for other groups: a trained run has its model.
+    below `trainer`, both before any dotted key, wherever they stand. Precision stays the run's,
+    except that one of a GPU draws in float32 on a CPU. What an import's file leaves out the trainer
+    decides, by default auto. Raises ConfigError, also for other groups: a trained run has its
+    model.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,7 +144,9 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     trainer = GROUPS["trainer"]
-    for override in overrides:
+    groups = [override for override in overrides if override.startswith(("data=", "trainer="))]
+    dotted = [override for override in overrides if override not in groups]
+    for override in (*groups, *dotted):
         given |= _parse_for_run(override, model_class)
         if override.startswith("trainer="):
             trainer = override.removeprefix("trainer=")

@@ -403,7 +403,7 @@ class TrainConfig:
     # in it; see vton/models/precision.py
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: PositiveInt = 50  # steps
-    # a step whose loss or gradient is not: end the run, or count it
+    # a step whose loss or gradient is not finite: stop the run, or drop the step and count it
     non_finite: Literal["stop", "skip"] = "stop"
     checkpoint_every: PositiveInt = 1000  # steps
     # checkpoints that stay, the newest; above 1 also as last_<step>.ckpt

@@ -117,9 +117,10 @@ class TrainedModule(LightningModule):
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.start_building()
         if self.has_lora:
+            groups = [list(group["params"]) for group in self.trained_parameters()]
             self.requires_grad_(False)
-            for group in self.trained_parameters():
-                for parameter in group["params"]:
+            for parameters in groups:
+                for parameter in parameters:
                     parameter.requires_grad_(True)
             add_lora(self.children(), config.model.lora, stored(config, trained=False))
         trained = set()

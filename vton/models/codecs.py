@@ -334,7 +334,7 @@ def train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step >= (1 - FIT_TAIL) * config.fit_steps:
+        if step >= min((1 - FIT_TAIL) * config.fit_steps, config.fit_steps - 1):
             spreads.append(posterior.mean.detach().std().item())
     vae.eval()
     # Latents of unit variance, as Stable Diffusion's.

@@ -23,7 +23,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
 MOMENTUM = 0.95
 UPDATE_RMS = 0.2  # of AdamW's updates, so that both take the same learning rate (arXiv 2502.16982)
-OUTER_LAYERS = ("conv_in", "conv_out", "proj_out")  # of a network: they meet data, not features
+# Names, at any depth: a network's ends, and the last layer of every transformer block.
+OUTER_LAYERS = ("conv_in", "conv_out", "proj_out")
 
 
 def build_optimizer(
@@ -65,7 +66,7 @@ def adamw_8bit() -> type[torch.optim.Optimizer]:
 
 
 def hidden_weights(module: nn.Module) -> set[nn.Parameter]:
-    """Weights of linear and convolutional layers between features and features."""
+    """Weights of linear and convolutional layers but those named OUTER_LAYERS."""
     weights = set()
     for name, layer in module.named_modules():
         hidden = name.rpartition(".")[2] not in OUTER_LAYERS

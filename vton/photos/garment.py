@@ -17,7 +17,6 @@ from vton.photos.small import CERTAIN
 
 FILLS = 0.9  # share of the picture's width or height that the garment takes up
 SMALLEST = 0.35  # a garment that takes up less than this of its picture is cut out and enlarged
-SKIN = (labels.FACE, labels.LEFT_ARM, labels.RIGHT_ARM, labels.LEFT_LEG, labels.RIGHT_LEG)
 A_FACE = 0.003  # share of the picture
 
 

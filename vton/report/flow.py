@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
 from vton.models.attention import GarmentReads, record_reads
@@ -53,7 +54,10 @@ def warped_garments(
         rows = index_on(batch.garment.device, layers[0][0])
         mean = torch.stack([field for _, field in layers]).mean(0)
         pictures = torch.ones_like(batch.garment, dtype=torch.float32)
-        pictures[rows] = warp_by_flow(batch.garment[rows].float(), mean, settings)
+        moved = warp_by_flow(batch.garment[rows].float(), mean, settings)
+        if not settings.upsampled:
+            moved = F.interpolate(moved, pictures.shape[-2:], mode="nearest")
+        pictures[rows] = moved
         warped[grid] = pictures
     return warped
 
@@ -64,9 +68,6 @@ def flow_grid(
     """The pictures named above, a pair a row, uint8 (H', W', 3)."""
     columns = {"garment": batch.garment}
     for (height, width), warped in warped_garments(module, batch, reads).items():
-        size = batch.garment.shape[-2:]
-        if warped.shape[-2:] != size:
-            warped = torch.nn.functional.interpolate(warped, size, mode="nearest")
         columns[f"{height} x {width}"] = warped
     columns["person"] = pictures if batch.truth is None else batch.truth
     rows = list(zip(*map(as_images, columns.values()), strict=True))

@@ -60,7 +60,7 @@ def read_file(path: Path = PUBLISHED) -> PublishedTables:
     known = DIGITS.keys() & stored["metrics"].keys()
     if known:
         _refuse(f"{path}: metrics {sorted(known)} are ours already")
-    names = [table["name"] for table in stored["tables"]]
+    names = [table["name"] for table in stored["tables"] if "name" in table]
     if repeated := _repeated(names):
         _refuse(f"{path}: a table's name stands twice: {repeated}")
     better = dict(stored["metrics"])

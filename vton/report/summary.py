@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from vton.errors import UserError
+from vton.files import write_atomically
 from vton.metrics import resampling
 from vton.metrics.results import Row, read_results
 from vton.report.caption import caption
@@ -77,9 +78,9 @@ def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
             f"{folder} holds no {ROWS}. Give the folder of a comparison, or make one: make compare."
         )
     rows = over_seeds(read_results(folder / ROWS))
-    (folder / "table.md").write_text(markdown(rows, intervals), encoding="utf-8")
-    (folder / "table.csv").write_text(comma_separated(rows), encoding="utf-8")
-    (folder / "table.tex").write_text(latex(rows), encoding="utf-8")
+    write_atomically(folder / "table.md", markdown(rows, intervals))
+    write_atomically(folder / "table.csv", comma_separated(rows))
+    write_atomically(folder / "table.tex", latex(rows))
     return rows
 
 

@@ -37,7 +37,7 @@ from vton.errors import UserError
 from vton.files import write_atomically
 from vton.metrics.results import versions
 
-# Settings that change no number at all.
+# Settings that change nothing beyond the order of sums, and which step becomes best.ckpt.
 NO_EFFECT = (
     "runs",
     "name",

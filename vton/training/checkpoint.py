@@ -76,7 +76,8 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer, module) -> None:
         if trainer.is_global_zero:  # what a killed run was writing
             for partial in self.run.checkpoints.glob(".*"):
-                partial.unlink()
+                if partial.is_file():
+                    partial.unlink()
             remove_unnamed(self.run.checkpoints)
         for optimizer in trainer.optimizers:
             lay_out_like_weights(optimizer)

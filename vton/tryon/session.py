@@ -21,6 +21,7 @@ from vton.diffusion.denoiser import Step
 from vton.errors import UserError
 from vton.metrics.pictures import to_uint8
 from vton.models.base import TryOnModule
+from vton.models.precision import for_sampling
 from vton.photos.backends import Networks
 from vton.photos.errors import PhotoError
 from vton.photos.framing import Layout
@@ -106,7 +107,7 @@ class TryOn:
         self.modules: list[TryOnModule] = []
         self.warps: list[RunWarp | None] = []
         for part in self.stages:
-            module = load_module(part.run, part.config, "weights")
+            module = load_module(part.run, for_sampling(part.config), "weights")
             module.make_fast(self.device)
             self.modules.append(module.to(self.device))
             data = part.config.data
@@ -221,7 +222,7 @@ class TryOn:
             pictures = None
             for place, module in enumerate(self.modules):
                 config = self.stages[place].config
-                module.config = replace(config, sampler=samplers[place])
+                module.config = replace(module.config, sampler=samplers[place])
                 samples = []
                 for garment, caption in zip(garments, told, strict=True):
                     folder = PreparedFolder(person, garment, caption, for_photos(config.data))
