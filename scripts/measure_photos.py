@@ -151,8 +151,11 @@ def measure_commands(run: Path, densepose: str) -> None:
         with urllib.request.urlopen(address, timeout=60) as page:
             page.read()
         answered = time.perf_counter()
-        while "loaded" not in server.stdout.readline():
-            pass
+        for line in server.stdout:
+            if "loaded" in line:
+                break
+        else:
+            raise RuntimeError(f"{' '.join(arguments)} ended before its networks were loaded.")
         loaded = time.perf_counter()
         server.send_signal(signal.SIGINT)
     print(

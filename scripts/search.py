@@ -70,6 +70,7 @@ def main() -> None:
             if done.exception():
                 print(done.exception(), file=sys.stderr)
             write_table(arguments.out, list(given["candidates"]))
+    sys.exit(any(done.exception() for done in tried))
 
 
 def step_seconds(settings: dict[str, list[str]], kept: Path) -> dict[str, float]:
@@ -92,7 +93,8 @@ def try_candidate(name: str, overrides: list[str], draws: dict, out: Path) -> No
     vton(["train", *overrides, *quiet, f"runs={out}", f"name={name}"])
     for draw, sampler in draws.items():
         scores = out / "scores" / f"{name}+{draw}.json"
-        if not scores.exists():
+        weights = run / "checkpoints" / "weights.safetensors"
+        if not scores.exists() or scores.stat().st_mtime < weights.stat().st_mtime:
             alone = ["eval.baselines=false", "eval.shuffled=false"]
             vton(["eval", "--run", str(run), *alone, *sampler])
             scores.parent.mkdir(exist_ok=True)

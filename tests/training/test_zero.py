@@ -15,6 +15,7 @@ from vton import config
 from vton.commands import train
 from vton.errors import UserError
 from vton.runs.checkpoint import states_file
+from vton.runs.folder import RunFolder
 from vton.weights.pretrained import read_checkpoint
 
 
@@ -54,6 +55,12 @@ def test_stopped_and_resumed_equals_uninterrupted(zero, tmp_path, rendered):
     assert len(list(parts.last.glob("step_*"))) == 1
     with pytest.raises(config.UserError, match="cannot read each other"):
         trained("gardiff", tmp_path, rendered, "parts", "train.steps=5")
+
+
+def test_a_folder_that_was_never_finished_is_no_checkpoint(tmp_path):
+    run = RunFolder(tmp_path)
+    (run.last / "step_5").mkdir(parents=True)
+    assert train.read_progress(run, 8) == {}
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def evaluate(
         for row in rows:
             row.provenance["wall_seconds"] = round(seconds, 1)
         write_results(results_file(sampled.stage), rows)
-        show_results(sampled.stage.run, sampled.stage.config, rows)
+        if not sampled.stage.enlarges_truth:  # those rows have another name
+            show_results(sampled.stage.run, sampled.stage.config, rows)
         if not as_json:
             print_report(rows, sampled.stage, seconds, intervals)
             print_places(sampled.places)

@@ -84,12 +84,13 @@ def train(config: ExperimentConfig) -> RunFolder:
 
 
 def read_progress(run: RunFolder, global_batch: int) -> dict:
-    """`training_so_far` of last.ckpt; {} without one.
+    """`training_so_far` of last.ckpt; {} without one. A folder of DeepSpeed's without `latest` is
+    none: the run was killed while it wrote its first.
 
     Raises UserError for a broken file, and where its steps had another number of samples: then they
     lead to another place of the training stream.
     """
-    if not run.last.exists():
+    if not run.last.exists() or (run.last.is_dir() and not (run.last / "latest").exists()):
         return {}
     checkpoint = read_checkpoint(states_file(run.last), "callbacks", "global_step")
     before = checkpoint["callbacks"].get("Checkpoints", {}).get("global_batch", global_batch)

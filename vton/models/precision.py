@@ -87,7 +87,8 @@ def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
 
 def take_own_dtype(network: nn.Module) -> None:
     """Let a network cast what it is called with to its weights' dtype, so that an architecture made
-    of diffusers' networks need not know in what precision it samples.
+    of diffusers' networks need not know in what precision it samples. Timesteps, which have one
+    dimension, stay as they are.
     """
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     if dtype == torch.float32:
@@ -95,7 +96,7 @@ def take_own_dtype(network: nn.Module) -> None:
 
     def cast_inputs(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         def own(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+            return tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
         return tree_map_only(Tensor, own, (args, kwargs))
 

@@ -50,28 +50,24 @@ KEYS = ("name", "preset", "ablation", "seed", "data.name", "data.size", "codec.n
 
 def hyper_parameters(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
     """The settings of the HParams tab by dotted key; sequences as text."""
-    chosen = {
-        key: value
-        for key, value in flatten(asdict(config)).items()
-        if value is not None
-        and (key in KEYS or (key.partition(".")[0] in SECTIONS and key.count(".") == 1))
-    }
-    return {
-        key: value if isinstance(value, bool | int | float) else str(value)
-        for key, value in chosen.items()
-    }
+    chosen = {}
+    for key, value in flatten(asdict(config)).items():
+        section, _, rest = key.partition(".")
+        shown = key in KEYS or (section in SECTIONS and "." not in rest)
+        if shown and value is not None:
+            chosen[key] = value if isinstance(value, bool | int | float) else str(value)
+    return chosen
 
 
 def show_results(run: RunFolder, config: ExperimentConfig, rows: Iterable[Row]) -> Path:
     """The run's hyper-parameters with what it scored, in place of an earlier evaluation's. Returns
     the log's folder.
     """
-    metrics = {
-        f"{row.order}/{row.region}/{name}": value
-        for row in rows
-        if row.model == config.model.label and row.category == "all"
-        for name, value in row.metrics.items()
-    }
+    metrics = {}
+    for row in rows:
+        if row.model == config.model.label and row.category == "all":
+            for name, value in row.metrics.items():
+                metrics[f"{row.order}/{row.region}/{name}"] = value
     folder = run.tensorboard / "eval"
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:

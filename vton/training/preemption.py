@@ -12,6 +12,7 @@ import threading
 from lightning import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from vton.processes import from_every_process
 from vton.training.checkpoint import Checkpoints
 
 
@@ -36,11 +37,10 @@ class Preemption(Callback):
             threading.current_thread() is not threading.main_thread()
         ):  # Python handles signals there alone
             return
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-            *([signal.SIGUSR1] if SLURMEnvironment.detect() else []),
-        ):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if SLURMEnvironment.detect():
+            numbers.append(signal.SIGUSR1)
+        for number in numbers:
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # a shell's background job, which its Ctrl-C does not mean
             signal.signal(number, self.note)  # the trainer puts back what was there when it is done
@@ -57,6 +57,7 @@ class Preemption(Callback):
             return
         if not trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             return
+        received = set().union(*from_every_process(self.received))
         self.checkpoints.save_last(trainer, module)
         self.checkpoints.settle(trainer)
         if trainer.is_global_zero:
@@ -64,9 +65,9 @@ class Preemption(Callback):
                 f"Stopped by a signal at step {trainer.global_step}; the same command continues.",
                 flush=True,
             )
-            if signal.SIGUSR1 in self.received:
+            if signal.SIGUSR1 in received:
                 requeue()
-        number = signal.SIGINT if self.received == {signal.SIGINT} else signal.SIGTERM
+        number = signal.SIGINT if received == {signal.SIGINT} else signal.SIGTERM
         # Lightning's launcher kills the first process when another of its processes ends with an
         # error.
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
