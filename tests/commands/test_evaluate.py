@@ -117,6 +117,14 @@ def test_pictures_do_not_depend_on_the_batch_size(run, tmp_path):
         assert max(abs(a - b) for a, b in levels) <= 1
 
 
+def test_predictions_do_not_join_pictures_of_other_pairs(run, tmp_path, capsys):
+    Image.new("RGB", (48, 64)).save(tmp_path / "someone__something.png")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["predict", "--run", str(run), "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "holds 1 pictures of other pairs, such as someone__something.png" in said
+
+
 @pytest.mark.slow
 def test_any_number_of_processes_measures_every_pair_once(run):
     """4 pairs on 1, 2 and 3 processes (gloo): the same pictures and scores, to the last bit."""

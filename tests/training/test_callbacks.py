@@ -16,7 +16,7 @@ from vton.training.checkpoint import Checkpoints
 from vton.training.console import Console
 from vton.training.ema import EMA
 from vton.training.finite import FiniteNumbers, TrainingError
-from vton.training.held_out import HeldOut, HeldOutPairs
+from vton.training.held_out import HeldOut, HeldOutPairs, score
 from vton.training.strategies import BFloat16, Full
 from vton.training.telemetry import Mean, Telemetry, peak_memory_gib
 
@@ -164,6 +164,16 @@ def test_the_console_says_the_last_step_once(capsys):
         console.on_train_batch_end(found, module, outputs, None, batch_idx)
     console.teardown(found, module, "fit")
     assert capsys.readouterr().err == "Training: step 4/4, loss 3.5000\n"
+
+
+def test_margins_are_no_part_of_held_out_scores():
+    batch = random_batch(1, size=(64, 64))
+    output = batch.truth.clone()
+    output[..., 10:-10, 20:-20] += 0.3
+    inside = score(output, batch, (64, 48))
+    output[..., :8], output[..., -8:] = -1, 1  # the margins of 48 columns in 64
+    assert score(output, batch, (64, 48)) == inside
+    assert score(output, batch, (64, 64))["psnr"] < inside["psnr"]
 
 
 def test_the_console_says_what_held_out_pairs_score(capsys):

@@ -27,7 +27,8 @@ from vton.commands.sampling import (
 from vton.commands.scoring import from_files, score_stage, upsampled
 from vton.data.module import TryOnDataModule
 from vton.data.ranges import normalise
-from vton.data.sample import Order
+from vton.data.sample import CATEGORIES, Order
+from vton.errors import UserError
 from vton.metrics.extractors import SET_METRICS
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, write_results
@@ -95,6 +96,22 @@ def evaluate(
     return [row for rows in tables for row in rows]
 
 
+def require_no_others(folder: Path, data: TryOnDataModule, order: Order) -> None:
+    """Raise UserError if the folder holds pictures of other pairs, which would pass for ours."""
+    ours = {pair.id for pair in data.eval_dataset(order).pairs}
+    others = []
+    for place in (folder, *(folder / category for category in CATEGORIES)):
+        for path in sorted(place.glob("*.png")):
+            name = path.relative_to(folder)
+            if name.with_suffix("").as_posix() not in ours:
+                others.append(name)
+    if others:
+        raise UserError(
+            f"{folder} holds {len(others)} pictures of other pairs, such as {others[0]}. "
+            "Give another folder, or empty this one."
+        )
+
+
 def predict(stage: Stage, order: Order, folder: Path) -> None:
     """Write the picture of every pair of an order as PNG, without scores.
 
@@ -106,6 +123,7 @@ def predict(stage: Stage, order: Order, folder: Path) -> None:
     before = None
     for part, data in zip(stages, data_modules, strict=True):
         target = folder if part is stage else folder / part.config.model.stage
+        require_no_others(target, data, order)
         sampler = Sampler(part, "weights")
         sampler.draw(data, order, target, before)
         before = target

@@ -122,9 +122,9 @@ def chosen_pixels(region: Tensor) -> list[tuple[int, int]]:
 def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> list[Image.Image]:
     """picture and garment (3, H, W), region (H, W) bool, weights (h', w', h, w)."""
     height, width = picture.shape[-2:]
-    garment = _pixels(garment)
+    garment = pixels_of(garment)
     pixels = chosen_pixels(region)
-    output = _image(_coloured(_pixels(picture), region.cpu(), weights))
+    output = _image(_coloured(pixels_of(picture), region.cpu(), weights))
     _mark(output, pixels)
     row = [output, _image(torch.lerp(garment, _places(garment.shape[:2]), TINT))]
     for x, y in pixels:
@@ -133,7 +133,7 @@ def _row(picture: Tensor, garment: Tensor, region: Tensor, weights: Tensor) -> l
     return row
 
 
-def _pixels(picture: Tensor) -> Tensor:
+def pixels_of(picture: Tensor) -> Tensor:
     """(3, H, W) in [-1, 1] to (H, W, 3) in [0, 255], float."""
     return to_uint8(picture).permute(1, 2, 0).cpu().float()
 

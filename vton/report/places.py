@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser, Features
-from vton.metrics.pictures import to_uint8
 from vton.models.attention import GarmentRead, record_reads
 from vton.models.base import TryOnModule
 from vton.models.flow import FlowLayer, expected_places, flow_layers, taking_part
 from vton.models.rows import taken
+from vton.report.attention import pixels_of
 from vton.report.grid import picture_grid
 
 COVERED = 0.5  # share of a token's pixels that show the garment, for it to count
@@ -225,7 +225,7 @@ def places_grid(
     whole = centres((height, width), (height, width), truth.device).unflatten(0, (height, width))
     rows = []
     for row in range(len(batch)):
-        picture, garment = _pixels(pictures[row]), _pixels(batch.garment[row])
+        picture, garment = pixels_of(pictures[row]), pixels_of(batch.garment[row])
         cells = [torch.lerp(garment, colours(whole, aspect), TINT), picture]
         for places in (truth[row].nan_to_num() * aspect, read[best][row], read[last][row]):
             spread = F.interpolate(
@@ -241,8 +241,3 @@ def colours(places: Tensor, aspect: Tensor) -> Tensor:
     """(..., 3) in [0, 255] of places in heights of the picture."""
     x, y = (255 * (places / aspect).clamp(0, 1)).unbind(-1)
     return torch.stack([x, y, torch.full_like(x, 128)], -1)
-
-
-def _pixels(picture: Tensor) -> Tensor:
-    """(3, H, W) in [-1, 1] to (H, W, 3) in [0, 255], float, on the CPU."""
-    return to_uint8(picture).permute(1, 2, 0).cpu().float()

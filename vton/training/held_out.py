@@ -14,6 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from vton.data.module import TryOnDataModule
 from vton.data.ranges import to_unit
 from vton.data.sample import Order, TryOnBatch
+from vton.data.transforms import unpad_picture
 from vton.metrics.pixelwise import output_psnr
 from vton.models.base import TryOnModule
 from vton.processes import from_every_process, process_share
@@ -84,7 +85,7 @@ class HeldOut(Callback):
         self, trainer, module, order: str, held_out: HeldOutPairs, step: int
     ) -> dict[str, float]:
         """Draw, score and show the pairs of an order; returns the mean scores."""
-        shown = set(held_out.shown.pair_id)
+        shown, size = set(held_out.shown.pair_id), module.config.data.picture_size
         pictures: dict[str, Tensor] = {}
         scores: dict[str, dict[str, float]] = {}  # by pair
         for places in torch.arange(len(held_out.scored)).split(self.at_once):
@@ -92,7 +93,7 @@ class HeldOut(Callback):
             with trainer.precision_plugin.forward_context():  # hooks run outside of it
                 drawn = module.generate(batch).float()
             for row, pair in enumerate(batch.pair_id):
-                scores[pair] = score(drawn[row : row + 1], batch[row : row + 1])
+                scores[pair] = score(drawn[row : row + 1], batch[row : row + 1], size)
                 if pair in shown:
                     pictures[pair] = drawn[row].cpu()
         of_all: dict[str, list[float]] = {}
@@ -141,16 +142,19 @@ class HeldOut(Callback):
             writer.add_image(f"flow/{order}", warped, step, dataformats="HWC")
 
 
-def score(output: Tensor, batch: TryOnBatch) -> dict[str, float]:
-    """Scores of one picture (1, 3, H, W) in [-1, 1]; none without a truth."""
+def score(output: Tensor, batch: TryOnBatch, size: tuple[int, int]) -> dict[str, float]:
+    """Scores of one picture (1, 3, H, W) in [-1, 1]; none without a truth.
+
+    size: height, width of the picture inside its margins
+    """
     if batch.truth is None:
         return {}
-    ssim = structural_similarity_index_measure(
-        to_unit(output), to_unit(batch.truth), data_range=1.0
-    )
-    scores = {"ssim": ssim.item(), "psnr": output_psnr(output, batch.truth).item()}
+    output, truth = unpad_picture(output, size), unpad_picture(batch.truth, size)
+    ssim = structural_similarity_index_measure(to_unit(output), to_unit(truth), data_range=1.0)
+    scores = {"ssim": ssim.item(), "psnr": output_psnr(output, truth).item()}
     if batch.truth_garment_mask is not None:
-        of_garment = output_psnr(output, batch.truth, batch.truth_garment_mask)
+        worn = unpad_picture(batch.truth_garment_mask, size)
+        of_garment = output_psnr(output, truth, worn)
         if len(of_garment):
             scores["psnr_garment"] = of_garment.item()
     return scores
