@@ -54,7 +54,7 @@ def require_same(model: str, *overrides: str, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(pictures[1], pictures[0], atol=10 * tolerance, rtol=0)
 
 
-# diffusers' blocks with an adapter inside, and networks of its own; `make test-slow` has the others.
+# Blocks of diffusers, and networks of its own. `make test-slow` has the other architectures.
 SOON = ("gardiff", "tryondiffusion")
 
 
