@@ -85,7 +85,11 @@ def check_expressible(arguments: dict, shape: dict, folder: Path) -> None:
 
 
 def alike(theirs, ours) -> bool:
-    """JSON has lists where code has tuples, and Stable Diffusion 1.5 one number for all levels."""
+    """JSON has lists where code has tuples, Stable Diffusion 1.5 one number for all levels, and
+    SDXL null for switches that are off.
+    """
+    if theirs is None and ours is False:
+        return True
     if not isinstance(ours, list | tuple):
         return theirs == ours
     if not isinstance(theirs, list | tuple):

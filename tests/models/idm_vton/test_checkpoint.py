@@ -5,6 +5,7 @@ folders.
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from vton.config import CodecConfig, load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.codecs import build_codec
+from vton.models.hub_settings import unet_settings
 from vton.models.idm_vton.building import (
     build_garment_net,
     build_tryon,
@@ -25,7 +27,7 @@ from vton.models.idm_vton.building import (
     widen_to_tryon,
 )
 from vton.models.idm_vton.checkpoint import read_published, write_published
-from vton.models.unet import attention_names, build_unet
+from vton.models.unet import attention_names, build_unet, published_arguments
 from vton.weights.pretrained import check_state
 
 
@@ -244,7 +246,32 @@ def test_training_starts_from_an_inpainting_unet(settings, tmp_path):
     assert torch.equal(own["conv_in.weight"][:, :9], given.pop("conv_in.weight"))
     assert all(torch.equal(own[name], tensor) for name, tensor in given.items())
     name = "mid_block.attentions.0.transformer_blocks.0.attn2."
-    assert own[name + "processor.to_k_ip.weight"].shape == own[name + "to_k.weight"].shape
+    for of_image, of_text in (("to_k_ip", "to_k"), ("to_v_ip", "to_v")):
+        text = own[f"{name}{of_text}.weight"]
+        assert torch.equal(own[f"{name}processor.{of_image}.weight"], text)
+
+
+def test_sdxls_configuration_has_null_for_switches_that_are_off(settings):
+    """Those of stabilityai/stable-diffusion-xl-base-1.0/unet/config.json that are null there."""
+    arguments = dict(build_unet(settings.unet, 13, 4, key="model.unet").config)
+    of_sdxl = dict.fromkeys(("upcast_attention", "mid_block_only_cross_attention"))
+    of_sdxl |= dict.fromkeys(("num_attention_heads", "class_embed_type", "cross_attention_norm"))
+    published = published_arguments(arguments | of_sdxl | {"decay": 0.9999, "power": 0.6666667})
+    assert unet_settings("model.unet", published, Path("unet"))
+    with pytest.raises(UserError, match="upcast_attention=True is not supported"):
+        unet_settings("model.unet", published | {"upcast_attention": True}, Path("unet"))
+
+
+def test_without_an_image_prompt_a_published_ones_weights_are_left_aside(
+    published_idm_vton, settings
+):
+    unet = replace(settings.unet, pretrained=str(published_idm_vton[0]))
+    prompt = replace(settings.image_prompt, enabled=False)
+    tryon = build_tryon(
+        replace(settings, unet=unet, image_prompt=prompt), channels=4, clip_width=64
+    )
+    wanted = published_idm_vton[1].tryon.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in tryon.state_dict().items())
 
 
 def test_training_continues_from_a_published_tryon_net(published_idm_vton, settings):

@@ -138,15 +138,28 @@ def load_base(
     source: Path | str,
     dtype: torch.dtype,
 ) -> None:
-    """A published TryonNet, or a stock UNet whose lack of image-prompt weights is no error."""
-    state = dict(state)
+    """A published TryonNet, or a stock UNet whose lack of image-prompt weights is no error.
+
+    Without them the Resampler stays as it was drawn, and image keys and values start as copies of
+    the text's. A TryonNet without image prompt leaves a published one's aside.
+    """
+    own = tryon.unet.state_dict()
+    state = {name: x for name, x in state.items() if name in own or not of_image_prompt(name)}
     if "conv_in.weight" in state:
         state["conv_in.weight"] = widen_to_tryon(state["conv_in.weight"], channels, source)
-    if not any(name.startswith("encoder_hid_proj.") for name in state):
-        for name, tensor in tryon.unet.state_dict().items():
-            if name.startswith("encoder_hid_proj.") or ".processor.to_" in name:
+    if not any(map(of_image_prompt, state)):
+        for name, tensor in own.items():
+            text = name.replace(".processor.to_k_ip.", ".to_k.")
+            text = text.replace(".processor.to_v_ip.", ".to_v.")
+            if text != name and text in state:
+                state[name] = state[text].clone()
+            elif of_image_prompt(name):
                 state[name] = tensor
     load_state(tryon.unet, state, source, dtype)
+
+
+def of_image_prompt(name: str) -> bool:
+    return name.startswith("encoder_hid_proj.") or ".processor.to_" in name
 
 
 def widen_to_tryon(weight: Tensor, channels: int, source: Path | str) -> Tensor:

@@ -161,8 +161,8 @@ def write_published(
     """The same kind of folder from a run's weights; complete or not there at all.
 
     Networks that the run trained are written from `state`, the others copied from where the
-    configuration finds them. Raises UserError for a codec that the format has no place for, and
-    for a run without one of its networks.
+    configuration finds them. Raises UserError for a codec or timesteps that the format has no place
+    for, and for a run without one of its networks.
     """
     model: IdmVtonConfig = config.model
     if not (model.garment_net and model.image_prompt.enabled):
@@ -175,6 +175,12 @@ def write_published(
         raise UserError(
             f"codec.name={config.codec.name} has no place in IDM-VTON's format, which holds an "
             "AutoencoderKL (codec.name=kl)."
+        )
+    if config.objective.schedule.startswith("continuous") or config.sampler.spacing == "trained":
+        raise UserError(
+            f"objective.schedule={config.objective.schedule}, sampler.spacing="
+            f"{config.sampler.spacing}: IDM-VTON's format holds a diffusers scheduler, which "
+            "knows neither continuous times nor spacing=trained."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:

@@ -54,7 +54,7 @@ class IdmVtonConfig(ModelConfig):
     # the released script drops nothing, so its guidance branch is never trained
     condition_dropout: float = 0.1
     unet: UNetConfig = field(default_factory=lambda: stable_diffusion_xl(pooled=1280))
-    # of unet; up_attention: customisation to one pair
+    # up_attention: attention of unet's up blocks and nothing else, customisation to one pair
     trained_part: Literal["all", "up_attention"] = "all"
     # False: no GarmentNet; TryonNet's self-attention reads the person alone
     garment_net: bool = True

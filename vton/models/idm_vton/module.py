@@ -71,6 +71,8 @@ class IdmVtonModule(TryOnModule):
         for name, parameter in self.tryon.unet.named_parameters():
             if trained_in_tryon(name, model):
                 parameters.append(parameter)
+        if model.trained_part != "all":
+            return [{"params": parameters}]
         if model.garment_net and model.garment_unet.trained:
             parameters += read_by_taps(self.garment_net)
         if model.image_prompt.enabled and model.clip.trained:

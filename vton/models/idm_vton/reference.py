@@ -19,6 +19,7 @@ from vton.data.ranges import from_unit
 from vton.diffusion.denoiser import Conditions
 from vton.diffusion.sampling import double
 from vton.diffusion.solvers import make_solver
+from vton.errors import UserError
 from vton.models.codecs import latent_mask
 from vton.models.encoders import ClipImageEncoder
 from vton.models.idm_vton.building import without_added_embedding
@@ -70,7 +71,7 @@ class Networks:
         self.tryon = reference_tryon(self.settings)
         reference.load(self.tryon.unet, "unet")
         self.garment_net = UNet2DConditionModel(
-            **published_arguments(self.settings["unet_encoder"])
+            **published_arguments(self.settings["unet_encoder"]) | {"addition_embed_type": None}
         )
         weights = reference.weights("unet_encoder")
         reference.ready(self.garment_net, without_added_embedding(self.garment_net, weights))
@@ -83,14 +84,28 @@ class Networks:
 
         run, scheduler = self.settings["run"], self.settings["scheduler"]
         guidance = run["guidance_scale"]
+        clipped = scheduler.get("clip_sample_range", 1.0) if scheduler["clip_sample"] else 0.0
         self.objective = read_objective(scheduler)
         self.sampler = SamplerConfig(
             solver="ddpm",
             steps=run["sampler_steps"],
             guidance=guidance if guidance > 1 else 1.0,  # below 1 the reference has none
             spacing=scheduler["timestep_spacing"],
-            clip_sample=scheduler["clip_sample_range"] if scheduler["clip_sample"] else 0.0,
+            clip_sample=clipped,
         )
+        self.require_known(scheduler)
+
+    def require_known(self, scheduler: dict) -> None:
+        """Raise UserError for what our solver does not do."""
+        known = {"variance_type": "fixed_small", "thresholding": False}
+        if scheduler["timestep_spacing"] == "leading":
+            known["steps_offset"] = 1
+        for name, value in known.items():
+            if scheduler.get(name, value) != value:
+                raise UserError(
+                    f"{self.reference.folder}/config.json: scheduler.{name}={scheduler[name]} is "
+                    f"not supported; expected {value}."
+                )
 
     def null_prompt(self) -> NullPrompt:
         i = self.inputs
