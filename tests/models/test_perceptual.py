@@ -164,3 +164,11 @@ def test_the_longer_side_is_cut_to_whole_pixels():
     for height, width in ((80, 48), (48, 80)):
         loss.features(torch.zeros(1, 3, height, width))
     assert sizes == [(426, 256), (256, 426)]
+
+
+def test_equal_pictures_are_equal_under_autocast_too():
+    """In bfloat16 the variances of features with little contrast would cancel to anything."""
+    dists = random_dists((8, 8, 16, 16, 16))
+    picture = 0.5 + 0.02 * torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dists(picture, picture).abs().max() < 1e-4

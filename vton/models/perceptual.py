@@ -230,6 +230,7 @@ class DISTS(nn.Module):
         layers = zip(self.features(x), self.features(y), self.alpha, self.beta, strict=True)
         similarity = 0.0
         for fx, fy, alpha, beta in layers:
+            fx, fy = fx.float(), fy.float()  # differences of squares cancel in bfloat16
             mx, my = fx.mean((2, 3)), fy.mean((2, 3))
             vx, vy = fx.var((2, 3), correction=0), fy.var((2, 3), correction=0)
             covariance = (fx * fy).mean((2, 3)) - mx * my

@@ -167,6 +167,8 @@ def test_faces_by_configuration(tmp_path):
     )
     model = tiny(*settings).eval()
     assert (model.generate(batch) - plain.generate(batch)).abs().max() > 1e-3
+    model.compute_in("bf16")
+    assert model.generate(batch).isfinite().all()
     scales = ("model.face.scale=0", "model.face.self_lora=0", "model.face.cross_lora=0")
     off = tiny(*settings, *scales).eval()
     assert (off.generate(batch) - plain.generate(batch)).abs().max() < 1e-5

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from vton.config import ConfigError
 from vton.diffusion.denoiser import Denoiser
 from vton.errors import UserError
 from vton.models.gardiff.checkpoint import load_adapter
@@ -46,6 +47,11 @@ def build_network(
             load_adapter(network, Path(settings.pretrained))
         return network
     by_channel = model.vae_tokens == "channels"
+    if not by_channel and (height % 2 or width % 2):
+        raise ConfigError(
+            f"model.vae_tokens=patches needs latents of even height and width; data.size makes "
+            f"{height}x{width}."
+        )
     return GarDiffUNet(
         unet,
         clip_width=clip_width if model.clip_tokens == "all" else clip_projection,

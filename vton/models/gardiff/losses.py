@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vton.data.ranges import to_unit
 from vton.models.gardiff.config import AppearanceConfig
 from vton.models.perceptual import DISTS, VGG_CHANNELS, random_dists
+from vton.models.precision import without_autocast
 from vton.processes import to_device
 from vton.weights.metric_networks import for_loss
 
@@ -60,7 +61,8 @@ def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
         channels = image.shape[1]
         return F.conv2d(padded, kernel.expand(channels, 1, 3, 3), groups=channels)
 
-    return response(kernel), response(kernel.T)
+    with without_autocast(image):  # half precision rounds to half a level of 8 bits
+        return response(kernel), response(kernel.T)
 
 
 def build_dists(config: AppearanceConfig) -> DISTS:

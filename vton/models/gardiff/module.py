@@ -117,7 +117,7 @@ class GarDiff(TryOnModule):
         model: GarDiffConfig = self.config.model
         encoder: ClipImageEncoder = self.part("clip")
         with self.gradients_if(model.clip.trained):
-            if model.mode in ("release", "legacy12"):
+            if model.mode == "release":
                 pixels = clip_pixels(encoder, batch.garment, model.clip_rescale)
                 return encoder.run(pixels).image_embeds[:, None]
             if self.reads_summary:

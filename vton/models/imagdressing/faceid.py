@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from vton.models.precision import in_dtype_of
 from vton.models.resampler import IP_ADAPTER_HEAD, Perceiver
 from vton.models.unet import attention_names
 
@@ -66,6 +67,7 @@ class FaceProjector(nn.Module):
 
         shortcut: PlusV2's queries + shortcut * result; None: the result alone.
         """
+        embedding = in_dtype_of(self.proj, embedding)
         queries = self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
         refined = self.perceiver_resampler(clip, queries)
         return refined if shortcut is None else queries + shortcut * refined
@@ -162,4 +164,4 @@ def project(attention: Attention, part: str, x: Tensor, lora: Lora | None) -> Te
     if lora is None:
         return linear(x)
     shift = getattr(lora.layer, f"{part}_lora")
-    return linear(x) + lora.scale * shift(x)
+    return linear(x) + lora.scale.to(x.dtype) * shift(x)

@@ -79,7 +79,7 @@ class ImagDressing(TryOnModule):
                 self.add(name, network, getattr(model, name).trained)
         face = build_face(model.face, unet)
         if face is not None:
-            self.frozen["face"] = face
+            self.add("face", face, trained=False)
         return Dresser(unet, garment_unet, projector, adapter, controls, face)
 
     def build_controls(self, unet: nn.Module) -> dict[str, nn.Module]:
