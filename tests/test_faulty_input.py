@@ -40,9 +40,10 @@ from vton.cli import main
 from vton.commands.train import read_progress
 from vton.config import CodecConfig, ConfigError, load
 from vton.config import load_file as load_settings
-from vton.data import images, labels
+from vton.data import labels
 from vton.data.check import check_folder, require_clean
 from vton.data.dataset import TryOnDataset, open_folder
+from vton.data.decoding import EXIF_ORIENTATION
 from vton.data.sample import DataError, TryOnSample
 from vton.errors import UserError
 from vton.models.codecs import KLCodec, load_codec, small_autoencoder
@@ -122,7 +123,7 @@ def saved(change: Callable[[Image.Image], Image.Image], **options) -> Harm:
 def lying(path: Path, _) -> None:
     """As cameras store it: on its side, with an EXIF note to turn it back."""
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = 6  # turned by 90 degrees clockwise when shown
+    exif[EXIF_ORIENTATION] = 6  # turned by 90 degrees clockwise when shown
     saved(lambda image: image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)(
         path, None
     )

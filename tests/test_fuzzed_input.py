@@ -131,7 +131,7 @@ def test_pair_lists(rows, start, data, tmp_path):
     if found is not None:
         assert found and all(len(row) in (2, 3) for row in found)
         assert all(
-            name and not set(name) & set("/\\\0: \t\r\n") and name not in (".", "..")
+            name and not set(name) & set("/\\\0:\t\r\n") and name not in (".", "..")
             for a, b, *_ in found
             for name in (a, b)
         )

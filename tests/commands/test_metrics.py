@@ -23,7 +23,7 @@ from vton import cli
 from vton.commands.metrics import read, score_folders
 from vton.config import EvalConfig
 from vton.metrics import inception, vision
-from vton.metrics.matching import Folders
+from vton.metrics.matching import Folders, read_list, read_prompts
 from vton.metrics.modules import FrechetDinoDistance, GarmentSimilarity, TryOnQuality
 from vton.metrics.pixelwise import ssim
 from vton.metrics.protocol import protocol
@@ -350,6 +350,49 @@ def test_folders_of_categories_give_rows_per_category(capsys, tmp_path):
         ("dresses", 2),
         ("upper_body", 3),
     ]
+
+
+def test_no_picture_is_left_out_silently(capsys, pair, tmp_path):
+    pred, target = pair
+    write(pred, [ids()[0]], suffix=".webp"), write(pred, [ids()[1]], suffix=".gif")
+    said = refusal(capsys, "--pred", pred, "--target", target, *CHEAP)
+    assert f"{pred / ids()[0]}.webp: 2 of the pictures of {pred} are none of .jpg" in said
+    assert "convert them, or take them out" in said and len(said.splitlines()) == 1
+    for side in ("mine2", "truth2"):
+        write(tmp_path / side / "dresses", ids(2))
+    stray = write(tmp_path / "mine2", ["stray"])
+    said = refusal(capsys, "--pred", stray, "--target", tmp_path / "truth2", *CHEAP)
+    assert f"{stray / 'stray'}.png: 1 pictures lie beside the folders dresses" in said
+    assert len(said.splitlines()) == 1
+    (stray / "stray.png").rename(stray / "stray.txt")
+    assert run(capsys, stray, tmp_path / "truth2", *CHEAP)[0]["n"] == 2
+
+
+def test_a_listed_person_in_two_garments(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "Inception", TinyExtractor)
+    target = write(tmp_path / "truth", ids(3), suffix=".jpg")
+    person, first, second = ids(3)
+    pairs = [(person, first), (person, second), (first, second), (person, first)]
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("".join(f"{one}.jpg\t{other}.jpg\n" for one, other in pairs))
+    assert read_list(listed) == {person: (first, second), first: (second,)}
+    asked = ("--target", target, "--order", "unpaired", "--metrics", "fid", "--list", listed)
+    by_pair = write(tmp_path / "pairs", [f"{person}__{first}", f"{person}__{second}", first])
+    (row,) = run(capsys, by_pair, *asked[1:])
+    digest = digest_of_ids([f"{one}__{other}" for one, other in pairs[:3]])
+    assert row["n"] == 3 and row["provenance"]["pairs_sha256"] == digest
+    by_person = write(tmp_path / "persons", [person, first])
+    said = refusal(capsys, "--pred", by_person, *asked)
+    assert f"{person}.png: its name does not say which of the listed garments it shows" in said
+    assert f"{first}, {second}" in said and len(said.splitlines()) == 1
+
+
+def test_a_list_of_names_with_blanks_and_prompts_with_a_mark(tmp_path):
+    (tmp_path / "list.txt").write_text("my photo.jpg\tshirt.png\nb.jpg\n\nc d.jpg\te f\n")
+    expected = {"my photo": ("shirt",), "b": (), "c d": ("e f",)}
+    assert read_list(tmp_path / "list.txt") == expected
+    (tmp_path / "prompts.json").write_text('{"a": "a shirt"}', encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "prompts.json") == {"a": "a shirt"}
 
 
 def test_repainting_pastes_the_target_and_is_named_where_it_is_missing(capsys, pair, tmp_path):

@@ -1,5 +1,6 @@
 """Captions as IDM-VTON builds them, sentences around them, and the fallback."""
 
+import json
 import logging
 
 import pytest
@@ -35,6 +36,18 @@ def test_sleeve_neckline_and_item_in_this_order(tmp_path):
         "00001_00": "Short Sleeve Round Neck T-shirts",
         "00002_00": "V Neck tank top",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tags.json", {"data": [entry("00001_00.jpg", item="a top")]}),
+        ("test_gpt4o.json", {"00001_00": "a top"}),
+    ],
+)
+def test_a_byte_order_mark_is_skipped(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content), encoding="utf-8-sig")
+    assert captions.read(tmp_path / name, "viton_hd") == {"00001_00": "a top"}
 
 
 def test_samples_carry_the_caption_of_their_garment(tmp_path):
@@ -110,7 +123,7 @@ def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
         (root / category / "dc_caption.txt").write_text(f"{number:06d}_1.jpg shirt\n")
     with caplog.at_level(logging.WARNING, "vton"):
         open_loaders(config("dresscode", root))
-    (message,) = caplog.messages
+    (message,) = [line for line in caplog.messages if "have no caption" in line]
     assert message.startswith("dresscode train: 2 of 2 garments")
     assert "upper_body/dc_caption.txt, " in message and "dresses/dc_caption.txt." in message
 
@@ -127,6 +140,15 @@ def test_every_category_has_its_own_fallback(tmp_path):
     assert "they get 'shirts', 'pants', 'dresses'" in pairs.without_caption(where_absent=True)
     own = config("dresscode", tmp_path, caption_fallback_lower="a skirt")
     assert TryOnDataset(open_folder(own), "train", "paired")[1].garment_caption.endswith("a skirt")
+
+
+def test_the_fallback_for_every_garment_is_that_of_its_category(tmp_path):
+    root = write_dresscode(tmp_path, count=1)
+    (root / "dresses/dc_caption.txt").write_text("000004_1.jpg long dress\n")
+    settings = {"caption_source": "fallback", "caption_fallback_lower": "trousers"}
+    folder = open_folder(config("dresscode", root, **settings))
+    words = [sample.garment_caption for sample in TryOnDataset(folder, "train", "paired")]
+    assert words == ["a photo of shirts", "a photo of trousers", "a photo of dresses"]
 
 
 ANSWER = {

@@ -99,6 +99,31 @@ def test_a_mask_of_somewhere_else(tmp_path):
         TryOnDataset(open_folder(settings), "train", "paired")[1]
 
 
+def test_inverted_masks_of_trousers(tmp_path):
+    """They set less of the picture than is refused whatever it shows."""
+    root = write_dresscode(tmp_path, count=2)
+    for category, first in (("upper_body", 0), ("lower_body", 4), ("dresses", 8)):
+        for number in range(first, first + 4):
+            garment = labels.GARMENT_LABELS[category]
+            mask = np.isin(figure(number)["parse"], garment)
+            if category == "lower_body":
+                mask[48:, 18:54] = True
+            save(root / category / f"agnostic_masks/{number:06d}_0.png", mask * np.uint8(255))
+    folder = root / "lower_body/agnostic_masks"
+    mask = np.zeros((96, 72), bool)
+    mask[48:, 18:54] = True
+    save(folder / "000004_0.png", ~mask * np.uint8(255))
+    save(folder / "000005_0.png", np.roll(mask, -48, axis=0) * np.uint8(255))  # of a skirt
+    problems = [one for one in check_folder(config("dresscode", root)) if "mask does" in str(one)]
+    severities = {one.sample_id: one.severity for one in problems}
+    assert severities == {"lower_body/000004": "required", "lower_body/000005": "note"}
+    assert "but 75% of the picture: inverted mask" in problems[0].message
+    pairs = TryOnDataset(open_folder(config("dresscode", root)), "train", "paired")
+    with pytest.raises(DataError, match=r"lower_body/000004: agnostic mask .* inverted mask"):
+        pairs[2]
+    pairs[3]
+
+
 def test_what_is_odd_is_a_note(tmp_path):
     """A warp in other colours than its garment's, a mask of another outline."""
     root = write_viton_hd(tmp_path, train=2, test=2)

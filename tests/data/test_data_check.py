@@ -1,6 +1,7 @@
 """The data check: every broken file of a folder is reported, and nothing else is."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vton.data import check, labels
 from vton.data.check import check_folder, format_problems
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.sample import DataError
+from vton.data.source import fingerprint
 
 
 def of(problems, severity="required"):
@@ -265,6 +267,22 @@ def test_a_clean_mark_follows_links(root, tmp_path):
         with pytest.raises(DataError, match="cannot be decoded"):
             check.require_clean(settings)
         path.write_bytes(whole)
+
+
+def test_an_unreadable_subfolder_does_not_stop_the_check(root, monkeypatch):
+    """lost+found of a disk whose top is data.root. The tests may run as root, who reads all."""
+    (root / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.fspath(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    lines = list(fingerprint(root))
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert sorted(fingerprint(root)) == sorted([*lines, f"{root}/lost+found unreadable\n"])
+    check.require_clean(config("viton_hd", root))
 
 
 def test_persons_without_their_own_garment_are_complete_for_unpaired_pairs(root):

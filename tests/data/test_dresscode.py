@@ -5,9 +5,10 @@ import pytest
 
 from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, write_dresscode
 from vton.data import labels
+from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.pairs import Pair
-from vton.data.sample import CATEGORIES, TryOnBatch
+from vton.data.sample import CATEGORIES, DataError, TryOnBatch
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,19 @@ def test_truth_of_unpaired_pairs_where_it_is_known(tmp_path):
     assert sample.truth_garment_mask[0].nonzero().min(0).values.tolist() == [50, 20]
     assert sample.truth_garment_mask.sum() == 200
     assert dataset(tmp_path, order="paired")[0].truth.std() > 0
+
+
+def test_a_category_without_pairs_is_named(tmp_path):
+    """Root lists without its rows and no list of its own: training would divide by zero."""
+    write_dresscode(tmp_path)
+    for name in ("train_pairs", "test_pairs_paired", "test_pairs_unpaired"):
+        listed = (tmp_path / f"{name}.txt").read_text().splitlines(keepends=True)
+        kept = [line for line in listed if not line.endswith("\t2\n")]
+        (tmp_path / f"{name}.txt").write_text("".join(kept))
+        (tmp_path / f"dresses/{name}.txt").unlink()
+    words = r"train_pairs\.txt has no pairs of dresses; choose another data\.category"
+    with pytest.raises(DataError, match=words):
+        dataset(tmp_path, "train", "paired", category="dresses")
+    problems = check_folder(config("dresscode", tmp_path, category="dresses"))
+    assert len([one for one in problems if "has no pairs of dresses" in one.message]) == 3
+    assert len(dataset(tmp_path, "train", "paired")) == 4

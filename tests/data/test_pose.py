@@ -1,11 +1,14 @@
 """Joints of both formats, their missing marks, and the drawing."""
 
+import json
+
 import numpy as np
 import pytest
 
 from tests.data.folders import JOINTS, MISSING, body_25, coco_18, write_json
 from vton.data import pose
 from vton.data.images import Origin
+from vton.data.sample import DataError
 
 ORIGIN = Origin("viton_hd", "test", "00891_00")
 READERS = {"viton_hd": (pose.read_body_25, body_25), "dresscode": (pose.read_coco_18, coco_18)}
@@ -20,6 +23,31 @@ def test_both_formats_give_the_same_joints(tmp_path, name):
     assert joints.dtype == np.float32
     np.testing.assert_allclose(joints[found, :2], JOINTS[found], atol=1e-6)
     assert joints[found, 2].all() and not joints[MISSING].any()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_byte_order_mark_is_skipped(tmp_path, name):
+    read, content = READERS[name]
+    (tmp_path / "a.json").write_text(json.dumps(content()), encoding="utf-8-sig")
+    assert read(tmp_path / "a.json", ORIGIN)[0, 2] == 1
+
+
+@pytest.mark.parametrize("found", [1, 2, 12])
+@pytest.mark.parametrize("name", READERS)
+def test_fractions_are_refused_however_few_joints(tmp_path, name, found):
+    """Taken for pixels, they would be valid joints in the picture's corner."""
+    read, content = READERS[name]
+    canvas = (768, 1024) if name == "viton_hd" else (384, 512)
+    missing = tuple(range(found, 18))
+    write_json(tmp_path / "a.json", content(JOINTS / canvas, missing))
+    with pytest.raises(DataError, match=r"keypoints lie between 0 and 0\.\d+, not in pixels of"):
+        read(tmp_path / "a.json", ORIGIN)
+    write_json(tmp_path / "a.json", content(JOINTS, missing))
+    assert read(tmp_path / "a.json", ORIGIN)[:, 2].sum() == found
+    if found == 1:  # one pixel from the corner
+        beside = np.full_like(JOINTS, 1.2) / canvas
+        write_json(tmp_path / "a.json", content(beside, missing))
+        assert read(tmp_path / "a.json", ORIGIN)[0, 2] == 1
 
 
 @pytest.mark.parametrize("name", READERS)

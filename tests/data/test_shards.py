@@ -103,6 +103,17 @@ def test_the_same_folder_gives_the_same_bytes(root, sharded, tmp_path):
         write_folder(open_folder(config("viton_hd", root)), tmp_path / "again", SHARD_MB)
 
 
+def test_a_folder_of_test_pictures_only_becomes_shards(root, tmp_path):
+    """As `vton prepare` writes: there is no `train` to look into."""
+    prepared = shutil.copytree(root, tmp_path / "prepared")
+    shutil.rmtree(prepared / "train")
+    (prepared / "train_pairs.txt").unlink()
+    write_folder(open_folder(config("viton_hd", prepared)), tmp_path / "sharded")
+    for order in ("paired", "unpaired"):
+        stored = module(tmp_path / "sharded").eval_dataloader(order)
+        assert_all_equal(module(prepared).eval_dataloader(order), stored)
+
+
 def test_webdataset_reads_the_records(root, sharded):
     """The library's own reader sees one sample for each id."""
     shards = [str(path) for path in sorted(sharded.glob("*.tar"))]

@@ -137,6 +137,25 @@ def test_ids_captions_and_unpaired_garments_from_columns(root, tmp_path):
         records(twice)
 
 
+def test_ids_with_blanks_keep_their_pairs_and_captions(root, tmp_path, capsys):
+    listed = {"train": ["my photo 1", "b", "c"], "test": ["d e", "f"]}
+    more = {
+        split: {"id": ids, "caption": [f"top of {id_}" for id_ in ids]}
+        for split, ids in listed.items()
+    }
+    more["test"]["unpaired_garment"] = ["f", "d e"]
+    tables = write_tables(root, tmp_path / "tables", ids=False, **more)
+    converted(tables, tmp_path / "out", capsys)
+    for where in (tables, tmp_path / "out"):
+        found = records(where)
+        assert [record.pair.person for record in found] == listed["train"]
+        assert [record.annotation for record in found] == more["train"]["caption"]
+        found = records(where, "test", "unpaired")
+        assert [(r.pair.person, r.pair.garment) for r in found] == [("d e", "f"), ("f", "d e")]
+    lines = (tmp_path / "out/train_pairs.txt").read_text().splitlines()
+    assert lines[:2] == ["my photo 1.jpg\tmy photo 1.jpg", "b.jpg b.jpg"]
+
+
 def test_a_stray_table_does_not_hide_a_folder(root):
     expected = records(root)
     parquet.write_table(pyarrow.table({"x": [1]}), root / "train/notes.parquet")
@@ -160,6 +179,76 @@ def test_broken_tables_are_named(root, tmp_path):
     parquet.write_table(table.set_column(position, "cloth", pyarrow.array(cells)), file)
     with pytest.raises(DataError, match="column cloth holds NoneType"):
         records(tables)
+
+
+def damaged(file: Path, column: str) -> None:
+    """Overwrite the pages of a column, whose footer stays."""
+    group = parquet.ParquetFile(file).metadata.row_group(0)
+    (chunk,) = [
+        group.column(number)
+        for number in range(group.num_columns)
+        if group.column(number).path_in_schema == column
+    ]
+    starts = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
+    content = bytearray(file.read_bytes())
+    content[min(starts) : min(starts) + chunk.total_compressed_size] = (
+        b"\xff" * chunk.total_compressed_size
+    )
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("column", ["id", "caption", "image.path", "cloth.bytes"])
+def test_a_damaged_column_is_one_line(root, tmp_path, column):
+    more = {"train": {"caption": ["a", "b", "c"]}, "test": {"caption": ["d", "e"]}}
+    tables = write_tables(root, tmp_path / "tables", ids=column != "image.path", **more)
+    damaged(tables / "train-00000-of-00001.parquet", column)
+    words = (
+        rf"train-00000-of-00001\.parquet: column {column.removesuffix('.bytes')} cannot be read in "
+        r"row group 0 \([^\n]*\)\. Copy the file again\."
+    )
+    with pytest.raises(DataError, match=words):
+        records(tables)
+    (problem, *_) = [one for one in check_folder(config("viton_hd", tables)) if one.path]
+    assert "cannot be read in row group 0" in str(problem)
+
+
+def test_texts_of_other_types(root, tmp_path):
+    """Whole numbers, bytes and lists of captions are read; what is no text is named."""
+
+    def tables(name, ids, captions):
+        more = {
+            split: {"id": ids[split], "caption": captions[split]} for split in ("train", "test")
+        }
+        return write_tables(root, tmp_path / name, ids=False, **more)
+
+    names = {"train": [b"a.1", b"b.png", b"c"], "test": [b"x/d.JPG", b"e.webp"]}
+    said = {"train": [["red top", "other"], [], None], "test": [[" \n"], ["a", "b"]]}
+    found = records(tables("some", names, said))
+    assert [record.pair.person for record in found] == ["a.1", "b", "c"]
+    assert [record.annotation for record in found] == ["red top", "shirts", "shirts"]
+    found = records(tmp_path / "some", "test")
+    assert [(one.pair.person, one.annotation) for one in found] == [("d", "shirts"), ("e", "a")]
+    numbers = {"train": [7, 8, 9], "test": [0, 1]}
+    found = records(tables("numbers", numbers, {"train": [b"x"] * 3, "test": [b"y"] * 2}))
+    assert [(one.pair.person, one.annotation) for one in found] == [(i, "x") for i in "789"]
+    texts = {"train": ["a", "b", "c"], "test": ["d", "e"]}
+    floats = {"train": [1.0, 2.0, 3.0], "test": [4.0, 5.0]}
+    latin = {"train": [b"\xff", b"b", b"c"], "test": [b"d", b"e"]}
+    for name, ids, captions, words in (
+        ("floats", floats, texts, r"column id holds double, not text.*data\.columns=\[id=COLUMN\]"),
+        ("latin", latin, texts, r"column id cannot be read in row group 0 \('utf-8'"),
+        ("bools", texts, {"train": [True] * 3, "test": [True] * 2}, "column caption holds bool"),
+        ("lists", {"train": [["a"]] * 3, "test": [["d"]] * 2}, texts, "column id holds list<"),
+    ):
+        with pytest.raises(DataError, match=words):
+            records(tables(name, ids, captions))
+
+
+def test_a_blank_caption_is_none(root, tmp_path):
+    more = {"train": {"caption": ["red", " ", "blue"]}, "test": {"caption": ["", "\t"]}}
+    tables = write_tables(root, tmp_path / "tables", **more)
+    assert [one.annotation for one in records(tables)] == ["red", "shirts", "blue"]
+    assert [one.annotation for one in records(tables, "test")] == ["shirts", "shirts"]
 
 
 def converted(source, out, capsys, *more) -> str:
@@ -267,6 +356,16 @@ def igpair(root: Path) -> list[dict]:
 
 def test_igpair_becomes_viton_hds_layout(tmp_path, capsys):
     entries = igpair(tmp_path / "igpair")
+    entries[2]["image_file"] = "images/0002 b.jpg"
+    (tmp_path / "igpair/images/0002.jpg").rename(tmp_path / "igpair/images/0002 b.jpg")
+    write_json(tmp_path / "igpair/IGPair.json", entries)
+    converted(tmp_path / "igpair", tmp_path / "blank", capsys)
+    (line,) = (tmp_path / "blank/train_pairs.txt").read_text().splitlines()[2:]
+    assert line == "0002 b.jpg\t0002 b.jpg"
+    captions = (tmp_path / "blank/train/image_descriptions.txt").read_text().splitlines()
+    assert captions[1:] == ["0001.jpg: a red top", "0002 b.jpg\ta red top"]
+    (tmp_path / "igpair/images/0002 b.jpg").rename(tmp_path / "igpair/images/0002.jpg")
+    entries = igpair(tmp_path / "igpair")
     said = converted(tmp_path / "igpair", tmp_path / "out", capsys)
     assert said.startswith("3 train paired pairs") and "no parse maps" in said
     out = tmp_path / "out"
@@ -280,6 +379,10 @@ def test_igpair_becomes_viton_hds_layout(tmp_path, capsys):
     files = open_folder(config("viton_hd", out)).files("train", "paired", pair)
     assert files.annotation() == "a red top"
     assert np.array_equal(files.densepose(None), figure(0)["parts"])
+
+    text = (tmp_path / "igpair/IGPair.json").read_text()
+    (tmp_path / "igpair/IGPair.json").write_text(text, encoding="utf-8-sig")
+    converted(tmp_path / "igpair", tmp_path / "marked", capsys)
 
     save(tmp_path / "secret.jpg", figure(0)["photo"])
     first, second, _ = entries

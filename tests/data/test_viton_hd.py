@@ -10,7 +10,7 @@ from tests.data.folders import JOINTS, MISSING, config, figure, garment, save, w
 from vton.data import labels
 from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
-from vton.data.pairs import Pair, read_pair_list
+from vton.data.pairs import Pair, exchanged, read_pair_list
 from vton.data.sample import DataError
 
 
@@ -40,6 +40,27 @@ def test_pair_list_separators(tmp_path, text):
     (tmp_path / "list.txt").write_text(text, encoding="utf-8", newline="")
     rows = read_pair_list(tmp_path / "list.txt", "viton_hd")
     assert [row[:2] for row in rows] == [("a", "b"), ("c", "d")]
+
+
+def test_names_with_blanks_stand_between_tabs(tmp_path):
+    path = tmp_path / "list.txt"
+
+    def rows(text):
+        path.write_text(text)
+        return read_pair_list(path, "viton_hd")
+
+    assert rows("my photo.jpg\tshirt.jpg\n") == [("my photo", "shirt")]
+    assert rows("a b.jpg \t c d.PNG\t0\r\n\te.jpg f.jpg\n") == [("a b", "c d", "0"), ("e", "f")]
+    assert rows("a b\tc d\n") == [("a b", "c d")]
+    # Tabs and blanks in one line, and several tabs, separate as they always did.
+    assert rows("a.jpg b.jpg\t0\n") == rows("a.jpg\tb.jpg 0\n") == [("a", "b", "0")]
+    assert rows("a.jpg\t\tb.jpg\t\n") == [("a", "b")]
+    with pytest.raises(
+        DataError, match=r"line 1 of .* names hold blanks; separate columns by tabs"
+    ):
+        rows("my photo.jpg shirt.jpg\n")
+    with pytest.raises(DataError, match=r"has 4 columns.*If names hold blanks, .* tabs"):
+        rows("my photo.jpg my shirt.jpg\n")
 
 
 def test_training_and_paired_garment_is_the_persons_own(root):
@@ -206,6 +227,51 @@ def test_exchanged_garments_keep_person_truth_and_name(root):
     assert (exchanged.person == plain.person).all() and (exchanged.truth == plain.truth).all()
     assert (exchanged.garment == TryOnDataset(folder, "test", "paired")[2].garment).all()
     assert not (exchanged.warped_garment == plain.warped_garment).all()
+
+
+def exchange(garments, categories="u"):
+    names = {"u": "upper_body", "d": "dresses"}
+    listed = zip(garments, categories * len(garments), strict=False)
+    pairs = [Pair(str(i), name, names[of]) for i, (name, of) in enumerate(listed)]
+    others = exchanged(pairs)
+    assert all(a.category == b.category for a, b in zip(pairs, others, strict=True))
+    return "".join(pair.garment for pair in others)
+
+
+def test_every_garment_is_exchanged_for_another():
+    """Several lines of one garment in a row: the control must not keep it."""
+    assert exchange("abcd") == "bcda" and exchange("abab") == "baba"
+    assert exchange("aabb") == "bbaa" and exchange("abba") == "baab"
+    assert exchange("aabca") == "bbcab" and exchange("aaab") == "bbba"
+    assert exchange("axayby", categories="ud") == "bybxax"
+    with pytest.raises(DataError, match=r"all pairs of upper_body have the garment a.*shuffled="):
+        exchange("aaa")
+    with pytest.raises(DataError, match="dresses has a single pair"):
+        exchange("axb", categories="udu")
+
+
+def test_an_unpaired_list_of_paired_pairs_is_refused_for_results(tmp_path, caplog):
+    """Otherwise paired results would be called unpaired."""
+    root = write_viton_hd(tmp_path, train=2, test=3)
+    ids = ["01000_00", "01001_00", "01002_00"]
+    (root / "test_pairs.txt").write_text("".join(f"{name}.jpg {name}.jpg\n" for name in ids))
+    words = rf"3 of 3 unpaired pairs of {root}/test_pairs\.txt are in fact paired"
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=rf"{words}.*data\.list_unpaired.*eval\.orders=\[paired"
+        ):
+            dataset(root).require_files()
+    dataset(root, order="paired").require_files()
+    assert len([line for line in caplog.messages if "in fact paired" in line]) == 1
+    problems = check_folder(config("viton_hd", root))
+    assert not [one for one in problems if one.severity == "required"]
+    caplog.clear()
+    some = root / "some.txt"
+    some.write_text("01000_00 01000_00\n01001_00 01002_00\n01002_00 01000_00\n")
+    for _ in range(2):
+        dataset(root, list_unpaired="some.txt").require_files()
+    (line,) = caplog.messages
+    assert line == f"viton_hd test: 1 of 3 unpaired pairs of {some} are in fact paired"
 
 
 def test_body_25_drops_mid_hip_and_feet(root):

@@ -77,6 +77,24 @@ def test_a_painted_mask_is_what_changes(client, ids):
     assert rows.min() > 180 and rows.max() < 280 and columns.min() > 130 and columns.max() < 240
 
 
+def test_what_the_page_gets_as_a_mask_it_may_send_back(client, ids):
+    """White on black with alpha, as its canvas writes it."""
+    _, seen = client.post("/person", {"picture": ids["person"], "category": "upper_body"})
+    mask = Image.open(io.BytesIO(base64.b64decode(seen["mask"].partition(",")[2])))
+    _, job = client.post("/jobs", ids | {"mask": url_of(np.array(mask.convert("RGBA")))})
+    assert client.finished(job["job"])["state"] == "done"
+
+
+def test_other_pictures_in_the_place_of_a_mask_are_refused(client, ids):
+    photo = np.asarray(people.photo(1))
+    status, picture, message = error(client.post("/jobs", ids | {"mask": url_of(photo)}))
+    assert (status, picture) == (422, "mask") and "it looks like a photograph" in message
+    strokes = np.zeros((*photo.shape[:2], 4), np.uint8)
+    strokes[200:260, 150:220, 3] = 255  # black on nothing
+    status, picture, message = error(client.post("/jobs", ids | {"mask": url_of(strokes)}))
+    assert (status, picture) == (422, "mask") and "is a cut-out" in message
+
+
 def test_the_page_comes_from_one_place_and_asks_nobody_else(client):
     for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "javascript")):
         status, headers, content = client.send("GET", path)
@@ -399,6 +417,39 @@ def test_a_fault_of_the_server_is_one_line_without_details(capsys):
     assert served.told(job.error)["message"] == "the server failed; its terminal says why."
     worker.stop()
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.fixture
+def answered(client):
+    """Whatever the server does wrong is answered in JSON."""
+
+    def asked(method, path, body=b""):
+        status, headers, content = client.send(
+            method, path, body, {"Content-Type": "application/json"}
+        )
+        assert headers["content-type"] == "application/json"
+        return error((status, json.loads(content)))
+
+    return asked
+
+
+def test_a_fault_outside_the_worker_is_json_too(answered, monkeypatch, capsys):
+    monkeypatch.setattr(served, "example_picture", lambda kind: 1 / 0)
+    assert answered("GET", "/example/person.jpg") == (
+        500, "", "the server failed; its terminal says why.",
+    )  # fmt: skip
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_worker_is_json_too(answered, ids, demo, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(demo, "_prepared", fail)
+    body = json.dumps({"picture": ids["person"]}).encode()
+    status, picture, message = answered("POST", "/person", body)
+    assert (status, picture) == (500, "") and message.startswith("the server failed")
+    assert capsys.readouterr().err.count("RuntimeError: /secret/path") == 1
 
 
 def test_old_pictures_are_forgotten():

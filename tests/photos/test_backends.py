@@ -7,8 +7,9 @@ from PIL import Image
 
 from vton.data import labels, pose
 from vton.errors import UserError
-from vton.photos import blaze, vitpose
+from vton.photos import blaze, small, vitpose
 from vton.photos.backends import BACKENDS, Networks, backend
+from vton.photos.parser.network import HEIGHT, WIDTH, Reading
 from vton.photos.segformer import ARMS, FEET, FROM_FASHN, LEGS, Fashn, Segformer
 from vton.weights import photo_networks
 
@@ -157,6 +158,34 @@ def test_vitpose_reads_one_person_in_a_box(tmp_path, monkeypatch):
     assert ((joints[:, 2] >= 0) & (joints[:, 2] <= 1)).all()
     frame = network.box(PICTURE, coarse)
     assert frame.left < 0.2 * 96 and frame.left + frame.width > 0.8 * 96
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_somebody_seen_in_the_padding_alone_is_nobody(monkeypatch, beside):
+    """A narrow photo is read with its blurred edges around it; figures may be seen there."""
+    photo = Image.fromarray(np.full((400, 40, 3), 200, np.uint8))
+    ids = torch.zeros((HEIGHT, WIDTH), dtype=torch.int64)
+    ids[20:50, 5:15] = labels.UPPER
+    ids[10:20, 5:15] = labels.FACE
+    if beside:  # somebody in the photo, who is found
+        ids[:, WIDTH // 2 - 4 : WIDTH // 2 + 4] = ids[:, 6:14]
+    maps = torch.nn.functional.one_hot(ids, 22).permute(2, 0, 1).float()
+    joints = standing()
+    joints[pose.NECK] = joints[pose.NOSE] = 0.5, 0.2, 1
+    monkeypatch.setattr(small.SmallPose, "read", lambda self, cut: Reading(maps, maps, joints))
+    found = small.SmallPose().people(photo)
+    assert len(found) == beside
+    assert all(0 < person[pose.NECK, 0] < 1 for person in found)
+
+
+def test_vitpose_passes_over_joints_beyond_the_photo(monkeypatch):
+    network = object.__new__(vitpose.VitPose)
+    network.size = (64, 48)
+    inside = standing()
+    beyond = inside - np.float32([3, 0, 0])
+    network.finder = type("Finder", (), {"people": lambda self, photo: [beyond, inside]})()
+    monkeypatch.setattr(vitpose.VitPose, "joints", lambda self, photo, coarse: coarse)
+    assert [found is inside for found in network.people(PICTURE)] == [True]
 
 
 def test_vitposes_peaks_become_joints():

@@ -115,3 +115,22 @@ def test_a_torso_follows_from_what_is_seen():
     neck, torso = trunk(legs)
     assert torso == pytest.approx(30) and neck.tolist() == [48, 20]
     assert trunk(np.zeros((18, 3)))[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "shown"),
+    [
+        (Frame(-30, 0, 120, 160), True),
+        (Frame(-120, 0, 119, 160), False),
+        (Frame(-120, 0, 120.5, 160), False),  # less than a pixel
+        (Frame(-120, 0, 121, 160), True),
+        (Frame(60, 0, 120, 160), False),
+        (Frame(0, 80, 60, 80), False),
+        (Frame(0, -80, 60, 80), False),
+    ],
+)
+def test_a_frame_in_the_padding_shows_nothing(frame, shown):
+    photo = noise(60, 80)
+    assert frame.shows(photo.size) == shown
+    if shown:
+        assert frame.cut(photo, (160, 120)).size == (120, 160)

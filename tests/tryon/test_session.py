@@ -7,6 +7,7 @@ from PIL import Image
 
 import vton
 from tests.photos import people
+from tests.photos.test_reading import wide_profile
 from tests.running import command
 from tests.tryon.runs import tiny_run
 from vton.config import ConfigError
@@ -147,6 +148,68 @@ def test_a_mask_of_ones_own_decides_what_changes(try_on, garments):
         with_mask(person, Image.new("L", photo.size))
     with pytest.raises(PhotoError, match="the mask is 90x10"):
         with_mask(person, Image.new("L", (90, 10), 255))
+
+
+def test_a_mask_painted_on_a_reduced_copy_is_placed_as_on_the_photo(try_on):
+    """As by a program that shows a large photo smaller; the copy has the frame's proportions."""
+    photo = people.photo(1, (0.22, 0.62, 0.35)).resize((1536, 2048))
+    person = try_on.person(photo)
+    assert person.frame.height < 1900 and person.mask.shape == (512, 384)
+    reduced = Image.new("L", (600, 800))
+    box = (person.frame.left + 200, person.frame.top + 300, 500, 600)
+    left, top = round(box[0] * 600 / 1536), round(box[1] * 600 / 1536)
+    reduced.paste(255, (left, top, left + 150, top + 120))
+    small = with_mask(person, reduced).mask
+    whole = with_mask(person, reduced.resize(photo.size, Image.Resampling.BILINEAR)).mask
+    assert np.array_equal(small, whole)
+    scale = 1536 / 600 * 384 / person.frame.width
+    assert small.sum() == pytest.approx(150 * 120 * scale**2, rel=0.05)
+    assert with_mask(person, reduced.resize((599, 799))).mask.any()  # a pixel off
+    with pytest.raises(PhotoError, match="Paint the mask on the photo itself"):
+        with_mask(person, Image.new("L", (600, 780), 255))
+    # Of exactly the frame's size it is the frame's.
+    own = Image.fromarray(person.mask).convert("L")
+    assert np.array_equal(with_mask(person, own).mask, person.mask)
+
+
+def test_other_pictures_in_the_place_of_a_mask_are_refused(try_on, person):
+    photo = people.photo(1)
+    with pytest.raises(PhotoError, match="it looks like a photograph") as refused:
+        with_mask(person, photo)
+    assert refused.value.picture == "mask"
+    for colour, refuse in (("black", True), ("white", False)):
+        strokes = Image.new("RGBA", photo.size)
+        strokes.paste(colour, (150, 200, 220, 260))
+        if refuse:
+            with pytest.raises(PhotoError, match="the mask is a cut-out"):
+                with_mask(person, strokes)
+        else:
+            assert 0 < with_mask(person, strokes).mask.mean() < 0.1
+
+
+def test_the_command_reads_masks_as_strictly(run, tmp_path, capsys):
+    people.photo(1).save(tmp_path / "person.png")
+    people.garment(2)[0].save(tmp_path / "garment.png")
+    strokes = Image.new("RGBA", people.photo(1).size)
+    strokes.paste("black", (150, 200, 220, 260))
+    strokes.save(tmp_path / "mask.png")
+    photos = [str(tmp_path / name) for name in ("person.png", "garment.png", "mask.png")]
+    asked = ["tryon", *photos[:2], "--run", str(run.path), "--out", str(tmp_path / "out.png")]
+    assert command(*asked, "--mask", photos[2]) == 2
+    assert f"{photos[2]} is a cut-out" in capsys.readouterr().err
+    assert command(*asked, "--mask", photos[0]) == 2
+    assert "it looks like a photograph" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_pictures_with_a_profile_are_written_alike_in_every_format(try_on, garments):
+    photo = people.photo(1)
+    photo.info["icc_profile"] = wide_profile()
+    person = try_on.person(photo)
+    assert "icc_profile" not in person.photo.info
+    difference = np.asarray(person.photo)[..., 0].astype(int) - np.asarray(photo)[..., 2]
+    assert np.abs(difference).mean() < 3  # red and blue exchanged, as the profile says
+    assert "icc_profile" not in try_on.draw(person, garments[:1])[0].picture.info
 
 
 def test_a_batch_is_what_a_data_set_would_give(try_on, person, garments):

@@ -13,7 +13,7 @@ from vton.commands.choice import chosen_stage
 from vton.commands.prepare import chosen_networks
 from vton.config import ConfigError
 from vton.errors import UserError
-from vton.photos.reading import read_picture
+from vton.photos.reading import read_mask, read_picture
 from vton.progress import Progress
 from vton.training.trainer import quiet_libraries
 from vton.tryon import TryOn
@@ -27,7 +27,7 @@ def run(args: Namespace) -> None:
     targets = output_files(Path(args.out), args.count)
     person = read_picture(Path(args.person_photo), "person")
     garment = read_picture(Path(args.garment_photo), "garment")
-    mask = read_picture(Path(args.mask), "mask") if args.mask else None
+    mask = read_mask(Path(args.mask)) if args.mask else None
     args.overrides = [f"runs={args.runs}"]
     try_on = TryOn(stage=chosen_stage(args), networks=chosen_networks(args), device=args.device)
     prepared = try_on.person(person, args.category, mask, args.person)

@@ -330,7 +330,7 @@ class DataConfig:
     caption_fallback: str = "shirts"  # annotation of a top that has none
     caption_fallback_lower: str = "pants"  # the same of trousers and skirts
     caption_fallback_dresses: str = "dresses"  # the same of dresses
-    # fallback: caption_fallback for every garment
+    # fallback: for every garment the caption_fallback of its category
     caption_source: Literal["folder", "fallback"] = "folder"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)

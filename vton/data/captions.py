@@ -13,6 +13,7 @@ import json
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from vton.data.images import SUFFIXES
 from vton.data.sample import DataError
 from vton.data.shards import ShardError
 from vton.data.source import Source
@@ -55,7 +56,7 @@ def read_answers(path: Source, dataset: str) -> dict[str, str]:
     sleeve are taken. Raises DataError that names file and entry.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(entries, dict):
             raise TypeError("not an object of entries by file name")
     except ShardError:
@@ -100,7 +101,7 @@ def read_tags(path: Source) -> dict[str, str]:
     Raises DataError that names file and entry.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["data"]
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))["data"]
         if not isinstance(entries, list):
             raise TypeError("`data` is not a list")
     except ShardError:
@@ -139,8 +140,8 @@ def _read_entry(entry: dict) -> tuple[str, str]:
 def read_lines(path: Source, dataset: str = "dresscode") -> dict[str, str]:
     """Annotation by file stem from a `dc_caption.txt` or a list of descriptions.
 
-    Each line has a file name, a blank or a colon and a blank, and the caption; blank lines do not
-    count. Raises DataError that names file and line.
+    Each line has a file name, a blank or a colon and a blank, and the caption; behind a name that
+    holds blanks a tab. Blank lines do not count. Raises DataError that names file and line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -156,6 +157,9 @@ def read_lines(path: Source, dataset: str = "dresscode") -> dict[str, str]:
         if not words:
             continue
         name, *caption = words
+        before, tab, behind = line.partition("\t")
+        if tab and before.strip().lower().endswith(SUFFIXES):
+            name, caption = before.strip(), behind.split()
         if not caption:
             raise DataError(
                 f"{dataset}: line {number} of {path} has no caption after {name!r}. {_ADVICE}"

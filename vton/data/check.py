@@ -69,7 +69,7 @@ EXAMPLES = 3  # files that stand for a kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
-CHECKS = 2  # raise it whenever a check is added: what was found clean before is read again
+CHECKS = 3  # raise it whenever a check is added: what was found clean before is read again
 # What a clean check depends on besides the files.
 SETTINGS = (
     *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),

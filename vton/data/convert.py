@@ -28,6 +28,7 @@ from vton.data.packing import write_folder
 from vton.data.pairs import Pair
 from vton.data.sample import CATEGORIES, DataError, Order
 from vton.data.source import Source, lexists, open_source
+from vton.data.tables import pair_line
 from vton.data.viton_hd import VitonHD
 from vton.progress import track
 
@@ -176,7 +177,8 @@ def _write_dresscode_lists(lists: dict[tuple[Split, Order], list[Pair]], out: Pa
 def _write_list(path: Path, rows: Sequence[tuple[str, ...]], separator: str) -> None:
     lines = []
     for person, garment, *category in rows:
-        lines.append(separator.join([f"{person}.jpg", f"{garment}.jpg", *category]) + "\n")
+        columns = (f"{person}.jpg", f"{garment}.jpg", *category)
+        lines.append(pair_line(*columns, separator=separator))
     _write_bytes(path, "".join(lines).encode())
 
 

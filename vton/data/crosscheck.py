@@ -39,6 +39,7 @@ PERSON_SHARE = 0.02  # of the picture from which a parse map shows a person
 FEWEST_PARTS = 0.1  # DensePose's area as a share of the person's
 PARTS_ON_PERSON = 0.5  # share of DensePose's area
 COVERED = 0.1  # share of the garment that an agnostic mask must cover
+INVERTED = 0.5  # share of the picture from which a mask that covers no garment is inverted
 LEAKING = 0.5  # share below which it is worth a note: a published rule leaves skirts visible
 SILHOUETTE = 0.6  # IoU of a garment mask and what stands out from white
 FAR_COLOUR = 60  # RGB distance between the mean colours of a warp and of its garment
@@ -176,8 +177,8 @@ def densepose_against_parse(parts: np.ndarray, parse: np.ndarray) -> str:
 def mask_against_parse(mask: np.ndarray, parse: np.ndarray, category: Category) -> tuple[str, bool]:
     """What is wrong where an agnostic mask (H, W) leaves the worn garment visible.
 
-    The second value is whether it is certain. It is not for lower bodies: the published rule of
-    DressCode covers trousers and leaves skirts.
+    The second value is whether it is certain. It is not for lower bodies, unless the mask sets most
+    of the picture: the published rule of DressCode covers trousers and leaves skirts.
     """
     garment = np.isin(parse[::4, ::4], GARMENT_LABELS[category])
     if garment.mean() < PERSON_SHARE:
@@ -186,7 +187,11 @@ def mask_against_parse(mask: np.ndarray, parse: np.ndarray, category: Category) 
     if covered >= LEAKING:
         return "", False
     words = f"it covers only {covered:.0%} of the garment that the parse map shows"
-    return words, covered < COVERED and category != "lower_body"
+    share = mask.mean()
+    inverted = covered < COVERED and share > INVERTED
+    if inverted:
+        words += f", but {share:.0%} of the picture: inverted mask"
+    return words, inverted or (covered < COVERED and category != "lower_body")
 
 
 def silhouette_against_garment(mask: np.ndarray, garment: np.ndarray) -> str:

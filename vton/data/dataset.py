@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from vton.data.sample import Category, DataError, Order, TryOnSample
 from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
+log = logging.getLogger(__name__)
+_warned: set[str] = set()  # lists of unpaired pairs
 READERS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 # Grey level from which a pixel of a stored warped garment belongs to its white surround.
 SURROUND = 245
@@ -89,8 +93,8 @@ class TryOnDataset(Dataset):
     """The pairs of one split in one order, as they are on disk: item i is a TryOnSample.
 
     shuffled: the control experiment. Every sample keeps its person, truth and name but gets the
-    garment of the next pair of its category, fitted to its own person. A model that uses its
-    garment must get worse.
+    garment of the next pair of its category that has another, fitted to its own person. A model
+    that uses its garment must get worse.
 
     warp: the source that data.warp_source=learned means.
     warped: whether samples bring a warped garment, the part that takes longest to make
@@ -128,6 +132,9 @@ class TryOnDataset(Dataset):
                 "many, or 0 for all."
             )
         require_unique_ids(pairs, f"{folder.dataset} {split} {order}")
+        self.in_fact_paired = ""  # what is wrong with a list of unpaired pairs that has none
+        if order == "unpaired":
+            self.in_fact_paired = _in_fact_paired(folder, split, pairs)
         self.pairs = limited(pairs, limit)
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
@@ -241,7 +248,7 @@ class TryOnDataset(Dataset):
         needs none. Raises DataError.
         """
         config = self.folder.config
-        if config.caption_source == "fallback":  # every garment has the same caption
+        if config.caption_source == "fallback":  # every garment has its category's
             return ""
         garments = [replace(pair, person=pair.garment) for pair in self.pairs]
         count = 0
@@ -424,7 +431,10 @@ class TryOnDataset(Dataset):
         """Raise DataError unless every file is there that samples are read from.
 
         Only names are looked up, which is quick. The first missing one is named, and their number.
+        Refused too are unpaired pairs that are all paired: results would have the wrong name.
         """
+        if self.in_fact_paired:
+            raise DataError(self.in_fact_paired)
         missing: dict[str, DataError] = {}
         for pair, garment in zip(self.pairs, self.garments, strict=True):
             for part in self._parts_read():
@@ -462,6 +472,27 @@ class TryOnDataset(Dataset):
             f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
             f"{what} of every pair; looked for {names} below {self.folder.root}. {advice}"
         )
+
+
+def _in_fact_paired(folder: Folder, split: Split, pairs: Sequence[Pair]) -> str:
+    """What is wrong where all unpaired pairs are paired, "" where not all are.
+
+    Warns of any, once for each list.
+    """
+    count = sum(pair.person == pair.garment for pair in pairs)
+    if not count:
+        return ""
+    place = folder.list_path(split, "unpaired")
+    words = (
+        f"{folder.dataset} {split}: {count:,} of {len(pairs):,} unpaired pairs of {place} are in "
+        "fact paired"
+    )
+    if count == len(pairs):
+        words += ". Name another list in data.list_unpaired, or set eval.orders=[paired]."
+    if place not in _warned:
+        _warned.add(place)
+        log.warning("%s", words)
+    return words if count == len(pairs) else ""
 
 
 def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -109,11 +109,23 @@ class DressCode(Folder):
                 return self._read_list(own_list, order, self.categories[0])
         if lexists(self.root / name):
             pairs = self._read_list(self.root / name, order, None)
-            return [pair for pair in pairs if pair.category in self.categories]
+            pairs = [pair for pair in pairs if pair.category in self.categories]
+            if not pairs:
+                raise DataError(
+                    f"{self.dataset}: {self.root / name} has no pairs of "
+                    f"{', '.join(self.categories)}; choose another data.category."
+                )
+            return pairs
         pairs = []
         for category in self.categories:
             pairs += self._read_list(self.root / category / name, order, category)
         return pairs
+
+    def list_path(self, split: Split, order: Order) -> str:
+        name = self.list_name(split, order) or LISTS[split, order]
+        if lexists(self.root / name):
+            return str(self.root / name)
+        return ", ".join(str(self.root / category / name) for category in self.categories)
 
     def lacks(self, split: Split, order: Order) -> str:
         if order == "unpaired" or not self._lists(LISTS["test", "unpaired"]):

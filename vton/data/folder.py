@@ -151,6 +151,10 @@ class Folder(ABC):
             return self.config.list_train
         return self.config.list_paired if order == "paired" else self.config.list_unpaired
 
+    def list_path(self, split: Split, order: Order) -> str:
+        """Where the pairs of an order are listed, for messages."""
+        return str(self.root)
+
     def files(self, split: Split, order: Order, pair: Pair) -> PairFiles:
         return PairFiles(self, split, order, pair)
 
@@ -375,9 +379,9 @@ class PairFiles:
     def annotation(self) -> str:
         """A few words on the garment, by data.caption_source and data.caption_fallback."""
         config = self.folder.config
-        if config.caption_source == "fallback":
-            return config.caption_fallback
-        own = self.folder.annotation(self.split, self.pair)
+        own = None
+        if config.caption_source != "fallback":
+            own = self.folder.annotation(self.split, self.pair)
         return own or fallback_caption(config, self.pair.category)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from vton.data.images import SUFFIXES
 from vton.data.sample import DataError
+from vton.data.tables import caption_line, pair_line
 from vton.progress import track
 
 ANNOTATIONS = "IGPair.json"
@@ -51,9 +52,9 @@ def write_viton_hd(root: Path, out: Path) -> int:
         parts = _beside(root / "densepose", entry.person.stem)
         if parts is not None:
             _copy(parts, out / "train/image-densepose", entry.id)
-        lines.append(f"{entry.id}.jpg {entry.id}.jpg\n")
+        lines.append(pair_line(f"{entry.id}.jpg", f"{entry.id}.jpg"))
         if entry.caption:
-            captions.append(f"{entry.id}.jpg: {entry.caption}\n")
+            captions.append(caption_line(f"{entry.id}.jpg", entry.caption))
     (out / "train_pairs.txt").write_text("".join(lines), encoding="utf-8")
     if captions:
         path = out / "train/image_descriptions.txt"
@@ -64,7 +65,7 @@ def write_viton_hd(root: Path, out: Path) -> int:
 def _entries(root: Path) -> Iterator[Entry]:
     path = root / ANNOTATIONS
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}.") from None
     if not isinstance(listed, list) or not listed:

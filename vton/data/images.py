@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from vton.data.broken import BROKEN
+from vton.data.decoding import (
+    ANIMATED,
+    BROKEN,
+    DEEP,
+    FORMAT_NAMES,
+    FORMATS,
+    TURNED,
+    animated,
+    orientation,
+    upright,
+)
 from vton.data.sample import DataError
 from vton.data.source import Source
+from vton.errors import one_line
 
 SUFFIXES = (".jpg", ".png", ".jpeg")  # preferred first
 ADVICE = "Run `make data-check` for the full list."
@@ -39,7 +50,7 @@ NEAR_WHITE = 225  # darkest background of an in-shop picture, grey levels; VITON
 BACKGROUND_NOISE = 10  # grey levels by which JPEG and uneven light move a plain background
 SPECK = 5e-4  # share of the picture below which a connected region is JPEG noise
 PLAUSIBLE = (0.01, 0.95)  # share of an in-shop picture that a garment can fill
-DEEP = 257  # 16-bit grey levels per 8-bit one
+LOSSY = ("JPEG", "MPO", "WEBP")  # formats that change labels at every edge
 
 # What the guess at a picture in the place of a mask goes by.
 AGNOSTIC_GREY = 128  # that agnostic pictures are painted with
@@ -47,9 +58,6 @@ AGNOSTIC_SHARE = 0.04  # of the picture in that grey
 LABEL_COLOURS = 32  # colours that a map of labels has at most
 
 SAME_COLOUR = 2  # levels per channel by which the published palettes of one label set differ
-
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,12 @@ def read_photo(
 def photo_size(path: Source) -> tuple[int, int] | None:
     """(width, height) of an upright photograph from its header alone, None if unreadable."""
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
-            orientation = image.getexif().get(EXIF_ORIENTATION)
+            turned = orientation(image) in TURNED
     except BROKEN:
         return None
-    return (height, width) if orientation in TURNED else (width, height)
+    return (height, width) if turned else (width, height)
 
 
 def read_mask(
@@ -137,7 +145,7 @@ def read_mask(
     """
     image = _decode(path, what, origin)
     _require_size(image, size, what, path, origin)
-    grey = _grey_of_mask(image, what, path, origin)
+    grey = grey_of_mask(image, what, path, origin)
     mask = grey >= THRESHOLD
     if not mask.any():
         if may_be_empty and not grey.any():
@@ -153,7 +161,7 @@ def read_mask(
     return mask
 
 
-def _grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) -> np.ndarray:
+def grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) -> np.ndarray:
     """(H, W) grey levels 0..255 of a mask. Raises DataError for what is another kind of picture."""
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.float64) / DEEP
@@ -220,9 +228,12 @@ def read_labels(
     otherwise: see `_by_colour`. palettes, foreign: RGB entries in the order of the labels, those
     this kind of map is known to have and, by name, those of maps with other labels. Raises
     DataError for colour pictures: ids cannot be read back from colours that a converter may have
-    changed.
+    changed, and for lossy formats.
     """
     image = _decode(path, what, origin)
+    if image.format in LOSSY:
+        problem = f"{what} is stored as {image.format}, which changes labels at their edges"
+        raise origin.error(problem, path, "Restore the PNG that it was made from.")
     if image.mode not in ("P", "L"):
         advice = (
             "Store it as a palette (P) or grey (L) picture whose values are the labels "
@@ -304,11 +315,14 @@ def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.
     the white of a print or of a white shirt within its outline, counts as garment. Raises DataError
     when it cannot be told.
     """
-    pixels = np.asarray(image).astype(np.int16)
-    background = np.median(frame(pixels), axis=0)
+    background = np.median(frame(np.asarray(image)), axis=0)
     if background.min() < NEAR_WHITE:
         raise _underivable(f"background {background.tolist()} is not white", path, origin)
-    differs = (np.abs(pixels - background) > BACKGROUND_NOISE).any(axis=2)
+    differs = np.zeros((image.height, image.width), bool)
+    for channel, level in zip(channels(image), background, strict=True):
+        # A median may lie half-way between two levels: in half levels it is whole, as int16.
+        apart = np.abs(2 * channel.astype(np.int16) - np.int16(2 * level))
+        differs |= apart > 2 * BACKGROUND_NOISE
     regions, count = ndimage.label(differs)
     areas = np.bincount(regions.ravel(), minlength=count + 1)
     keep = areas >= max(2, SPECK * regions.size)
@@ -335,20 +349,21 @@ def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
         content = path.read_bytes()
         if not content:
             raise origin.error(f"{what} is an empty file (0 bytes)", path, RESTORE)
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if animated(image):
+                raise origin.error(f"{what} {ANIMATED}", path)
             image.load()
             # Masks and label maps are turned too, or they would not fit their photo.
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+            return upright(image)
     except FileNotFoundError:
         raise origin.error(f"{what} is missing", path, RESTORE_OR_DROP) from None
     except DataError:
         raise
     except UnidentifiedImageError:
-        problem = f"{what} cannot be decoded: no picture format"
+        problem = f"{what} cannot be decoded: no {FORMAT_NAMES} picture"
         raise origin.error(problem, path, RESTORE) from None
     except BROKEN as error:
-        raise origin.error(f"{what} cannot be decoded: {error}", path, RESTORE) from None
+        raise origin.error(f"{what} cannot be decoded: {one_line(error)}", path, RESTORE) from None
 
 
 def _require_size(

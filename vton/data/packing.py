@@ -27,6 +27,7 @@ def write_folder(folder: Folder, out: Path, shard_mb: float = SHARD_MB) -> Shard
     if isinstance(folder.root, ShardPath):
         raise ShardError(f"{folder.root} is sharded already. Set data.root to the plain folder.")
     bases = list(dict.fromkeys([*folder.bases("train"), *folder.bases("test")]))
+    bases = [base for base in bases if base.is_dir()]  # photographs of one's own have no `train`
     with ShardWriter(out, shard_mb) as writer:
         for place in (folder.root, *bases):
             _write_lists(writer, folder.root, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ from vton.data.images import SUFFIXES
 from vton.data.sample import Category, DataError, joined_id
 from vton.data.shards import ShardError
 from vton.data.source import Source
+
+AFTER_SUFFIX = re.compile(
+    "|".join(rf"(?<={re.escape(suffix)})\s+" for suffix in SUFFIXES), re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,10 @@ class Pair:
 def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
     """The columns of a pair list, two or three per line.
 
-    Any run of blanks or tabs separates; blank lines do not count. Picture suffixes are dropped:
-    some lists name .png where the photograph is .jpg. Raises DataError on a missing or empty file,
-    a line of another width, or a name that would leave the data set's folder.
+    Tabs separate where a line has any, which keeps blanks in names; else any run of blanks does.
+    Blank lines do not count. Picture suffixes are dropped: some lists name .png where the
+    photograph is .jpg. Raises DataError on a missing or empty file, a line of another width, a name
+    that blanks have cut, or one that would leave the data set's folder.
     """
     advice = "Restore the list from the archive."
     try:
@@ -58,20 +64,42 @@ def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
         ) from None
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split()
+        columns = columns_of(line)
         if not columns:
             continue
         where = f"{dataset}: line {number} of {path}"
         if len(columns) not in (2, 3):
+            hint = " If names hold blanks, separate columns by tabs." if len(columns) > 3 else ""
             raise DataError(
                 f"{where} has {len(columns)} columns, expected person, garment and perhaps a "
-                f"category: {line.strip()[:80]!r}. {advice}"
+                f"category: {line.strip()[:80]!r}. {advice}{hint}"
             )
         person, garment, *category = columns
+        if category and category[0].lower().endswith(SUFFIXES) and "\t" not in line.strip():
+            raise DataError(
+                f"{where} has a picture in the third column ({category[0]}): names hold blanks; "
+                "separate columns by tabs."
+            )
         rows.append((_id(person, where), _id(garment, where), *category))
     if not rows:
         raise DataError(f"{dataset}: pair list is empty ({path}). {advice}")
     return rows
+
+
+def columns_of(line: str) -> list[str]:
+    """What stands between tabs, which keeps blanks in names; without a tab, between blanks.
+
+    A list may mix both, as in "a.jpg b.jpg\\t0": a picture's name then ends at its suffix.
+
+    >>> columns_of("my photo.jpg\\tshirt.jpg")
+    ['my photo.jpg', 'shirt.jpg']
+    """
+    if "\t" not in line.strip():
+        return line.split()
+    columns = [column.strip() for column in line.split("\t") if column.strip()]
+    mixed = [word for column in columns for word in AFTER_SUFFIX.split(column)]
+    named = [word for word in mixed if word.lower().endswith(SUFFIXES)]
+    return mixed if len(named) == 2 and len(mixed) == 3 else columns
 
 
 def _id(name: str, where: str) -> str:
@@ -110,9 +138,9 @@ def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
 
 
 def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """For every pair another of its category, in a cycle.
+    """For every pair the next of its category, in a cycle, that has another garment.
 
-    Raises DataError for a category with a single pair.
+    Raises DataError for a category with a single pair or a single garment.
     """
     places: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
@@ -125,6 +153,19 @@ def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
                 "eval.shuffled=false."
             )
         following = group[1:] + group[:1]
-        for place, other in zip(group, following, strict=True):
-            others[place] = pairs[other]
+        changes = [
+            pairs[place].garment != pairs[other].garment
+            for place, other in zip(group, following, strict=True)
+        ]
+        if not any(changes):
+            raise DataError(
+                f"all pairs of {category} have the garment {pairs[group[0]].garment}, so garments "
+                "cannot be exchanged; use eval.shuffled=false."
+            )
+        # Backwards from a change, so that what the next pair gets is known.
+        last = changes.index(True)
+        for step in range(len(group)):
+            index = (last - step) % len(group)
+            place, other = group[index], following[index]
+            others[place] = pairs[other] if changes[index] else others[other]
     return others

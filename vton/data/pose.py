@@ -43,8 +43,9 @@ FROM_BODY_25 = np.array([*range(8), *range(9, 19)])  # without the mid hip and t
 VITON_HD_CANVAS = (768, 1024)  # width, height
 DRESSCODE_CANVAS = (384, 512)
 FARTHEST = 1e6  # px; numbers beyond it, NaN among them, are no coordinates
-LARGEST_FRACTION = 1.5  # of all found coordinates: up to it they are fractions, not pixels
-FEWEST_FRACTIONS = 3  # joints that show it
+# Of all found coordinates: up to it they are fractions, not pixels, which are not all in a corner.
+LARGEST_FRACTION = 1.5
+FEWEST_FRACTIONS = 3  # joints that show it; of fewer none may lie outside of 0..1
 
 # Limbs and colours as OpenPose draws them, which is what pose-conditioned networks were trained on:
 # a hue wheel of 18.
@@ -135,7 +136,8 @@ def _normalised(
     Raises DataError for coordinates that are fractions of the picture already.
     """
     found = joints[(joints[:, 2] > 0) & (joints[:, :2] != 0).any(axis=1), :2]
-    if len(found) >= FEWEST_FRACTIONS and np.abs(found).max() <= LARGEST_FRACTION:
+    few = 0 < len(found) < FEWEST_FRACTIONS and found.min() >= 0 and found.max() <= 1
+    if few or (len(found) >= FEWEST_FRACTIONS and np.abs(found).max() <= LARGEST_FRACTION):
         size = "{}x{}".format(*canvas)
         problem = f"keypoints lie between 0 and {np.abs(found).max():.2g}, not in pixels of {size}"
         raise origin.error(problem, path, f"Multiply x by {canvas[0]} and y by {canvas[1]}.")
@@ -147,7 +149,7 @@ def _normalised(
 def _read_list(path: Source, origin: Origin, key: str) -> list:
     """The list under one key of a JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise origin.error("keypoints are missing", path, RESTORE_OR_DROP) from None
     except ShardError:

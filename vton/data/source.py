@@ -36,7 +36,8 @@ def fingerprint(source: Source) -> Iterator[str]:
     """Lines that change with the source.
 
     Names, sizes and times of a folder's files, or the digest of shards. Links are followed, of
-    files and of folders, but no folder is entered again inside itself.
+    files and of folders, but no folder is entered again inside itself. What may not be read, as a
+    disk's lost+found, has a line that says so.
     """
     if isinstance(source, ShardPath):
         yield source.shards.digest
@@ -51,13 +52,21 @@ def fingerprint(source: Source) -> Iterator[str]:
 def _files_of(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     """Lines of a folder's files and of those below it. above: the real folders it lies in."""
     above = (*above, os.path.realpath(folder))
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        yield f"{folder} unreadable\n"
+        return
+    for entry in entries:
+        try:
+            is_folder, status = entry.is_dir(), entry.stat()
+        except PermissionError:
+            yield f"{entry.path} unreadable\n"
+            continue
+        except OSError:  # a link to nowhere
+            is_folder, status = False, entry.stat(follow_symlinks=False)
+        if is_folder:
             if os.path.realpath(entry.path) not in above:
                 yield from _files_of(entry.path, above)
             continue
-        try:
-            status = entry.stat()
-        except OSError:  # a link to nowhere
-            status = entry.stat(follow_symlinks=False)
         yield f"{entry.path} {status.st_size} {status.st_mtime_ns}\n"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple
 
 from vton.data.inside import InsidePath
 from vton.data.sample import DataError
+from vton.errors import one_line
 
 SUFFIX = ".parquet"
 KEPT_COLUMNS = 16  # of row groups, in memory
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 DESCRIPTIONS = "image_descriptions.txt"
 
 
@@ -190,7 +193,7 @@ class Tables:
                 ids = self._paths(number, group)
             for place in range(file.metadata.row_group(group).num_rows):
                 stored = ids[place] if ids else None
-                id_ = PurePosixPath(stored).stem if stored else f"{len(split.rows):05d}_00"
+                id_ = _id(stored) if stored else f"{len(split.rows):05d}_00"
                 if id_ in split.rows:
                     raise DataError(
                         f"{self.files[number]}: two rows are called {id_}. Name a column of ids "
@@ -198,27 +201,60 @@ class Tables:
                     )
                 split.rows[id_] = Row(number, group, place)
                 if others and others[place]:
-                    split.unpaired[id_] = PurePosixPath(others[place]).stem
-                if captions and captions[place]:
-                    split.captions[id_] = " ".join(captions[place].split())
+                    split.unpaired[id_] = _id(others[place])
+                caption = (captions[place] or "").split() if captions else []
+                if caption:
+                    split.captions[id_] = " ".join(caption)
 
-    def _texts(self, number: int, group: int, part: str) -> list[str] | None:
+    def _texts(self, number: int, group: int, part: str) -> list[str | None] | None:
+        """The texts of a column, None where the file lacks it; of several captions the first.
+
+        Raises DataError for values that are neither text nor whole numbers.
+        """
         name = self.names.get(part)
         if name is None or name not in self._file(number).schema_arrow.names:
             return None
-        column = self._file(number).read_row_group(group, columns=[name]).column(0)
-        values = column.to_pylist()
-        return [None if value is None else str(value) for value in values]
+        with self._readable(number, group, name):
+            column = self._file(number).read_row_group(group, columns=[name]).column(0)
+            values = column.to_pylist()
+        texts = []
+        for value in values:
+            if part == "caption" and isinstance(value, list):
+                value = value[0] if value else None
+            if isinstance(value, bytes):
+                with self._readable(number, group, name):
+                    value = value.decode()
+            if isinstance(value, bool) or not isinstance(value, str | int | None):
+                raise DataError(
+                    f"{self.files[number]}: column {name} holds {column.type}, not text. Name "
+                    f"another column, data.columns=[{part}=COLUMN], or store text."
+                )
+            texts.append(None if value is None else str(value))
+        return texts
+
+    @contextmanager
+    def _readable(self, number: int, group: int, name: str) -> Iterator[None]:
+        """Turns what pyarrow raises for damaged columns into DataError."""
+        from pyarrow import ArrowException
+
+        try:
+            yield
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.files[number]}: column {name} cannot be read in row group {group} "
+                f"({one_line(error)[:160]}). Copy the file again."
+            ) from None
 
     def _paths(self, number: int, group: int) -> list[str] | None:
         """The file names that the persons' pictures had, None unless each has one of its own."""
         leaf = f"{self.names['person']}.path"
-        columns = self._file(number).read_row_group(group, columns=[leaf])
-        if columns.num_columns == 0:
-            return None
-        paths = [value and value.get("path") for value in columns.column(0).to_pylist()]
-        stems = {PurePosixPath(path).stem for path in paths if path}
-        return paths if len(stems) == len(paths) else None
+        with self._readable(number, group, leaf):
+            columns = self._file(number).read_row_group(group, columns=[leaf])
+            if columns.num_columns == 0:
+                return None
+            paths = [value and value.get("path") for value in columns.column(0).to_pylist()]
+        ids = {_id(path) for path in paths if path}
+        return paths if len(ids) == len(paths) else None
 
     def cell(self, part: str, row: Row) -> bytes:
         """The content of a file. Raises DataError for cells that hold none."""
@@ -226,12 +262,14 @@ class Tables:
         key = (row.file, row.group, name)
         self._forget_after_fork()
         if key not in self._cells:
-            table = self._file(row.file).read_row_group(row.group, columns=[name])
+            with self._readable(row.file, row.group, name):
+                table = self._file(row.file).read_row_group(row.group, columns=[name])
             self._cells[key] = table.column(0)
             if len(self._cells) > KEPT_COLUMNS:
                 self._cells.popitem(last=False)
         self._cells.move_to_end(key)
-        value = self._cells[key][row.place].as_py()
+        with self._readable(row.file, row.group, name):
+            value = self._cells[key][row.place].as_py()
         if isinstance(value, Mapping) and "bytes" in value:
             value = value["bytes"]
         if isinstance(value, str):
@@ -277,10 +315,10 @@ class Tables:
         """Pair lists and captions, by their paths."""
         texts = {}
         for split, found in self.splits.items():
-            lines = [f"{id_}.jpg {found.unpaired.get(id_, id_)}.jpg\n" for id_ in found.rows]
-            texts[f"{split}_pairs.txt"] = "".join(lines)
+            rows = [(f"{id_}.jpg", f"{found.unpaired.get(id_, id_)}.jpg") for id_ in found.rows]
+            texts[f"{split}_pairs.txt"] = "".join(pair_line(*row) for row in rows)
             if found.captions:
-                lines = [f"{id_}.jpg: {caption}\n" for id_, caption in found.captions.items()]
+                lines = [caption_line(f"{id_}.jpg", said) for id_, said in found.captions.items()]
                 texts[f"{split}/{DESCRIPTIONS}"] = "".join(lines)
         return texts
 
@@ -313,9 +351,8 @@ class Tables:
             try:
                 self._open[path] = ParquetFile(path, memory_map=True)
             except (ArrowException, OSError) as error:
-                reason = " ".join(str(error).split())[:160]
                 raise DataError(
-                    f"{path} is no readable parquet file ({reason}). Copy it again."
+                    f"{path} is no readable parquet file ({one_line(error)[:160]}). Copy it again."
                 ) from None
         return self._open[path]
 
@@ -323,6 +360,23 @@ class Tables:
         """Open files and cells belong to the process that made them."""
         if self._process != os.getpid():
             self._open, self._cells, self._process = {}, OrderedDict(), os.getpid()
+
+
+def _id(name: str) -> str:
+    """A file's name without its folders and a picture's suffix; other dots belong to the id."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in PICTURES else path.name
+
+
+def pair_line(*columns: str, separator: str = " ") -> str:
+    """A line of a pair list; with tabs where a name holds a blank, which would cut it."""
+    cut = any(len(column.split()) != 1 for column in columns)
+    return ("\t" if cut else separator).join(columns) + "\n"
+
+
+def caption_line(name: str, caption: str) -> str:
+    """A line of a list of descriptions; with a tab behind a name that holds a blank."""
+    return f"{name}: {caption}\n" if len(name.split()) == 1 else f"{name}\t{caption}\n"
 
 
 def table_files(where: Path) -> list[Path]:

@@ -113,6 +113,9 @@ class VitonHD(Folder):
             pairs.append(Pair(person, worn, CATEGORY))
         return pairs
 
+    def list_path(self, split: Split, order: Order) -> str:
+        return str(self._list(split, order))
+
     def lacks(self, split: Split, order: Order) -> str:
         if any(map(lexists, (self._list("train", "paired"), self.root / "train"))):
             return ""

@@ -21,6 +21,7 @@ import base64
 import binascii
 import io
 import json
+import traceback
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -39,7 +40,7 @@ from vton.demo.jobs import Job, QueueFull, Worker
 from vton.demo.pictures import Pictures
 from vton.errors import UserError, one_line
 from vton.photos.errors import PhotoError
-from vton.photos.reading import MOST_BYTES, read_picture
+from vton.photos.reading import MOST_BYTES, read_mask, read_picture
 
 if TYPE_CHECKING:
     from vton.tryon import TryOn
@@ -268,7 +269,7 @@ class Demo:
         return self.loading.result
 
     async def _done(self, work: Callable[[Job], Any]) -> Any:
-        """The result of a short job. Raises what it raised."""
+        """The result of a short job. Raises what it raised, Refused for a fault of the server."""
         self._ready()
         job = self.worker.submit(work)
         try:
@@ -277,8 +278,10 @@ class Demo:
         except asyncio.CancelledError:
             job.cancel()
             raise
-        if job.error is not None:
+        if isinstance(job.error, UserError | Refused):
             raise job.error
+        if job.error is not None:  # which the worker has printed
+            raise Refused(500, told(job.error)["message"])
         if job.state == "cancelled":
             raise Refused(503, "the server is stopping.")
         return job.result
@@ -363,12 +366,17 @@ def _answering(handle: Callable) -> Callable:
             return Response(status_code=400)
         except (Refused, UserError) as error:
             return answer_of(error)
+        except Exception as error:
+            traceback.print_exc()  # for whoever runs the server; the page gets one line
+            return answer_of(error)
 
     return handled
 
 
 def answer_of(error: Exception) -> Response:
-    status = error.status if isinstance(error, Refused) else 422
+    status = 422 if isinstance(error, UserError) else 500
+    if isinstance(error, Refused):
+        status = error.status
     if isinstance(error, QueueFull):
         status = 429
     # A connection whose body was not read to the end cannot be used again.
@@ -443,7 +451,7 @@ def painted_mask(url: object, size: tuple[int, int]) -> Image.Image | None:
         content = base64.b64decode(url.removeprefix(prefix), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(422, "mask is no base64.", "mask") from None
-    mask = read_picture(content, "mask").convert("L")
+    mask = read_mask(content)
     if abs(mask.width / mask.height / (size[0] / size[1]) - 1) > 0.02:
         raise Refused(422, "mask has another shape than the photo.", "mask")
     return mask.resize(size, Image.Resampling.BILINEAR)

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from vton.data import images
 from vton.data.images import SUFFIXES
+from vton.data.pairs import columns_of
 from vton.data.sample import CATEGORIES, DataError, Order
 from vton.metrics.naming import Named, Names, garment_in, other_garment, read_name
 from vton.metrics.pictures import require_none
 
+UNREAD = (".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".avif")  # pictures too
 # The optional folders.
 OPTIONAL_FOLDERS = ("mask", "repaint_mask", "pred_mask", "garment", "garment_mask")
 OF_GARMENT = ("garment", "garment_mask")  # parts that are named by garment, the others by person
@@ -102,7 +104,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         person = named[name].person
         garment = named[name].garment
         if order == "unpaired" and not garment:
-            garment = listed.get(person, "")
+            garment = next(iter(listed.get(person, ())), "")  # several are a problem already
             if person and not garment and any(part in parts for part in OF_GARMENT):
                 problems.append(
                     f"{predictions[name]}: its name says no garment; give --list a file that "
@@ -138,8 +140,8 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
 
 def _targets(
     folders: Folders, order: Order, problems: list[str]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """The targets to compare, and for listed ones the garment that the list puts beside them.
+) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
+    """The targets to compare, and for listed ones the garments that the list puts beside them.
 
     DressCode's folders of pictures hold the training split too: its own test lists choose.
     """
@@ -166,13 +168,13 @@ def _listed(
     lists: Mapping[str, Path],
     folders: Folders,
     problems: list[str],
-) -> tuple[dict[str, Path], dict[str, str]]:
+) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
     """The targets that lists name, with or without their category, and garments beside them.
 
     lists: by the category whose targets they name, "" for all
     """
     listed = {}
-    garments = {}
+    garments: dict[str, tuple[str, ...]] = {}
     for category, path in lists.items():
         words = read_list(path)
         absent = set(words)
@@ -183,7 +185,8 @@ def _listed(
             for word in (name, bare):
                 if word in words:
                     listed[name] = picture
-                    garments[name] = words[word]
+                    beside = (*garments.get(name, ()), *words[word])
+                    garments[name] = tuple(dict.fromkeys(beside))
                     absent.discard(word)
         for name in sorted(absent):
             where = folders.target / category / name
@@ -230,10 +233,11 @@ def _one_for_each_target(
 def _each_once(
     predictions: Mapping[str, Path],
     named: Mapping[str, Named],
-    listed: Mapping[str, str],
+    listed: Mapping[str, Sequence[str]],
     problems: list[str],
 ) -> dict[str, str]:
-    """The predictions' names by pair. A second one of a pair is a problem.
+    """The predictions' names by pair. A second one of a pair is a problem, and so is a name that
+    does not say which of several listed garments it is.
 
     Where targets are listed, predictions of other persons are left out, unless no name says whose
     it is.
@@ -244,7 +248,14 @@ def _each_once(
         person, garment = named[name]
         if told and not person:
             continue
-        garment = garment or listed.get(person, "")
+        beside = listed.get(person, ())
+        if not garment and len(beside) > 1:
+            problems.append(
+                f"{path}: its name does not say which of the listed garments it shows: "
+                f"{', '.join(beside)}; name it PERSON__GARMENT"
+            )
+            continue
+        garment = garment or next(iter(beside), "")
         pair = f"{person}__{garment}" if person and garment else person or name
         if pair in names:
             problems.append(f"{path}: a second prediction beside {predictions[names[pair]]}")
@@ -313,25 +324,29 @@ def pictures_in(folder: Path, part: str = "pred") -> dict[str, Path]:
     """Files by name without suffix, sorted; `<category>/<name>` below folders of categories.
 
     part: of `Folders`; it decides which pictures of a data set's root are meant. Raises DataError
-    for a folder without pictures, and for two pictures of one name.
+    for a folder without pictures, for two pictures of one name, and for pictures that would be left
+    out: of other formats, and beside folders of categories.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.")
     pictures: dict[str, Path] = {}
+    unread = []
     for category, place, ending in _places(folder, part):
-        try:
-            paths = sorted(place.iterdir())
-        except OSError as error:
-            raise DataError(f"{place}: cannot be listed: {error.strerror}.") from None
-        for path in paths:
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-                continue
+        for path in _pictures_at(place):
             if not path.stem.endswith(ending):
+                continue
+            if path.suffix.lower() not in SUFFIXES:
+                unread.append(path)
                 continue
             name = f"{category}/{path.stem}" if category else path.stem
             if name in pictures:
                 raise DataError(f"{path} and {pictures[name]} have one name; keep one of them.")
             pictures[name] = path
+    if unread:
+        raise DataError(
+            f"{unread[0]}: {len(unread)} of the pictures of {folder} are none of "
+            f"{', '.join(SUFFIXES)}, the formats that are read; convert them, or take them out."
+        )
     if not pictures:
         raise DataError(
             f"{folder}: no pictures ({', '.join(SUFFIXES)}) in it, "
@@ -346,18 +361,34 @@ def _places(folder: Path, part: str) -> Iterator[tuple[str, Path, str]]:
     if subfolder and (folder / subfolder).is_dir():
         yield "", folder / subfolder, ""
         return
-    found = False
-    for category in CATEGORIES:
+    found = [category for category in CATEGORIES if (folder / category).is_dir()]
+    if not found:
+        yield "", folder, ""
+        return
+    of_dataset = part in DRESSCODE_ENDINGS
+    of_dataset &= any((folder / category / IMAGES).is_dir() for category in found)
+    loose = [] if of_dataset else _pictures_at(folder)
+    if loose:
+        raise DataError(
+            f"{loose[0]}: {len(loose)} pictures lie beside the folders {', '.join(found)} of "
+            f"{folder}, which say the category; move them into one of these, or out of the way."
+        )
+    for category in found:
         place = folder / category
-        if not place.is_dir():
-            continue
-        found = True
         if part in DRESSCODE_ENDINGS and (place / IMAGES).is_dir():
             yield category, place / IMAGES, DRESSCODE_ENDINGS[part]
         else:
             yield category, place, ""
-    if not found:
-        yield "", folder, ""
+
+
+def _pictures_at(place: Path) -> list[Path]:
+    """The pictures directly in a folder, those that cannot be read too, sorted."""
+    try:
+        paths = sorted(place.iterdir())
+    except OSError as error:
+        raise DataError(f"{place}: cannot be listed: {error.strerror}.") from None
+    known = (*SUFFIXES, *UNREAD)
+    return [p for p in paths if p.suffix.lower() in known and not p.name.startswith(".")]
 
 
 def common_size(paths: Sequence[Path], any_size: bool) -> tuple[int, int]:
@@ -382,20 +413,21 @@ def common_size(paths: Sequence[Path], any_size: bool) -> tuple[int, int]:
     return height, width
 
 
-def read_list(path: Path) -> dict[str, str]:
-    """The first word of each line and the second, "" without one, without pictures' suffixes.
+def read_list(path: Path) -> dict[str, tuple[str, ...]]:
+    """The first words of lines and all second words beside them, without pictures' suffixes.
 
-    Raises DataError for an empty list.
+    Words are columns as in pair lists. Raises DataError for an empty list.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as a list of names: {error}.") from None
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for line in lines:
-        words = list(map(_without_suffix, line.split()))
-        if words:
-            names[words[0]] = words[1] if len(words) > 1 else ""
+        columns = columns_of(line)
+        if columns:
+            name, *garment = map(_without_suffix, columns[:2])
+            names[name] = tuple(dict.fromkeys((*names.get(name, ()), *garment)))
     if not names:
         raise DataError(f"{path}: an empty list; it must name the targets to compare.")
     return names
@@ -409,7 +441,7 @@ def _without_suffix(word: str) -> str:
 def read_prompts(path: Path) -> dict[str, str]:
     """Prompts by name from a JSON file. Raises DataError for any other content."""
     try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))
+        prompts = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}.") from None
     named = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())

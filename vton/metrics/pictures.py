@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vton.data.decoding import ANIMATED, BROKEN, FORMATS, animated
 from vton.data.sample import CATEGORIES, DataError
+from vton.errors import one_line
 
 SHOWN = 10  # problems listed in one error message
 # Folder below the pictures of a method that warps: white where the garment lies.
@@ -123,12 +125,12 @@ class PictureFolder:
 
     def _load(self, path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 problem = _problem(picture)
                 pixels = np.asarray(picture)
-        except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's for broken PNG chunks
+        except BROKEN as error:
             raise DataError(
-                f"{path}: predicted picture not readable: {error}. Write it again."
+                f"{path}: predicted picture not readable: {one_line(error)}. Write it again."
             ) from error
         if problem:
             raise DataError(f"{path}: {problem}. Write it again.")
@@ -137,13 +139,15 @@ class PictureFolder:
 
 def _problem_in_header(path: Path, size: tuple[int, int]) -> str:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return _problem(picture, size)
-    except OSError as error:  # Pillow's UnidentifiedImageError is one
-        return f"not readable: {error}"
+    except BROKEN as error:
+        return f"not readable: {one_line(error)}"
 
 
 def _problem(picture: Image.Image, size: tuple[int, int] | None = None) -> str:
+    if animated(picture):
+        return ANIMATED
     if picture.mode != "RGB":
         return f"is a {picture.mode} picture, expected 8-bit RGB"
     if size is not None and (picture.height, picture.width) != tuple(size):

@@ -54,8 +54,16 @@ class Frame:
         moved[:, 1] = (joints[:, 1] * self.height + self.top) / size[1]
         return moved
 
+    def shows(self, size: tuple[int, int]) -> bool:
+        """Whether a pixel at least of a photograph of size (width, height) lies in the frame."""
+        box = (self.left, self.top, self.left + self.width, self.top + self.height)
+        left, top, right, bottom = visible(box, size)
+        return right - left >= 1 and bottom - top >= 1
+
     def cut(self, photo: Image.Image, size: tuple[int, int]) -> Image.Image:
         """What the frame shows, at `size` (height, width). Beyond its edges the photo repeats them.
+
+        The frame must show something of the photo, see `shows`.
 
         The edges are repeated blurred, so that they do not draw stripes.
         """

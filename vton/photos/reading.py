@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from vton.data.broken import BROKEN
+from vton.data.decoding import ANIMATED, BROKEN, DEEP, animated, upright
 from vton.errors import one_line
 from vton.photos.errors import PhotoError
 
@@ -38,14 +41,34 @@ def read_picture(source: Path | bytes, picture: str, name: str = "") -> Image.Im
     source: a file, or its content. picture: which of the pictures given it is, for PhotoError.
     name: how messages call it; by default the path. Raises PhotoError.
     """
+    return _read(source, picture, name, lambda image, called: in_rgb(image, picture, called))
+
+
+def read_mask(source: Path | bytes, name: str = "") -> Image.Image:
+    """A painted mask as an upright grey picture, white where to repaint; see `in_grey`.
+
+    source, name: as for `read_picture`. Raises PhotoError.
+    """
+    return _read(source, "mask", name, in_grey)
+
+
+def _read(
+    source: Path | bytes,
+    picture: str,
+    name: str,
+    understand: Callable[[Image.Image, str], Image.Image],
+) -> Image.Image:
+    """What `understand` makes of the decoded picture and of how messages call it."""
     called = name or (str(source) if isinstance(source, Path) else f"the {picture}'s picture")
     content = _content(source, picture, called)
     _require_one_kind(content, picture, called)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_size(image, picture, called)
+            if animated(image):
+                raise PhotoError(picture, f"{called} {ANIMATED}.")
             image.load()
-            return in_rgb(image)
+            return understand(image, called)
     except PhotoError:
         raise
     except Image.DecompressionBombError:  # at twice its own limit Pillow does not open a file
@@ -54,7 +77,7 @@ def read_picture(source: Path | bytes, picture: str, name: str = "") -> Image.Im
         raise PhotoError(
             picture, f"{called} is no JPEG, PNG or WebP picture. Save it as one of these."
         ) from None
-    except (*BROKEN, MemoryError) as error:
+    except BROKEN as error:
         raise PhotoError(
             picture, f"{called} cannot be decoded: {one_line(error)}. Save the picture again."
         ) from None
@@ -113,12 +136,86 @@ def _too_many(picture: str, called: str, count: str) -> PhotoError:
     )
 
 
-def in_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB picture; transparency lies on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
-        image = image.point(lambda value: value / 257).convert("L")
+def in_rgb(image: Image.Image, picture: str = "person", called: str = "") -> Image.Image:
+    """An upright sRGB picture; transparency lies on white.
+
+    picture, called: which of the pictures given it is, and its name in messages. Raises PhotoError.
+    """
+    called = called or f"the {picture}'s picture"
+    image = upright(image)
+    if image.mode == "F":
+        raise PhotoError(picture, f"{called} holds floating-point values. Save it as 8-bit RGB.")
+    if image.mode.startswith("I"):
+        return _of_deep_grey(image, picture, called)
+    image = _in_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info.pop("icc_profile", None)  # or it would be written beside numbers of sRGB
+    return image
+
+
+def _of_deep_grey(image: Image.Image, picture: str, called: str) -> Image.Image:
+    """RGB of grey in 16 bits or more."""
+    grey = np.asarray(image).astype(np.float64)
+    if image.mode != "I" and grey.max() < 256:
+        raise PhotoError(
+            picture,
+            f"{called} has 16 bits a pixel and no value above 255, which is black. Save it as "
+            "8-bit RGB.",
+        )
+    # Mode I tells nothing about the depth of the file.
+    if image.mode != "I" or grey.max() > 255:
+        grey = grey / DEEP
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The colours of the picture's ICC profile as those of sRGB, which everything here takes for
+    granted; as they are where there is no profile or a broken one.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    plain = image
+    if image.mode not in ("RGB", "CMYK", "L"):
+        plain = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):  # its numbers stay, to the last bit
+            return image
+        converted = ImageCms.profileToProfile(plain, own, _srgb(), outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, *BROKEN):  # ImportError: Pillow built without it
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+@cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def in_grey(image: Image.Image, called: str = "the mask") -> Image.Image:
+    """A painted mask as an upright grey picture, white where to repaint. Raises PhotoError.
+
+    Refuses what the reader of data sets' masks refuses: other pictures in the place of a mask. Of
+    transparent pictures one kind is plain, white strokes on nothing: they are the mask. Black
+    strokes might mean either.
+    """
+    from vton.data.images import BRIGHTEST, FileError, Origin, channels, grey_of_mask  # with torch
+
+    image = upright(image)
+    if image.has_transparency_data:
+        *colours, alpha = channels(image.convert("RGBA"))
+        seen = alpha >= 128
+        if not seen.all() and all((colour[seen] > BRIGHTEST).all() for colour in colours):
+            return Image.fromarray(alpha)
+    try:
+        grey = grey_of_mask(image, called, Path(), Origin("", "", ""))
+    except FileError as error:
+        raise PhotoError("mask", f"{error.kind}. {error.advice}") from None
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))

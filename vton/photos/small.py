@@ -102,13 +102,16 @@ class SmallPose(_Small):
             return []
         photo = turned(photo, turns)
         people = []
-        for region in bodies(reading.labels.argmax(0).numpy()):
+        regions = bodies(reading.labels.argmax(0).numpy())
+        for region in regions:
             closer = _around(region, frame)
+            if not closer.shows(photo.size):  # seen in the padding around a narrow photo
+                continue
             joints = closer.to_photo(
                 self.read(closer.cut(photo, (HEIGHT, WIDTH))).joints, photo.size
             )
             people.append(turned_back(joints, turns))
-        if not people:  # joints without a body to see: a part of somebody
+        if not regions:  # joints without a body to see: a part of somebody
             people = [turned_back(frame.to_photo(reading.joints, photo.size), turns)]
         return people
 

@@ -43,7 +43,13 @@ class VitPose:
         return Facts("vitpose", self.where, "Apache-2.0", hub.digest(self.folder))
 
     def people(self, photo: Image.Image) -> list[np.ndarray]:
-        return [self.joints(photo, coarse) for coarse in self.finder.people(photo)]
+        """Without those whose joints the finder has guessed to lie beyond the photo."""
+        found = self.finder.people(photo)
+        return [
+            self.joints(photo, coarse)
+            for coarse in found
+            if self.box(photo, coarse).shows(photo.size)
+        ]
 
     @torch.no_grad()
     def joints(self, photo: Image.Image, coarse: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from vton.photos.framing import Layout
 from vton.photos.garment import PreparedGarment, prepare_garment
 from vton.photos.person import Choice, PreparedPerson, prepare_person, require_mask
 from vton.photos.prepare import described
-from vton.photos.reading import in_rgb, read_picture
+from vton.photos.reading import in_grey, in_rgb, read_picture
 from vton.runs.assemble import load_module
 from vton.runs.cascade import Stage, factor, load_stage, reduced_size
 from vton.runs.folder import RunFolder
@@ -297,14 +297,18 @@ def for_photos(data: DataConfig) -> DataConfig:
 def with_mask(person: PreparedPerson, mask: Image.Image) -> PreparedPerson:
     """The person with another region to repaint.
 
-    mask: white where to repaint, of the photograph's size, or of the frame's shape. Raises
-    PhotoError for a mask of another size, an empty or a full one.
+    mask: white where to repaint; painted on the photograph or a smaller or larger copy of it, or of
+    exactly the size of `person.mask`, which is then taken for one of the frame. Raises PhotoError
+    for a mask of another shape, an empty or a full one, and for another picture in its place.
     """
+    mask = in_grey(mask)
     height, width = person.mask.shape
-    if mask.size == person.photo.size:
+    if mask.size == (width, height) and mask.size != person.photo.size:
+        frame = mask
+    elif same_shape(mask.size, person.photo.size):
+        if mask.size != person.photo.size:
+            mask = mask.resize(person.photo.size, Image.Resampling.BILINEAR)
         frame = person.frame.cut(mask.convert("RGB"), (height, width)).convert("L")
-    elif abs(mask.width / mask.height - width / height) < 0.02:
-        frame = mask.convert("L").resize((width, height), Image.Resampling.BILINEAR)
     else:
         raise PhotoError(
             "mask",
@@ -316,8 +320,13 @@ def with_mask(person: PreparedPerson, mask: Image.Image) -> PreparedPerson:
     return replace(person, mask=chosen)
 
 
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have one aspect ratio, up to a pixel of the smaller picture."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
 def opened(photo: Picture, picture: str) -> Image.Image:
-    """A photograph from a path, or a PIL picture as upright RGB."""
+    """A photograph from a path, or a PIL picture as upright RGB. Raises PhotoError."""
     if isinstance(photo, Image.Image):
-        return in_rgb(photo)
+        return in_rgb(photo, picture)
     return read_picture(Path(photo), picture)
