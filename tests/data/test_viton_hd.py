@@ -229,6 +229,18 @@ def test_exchanged_garments_keep_person_truth_and_name(root):
     assert not (exchanged.warped_garment == plain.warped_garment).all()
 
 
+def test_the_control_does_not_wear_what_was_warped_onto_others(tmp_path):
+    root = write_viton_hd(tmp_path, train=1, test=3)
+    for path in (root / "test/image").iterdir():
+        save(root / f"test/cloth-warp/{path.stem}.jpg", np.full((96, 72, 3), 90, np.uint8))
+    folder = open_folder(config("viton_hd", root))
+    plain = TryOnDataset(folder, "test", "paired")
+    control = TryOnDataset(folder, "test", "paired", shuffled=True)
+    assert plain.sources["warp"] == "folder:cloth-warp"
+    assert control.sources["warp"] == "geometric"
+    assert not (control[0].warped_garment == plain[0].warped_garment).all()
+
+
 def exchange(garments, categories="u"):
     names = {"u": "upper_body", "d": "dresses"}
     listed = zip(garments, categories * len(garments), strict=False)

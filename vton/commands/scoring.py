@@ -61,9 +61,10 @@ def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> li
         facts["enlarges"] = list(facts_before) or "reduced truth"
     rows = []
     for (order, name), tally in measured.tallies.items():
+        pairs = sampled.data.eval_dataset(order, shuffled=name.endswith(CONTROL))
         details = provenance(
             **facts,
-            **sampled.data.eval_dataset(order).sources,
+            **pairs.sources,
             seconds_per_picture=sampled.seconds[order].get(name),
         )
         if name == LEARNED:

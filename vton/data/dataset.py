@@ -93,8 +93,9 @@ class TryOnDataset(Dataset):
     """The pairs of one split in one order, as they are on disk: item i is a TryOnSample.
 
     shuffled: the control experiment. Every sample keeps its person, truth and name but gets the
-    garment of the next pair of its category that has another, fitted to its own person. A model
-    that uses its garment must get worse.
+    garment of the next pair of its category that has another, fitted to its own person: where the
+    folder has warps, which fit those of their pairs alone, by the geometric warp. A model that uses
+    its garment must get worse.
 
     warp: the source that data.warp_source=learned means.
     warped: whether samples bring a warped garment, the part that takes longest to make
@@ -139,6 +140,8 @@ class TryOnDataset(Dataset):
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()
+        if shuffled and self.warp_source == "folder":
+            self.warp_source = "geometric"
         if config.densepose and self._place("densepose") is None:
             advice = "Use data.densepose=false for models without it."
             raise self._absent("densepose", "data.densepose=true", advice)
