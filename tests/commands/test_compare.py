@@ -199,7 +199,7 @@ def test_names_of_comparisons_and_runs():
             plan_models("compare.models=[gardiff]", "name=mine", "runs=R", "compare.results=S")
         )
     )
-    assert plan["results"] == "S/mine" and plan["runs"][0]["steps"] == 600
+    assert plan["results"] == "S/mine" and plan["runs"][0]["steps"] == 1500
     assert plan["runs"][0]["commands"][1] == "vton eval --run R/mine/gardiff-seed0"
     with pytest.raises(ConfigError, match="Did you mean: 'gardiff'"):
         plan_models("compare.models=[gardif]")
