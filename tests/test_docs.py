@@ -282,7 +282,8 @@ DEFAULT_RUNS = [
     [
         ("README.md", "| | PSNR", DEFAULT_RUNS, 9 * 6),
         ("docs/evaluation.md", "| | PSNR", DEFAULT_RUNS, 11 * 7),
-        ("docs/comparing.md", "| 600 steps", ["compare-synthetic-tiny"], 7 * 5),
+        ("docs/comparing.md", "| 1,500 steps", ["compare-synthetic-tiny"], 11 * 7),
+        ("docs/comparing.md", "| 64 pairs", ["compare-synthetic-tiny"], 7 * 2),
         ("docs/comparing.md", "| garment PSNR", ["compare-synthetic_dresscode-tiny"], 7 * 2),
     ],
 )
