@@ -124,7 +124,7 @@ def test_a_refused_setting_starts_no_folder(tmp_path, rendered):
     """A constructor's or a layer's refusal is one line, and the corrected command may train."""
     for setting, words in (
         ("data.size=[100,75]", "divisible"),
-        ("data.size=[100,76]", "RuntimeError"),
+        ("data.size=[100,76]", "even height and width"),
         ("model.unet.groups=7", "num_channels"),
         ("model.clip.heads=7", "multiple of the number of attention heads"),
         ("model.unet.heads=[0,0,0]", "ZeroDivisionError"),
