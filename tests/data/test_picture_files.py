@@ -56,9 +56,16 @@ def test_every_orientation_is_turned_as_pillow_does(tmp_path, value):
 
 @pytest.mark.parametrize(
     "raised",
-    [TypeError, KeyError, IndexError, AttributeError, OverflowError, NotImplementedError,
-     MemoryError],
-)  # fmt: skip
+    [
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        NotImplementedError,
+        MemoryError,
+    ],
+)
 def test_whatever_a_decoder_raises_is_one_line_that_names_the_file(tmp_path, monkeypatch, raised):
     path = tmp_path / "a.png"
     NOISE.save(path)

@@ -243,6 +243,7 @@ def test_the_control_does_not_wear_what_was_warped_onto_others(tmp_path):
 
 def exchange(garments, categories="u"):
     names = {"u": "upper_body", "d": "dresses"}
+    # the categories in turn, as far as there are garments
     listed = zip(garments, categories * len(garments), strict=False)
     pairs = [Pair(str(i), name, names[of]) for i, (name, of) in enumerate(listed)]
     others = exchanged(pairs)
