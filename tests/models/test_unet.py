@@ -57,7 +57,7 @@ def test_taps_are_what_enters_self_attention_in_execution_order(unet):
         layer.register_forward_pre_hook(
             lambda module, arguments, name=name: entered.append((name, arguments[0]))
         )
-    taps = garment_taps(unet, *inputs(), whole=True)
+    taps = garment_taps(unet, *inputs(), full_pass=True)
     assert list(taps) == [name for name, _ in entered] == execution_order(unet)
     assert all(torch.equal(taps[name], value) for name, value in entered)
     order = [name.split(".")[0] for name in taps]
@@ -69,13 +69,13 @@ def test_stopping_at_the_last_tap_changes_nothing_and_saves_the_rest(unet):
     calls = []
     unet.conv_out.register_forward_hook(lambda *_: calls.append(1))
     stopped = garment_taps(unet, *inputs())
-    whole = garment_taps(unet, *inputs(), whole=True)
+    whole = garment_taps(unet, *inputs(), full_pass=True)
     assert len(calls) == 1
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
 
 def test_read_by_taps_names_exactly_what_gets_a_gradient(unet):
-    taps = garment_taps(unet, *inputs(), whole=True)
+    taps = garment_taps(unet, *inputs(), full_pass=True)
     sum((tap * torch.randn(tap.shape)).sum() for tap in taps.values()).backward()
     read = {id(p) for p in read_by_taps(unet)}
     for name, parameter in unet.named_parameters():

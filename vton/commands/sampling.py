@@ -24,7 +24,7 @@ from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
-from vton.models.base import Worn
+from vton.models.base import PicturesAndSilhouettes
 from vton.models.precision import for_sampling
 from vton.progress import Progress
 from vton.report.places import PlaceErrors
@@ -184,7 +184,7 @@ class PictureWriter(BasePredictionWriter):
         self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx
     ) -> None:
         pictures = prediction
-        if isinstance(prediction, Worn):
+        if isinstance(prediction, PicturesAndSilhouettes):
             pictures = prediction.pictures
             silhouettes = unpad_picture(as_pictures(prediction.silhouettes), self.size)
             write_pictures(self.folder / SILHOUETTES, batch.pair_id, silhouettes)

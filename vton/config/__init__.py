@@ -39,6 +39,7 @@ from vton.config.schema import (
     ObjectiveConfig,
     SamplerConfig,
     SyntheticConfig,
+    TrainConfig,
     TrainedConfig,
     TrainerConfig,
 )

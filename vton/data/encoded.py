@@ -28,13 +28,10 @@ STORED = re.compile(r"train/\d{7,}\.safetensors")  # paths of all that a folder 
 
 
 class EncodingSpec(NamedTuple):
-    """A reading as the data knows it.
+    """What the data knows of a reading."""
 
-    A digest of its encoders and their settings, and the fields of a sample that they read.
-    """
-
-    encoder: str
-    of: tuple[str, ...]
+    encoder: str  # digest of its encoders and their settings
+    fields: tuple[str, ...]  # of a sample, which they read
 
 
 class Encodings:
@@ -58,10 +55,10 @@ class Encodings:
         digests: dict[str, str] = {}
         keys = {}
         for name, spec in self.specs.items():
-            for field in spec.of:
+            for field in spec.fields:
                 if field not in digests:
                     digests[field] = _content_digest(fields[field])
-            read = [digests[field] for field in spec.of]
+            read = [digests[field] for field in spec.fields]
             keys[name] = hashlib.sha256("".join([spec.encoder, *read]).encode()).hexdigest()
         return keys
 
@@ -84,7 +81,7 @@ class Encodings:
                 readings[name] = tensors[name]
         return readings
 
-    def of(self, sample: TryOnSample) -> dict[str, Tensor]:
+    def read(self, sample: TryOnSample) -> dict[str, Tensor]:
         """Every reading of a sample. Raises DataError where one is absent or stale."""
         readings = self.fresh(sample.index, self.keys(sample))
         lacking = [name for name in self.specs if name not in readings]

@@ -53,7 +53,7 @@ class TrainingStream(Dataset):
         record = augment(self.pairs.record(item.index), changes)
         sample = self.pairs.compact_record(record, item.position, wanted)
         if self.encodings is not None:
-            sample.encoded = self.encodings.of(sample.expanded())
+            sample.encoded = self.encodings.read(sample.expanded())
         return sample
 
 

@@ -29,6 +29,12 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def project_out(attn: Attention, heads: Tensor) -> Tensor:
+    """The layer's output (B, L, D) from what its heads have read, (B, N, L, d)."""
+    projection, dropout = attn.to_out
+    return dropout(projection(merge_heads(heads)))
+
+
 # ---- reading the garment ----
 
 
@@ -64,8 +70,8 @@ class GarmentRead(NamedTuple):
 class GarmentReads:
     """Queries and garment keys of every layer, in the order of execution.
 
-    They are the layers' own tensors, so that gradients flow through them. Nothing is computed while
-    they are recorded, which keeps gradient checkpointing exact.
+    They are the layers' own tensors, so gradients flow through them. Recording computes nothing,
+    which keeps gradient checkpointing exact.
     """
 
     def __init__(self):
@@ -90,7 +96,7 @@ class AttentionMaps:
     def add(
         self, q: Tensor, k: Tensor, tokens: int, mask: Tensor | None, rows: Rows | None
     ) -> None:
-        """Count one layer in; its last `tokens` keys are the garment's."""
+        """Add one layer, whose last `tokens` keys are the garment's."""
         queries, keys = q.shape[-2], k.shape[-2]
         if queries * keys > self.LARGEST:
             return
@@ -133,10 +139,10 @@ def _recorded_by(recorder: AttentionMaps | GarmentReads) -> Iterator[AttentionMa
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the grid that so many tokens of a picture of this size fill.
+    """Height and width of the grid that this many tokens of a picture of this size fill.
 
-    A level of a UNet over its latents if they fill one, otherwise a grid of the picture's shape.
-    None where they fill none; one token has no place.
+    It is a level of a UNet over the picture's latents if their number fits one, otherwise a grid of
+    the picture's proportions. None if they fit neither; a single token has no place.
     """
     if tokens == 1:
         return None
@@ -150,9 +156,9 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def level_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the level with so many tokens in a UNet over an input of this size.
+    """Height and width of the level with this many tokens in a UNet over an input of this size.
 
-    Each level halves both sides, rounding up. None where no level has so many.
+    Each level halves both sides, rounding up. None if no level has this many.
     """
     height, width = size
     while height * width > tokens:
@@ -212,4 +218,4 @@ class ImagePromptProcessor(nn.Module):
         k_image = split_heads(self.to_k_ip(image), attn.heads)
         v_image = split_heads(self.to_v_ip(image), attn.heads)
         out = image_prompt_attention(q, k, v, k_image, v_image, self.scale)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)

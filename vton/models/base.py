@@ -11,16 +11,16 @@ What an architecture defines:
     condition            batch -> conditions
     denoise              z_t, t, conditions -> prediction (in its Denoiser, like what follows)
     unconditional        conditions of the guidance branch
-    garment_features     what depends on t but not on z_t, where there is any
-    known                latents that sampling keeps outside a mask, where there are any
-    start                latents that sampling starts from, where it does not from pure noise
+    garment_features     what depends on t but not on z_t, if anything does
+    known                latents that sampling keeps outside a mask, if there are any
+    start                latents that sampling starts from, if it does not start from pure noise
 
 and what it may change:
 
     latents_of           what is noised: by default the latents of the person
     picture              what is decoded: by default all latents
     latent_shape         shape of these latents
-    readings             what its encoders say of single samples, for `vton data cache`
+    readings             outputs of its encoders for single samples, for `vton data cache`
     training_view        crops and other changes of a training batch
     training_condition   `condition` with the paper's dropout
     adjusted             z_t and target of a training example (DREAM and the like)
@@ -30,11 +30,11 @@ and what it may change:
     networks             names and networks in `vton info`
     garment_places       where garment tokens lie, for pictures of attention and the flow loss
     wearing              which samples read their garment, after dropout
-    reads                the fields of a batch that it reads; loaders make no others
+    reads                the fields of a batch that it reads; loaders make only these
     can_sample           whether a batch holds what sampling needs
 
-What is no architecture but is trained and scored by the same commands (a learned warp) extends
-TrainedModule, the part that has nothing to do with diffusion.
+A model that is no try-on architecture but is trained and scored by the same commands (the learned
+warp) extends TrainedModule, the part that has nothing to do with diffusion.
 """
 # Shapes: B batch, H W picture, C h w latents, z_t noisy latents (B, C, h, w), t timesteps (B,)
 
@@ -55,7 +55,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from vton.config import ConfigError, ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig, TrainConfig
 from vton.data.sample import TryOnBatch
 from vton.diffusion import noise
 from vton.diffusion.denoiser import Conditions, Denoiser, Step, drop_rows
@@ -70,23 +70,24 @@ from vton.models.optimizers import build_optimizer
 from vton.models.partial import train_only
 from vton.models.placement import suit_device
 from vton.models.precision import DTYPES, cast, codec_precision, stored, take_own_dtype
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.sharding import shard_module
 
 
 class Reading(NamedTuple):
-    """What encoders say of single samples. Where all of them are frozen, `vton data cache` computes
-    it ahead.
+    """An output of encoders for one part of a sample.
+
+    `vton data cache` computes it ahead if all of these encoders are frozen.
     """
 
     encoders: tuple[str, ...]  # their names in the module
-    of: tuple[str, ...]  # fields of the batch that it reads
+    fields: tuple[str, ...]  # of the batch, which the encoders read
     compute: Callable[[TryOnBatch], Tensor]  # (B, ...), each row from its own sample alone
     settings: tuple = ()  # what decides the result besides weights and fields
 
 
-class Worn(NamedTuple):
-    """What `predict_step` returns where a module says more than pictures."""
+class PicturesAndSilhouettes(NamedTuple):
+    """What `predict_step` of a warp returns; architectures return the pictures alone."""
 
     pictures: Tensor  # (B, 3, H, W) in [-1, 1]
     silhouettes: Tensor  # (B, 1, H, W), 1 where the garment lies, else 0
@@ -96,15 +97,15 @@ class TrainedModule(LightningModule):
     """What training, evaluation and run folders ask of a module, whatever it learns.
 
     Networks that are assigned as attributes are trained, averaged and saved. Networks in
-    `self.frozen` (a dict) move with the module but are none of these. `add` takes a network in by
-    configuration: trained, frozen, or trained in part.
+    `self.frozen` (a dict) move with the module, but are neither trained nor averaged nor saved.
+    `add` takes in a network that the configuration trains, freezes, or trains in part.
 
     `training_step` sets `current_pairs` (ids, for error messages) and `last_losses` (detached terms
     by name, for the curves).
     """
 
-    # Repeated parts of the networks, each called by its own forward only. Sharded training gathers
-    # them one at a time.
+    # Repeated parts of the networks, each called through its own forward only. Sharded training
+    # gathers them one at a time.
     BLOCKS: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
     # The same for trainer.compile, and the attention layers inside, which are not compiled.
     COMPILED: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
@@ -117,25 +118,39 @@ class TrainedModule(LightningModule):
         self.frozen: dict[str, nn.Module] = {"codec": codec.eval().requires_grad_(False)}
         self.start_building()
         if self.has_lora:
-            groups = [list(group["params"]) for group in self.trained_parameters()]
-            self.requires_grad_(False)
-            for parameters in groups:
-                for parameter in parameters:
-                    parameter.requires_grad_(True)
-            add_lora(self.children(), config.model.lora, stored(config, trained=False))
+            self._add_lora()
+        self._freeze_the_rest()
+
+    def start_building(self) -> None:
+        """Call `build`; for subclasses with something to do around it."""
+        self.build()
+
+    def _add_lora(self) -> None:
+        """Add LoRA's matrices beside the attention weights that would be trained without it."""
+        groups = [list(group["params"]) for group in self.trained_parameters()]
+        self.requires_grad_(False)
+        for parameters in groups:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        add_lora(self.children(), self.config.model.lora, stored(self.config, trained=False))
+
+    def _freeze_the_rest(self) -> None:
+        """Let the optimizer's parameters alone ask for gradients.
+
+        Here, because DDP, which wraps the module later, waits for a gradient of every parameter
+        that asks for one.
+        """
         trained = set()
         for group in self.optimized():
             trained |= {id(parameter) for parameter in group["params"]}
-        for parameter in self.parameters():  # before DDP wraps the module and waits for gradients
+        for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-
-    def start_building(self) -> None:
-        self.build()
 
     @abstractmethod
     def build(self) -> None:
-        """Create the networks. `self.config` and `self.codec` are there; must also work on the meta
-        device.
+        """Create the networks.
+
+        `self.config` and `self.codec` are set before. It must also work on the meta device.
         """
 
     @abstractmethod
@@ -144,19 +159,19 @@ class TrainedModule(LightningModule):
 
     @classmethod
     def reads(cls, config: ExperimentConfig) -> frozenset[str] | None:
-        """The fields of a batch with tensors that training and sampling read; None: all of them.
+        """The tensor fields of a batch that training and sampling read; None: all of them.
 
-        Loaders make no others, and a warped garment takes longer to make than all the rest.
+        Loaders make only these. A warped garment takes longer to make than all the rest.
         """
         return None
 
     @classmethod
     def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
-        """`reads`, and what losses of all architectures read besides."""
+        """`reads`, and what the losses that all architectures share read besides."""
         return cls.reads(config)
 
     def can_sample(self, batch: TryOnBatch) -> bool:
-        """Whether the batch holds what `generate` needs; if not, training shows none of it."""
+        """Whether the batch holds what `generate` needs. Training draws no pictures of others."""
         return True
 
     # ---- networks, and which of their parameters are trained ----
@@ -168,11 +183,11 @@ class TrainedModule(LightningModule):
         trained: bool = True,
         only: Callable[[str], bool] | None = None,
     ) -> None:
-        """Take in a network: an attribute where it is trained, else in `frozen` and in the dtype
-        that frozen networks have (vton/models/precision.py).
+        """Take in a network: as an attribute if it is trained, else into `frozen`, in the dtype of
+        frozen networks (vton/models/precision.py).
 
         only: train, average, save and export just the parameters whose names it accepts, such as
-            the attention layers or LoRA's matrices; see vton/models/partial.py.
+            the attention layers or LoRA's matrices; see vton/models/partial.py
         """
         if not trained:
             cast(network, stored(self.config, trained=False))
@@ -183,11 +198,14 @@ class TrainedModule(LightningModule):
             train_only(network, only)
 
     def stored(self, settings) -> torch.dtype:
-        """What a network is loaded in, by the `trained` of its settings."""
+        """The dtype that a network is loaded in, by the `trained` of its settings."""
         return stored(self.config, settings.trained)
 
     def compute_in(self, precision: str) -> None:
-        """Bring all weights, and with them arithmetic, to a precision; the codec keeps its own."""
+        """Cast all weights to a precision (a key of DTYPES), which arithmetic then has too.
+
+        The codec keeps its own.
+        """
         codec = self.frozen.pop("codec")
         self.to(DTYPES[precision])
         for network in self.children():
@@ -202,7 +220,7 @@ class TrainedModule(LightningModule):
     def trained_parameters(self) -> Iterable[dict]:
         """Parameter groups of the optimizer.
 
-        What they leave out gets no gradient and is not averaged.
+        Parameters that are in none of them get no gradient and are not averaged.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
@@ -211,7 +229,7 @@ class TrainedModule(LightningModule):
         return self.config.lora_rank > 0
 
     def optimized(self) -> list[dict]:
-        """`trained_parameters`, or LoRA's matrices where the configuration asks for these."""
+        """`trained_parameters`, or LoRA's matrices if the configuration asks for LoRA."""
         if not self.has_lora:
             return list(self.trained_parameters())
         return [{"params": [p for name, p in self.named_parameters() if is_lora(name)]}]
@@ -229,20 +247,22 @@ class TrainedModule(LightningModule):
         return self.frozen["codec"]
 
     def _apply(self, fn, recurse=True):
+        """Move or cast the frozen networks too: torch does not know them as submodules."""
         for network in self.frozen.values():
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     # ---- what Lightning calls ----
 
-    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | Worn:
+    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor | PicturesAndSilhouettes:
         return self.generate(batch, self.config.eval.seed)
 
     def as_forward(self, function: Callable, *arguments):
-        """Call function(*arguments) as one forward pass, which finds whole weights under FSDP2."""
+        """function(*arguments) as one forward pass, for which FSDP2 gathers the weights."""
         return function(*arguments)
 
     def blocks(self) -> list[nn.Module]:
+        """The repeated parts (BLOCKS) of the trained networks."""
         return [module for module in self.modules() if isinstance(module, self.BLOCKS)]
 
     def make_fast(self, device: torch.device) -> None:
@@ -257,9 +277,8 @@ class TrainedModule(LightningModule):
         if self._device_mesh is not None:  # FSDP2's; every other strategy has none
             forwards = ("training_step", "generate", "as_forward")
             mesh = self._device_mesh["data_parallel"]
-            shard_module(
-                self, self.blocks(), forwards, mesh, half=self.config.train.precision == "bf16"
-            )
+            half = self.config.train.precision == "bf16"
+            shard_module(self, self.blocks(), forwards, mesh, half)
 
     def configure_optimizers(self):
         train = self.config.train
@@ -294,13 +313,13 @@ class TryOnModule(TrainedModule, Denoiser):
     def build(self) -> Denoiser | None:
         """Create the networks as attributes or by `add`, and return the Denoiser made of them.
 
-        None: the module itself is one. `self.config` and `self.codec` are there. It must also work
-        on the meta device.
+        Return None if the module itself is the Denoiser. `self.config` and `self.codec` are set
+        before. It must also work on the meta device.
         """
 
     @abstractmethod
     def condition(self, batch: TryOnBatch) -> Conditions:
-        """Compute what depends on neither z_t nor t. Every tensor leads with B. No dropout here."""
+        """Compute what depends on neither z_t nor t. Every tensor leads with B; no dropout."""
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
         """`condition` with the training's dropout, decided by u (B,) uniform in [0, 1).
@@ -310,8 +329,9 @@ class TryOnModule(TrainedModule, Denoiser):
         return self.drop(self.condition(batch), u < self.config.model.condition_dropout)
 
     def training_view(self, batch: TryOnBatch) -> TryOnBatch:
-        """Change a training batch, e.g. by random crops. Every draw must be a function of (seed,
-        position).
+        """Change a training batch, for instance by random crops.
+
+        Every draw must be a function of (seed, position).
         """
         return batch
 
@@ -330,8 +350,8 @@ class TryOnModule(TrainedModule, Denoiser):
     def adjusted(self, noised: Noised, conditions: Conditions) -> Noised:
         """Change z_t and the target of training examples.
 
-        For methods that train on other inputs than noised latents, such as DREAM (arXiv
-        2312.00210), which adds part of the network's own error to both.
+        For methods that do not train on plainly noised latents, such as DREAM (arXiv 2312.00210),
+        which adds part of the network's own error to both.
         """
         return noised
 
@@ -346,22 +366,21 @@ class TryOnModule(TrainedModule, Denoiser):
         return {}
 
     def readings(self) -> dict[str, Reading]:
-        """What its encoders say of the parts of a sample, by name; `reading` gives one."""
+        """The encoders' outputs for the parts of a sample, by name; `reading` gives one of them."""
         return {"person": self.latents("person")}
 
     def garment_places(self, tokens: int) -> tuple[int, int] | None:
-        """Height and width of the grid that the last of so many garment tokens fill.
+        """Height and width of the grid of garment tokens, for a layer with `tokens` of them.
 
-        For pictures of attention and the flow loss. None: these tokens have no places in the
-        in-shop garment.
+        If the grid has fewer, the last tokens fill it. For pictures of attention and the flow loss.
+        None: these tokens have no places in the in-shop garment.
         """
         return token_grid(tokens, self.config.data.size)
 
     def wearing(self, conditions: Conditions) -> Tensor:
-        """(B,) bool, on the CPU: which samples read their garment; by default all, dropped ones
-        among them.
+        """(B,) bool, on the CPU: which samples read their garment; the flow loss skips the rest.
 
-        The others take no part in the flow loss.
+        By default all do, those whose conditions were dropped included.
         """
         return torch.ones(len(next(iter(conditions.values()))), dtype=torch.bool)
 
@@ -381,29 +400,29 @@ class TryOnModule(TrainedModule, Denoiser):
         return Reading(("codec",), (field,), compute, (self.codec.scaling,))
 
     def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
-        """A reading of a batch, or of some of its rows.
+        """A reading of a batch, (B, ...), or of some of its rows, ascending and each once.
 
-        It was computed ahead where the batch brings it. Within one training step or sampling it is
-        computed once.
+        It is taken from the batch if it was computed ahead, and computed once in a training step or
+        a sampling (`reading_once`).
         """
-        if batch.encoded is not None and name in batch.encoded:
-            return batch.encoded[name] if rows is None else taken(batch.encoded[name], rows)
         if rows is not None and len(rows) == len(batch):
-            rows = None
+            rows = None  # they are all rows, in order
         key = (name, id(batch))
-        if key in self._kept_readings:
+        if batch.encoded is not None and name in batch.encoded:
+            tensor = batch.encoded[name]
+        elif key in self._kept_readings:
             tensor, _ = self._kept_readings[key]
-            return tensor if rows is None else taken(tensor, rows)
-        if rows is not None:
+        elif rows is not None:
             return self.readings()[name].compute(batch[rows])
-        tensor = self.readings()[name].compute(batch)
-        if self._keeps_readings:
-            self._kept_readings[key] = (tensor, batch)  # the batch, so that its id stays taken
-        return tensor
+        else:
+            tensor = self.readings()[name].compute(batch)
+            if self._keeps_readings:
+                self._kept_readings[key] = (tensor, batch)  # holding the batch keeps its id unique
+        return tensor if rows is None else select_rows(tensor, rows)
 
     @contextmanager
     def reading_once(self) -> Iterator[None]:
-        """Inside, every reading of a whole batch is computed once."""
+        """Inside this context every reading of a whole batch is computed once."""
         self._keeps_readings = True
         try:
             yield
@@ -422,15 +441,17 @@ class TryOnModule(TrainedModule, Denoiser):
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
-        draws = [noise.generator(self.config.seed, "train", place) for place in batch.position]
+        generators = []
+        for position in batch.position:
+            generators.append(noise.generator(self.config.seed, "train", position))
         with self.reading_once():
             x0 = self.latents_of(batch)
-            t = self.objective.timesteps(noise.uniform(draws))
-            eps = noise.normal(x0.shape[1:], draws, x0)
-            u = noise.uniform(draws)
+            t = self.objective.timesteps(noise.uniform(generators))
+            eps = noise.normal(x0.shape[1:], generators, x0)
+            u = noise.uniform(generators)
             offset = self.config.objective.noise_offset
             if offset:
-                eps = eps + offset * noise.normal((x0.shape[1], 1, 1), draws, x0)
+                eps = eps + offset * noise.normal((x0.shape[1], 1, 1), generators, x0)
             return self.training_loss(batch, x0, eps, t, u)
 
     def training_loss(
@@ -444,13 +465,13 @@ class TryOnModule(TrainedModule, Denoiser):
         conditions = self.training_condition(batch, u)
         noised = self.adjusted(self.objective.noised(x0, eps, t), conditions)
         features = self.denoiser.garment_features(conditions, t)
-        reads = record_reads() if self.flow_loss_acts() else nullcontext()
-        with reads as of_garment:
+        recording = record_reads() if self.flow_loss_acts() else nullcontext()
+        with recording as reads:
             prediction = self.denoiser.denoise(noised.z_t, t, conditions, features)
         losses = self.losses(prediction, noised, batch)
         extra = self.extra_losses(batch, noised, prediction)
-        if of_garment is not None:
-            extra["flow"] = self.flow_loss(of_garment, batch, t, self.wearing(conditions))
+        if reads is not None:
+            extra["flow"] = self.flow_loss(reads, batch, t, self.wearing(conditions))
 
         self.last_losses = {"t": t, "diffusion": losses.detach()}
         for name, loss in extra.items():
@@ -463,10 +484,10 @@ class TryOnModule(TrainedModule, Denoiser):
         return settings.weight > 0 and self.global_step >= settings.from_step
 
     def flow_layers(self, reads: GarmentReads, smallest: float) -> list[FlowLayer]:
-        """The recorded layers whose tokens have places, at least `smallest` of the picture's
-        height.
+        """The recorded layers whose tokens have places.
 
-        Raises ConfigError where there is none.
+        smallest: least height of their grids, as a share of the picture's. Raises ConfigError if no
+        layer is left.
         """
         size = self.config.data.size
         layers = flow_layers(reads.layers, size, self.garment_places, smallest)
@@ -483,18 +504,18 @@ class TryOnModule(TrainedModule, Denoiser):
     ) -> Tensor:
         """Leffa's loss (vton/models/flow.py), weighted, a scalar.
 
-        The mask is where the person shows the garment, or where that is not known what is painted.
+        Its mask is where the photograph shows the garment if that is known, else the agnostic mask.
         wearing (B,) bool: samples that read their garment.
         """
         settings = self.config.model.flow_loss
         if not wearing.any():
             return batch.person.new_zeros(())
         layers = self.flow_layers(reads, settings.smallest_layer)
-        acts = wearing & (t < settings.until * self.config.objective.train_timesteps)
+        taking_part = wearing & (t < settings.until * self.config.objective.train_timesteps)
         mask = batch.truth_garment_mask
         if mask is None:
             mask = batch.agnostic_mask
-        losses = flow_losses(layers, acts, batch.garment, batch.person, mask, settings)
+        losses = flow_losses(layers, taking_part, batch.garment, batch.person, mask, settings)
         return settings.weight * over_layers(losses, settings)
 
     @torch.no_grad()
@@ -506,38 +527,39 @@ class TryOnModule(TrainedModule, Denoiser):
     ) -> Tensor:
         """Draw pictures (B, 3, H, W) in [-1, 1]. Each depends on its pair and the seed alone.
 
-        watch: as of `vton.diffusion.sampling.sample`
+        watch: as in `vton.diffusion.sampling.sample`
         """
-        draws = []
+        generators = []
         for order, pair in zip(batch.order, batch.pair_name, strict=True):
-            draws.append(noise.generator(seed, "sample", order, pair))
-        draw = drawing(self.latent_shape(), draws, self.device)
+            generators.append(noise.generator(seed, "sample", order, pair))
+        draw = drawing(self.latent_shape(), generators, self.device)
         with self.reading_once():
             conditions = self.condition(batch)
             z = sample(self.denoiser, conditions, draw, self.config.sampler, self.objective, watch)
             return self.picture(z, batch)
 
     def predict_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
-        """Pictures of a batch, drawn among repeated rows where it is short of eval.batch_size.
+        """Pictures (B, 3, H, W) of a batch, which is filled up to eval.batch_size while drawing.
 
-        Networks may sum in another order for batches of another shape: without them a process's
-        last pictures would differ by a rounding from those that another number of processes draws.
+        Networks may sum in another order for batches of another shape. Without the repeated rows, a
+        process's last pictures would differ by rounding from those of another number of processes.
         """
         pairs = len(self.trainer.predict_dataloaders.dataset)
-        count = min(self.config.eval.batch_size, pairs)
-        full = batch[[row % len(batch) for row in range(count)]]
-        return self.generate(full, self.config.eval.seed)[: len(batch)]
+        full_size = min(self.config.eval.batch_size, pairs)
+        rows = [row % len(batch) for row in range(full_size)]
+        return self.generate(batch[rows], self.config.eval.seed)[: len(batch)]
 
 
-def lr_factor(step: int, train) -> float:
-    """Linear warm-up, then constant or half a cosine down to a twentieth; a function of the step
-    alone.
+def lr_factor(step: int, train: TrainConfig) -> float:
+    """The factor of train.lr at a step.
+
+    A linear warm-up, then 1, or half a cosine from 1 down to a twentieth.
     """
-    warm = min(1.0, (step + 1) / max(train.warmup_steps, 1))
+    warmup = min(1.0, (step + 1) / max(train.warmup_steps, 1))
     if train.schedule == "constant":
-        return warm
+        return warmup
     length = max(train.steps - train.warmup_steps, 1)
     done = min(1.0, max(0, step - train.warmup_steps) / length)
-    # A cosine of float32, as every run so far has had it.
+    # In float32, so that runs of earlier versions resume on the same curve.
     cosine = torch.cos(torch.tensor(math.pi * done)).item()
-    return warm * (0.05 + 0.95 * 0.5 * (1 + cosine))
+    return warmup * (0.05 + 0.95 * 0.5 * (1 + cosine))

@@ -1,4 +1,4 @@
-"""CLIP image and text encoders, by which architectures read garments and captions."""
+"""CLIP's image and text encoders, with which architectures read garments and captions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import (
 from vton.config import ConfigError
 from vton.data.ranges import to_unit
 from vton.models.precision import own_precision
+from vton.models.rows import select_rows
 from vton.models.settings import ClipConfig, TextConfig
 from vton.processes import to_device
 from vton.weights.pretrained import from_pretrained
@@ -161,6 +162,15 @@ class TextEncoder(nn.Module):
             output = self.model(self.ids(captions), output_hidden_states=self.penultimate)
         tokens = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return tokens, getattr(output, "text_embeds", None)
+
+    def encode_distinct(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The same as `forward`, but equal captions are encoded once."""
+        different = list(dict.fromkeys(captions))
+        rows = [different.index(caption) for caption in captions]
+        tokens, pooled = self(different)
+        if pooled is not None:
+            pooled = select_rows(pooled, rows)
+        return select_rows(tokens, rows), pooled
 
     def ids(self, captions: Sequence[str]) -> Tensor:
         """(B, length) numbers of tokens: captions are padded and cut to `length`."""

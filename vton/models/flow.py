@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from vton.config import FlowLossConfig
 from vton.models.attention import GarmentRead, token_grid
 from vton.models.precision import without_autocast
-from vton.models.rows import Rows, index_on, taken
+from vton.models.rows import Rows, index_on, select_rows
 
 # The garment's grid of so many tokens, as TryOnModule.garment_places says.
 GridOf = Callable[[int], tuple[int, int] | None]
@@ -96,7 +96,7 @@ def flow_field(layer: FlowLayer, temperature: float, rows: Tensor | None = None)
     height, width = layer.garment
     k = k[..., -height * width :, :]  # a class token comes first
     if rows is not None:
-        q, k = taken(q, rows), taken(k, rows)
+        q, k = select_rows(q, rows), select_rows(k, rows)
     places = expected_places(q, k, corner_places(layer.garment, q.device), temperature)
     return places.unflatten(2, layer.person).permute(0, 1, 4, 2, 3)
 

@@ -13,7 +13,7 @@ Rows = slice | Tensor  # which rows of a batch; a tensor (R,) int64 is on the CP
 
 
 def as_rows(rows: list[int]) -> Rows:
-    """A slice where they are consecutive, which copies nothing."""
+    """Row numbers (R,) as a slice if they are consecutive, which copies nothing, else a tensor."""
     start, stop = rows[0], rows[-1] + 1
     return slice(start, stop) if rows == list(range(start, stop)) else torch.tensor(rows)
 
@@ -25,6 +25,6 @@ def index_on(device: torch.device, rows: Rows | Sequence[int]) -> Rows:
     return to_device(torch.as_tensor(rows, dtype=torch.int64), device)
 
 
-def taken(tensor: Tensor, rows: Rows | Sequence[int]) -> Tensor:
-    """tensor[rows]."""
+def select_rows(tensor: Tensor, rows: Rows | Sequence[int]) -> Tensor:
+    """tensor[rows], (R, ...)."""
     return tensor[index_on(tensor.device, rows)]

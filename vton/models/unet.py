@@ -37,16 +37,19 @@ def build_unet(
     key: str,
     aspect: float = 1.0,
     dtype: torch.dtype = torch.float32,
-    whole: bool = True,
+    train_all: bool = True,
 ) -> UNet2DConditionModel:
     """The UNet that `config.pretrained` names, else a fresh one of the configured shape.
 
-    key: the configuration key, for messages; aspect: height / width of the pictures, for
-    `config.positions`; dtype: of pretrained weights; whole: where it is trained, all of it is.
-    Raises UserError if the pretrained one has other channels or context.
+    key: the configuration key, for messages
+    aspect: height / width of the pictures, for `config.positions`
+    dtype: of pretrained weights
+    train_all: False if only a part of a trained UNet learns
+
+    Raises UserError if the pretrained UNet has other channels or another context width.
     """
     if config.pretrained:
-        trained = config.trained and whole
+        trained = config.trained and train_all
         unet = pretrained_unet(config, in_channels, out_channels, key, dtype, trained)
     else:
         unet = UNet2DConditionModel(**unet_arguments(config, in_channels, out_channels))
@@ -117,8 +120,9 @@ def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> d
 def published_arguments(config: dict) -> dict:
     """UNet2DConditionModel's arguments in a published config.json.
 
-    Left out: what the constructor does not know, such as the averaging fields that an inpainting
-    UNet's file inherited (decay, power, ...), and the image projection, which a stock UNet refuses.
+    Two kinds of entries are left out: those that the constructor does not know, such as the
+    averaging fields that an inpainting UNet's file inherited (decay, power, ...), and the image
+    projection, which a stock UNet refuses.
     """
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
     arguments = {name: value for name, value in config.items() if name in known}
@@ -173,7 +177,7 @@ def stock_heads(widths: Sequence[int], context: int) -> list[int]:
 def write_unet(
     folder: Path, state: Mapping[str, Tensor], arguments: dict, more: dict | None = None
 ) -> None:
-    """A UNet's weights and config.json, as hub-format folders hold them.
+    """Write a UNet's weights and config.json as hub-format folders hold them.
 
     arguments: the constructor's; more: further entries of config.json.
     """
@@ -224,7 +228,7 @@ class PositionCode(nn.Module):
     def code(self, count: int, device: torch.device) -> Tensor:
         """(M, D): of M = `count` tokens."""
         heights = [height for height in range(1, count + 1) if count % height == 0]
-        rows = sorted(heights, key=lambda height: abs(height * height / count - self.aspect))[0]
+        rows = min(heights, key=lambda height: abs(height * height / count - self.aspect))
         y, x = self.waves(rows, device), self.waves(count // rows, device)
         y = y[:, None].expand(-1, len(x), -1)
         x = x[None].expand(len(y), -1, -1)
@@ -301,30 +305,34 @@ def garment_taps(
     sample: Tensor,
     t: Tensor | int,
     context: Tensor,
-    whole: bool = False,
+    full_pass: bool = False,
     **kwargs,
 ) -> dict[str, Tensor]:
     """Run a garment UNet; {transformer block: normalised input of its self-attention, (B, M, C)}.
 
-    sample: (B, C, h, w); context: (B, L, D); blocks in execution order. The pass ends with the last
-    tap, as nothing behind it is read; `whole` runs it to the end, with the same result. Values are
-    collected from the layers' outputs while the hooks are set, so that recomputation under gradient
-    checkpointing cannot overwrite them. A UNet in half precision computes in it.
+    sample: (B, C, h, w); context: (B, L, D); blocks in execution order. The pass stops at the last
+    tap, since nothing behind it is read; `full_pass` runs it to the end, with the same result.
+    Hooks collect the values and are removed after the pass, so recomputation under gradient
+    checkpointing cannot overwrite them. A UNet stored in half precision computes in it.
     """
     names = execution_order(unet)
     taps: dict[str, Tensor] = {}
 
-    def take(name: str, tap: Tensor) -> None:
+    def collect(name: str, tap: Tensor) -> None:
         taps[name] = tap
-        if not whole and len(taps) == len(names):
+        if not full_pass and len(taps) == len(names):
             raise _LastTap
 
     def after_norm(name: str):
         position = unet.get_submodule(name).pos_embed
-        return lambda _, arguments, output: take(name, position(output) if position else output)
+
+        def hook(_, arguments, output: Tensor) -> None:
+            collect(name, position(output) if position else output)
+
+        return hook
 
     def before_attention(name: str):
-        return torch.compiler.disable(lambda _, arguments: take(name, arguments[0]))
+        return torch.compiler.disable(lambda _, arguments: collect(name, arguments[0]))
 
     handles = []
     for name in names:

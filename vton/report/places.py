@@ -29,7 +29,7 @@ from vton.diffusion.denoiser import Conditions, Denoiser, Features
 from vton.models.attention import GarmentRead, record_reads
 from vton.models.base import TryOnModule
 from vton.models.flow import FlowLayer, expected_places, flow_layers, taking_part
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.report.attention import pixels_of
 from vton.report.grid import picture_grid
 
@@ -135,7 +135,8 @@ class Watch:
         for number, layer in enumerate(layers):
             inside, own = taking_part(layer.read.rows, wanted, rows)
             places = attended(layer, inside, self.size)
-            truth, counts = true_places(taken(self.truth, own - wanted[0]), layer.person, self.size)
+            truth = select_rows(self.truth, own - wanted[0])
+            truth, counts = true_places(truth, layer.person, self.size)
             distance = (places - truth).norm(dim=-1)[counts]
             key = (self.steps, number)
             self.sums[key] = self.sums.get(key, 0.0) + distance.double().sum().item()
@@ -185,8 +186,8 @@ def centres(grid: tuple[int, int], size: tuple[int, int], device: torch.device) 
 def attended(layer: FlowLayer, rows: Tensor, size: tuple[int, int]) -> Tensor:
     """(R, h, w, 2): where each person token of these rows reads, the mean of heads."""
     height, width = layer.garment
-    q = taken(layer.read.q, rows)
-    k = taken(layer.read.k, rows)[..., -height * width :, :]
+    q = select_rows(layer.read.q, rows)
+    k = select_rows(layer.read.k, rows)[..., -height * width :, :]
     places = expected_places(q, k, centres(layer.garment, size, q.device), temperature=1.0)
     return places.mean(1).unflatten(1, layer.person)
 

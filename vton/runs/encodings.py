@@ -44,13 +44,13 @@ def frozen_readings(module: TryOnModule) -> dict[str, EncodingSpec]:
         networks = [module.frozen.get(encoder) for encoder in reading.encoders]
         if not all(is_frozen_with_weights(network) for network in networks):
             continue
-        changing = augmentation.changed_by(config.data.augment, reading.of)
+        changing = augmentation.changed_by(config.data.augment, reading.fields)
         if changing:
             excluded.append(name)
             settings |= dict.fromkeys(changing)
         else:
             digest = reading_digest(module, networks, name, reading.settings)
-            ahead[name] = EncodingSpec(digest, reading.of)
+            ahead[name] = EncodingSpec(digest, reading.fields)
 
     reason = f"model={config.model.name} has no frozen encoder with weights here"
     if excluded:
@@ -97,7 +97,7 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
             "vton data cache needs data.encoded=FOLDER, which training then names too."
         )
     ahead = frozen_readings(module)
-    fields = {field for reading in ahead.values() for field in reading.of}
+    fields = {field for reading in ahead.values() for field in reading.fields}
     out = Path(config.data.encoded).expanduser()
     module.to(own_device(config.trainer.accelerator))
     computed = kept = 0
@@ -138,7 +138,7 @@ def use_encodings(module: TryOnModule, data: TryOnDataModule) -> None:
             "Write it: vton data cache, same settings."
         )
     sample = data.train_dataset().pairs[0]
-    stored = encodings.of(sample)
+    stored = encodings.read(sample)
     with torch.no_grad():
         (current,) = _compute(module, TryOnBatch.collate([sample]), [0], encodings.specs)
     tolerance = TOLERANCE[module.config.train.precision]

@@ -5,7 +5,6 @@ Here a batch becomes the canvas that vton/models/catvton/network.py works on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -29,7 +28,6 @@ from vton.models.catvton.network import (
 from vton.models.codecs import latent_mask
 from vton.models.encoders import text_encoder
 from vton.models.precision import stored
-from vton.models.rows import taken
 from vton.models.unet import build_unet
 from vton.processes import to_device
 from vton.registry import register
@@ -57,7 +55,7 @@ class CatvtonModule(TryOnModule):
             key="model.unet",
             aspect=height / width,
             dtype=stored(self.config, trained=True),
-            whole=model.trained == "unet",
+            train_all=model.trained == "unet",
         )
         if model.unet.positions:
             self.check_seam()
@@ -196,9 +194,7 @@ class CatvtonModule(TryOnModule):
             return self.codec.encode(pictures)
 
     def read_captions(self, batch: TryOnBatch) -> Tensor:
-        """Tokens (B, L, C) of the persons' captions; equal ones are read once."""
-        captions: Sequence[str] = batch.person_caption
-        known = list(dict.fromkeys(captions))
+        """Tokens (B, L, C) of the persons' captions."""
         with self.gradients_if(self.config.model.text.trained):
-            tokens, _ = self.part("text")(known)
-        return taken(tokens, [known.index(caption) for caption in captions])
+            tokens, _ = self.part("text").encode_distinct(batch.person_caption)
+        return tokens

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Known
 from vton.diffusion.objective import Noised, Objective
-from vton.models.attention import level_grid, merge_heads, read_garment, split_heads
+from vton.models.attention import level_grid, project_out, read_garment, split_heads
 from vton.models.unet import PositionCode, execution_order
 from vton.processes import to_device
 
@@ -50,10 +50,10 @@ def halves(canvas: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
 class CanvasSelfAttention:
     """Ordinary self-attention over the canvas, in which the person's tokens read the garment's.
 
-    positions: a code of each token's place within its own picture, for
-    UNets that start from scratch; None = none, as published. emphasis: its factor for the garment.
-        Keys start equal to queries, so that above 1 the person starts by reading the garment at its
-        own place, at 1 as much itself.
+    positions: a code of each token's place within its own picture, for UNets that start from
+        scratch; None = none, as published.
+    emphasis: the code's factor for the garment. Keys start equal to queries, so above 1 the person
+        starts by reading the garment at its own place, and at 1 reads itself just as much.
     """
 
     def __init__(self, axis: Axis, positions: PositionCode | None = None, emphasis: float = 1.0):
@@ -72,7 +72,7 @@ class CanvasSelfAttention:
         """hidden_states (B, N, D) -> (B, N, D); canvas: height and width of the latents."""
         grid = level_grid(hidden_states.shape[1], canvas)
         along = DIMENSIONS[self.axis] - 1  # in (B, rows, columns, D)
-        if grid[along - 1] % 2:  # a line of tokens lies across the seam: no half is a picture's
+        if grid[along - 1] % 2:  # a line of tokens lies across the seam: halves are no pictures
             return self.attend(attn, hidden_states)
         person, garment = hidden_states.unflatten(1, grid).chunk(2, along)
         size = person.shape[1:3]
@@ -96,7 +96,7 @@ class CanvasSelfAttention:
             out = torch.cat([read, F.scaled_dot_product_attention(garment, k, v)], 2)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)
 
 
 class SkippedCrossAttention:
@@ -155,9 +155,9 @@ def is_trained(name: str, part: str, text: bool) -> bool:
 class CatVton(Denoiser):
     """The UNet behind the sampler's contract, from tensors to predictions.
 
-    garment_free: guidance's branch sees no garment in z_t either (DeCo-VTON).
-    anchored: sampling noises the garment's half from its clean latents at every step (DeCo-VTON),
-        always with the noise that it started from.
+    garment_free: the guidance branch sees no garment in z_t either (DeCo-VTON).
+    anchored: at every step, sampling makes the garment's half from its clean latents and the noise
+        that it started from (DeCo-VTON).
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features
-from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.attention import project_out, read_garment, split_heads
 from vton.models.precision import in_dtype_of
 from vton.processes import to_device
 
@@ -44,10 +44,9 @@ class GarmentFocusedProcessor(nn.Module):
     """A cross-attention of one or two branches: the layer's own keys and values, and added ones for
     further tokens.
 
-    The sum of both goes through the layer's output projection once. Paper: CLIP tokens first, VAE
-    tokens second;
-    decoupled: text first, projected CLIP tokens second. The added keys and values start as copies
-    of the layer's own.
+    The sum of both goes through the layer's output projection once. In paper mode CLIP tokens are
+    the first branch and VAE tokens the second; in decoupled mode text is the first and projected
+    CLIP tokens are the second. The added keys and values start as copies of the layer's own.
 
     masked: for each branch, whether the query mask multiplies it; its length is the number of
     branches.
@@ -86,10 +85,10 @@ class GarmentFocusedProcessor(nn.Module):
         def heads(x):
             return split_heads(x, attn.heads)
 
-        masks = [
-            query_masks[hidden_states.shape[1]][:, None] if masked and query_masks else None
-            for masked in self.masked
-        ]
+        masks: list[Tensor | None] = [None, None]
+        for branch, masked in enumerate(self.masked):
+            if masked and query_masks:
+                masks[branch] = query_masks[hidden_states.shape[1]][:, None]
         q = heads(attn.to_q(hidden_states))
         key_mask = None if attention_mask is None else attention_mask[:, None]
         out = focused_attention(
@@ -99,7 +98,7 @@ class GarmentFocusedProcessor(nn.Module):
             k, v = heads(self.to_k_adapter(second)), heads(self.to_v_adapter(second))
             added = focused_attention(q, k, v, masks[1])
             out = out + (added if self.scale == 1 else self.scale * added)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)
 
 
 class SelfAttentionProcessor(AttnProcessor2_0):

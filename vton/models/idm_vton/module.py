@@ -24,7 +24,7 @@ from vton.models.idm_vton.building import build_garment_net, build_tryon
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.idm_vton.network import IdmVton, NullPrompt
 from vton.models.precision import stored
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.unet import read_by_taps
 from vton.processes import to_device
 from vton.registry import register
@@ -97,14 +97,15 @@ class IdmVtonModule(TryOnModule):
         first, garment = distinct_garments(batch.garment, batch.garment_id, batch.garment_caption)
         text, pooled, garment_text = self.read_both_captions(batch, first)
         masked = self.reading("agnostic", batch)
-        of_garment = {}
+        garment_conditions = {}
         if model.garment_net:
-            of_garment["garment"] = garment
-            of_garment["garment_latents"] = taken(self.reading("garment", batch, first), garment)
-            of_garment["garment_text"] = taken(garment_text, garment)
+            latents = self.reading("garment", batch, first)
+            garment_conditions["garment"] = garment
+            garment_conditions["garment_latents"] = select_rows(latents, garment)
+            garment_conditions["garment_text"] = select_rows(garment_text, garment)
         if model.image_prompt.enabled:
             tokens = self.tryon.image_tokens(self.reading("clip", batch, first))
-            of_garment["image_tokens"] = taken(tokens, garment)
+            garment_conditions["image_tokens"] = select_rows(tokens, garment)
         return self.denoiser.condition(
             mask=latent_mask(batch.agnostic_mask, masked.shape[-2:]),
             masked=masked,
@@ -112,7 +113,7 @@ class IdmVtonModule(TryOnModule):
             text=text,
             pooled=pooled,
             size_ids=size_ids(batch.person),
-            **of_garment,
+            **garment_conditions,
         )
 
     def training_condition(self, batch: TryOnBatch, u: Tensor) -> Conditions:
@@ -122,9 +123,9 @@ class IdmVtonModule(TryOnModule):
         return self.drop(conditions, u < self.config.model.condition_dropout)
 
     def wearing(self, conditions: Conditions) -> Tensor:
-        return (
-            conditions["garment"] >= 0 if "garment" in conditions else super().wearing(conditions)
-        )
+        if "garment" not in conditions:
+            return super().wearing(conditions)
+        return conditions["garment"] >= 0
 
     def null_prompt(self) -> NullPrompt:
         """The negative prompt, and CLIP's states of an all-zero pixel tensor: a picture of its mean
@@ -190,17 +191,12 @@ class IdmVtonModule(TryOnModule):
         return text[:persons], pooled[:persons], text[persons:]
 
     def read_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Both encoders' tokens side by side (B, L, C), and the second one's pooled vector (B, P).
-
-        Equal captions are read once.
-        """
-        known = list(dict.fromkeys(captions))
+        """Both encoders' tokens side by side (B, L, C), and the second's pooled vectors (B, P)."""
         with self.gradients_if(self.config.model.text.trained):
-            tokens, _ = self.part("text")(known)
+            tokens, _ = self.part("text").encode_distinct(captions)
         with self.gradients_if(self.config.model.text_2.trained):
-            tokens_2, pooled = self.part("text_2")(known)
-        rows = [known.index(caption) for caption in captions]
-        return taken(torch.cat([tokens, tokens_2], 2), rows), taken(pooled, rows)
+            tokens_2, pooled = self.part("text_2").encode_distinct(captions)
+        return torch.cat([tokens, tokens_2], 2), pooled
 
 
 def trained_in_tryon(name: str, config: IdmVtonConfig) -> bool:

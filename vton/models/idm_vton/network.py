@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
 from vton.models.attention import (
     ImagePromptProcessor,
-    merge_heads,
+    project_out,
     read_garment,
     split_heads,
 )
 from vton.models.distinct import distinct
 from vton.models.resampler import Resampler
-from vton.models.rows import Rows, as_rows, index_on, taken
+from vton.models.rows import Rows, as_rows, index_on, select_rows
 from vton.models.unet import execution_order, garment_taps
 from vton.processes import to_device
 
@@ -105,7 +105,7 @@ class GarmentSelfAttention:
             k_g = self.project(attn.to_k, attn, g)
             v_g = self.project(attn.to_v, attn, g)
             out = joint_attention(q, k, v, k_g, v_g)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)
 
     def per_branch(
         self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, garment: GarmentRows
@@ -313,7 +313,7 @@ class IdmVton(Denoiser):
             t = torch.full_like(garment, self.garment_timestep)
             features = self.run_garment_net(conditions, t)
             for index in range(self.blocks):
-                conditions[f"fixed.{index}"] = taken(features[str(index)], features["row"])
+                conditions[f"fixed.{index}"] = select_rows(features[str(index)], features["row"])
         return conditions
 
     def garment_features(
@@ -329,7 +329,7 @@ class IdmVton(Denoiser):
         first, row = distinct(conditions["garment"])
         features = {"row": row}
         for index in range(self.blocks):
-            features[str(index)] = taken(conditions[f"fixed.{index}"], first)
+            features[str(index)] = select_rows(conditions[f"fixed.{index}"], first)
         return features
 
     def run_garment_net(self, conditions: Conditions, t: Tensor) -> Features:
@@ -339,7 +339,8 @@ class IdmVton(Denoiser):
         if torch.is_grad_enabled() and not first:
             first = [0]  # processes that train together wait for a gradient of every parameter
         if first:
-            text, latents = taken(conditions["garment_text"], first), taken(latents, first)
+            text = select_rows(conditions["garment_text"], first)
+            latents = select_rows(latents, first)
             taps = list(garment_taps(self.garment_net, latents, t[first], text).values())
         else:  # only the number of tokens matters
             shapes = tap_shapes(self.garment_net, latents.shape[-2:])

@@ -167,7 +167,7 @@ def garment_reading(networks: Networks) -> dict[str, Tensor]:
     last_block = ".".join(execution_order(unet)[-1].split(".")[:2])
     with record_calls({"last": unet.get_submodule(last_block)}) as calls:
         taps = garment_taps(
-            unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], whole=True
+            unet, i["garment_latents"], i["timestep"], i["garment_prompt_embeds"], full_pass=True
         )
     tensors["garment.discarded_sample"] = calls["last"].output
     for index, feature in enumerate(taps.values()):

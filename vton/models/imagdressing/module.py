@@ -28,7 +28,7 @@ from vton.models.imagdressing.config import FaceConfig, ImagDressingConfig
 from vton.models.imagdressing.control import inpaint_picture
 from vton.models.imagdressing.faceid import FaceID
 from vton.models.imagdressing.network import Dresser, Face, GarmentAdapter
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.unet import build_unet, read_by_taps
 from vton.processes import to_device
 from vton.registry import register
@@ -162,7 +162,7 @@ class ImagDressing(TryOnModule):
         )
         text = self.read_prompts(batch, no_text)
         garment_latents = self.reading("garment", batch, first)
-        clip = taken(text, first)
+        clip = select_rows(text, first)
         if model.image_branch:
             clip = self.read_garments(batch, first, no_image[first])
         control = {}
@@ -233,7 +233,8 @@ class ImagDressing(TryOnModule):
             states = self.reading("clip", batch, first)
             return torch.where(dropped[:, None, None], nothing, states)
         with self.gradients_if(self.config.model.clip.trained):
-            return clip.read(clip.pixels(taken(batch.garment, first)) * ~dropped.view(-1, 1, 1, 1))
+            pixels = clip.pixels(select_rows(batch.garment, first))
+            return clip.read(pixels * ~dropped.view(-1, 1, 1, 1))
 
     def read_captions(self, batch: TryOnBatch) -> Tensor:
         """(B, T, D) of the persons' prompts."""
@@ -262,11 +263,10 @@ class ImagDressing(TryOnModule):
         return f"{caption}, {suffix}" if suffix else caption
 
     def read_text(self, prompts: Sequence[str]) -> Tensor:
-        """(B, T, D); equal prompts are read once."""
-        known = list(dict.fromkeys(prompts))
+        """(B, T, D)."""
         with self.gradients_if(self.config.model.text.trained):
-            tokens, _ = self.part("text")(known)
-        return taken(tokens, [known.index(prompt) for prompt in prompts])
+            tokens, _ = self.part("text").encode_distinct(prompts)
+        return tokens
 
     def read_faces(self, person_ids: Sequence[str]) -> Face:
         folder = Path(self.config.model.face.embeddings)

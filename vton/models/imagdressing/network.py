@@ -37,7 +37,7 @@ from vton.models.attention import (
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
 from vton.models.resampler import Resampler
-from vton.models.rows import Rows, as_rows, index_on, taken
+from vton.models.rows import Rows, as_rows, index_on, select_rows
 from vton.models.unet import attention_names, execution_order, garment_taps
 from vton.processes import to_device
 
@@ -64,7 +64,7 @@ def hybrid_attention(
     if garments is None:
         return out
     k_garment, v_garment = (split_heads(x[number], q.shape[1]) for x in (garments.k, garments.v))
-    own = taken(q, garments.chosen)
+    own = select_rows(q, garments.chosen)
     added = read_garment(own, k_garment, v_garment, rows=garments.chosen)
     scale = garments.scale.view(-1, 1, 1, 1)
     return out.index_add(0, garments.rows, (scale * added).to(out.dtype))
@@ -86,10 +86,10 @@ def weighted_joint_attention(
     own_bias = torch.zeros_like(weights).expand(-1, 1, 1, k.shape[2])
     garment_bias = weights.expand(-1, 1, 1, k_garment.shape[2])
     bias = torch.cat([own_bias, garment_bias], 3)
-    joined_k = torch.cat([taken(k, rows), k_garment], 2)
-    joined_v = torch.cat([taken(v, rows), v_garment], 2)
+    joined_k = torch.cat([select_rows(k, rows), k_garment], 2)
+    joined_v = torch.cat([select_rows(v, rows), v_garment], 2)
     tokens = k_garment.shape[2]
-    out = read_garment(taken(q, rows), joined_k, joined_v, tokens, attn_mask=bias, rows=rows)
+    out = read_garment(select_rows(q, rows), joined_k, joined_v, tokens, attn_mask=bias, rows=rows)
     if len(garments.rows) == len(q):
         return out
     return F.scaled_dot_product_attention(q, k, v).index_copy(0, garments.rows, out)

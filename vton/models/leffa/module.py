@@ -24,7 +24,7 @@ from vton.models.leffa.building import build_generative, build_reference
 from vton.models.leffa.checkpoint import read_networks
 from vton.models.leffa.config import LeffaConfig
 from vton.models.leffa.network import Leffa
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.unet import execution_order, read_by_taps
 from vton.registry import register
 from vton.weights.pretrained import copied, load_state
@@ -33,7 +33,7 @@ from vton.weights.unfilled import read_later, unfilled
 
 @register(LeffaConfig)
 class LeffaModule(TryOnModule):
-    """Both UNets are trained, where the configuration says so; there are no encoders."""
+    """Both UNets are trained if the configuration says so; there are no encoders."""
 
     @classmethod
     def reads(cls, config: ExperimentConfig) -> frozenset[str]:
@@ -46,18 +46,25 @@ class LeffaModule(TryOnModule):
         with unfilled() if model.pretrained else nullcontext():
             unet = build_generative(model.unet, channels, height / width)
             reference_unet = build_reference(model.reference_unet, channels, height / width)
-        started = ((unet, model.unet), (reference_unet, model.reference_unet))
-        if model.pretrained and not all(read_later(settings.trained) for _, settings in started):
-            source = Path(model.pretrained)
-            for (network, settings), state in zip(started, read_networks(source), strict=True):
-                dtype = self.stored(settings)
-                load_state(network, copied(state, dtype), source, dtype)
+        trained = (model.unet.trained, model.reference_unet.trained)
+        if model.pretrained and not all(map(read_later, trained)):
+            self.load_published(unet, reference_unet)
         self.add("unet", unet, model.unet.trained)
         self.add("reference_unet", reference_unet, model.reference_unet.trained)
         return Leffa(unet, reference_unet)
 
+    def load_published(self, unet: nn.Module, reference_unet: nn.Module) -> None:
+        """Load both UNets from the file that `model.pretrained` names, each in its own dtype."""
+        model: LeffaConfig = self.config.model
+        source = Path(model.pretrained)
+        state, reference_state = read_networks(source)
+        dtype = self.stored(model.unet)
+        load_state(unet, copied(state, dtype), source, dtype)
+        dtype = self.stored(model.reference_unet)
+        load_state(reference_unet, copied(reference_state, dtype), source, dtype)
+
     def trained_parameters(self) -> list[dict]:
-        """Of both UNets what their result depends on: neither the unread cross-attention nor what
+        """What the result of both UNets depends on: neither the unread cross-attention nor what
         lies behind the reference UNet's last feature.
         """
         model: LeffaConfig = self.config.model
@@ -99,7 +106,7 @@ class LeffaModule(TryOnModule):
             masked=masked,
             pose=F.interpolate(batch.densepose, size, mode="nearest"),
             garment=garment,
-            garment_latents=taken(self.reading("garment", batch, first), garment),
+            garment_latents=select_rows(self.reading("garment", batch, first), garment),
             reference_timestep=once,
         )
 

@@ -24,9 +24,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
-from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.attention import project_out, read_garment, split_heads
 from vton.models.distinct import distinct
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.unet import execution_order, garment_taps
 from vton.processes import to_device
 
@@ -60,7 +60,7 @@ class ReferenceSelfAttention:
         v_g = split_heads(attn.to_v(g), attn.heads)[row]
         tokens = k_g.shape[2]
         out = read_garment(q, torch.cat([k, k_g], 2), torch.cat([v, v_g], 2), tokens)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)
 
 
 class WithoutText:
@@ -156,7 +156,7 @@ class Leffa(Denoiser):
     def read_garments(self, conditions: Conditions, t: Tensor) -> Features:
         garment = conditions["garment"].clamp(min=NOBODY)
         first, row = distinct(garment - NOBODY, t)
-        latents = taken(conditions["garment_latents"], first).to(self.reference_unet.dtype)
+        latents = select_rows(conditions["garment_latents"], first).to(self.reference_unet.dtype)
         taps = garment_taps(self.reference_unet, latents, t[first], None)
         features = {str(index): tap for index, tap in enumerate(taps.values())}
         return features | {"row": to_device(row, latents.device)}

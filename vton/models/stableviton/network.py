@@ -35,7 +35,7 @@ from transformers import CLIPVisionModel
 
 from vton.data.ranges import to_unit
 from vton.diffusion.denoiser import Conditions, Denoiser, Features, Step
-from vton.models.attention import merge_heads, read_garment, split_heads
+from vton.models.attention import project_out, read_garment, split_heads
 from vton.models.encoders import ClipNormalisation
 from vton.models.precision import without_autocast
 from vton.models.unet import PositionCode
@@ -245,7 +245,7 @@ class GarmentAttention:
         if watch is not None:
             watch(q, k)
         out = read_garment(q, k, v)
-        return attn.to_out[1](attn.to_out[0](merge_heads(out)))
+        return project_out(attn, out)
 
 
 def attended_centres(q: Tensor, k: Tensor, grid: tuple[int, int]) -> Tensor:

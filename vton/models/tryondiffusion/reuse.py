@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vton.diffusion.denoiser import Conditions, Features
-from vton.models.rows import taken
+from vton.models.rows import select_rows
 from vton.models.tryondiffusion.network import ParallelUNet
 from vton.processes import to_device
 
@@ -69,7 +69,7 @@ class GarmentReuse:
         is_null = conditions["null"].tolist()
         bare = [row for row, null in enumerate(is_null) if null]
         dressed = [row for row, null in enumerate(is_null) if not null]
-        shared = bool(bare) and self.null_table and all_rows_equal(taken(static, bare))
+        shared = bool(bare) and self.null_table and all_rows_equal(select_rows(static, bare))
         if not shared:  # every row has its own
             return self.dressed_features(garment, static, time)
         first = slice(bare[0], bare[0] + 1)
@@ -77,7 +77,8 @@ class GarmentReuse:
         row = torch.zeros(len(is_null), dtype=torch.int64)
         if not dressed:
             return null | {"row": to_device(row, static.device)}
-        own = self.dressed_features(taken(garment, dressed), taken(static, dressed), time)
+        dressed_garment = select_rows(garment, dressed)
+        own = self.dressed_features(dressed_garment, select_rows(static, dressed), time)
         row[dressed] = torch.arange(1, len(dressed) + 1)
         features = {name: torch.cat([null[name], own[name]]) for name in null}
         return features | {"row": to_device(row, static.device)}

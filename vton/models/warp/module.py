@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vton.config import ConfigError
 from vton.data.sample import TryOnBatch
-from vton.models.base import TrainedModule, Worn
+from vton.models.base import PicturesAndSilhouettes, TrainedModule
 from vton.models.baselines import warped_garment
 from vton.models.warp.config import WarpConfig
 from vton.models.warp.losses import build_perceptual, order_loss
@@ -131,9 +131,9 @@ class LearnedWarp(TrainedModule):
         return self.predict_step(batch, 0).pictures
 
     @torch.no_grad()
-    def predict_step(self, batch: TryOnBatch, batch_index: int) -> Worn:
+    def predict_step(self, batch: TryOnBatch, batch_index: int) -> PicturesAndSilhouettes:
         worn = self.put_on(batch)
-        return Worn(warped_garment(worn), worn.warped_mask)
+        return PicturesAndSilhouettes(warped_garment(worn), worn.warped_mask)
 
     @torch.no_grad()
     def put_on(self, batch: TryOnBatch) -> TryOnBatch:
