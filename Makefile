@@ -33,19 +33,19 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 train: $(READY) ## Train or resume: make train MODEL=gardiff ARGS="train.lr=3e-5"
 	$(VTON) train model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-eval: $(READY) ## Score the newest run, or that of MODEL=..., or RUN=runs/...: table, results.json, picture grid
+eval: $(READY) ## Score the newest run, the newest of MODEL=NAME, or RUN=runs/NAME: table, results.json, picture grids
 	$(VTON) eval $(CHOSEN) $(GIVEN) $(ARGS)
 
-predict: $(READY) ## Write pictures only, of the same choice of run: make predict OUT=folder
+predict: $(READY) ## Write the pictures of a run (chosen as for eval) without scoring: make predict OUT=folder
 	$(VTON) predict $(CHOSEN) $(GIVEN) --out $(OUT) $(ARGS)
 
-compare: $(READY) ## All architectures and baselines, one budget, one table: make compare ARGS="compare.seeds=[0,1]"
+compare: $(READY) ## Compare all architectures and baselines under one budget: make compare ARGS="compare.seeds=[0,1]"
 	$(VTON) compare data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-ablate: $(READY) ## The rows of a published ablation table: make ablate MODEL=gardiff
+ablate: $(READY) ## Compare the rows of a published ablation table: make ablate MODEL=gardiff
 	$(VTON) ablate model=$(MODEL) data=$(DATA) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-table: $(READY) ## Draw the tables of comparisons again: make table, or make table DIR=results/NAME
+table: $(READY) ## Print and write the tables of comparisons again: make table, or make table DIR=results/NAME
 	$(VTON) table $(DIR)
 
 data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS="data.root=DIR"
@@ -54,54 +54,54 @@ data-check: $(READY) ## Name every bad file: make data-check DATA=viton_hd ARGS=
 metrics: $(READY) ## Score two folders of pictures: make metrics PRED=DIR TARGET=DIR ARGS="--order unpaired"
 	$(VTON) metrics --pred $(PRED) --target $(TARGET) $(ARGS)
 
-tryon: $(READY) ## A garment's photo on a person's: make tryon PERSON=a.jpg GARMENT=b.jpg ARGS="--count 2"
+tryon: $(READY) ## Put a garment's photo on a person's: make tryon PERSON=a.jpg GARMENT=b.jpg ARGS="--count 2"
 	$(VTON) tryon $(PERSON) $(GARMENT) $(CHOSEN) $(ARGS)
 
-demo: $(READY) ## The same as a page in the browser, on this machine: http://localhost:7860/
+demo: $(READY) ## The same on a page in the browser: http://localhost:7860/
 	$(VTON) demo $(CHOSEN) $(ARGS)
 
-prepare: $(READY) ## Photos of persons and garments into a data folder: make prepare PHOTOS=DIR OUT=DIR
+prepare: $(READY) ## Turn photos of persons and garments into a data folder: make prepare PHOTOS=DIR OUT=DIR
 	$(VTON) prepare $(PHOTOS) --out $(OUT) $(ARGS)
 
-weights: $(READY) ## Fetch and check the pretrained metric networks (online, 0.9 GB)
+weights: $(READY) ## Download and check the pretrained metric networks (0.9 GB)
 	$(VTON) weights $(ARGS)
 
-info: $(READY) ## Parameters, FLOPs, memory: make info MODEL=gardiff PRESET=paper
+info: $(READY) ## Count parameters, FLOPs and memory: make info MODEL=gardiff PRESET=paper
 	$(VTON) info model=$(MODEL) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-bench: $(READY) ## Seconds per training step and picture, share of peak: make bench MODEL=gardiff
+bench: $(READY) ## Measure seconds per training step and picture, and the share of peak FLOPs: make bench MODEL=gardiff
 	$(VTON) bench model=$(MODEL) preset=$(PRESET) trainer=$(TRAINER) $(ARGS)
 
-list: $(READY) ## Names of architectures, presets, data sets, trainers
+list: $(READY) ## List architectures, presets, data sets, trainers and ablations
 	$(VTON) list
 
-notebooks: $(READY) ## Run the notebooks on results/, write them as pages below build/notebooks
+notebooks: $(READY) ## Run the notebooks on results/, and write them as pages in build/notebooks
 	$(VTON) notebooks $(ARGS)
 
-docs: $(READY) ## Build docs/ as pages below build/docs; a broken link is an error
+docs: $(READY) ## Build docs/ as pages in build/docs; a broken link is an error
 	.venv/bin/zensical build --strict
 
-tensorboard: $(READY) ## Curves, pictures, attention and results of every run under runs/
+tensorboard: $(READY) ## Show curves, pictures, attention and results of every run under runs/
 	@echo "The dashboard's layout: http://localhost:6006/#custom_scalars"
 	.venv/bin/tensorboard --logdir runs $(ARGS)
 
-test: $(READY) ## The test suite, 10 to 20 minutes on 2 cores; WORKERS=8 on more
+test: $(READY) ## Run the tests: 10 to 20 minutes on 2 cores; use WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## The tests that go further: every place to stop, 20 kills, two processes; 8 minutes on 2 cores
+test-slow: $(READY) ## Run the slow tests (stops, kills, two processes): 8 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-full: $(READY) ## Paper presets at full size on the CPU, hours: make test-full SCRATCH=DIR (40 GB of disk, 24 GiB of memory)
+test-full: $(READY) ## Run the paper presets at full size on the CPU: make test-full SCRATCH=DIR (hours, 40 GB of disk, 24 GiB of memory)
 	VTON_FULL_SCRATCH=$(SCRATCH) .venv/bin/python -m pytest -m full -s $(ARGS)
 
-lint: $(READY) ## ruff: rules and format; import-linter: imports point one way
+lint: $(READY) ## Check rules and format (ruff), and that imports point one way (import-linter)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 
-format: $(READY) ## Let ruff rewrite what it can
+format: $(READY) ## Let ruff fix and format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-clean: ## Remove .venv and caches, keep runs and data
+clean: ## Remove .venv and caches; keep runs and data
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
