@@ -1,7 +1,7 @@
-"""The schema: a dataclass for each section of the configuration; an architecture adds its own.
+"""The schema: a dataclass for each section of the configuration; every architecture adds its own.
 
-A type also says within which bounds a number must lie (bounds.py). `__post_init__` checks what
-several settings of a section have to do with each other.
+Types also hold the bounds of numbers (bounds.py). `__post_init__` checks settings that depend on
+each other.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MaskRule = Literal[
     "tryondiffusion",
 ]
 # iou: of silhouettes, in tables with a learned warp. fd_dinov2, cmmd: of sets, like fid and kid.
-# *_edge, *_texture: of the garment's edge and inside. The last seven score garments one by one:
-# vton/metrics/garment_scores.py.
+# *_edge, *_texture: of the garment's edge, and of its inside. The last seven score garments one by
+# one: vton/metrics/garment_scores.py.
 Metric = Literal[
     "ssim",
     "psnr",
@@ -67,13 +67,13 @@ Metric = Literal[
 
 @dataclass
 class TrainedConfig:
-    """What every config under vton/models extends. Only architectures are compared with each other.
+    """The base of all configs under vton/models, of architectures and of the learned warp.
 
     A cascade also has a field `stage`, one of CASCADE's names.
     """
 
-    # Stages in the order of sampling, with how many times each enlarges the pictures of the one
-    # before; see cascade.py.
+    # Stages in the order of sampling, and the factor by which each enlarges the pictures of the
+    # stage before it; see vton/runs/cascade.py.
     CASCADE: ClassVar[dict[str, int]] = {}
 
     kind: ClassVar[ModelKind]
@@ -81,7 +81,7 @@ class TrainedConfig:
 
     @property
     def upper_stage(self) -> str:
-        """The stage, if it enlarges the pictures of another one; "" otherwise."""
+        """The stage if it enlarges the pictures of another one, else ""."""
         if not self.CASCADE:
             return ""
         first = next(iter(self.CASCADE))
@@ -89,45 +89,49 @@ class TrainedConfig:
 
     @property
     def label(self) -> str:
-        """Name in tables."""
+        """The model's name in tables."""
         return f"{self.name}-{self.upper_stage}" if self.upper_stage else self.name
 
 
 @dataclass
 class LoraSettings:
-    """Fine-tuning of the attention layers alone, by matrices of low rank: vton/models/lora.py."""
+    """Fine-tuning of the attention layers only, by low-rank matrices: vton/models/lora.py."""
 
-    rank: NonNegativeInt = 0  # 0 = without: all that the model trains is trained
-    alpha: NonNegativeFloat = 0.0  # the product counts alpha / rank times; 0 = rank
+    rank: NonNegativeInt = 0  # 0 = no LoRA: the model trains its own weights
+    alpha: NonNegativeFloat = 0.0  # the matrices' product is scaled by alpha / rank; 0 = rank
 
 
 @dataclass
 class FlowLossConfig:
     """Leffa's loss on where attention reads the garment; see vton/models/flow.py.
 
-    For every architecture whose layers read garment tokens that have places.
+    It works for every architecture with layers that read garment tokens that have places.
     """
 
-    weight: NonNegativeFloat = 0.0  # 0 = off; the paper's is 1e-3
-    until: Fraction = 0.5  # samples with t below this part of objective.train_timesteps take part
+    weight: NonNegativeFloat = 0.0  # 0 = off; the paper has 1e-3
+    # the loss acts on samples with t below this share of objective.train_timesteps
+    until: Fraction = 0.5
     temperature: PositiveFloat = 2.0  # of the softmax over garment tokens
-    # layers take part whose height is at least this part of the picture's; 0 = all
+    # the loss acts on layers whose height is at least this share of the picture's; 0 = all
     smallest_layer: NonNegativeFloat = 1 / 32
-    # of layers. sum: the paper's Eq. 4; mean: the code that its authors showed
+    # how the layers' losses are joined; sum: the paper's Eq. 4; mean: the code its authors showed
     over_layers: Literal["sum", "mean"] = "sum"
-    difference: Literal["square", "smooth_l1"] = "square"  # likewise
-    # mean: of the heads' places before warping; apart: a warped garment and a loss of each head
+    # of pictures; square: the paper's Eq. 4; smooth_l1: the code its authors showed
+    difference: Literal["square", "smooth_l1"] = "square"
+    # mean: the heads' places are averaged before warping; apart: each head has its own warped
+    # garment and loss
     heads: Literal["mean", "apart"] = "mean"
-    upsampled: bool = True  # fields enlarged to the picture; false: the pictures shrunk to them
-    # places on the corners of the picture, not its rim, when enlarging and warping. False moves
-    # what reads its own place by up to half a token at the rim, as published.
+    # true: flow fields are enlarged to the picture's size; false: pictures are shrunk to theirs
+    upsampled: bool = True
+    # of interpolation: whether outermost tokens lie on the picture's corners. False moves a token
+    # at the rim that reads its own place by up to half a token, as published
     align_corners: bool = False
-    from_step: NonNegativeInt = 0  # optimizer steps before it acts; the paper adds it last
+    from_step: NonNegativeInt = 0  # first optimizer step with the loss; the paper adds it last
 
 
 @dataclass
 class ModelConfig(TrainedConfig):
-    """What every architecture's own config extends."""
+    """The base of every architecture's own config."""
 
     kind: ClassVar[ModelKind] = "architecture"
     condition_dropout: Fraction = 0.1  # probability that a training sample loses all its conditions
@@ -137,15 +141,15 @@ class ModelConfig(TrainedConfig):
 
 @dataclass
 class CodecConfig:
-    """Pixels to latents and back."""
+    """The codec, which turns pixels into latents and back."""
 
     name: Literal["identity", "linear", "kl"] = "kl"
-    # kl: diffusers folder, hub id, or a checkpoint file of latent diffusion's code, whose first
-    # stage has the shape below; "" builds it from the fields below and trains it first
+    # kl: diffusers folder, hub id, or a checkpoint file of latent diffusion's code whose first
+    # stage has the shape below; "" = built with the shape below, and trained first
     pretrained: str = ""
     subfolder: str = "vae"
-    # kl: of weights and arithmetic. auto: train.precision, but fp32 where the run fits it itself or
-    # its folder says force_upcast
+    # kl: of weights and arithmetic. auto: train.precision, but fp32 if the run trains the codec or
+    # its config.json says force_upcast
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
@@ -163,7 +167,7 @@ class CodecConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """Noise schedule, what the network predicts and how the loss weighs it."""
+    """The noise schedule, what the network predicts, and how the loss weights it."""
 
     schedule: Literal[
         "scaled_linear", "linear", "squaredcos_cap_v2", "continuous_cosine", "continuous_linear"
@@ -171,18 +175,18 @@ class ObjectiveConfig:
     train_timesteps: PositiveInt = 1000  # continuous schedules: the t of pure noise
     beta_start: Fraction = 0.00085  # this and beta_end: scaled_linear and linear only
     beta_end: Fraction = 0.012
-    # continuous schedules: log of signal power over noise power is clipped to +- this
+    # continuous schedules: log of signal power over noise power is clipped to +-this
     max_log_snr: PositiveFloat = 15.0
     # betas rescaled so that the last timestep is pure noise (arXiv 2305.08891)
     zero_terminal_snr: bool = False
     # what the network predicts; sample: clean latents
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    # of a sample's squared error; min_snr: arXiv 2303.09556
+    # weight of a sample's squared error; min_snr: arXiv 2303.09556
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
-    min_snr_gamma: NonNegativeFloat = 5.0  # min_snr: where the signal-to-noise ratio is cut
+    min_snr_gamma: NonNegativeFloat = 5.0  # min_snr: the signal-to-noise ratio is clipped to this
     # t = T * u**(1/power), u uniform; above 1 favours noisy timesteps
     timestep_power: PositiveFloat = 1.0
-    # eps = n + offset m, n per value, m one draw per sample and channel
+    # eps = n + noise_offset m; n is drawn per value, m per sample and channel
     noise_offset: NonNegativeFloat = 0.0
 
     def __post_init__(self):
@@ -195,7 +199,7 @@ class ObjectiveConfig:
 
     @property
     def continuous(self) -> bool:
-        """Whether t is any number in [0, train_timesteps] instead of a whole one."""
+        """Whether t is a real number in [0, train_timesteps] instead of an integer."""
         return self.schedule.startswith("continuous_")
 
 
@@ -208,22 +212,22 @@ class SamplerConfig:
     solver: Literal["ddim", "ddpm", "dpmpp_2m", "unipc", "plms"] = "ddim"
     steps: PositiveInt = 50  # network evaluations per picture, twice as many with guidance
     guidance: NonNegativeFloat = 1.0  # 1 = off: one network pass per step
-    # how far the spread of a guided prediction is brought back to that of the conditional one
-    # (arXiv 2305.08891): 0 not at all, 1 all the way; Leffa extrapolates
+    # how far the standard deviation of a guided prediction is brought back to that of the
+    # conditional one (arXiv 2305.08891): 0 not at all, 1 all the way; Leffa extrapolates
     guidance_rescale: NonNegativeFloat = 0.0
-    # fractions of the timestep range in which guidance acts
+    # guidance acts between these fractions of the timestep range
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    # which timesteps; trailing and trained begin at pure noise, trained goes through even quantiles
-    # of the timesteps that training draws (objective.timestep_power)
+    # the timesteps of the steps; trailing and trained begin at pure noise, trained takes even
+    # quantiles of the timesteps that training draws (objective.timestep_power)
     spacing: Literal["leading", "trailing", "linspace", "trained"] = "leading"
     clip_sample: NonNegativeFloat = 0.0  # clamp the predicted clean sample to +-this; 0 = off
-    # instead of it Imagen's: quantile of |clean sample| that becomes 1; 0 = off
+    # Imagen's alternative: the quantile of |clean sample| that is scaled to 1; 0 = off
     dynamic_threshold: Fraction = 0.0
     eta: Fraction = 0.0  # ddim: noise of each step, 0 none, 1 as much as ddpm's lower variance
-    # ddpm: 0 the lower bound of each step's variance, 1 the upper, in log space between
+    # ddpm: variance of each step; 0 its lower bound, 1 the upper one, between them in log space
     ddpm_variance: Fraction = 0.0
     zero_terminal_snr: bool | None = None  # null: as in training (objective.zero_terminal_snr)
-    # dpmpp_2m, unipc: noise level that the last step ends at
+    # dpmpp_2m, unipc: the noise level at which the last step ends
     final_sigma: Literal["zero", "sigma_min"] = "zero"
 
     def __post_init__(self):
@@ -251,9 +255,9 @@ class SamplerConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training-time changes, drawn once per sample from (seed, place in the training stream)."""
+    """Changes to training samples, drawn from (seed, place in the training stream)."""
 
-    # probability of mirroring person and garment together (off for lettering)
+    # probability of mirroring person and garment together; 0 keeps lettering readable
     flip: Fraction = 0.5
     affine: Fraction = 0.5  # probability of shifting and scaling everything on the person's canvas
     shift: Fraction = 0.2  # fraction of the picture
@@ -262,11 +266,11 @@ class AugmentConfig:
     garment_affine: Fraction = 0.5  # probability of shifting and scaling the in-shop garment alone
     # probability of one colour change shared by person and garment, before normalisation
     colour: Fraction = 0.5
-    brightness: Fraction = 0.2  # this and the next three: torchvision's ColorJitter, 0 = unchanged
+    brightness: Fraction = 0.2  # this and the next three: as in torchvision's ColorJitter; 0 = off
     contrast: Fraction = 0.2
     saturation: Fraction = 0.2
     hue: Annotated[float, Bounds(0, 0.5)] = 0.05  # of the colour circle
-    # agnostic mask grown by 0..this many pixels (at the training size)
+    # the agnostic mask grows by a random number of pixels up to this, at the training size
     mask_dilate_px: NonNegativeInt = 0
     box_mask: Fraction = 0.0  # probability of the mask's bounding box instead of the mask
 
@@ -282,12 +286,13 @@ class AugmentConfig:
 class SyntheticConfig:
     """The rendered data set: written once below data.root, then read like any real folder."""
 
-    # whose folders, categories and pair lists
+    # the data set whose folders, categories and pair lists it has
     layout: Literal["viton_hd", "dresscode"] = "viton_hd"
-    train: PositiveInt = 512  # pairs; dresscode: per category
-    test: PositiveInt = 64  # the same
+    train: PositiveInt = 512  # training pairs; dresscode: per category
+    test: PositiveInt = 64  # test pairs; dresscode: per category
     seed: NonNegativeInt = 0  # of people and garments
-    other_clothes: bool = False  # also every person in another garment, for data.person_other
+    # also render every person in another garment, for data.person_other
+    other_clothes: bool = False
     workers: PositiveInt = 2  # renderer processes
 
 
@@ -295,58 +300,59 @@ class SyntheticConfig:
 class DataConfig:
     """Which pairs are read, and what is derived from them."""
 
-    # which folders to expect; set by data=NAME
+    # the data set, which decides the folders to expect; set by data=NAME
     name: Literal["synthetic", "viton_hd", "dresscode"] = "synthetic"
-    # folder, plain or of shards, or URL of shards; "" = $VTON_DATA/<name>, without it data/<name>
+    # folder of files or shards, or URL of shards; "" = $VTON_DATA/<name>, or data/<name> without it
     root: str = ""
-    # folder that keeps what is fetched from a URL; "" = ~/.cache/vton/shards
+    # folder that keeps shards fetched from a URL; "" = ~/.cache/vton/shards
     shards_kept: str = ""
-    # height, width in px; pictures of both data sets are 4 high and 3 wide
+    # height, width in px; pictures of both data sets are 4:3 (height:width)
     size: Annotated[tuple[int, int], Bounds(16)] = (512, 384)
-    # true: keep that shape in a size of another shape, on white; false: stretch them to it
+    # for sizes of another shape. true: keep 4:3, with white margins; false: stretch the pictures
     pad: bool = False
     category: Literal["all", "upper_body", "lower_body", "dresses"] = "all"
-    # use only so many training pairs, spread over the list; 0 = all; never more than there are
+    # number of training pairs, spread over the list; 0 = all; more than there are is an error
     limit_train: NonNegativeInt = 0
-    # at most so many for validation and evaluation, spread likewise; 0 = all
+    # most test pairs for validation and evaluation, spread over the list; 0 = all
     limit_test: NonNegativeInt = 0
     # auto: the folder's mask if it has one, otherwise derived
     mask_source: Literal["auto", "folder", "derive"] = "auto"
     mask_rule: MaskRule = "safe"  # for derived masks; see vton/data/derived/agnostic.py
-    # auto: the folder's warp if it has one, otherwise geometric; learned: the run in warp_run
+    # auto: the folder's warp if it has one (real data), otherwise geometric; learned: that of
+    # warp_run
     warp_source: Literal["auto", "folder", "geometric", "learned", "none"] = "auto"
     warp_run: str = ""  # run folder of a trained warp (vton train model=warp)
     warp_folder: str = ""  # name of the folder with warped garments; "" = the known names
     warp_folder_unpaired: str = ""  # the same for unpaired test pairs
-    warp_key: Literal["person", "garment"] = "person"  # what names the warp files
-    densepose: bool = False  # deliver the DensePose picture; then it is a required part
+    warp_key: Literal["person", "garment"] = "person"  # whose id the names of warp files have
+    densepose: bool = False  # read the DensePose picture, which is then required
     # colours: the parts in Parula colours; labels: their ids 0..24 as grey levels, which
     # Leffa's weights for DressCode read
     densepose_as: DensePosePicture = "colours"
-    # deliver the picture of the person in other clothes, which maskless training reads; likewise
+    # read the picture of the person in other clothes, for training without masks; then required
     person_other: bool = False
     person_caption: str = "model is wearing {}"  # {} = the garment's annotation
     garment_caption: str = "a photo of {}"
-    caption_fallback: str = "shirts"  # annotation of a top that has none
-    caption_fallback_lower: str = "pants"  # the same of trousers and skirts
-    caption_fallback_dresses: str = "dresses"  # the same of dresses
-    # fallback: for every garment the caption_fallback of its category
+    caption_fallback: str = "shirts"  # annotation of tops that have none
+    caption_fallback_lower: str = "pants"  # annotation of trousers and skirts that have none
+    caption_fallback_dresses: str = "dresses"  # annotation of dresses that have none
+    # fallback: every garment gets the fallback of its category
     caption_source: Literal["folder", "fallback"] = "folder"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, for sets that fit
+    cache: Literal["none", "memory"] = "none"  # memory: keep decoded samples, if they all fit
     # names of pair lists in the root; "" = the known names (vton/data/viton_hd.py, dresscode.py)
     list_train: str = ""
     list_paired: str = ""
     list_unpaired: str = ""
-    # parquet tables: columns of other names than the known ones (vton/data/tables.py), such as
+    # parquet tables: columns that have none of the known names (vton/data/tables.py), such as
     # [person=photo, garment=product, test=validation]
     columns: tuple[str, ...] = ()
     # folder of latents and embeddings computed ahead (vton data cache); "" = compute every time
     encoded: str = ""
     workers: NonNegativeInt = 4  # loader processes
     pin_memory: bool = True  # on machines with a GPU
-    check: bool = True  # walk the folder for broken required files before training
+    check: bool = True  # look for broken required files before training
 
     def __post_init__(self):
         if (self.warp_source == "learned") != bool(self.warp_run):
@@ -364,60 +370,61 @@ class DataConfig:
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of the photographs: `size`, or with `pad` the largest 4:3 inside it."""
+        """Height and width of the photographs: `size`, or with `pad` the largest 4:3 in it."""
         height, width = self.size
         if self.pad:
             return min(height, width * 4 // 3), min(width, height * 3 // 4)
         return height, width
 
     def unpadded(self) -> DataConfig:
-        """The same pictures without what `pad` puts around them."""
+        """The same configuration without the margins of `pad`."""
         return replace(self, size=self.picture_size, pad=False)
 
 
 @dataclass
 class TrainConfig:
-    """Length, optimizer and precision of a training, and what it writes on the way."""
+    """Length, optimizer and precision of training, and what is written in its course."""
 
     steps: PositiveInt = 10_000  # optimizer steps
-    # run folder whose weights training starts from, such as an import's; "" = those of the model's
-    # own settings
+    # run folder whose weights training starts from, such as that of an import; "" = the weights
+    # that the model's settings name
     start_from: str = ""
-    batch_size: PositiveInt = 16  # per device; with global_batch at most
-    accumulate: PositiveInt = 1  # batches per optimizer step
-    # samples per optimizer step over all devices, from which accumulate follows; 0 = batch_size x
-    # accumulate x devices
+    batch_size: PositiveInt = 16  # per device; with global_batch, the most per device
+    accumulate: PositiveInt = 1  # batches per optimizer step; with global_batch, computed from it
+    # samples per optimizer step over all devices; 0 = batch_size x accumulate x devices
     global_batch: NonNegativeInt = 0
     # adamw8bit: AdamW with moments of 8 bits; muon: orthogonalised momentum for weights of hidden
     # layers, AdamW for the rest
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    lr: PositiveFloat = 1e-4  # after warm-up
-    warmup_steps: NonNegativeInt = 500  # in which the learning rate rises from 0
+    lr: PositiveFloat = 1e-4  # learning rate after warm-up
+    warmup_steps: NonNegativeInt = 500  # steps in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # after warm-up
     betas: Annotated[tuple[float, float], Bounds(0, 1, open_high=True)] = (0.9, 0.999)  # AdamW's
     weight_decay: NonNegativeFloat = 0.01
     grad_clip: NonNegativeFloat = 1.0  # norm; 0 = off
-    # decay of the average over trained parameters; 0 = off
+    # decay of the moving average of trained parameters; 0 = off
     ema: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9999
-    # of arithmetic (autocast); trained weights and moments stay float32, frozen networks are stored
-    # in it; see vton/models/precision.py
+    # of arithmetic (autocast) and of frozen networks; trained weights and moments stay float32; see
+    # vton/models/precision.py
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: PositiveInt = 50  # steps
-    # a step whose loss or gradient is not finite: stop the run, or drop the step and count it
+    # at a loss or gradient that is not finite: stop the run, or skip the step and count it
     non_finite: Literal["stop", "skip"] = "stop"
     checkpoint_every: PositiveInt = 1000  # steps
-    # checkpoints that stay, the newest; above 1 also as last_<step>.ckpt
+    # number of newest checkpoints that are kept; above 1 also as last_<step>.ckpt
     keep_last: PositiveInt = 1
-    keep_best: PositiveInt = 1  # the same by the held-out score, best_<step>.ckpt
-    # steps between looks at held-out pairs: pictures, val/ scores, best.ckpt; 0 = never
+    # number of checkpoints with the best held-out scores that are kept; above 1 also as
+    # best_<step>.ckpt
+    keep_best: PositiveInt = 1
+    # steps between drawings of held-out pairs, for pictures, val/ scores and best.ckpt; 0 = never
     picture_every: NonNegativeInt = 1000
-    pictures: PositiveInt = 8  # rows of that grid
+    pictures: PositiveInt = 8  # rows of the grid of these pictures
     val_pairs: PositiveInt = 32  # held-out pairs behind the val/ scalars
 
 
 @dataclass
 class TrainerConfig:
-    """What goes to lightning.Trainer."""
+    """The settings of lightning.Trainer."""
 
     name: str = "cpu"
     accelerator: Literal["cpu", "gpu"] = "cpu"  # gpu: CUDA
@@ -425,9 +432,10 @@ class TrainerConfig:
     nodes: PositiveInt = 1  # machines
     # fsdp: FSDP2; deepspeed: ZeRO stage 2
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    deterministic: bool = False  # GPUs: algorithms that repeat bit by bit, slower; CPUs do anyway
-    # compile the networks' repeated blocks, in training and sampling: minutes at the start, faster
-    # steps on GPUs
+    # GPUs: only algorithms that repeat bit by bit, which are slower; on CPUs they always do
+    deterministic: bool = False
+    # compile the networks' repeated blocks, for training and sampling: takes minutes at the start,
+    # and makes steps on GPUs faster
     compile: bool = False
     threads: NonNegativeInt = 0  # torch CPU threads; 0 = torch's default
 
@@ -440,7 +448,7 @@ class TrainerConfig:
     def replicated(self) -> TrainerConfig:
         """The same devices with the whole model on each, for sampling.
 
-        Sampling sends devices different numbers of batches, which sharded strategies cannot do.
+        Devices may sample different numbers of batches, which sharded strategies do not allow.
         """
         if self.strategy in ("fsdp", "deepspeed"):
             return replace(self, strategy="ddp")
@@ -449,36 +457,39 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
-    """What is sampled and scored. Keys with null follow the protocol (vton/metrics/protocol.py);
-    rows name what was changed, and tables refuse to mix.
+    """What is sampled and scored.
+
+    Settings that are null follow the protocol (vton/metrics/protocol.py). Rows name those that were
+    changed, and tables refuse to mix them.
     """
 
     protocol: Literal["exact", "ladi_compat", "catvton_compat", "hrviton_compat"] = "exact"
     orders: tuple[Literal["paired", "unpaired"], ...] = ("paired", "unpaired")
-    batch_size: PositiveInt = 16  # pictures drawn and scored together, per device
-    # of sampling, weights included; null: train.precision
+    batch_size: PositiveInt = 16  # pictures that are drawn and scored together, per device
+    # of arithmetic and weights in sampling; null: train.precision
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: NonNegativeInt = 0  # of the sampling noise
-    baselines: bool = True  # rows for what needs no learning, and for the warp below
-    # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is given
+    baselines: bool = True  # rows for methods without learning, and for the warp below
+    # run folder of a trained warp that gets a baseline row; "" = data.warp_run, if that is set
     warp: str = ""
-    shuffled: bool = True  # the control row: garments exchanged between samples
-    shuffled_pairs: NonNegativeInt = 0  # of the control row, spread over the list; 0 = all
-    # cascades: sample one stage after another; false: this one alone, on the reduced truth
+    shuffled: bool = True  # the control row: garments are exchanged between samples
+    shuffled_pairs: NonNegativeInt = 0  # pairs of the control row, spread over the list; 0 = all
+    # cascades: sample one stage after the other; false: only this stage, from the reduced truth
     chain: bool = True
     metrics: tuple[Metric, ...] = ("ssim", "psnr", "lpips", "dists", "fid", "kid", "iou")
-    size: Annotated[tuple[int, int] | None, Bounds(16)] = None  # of the comparison: height, width
+    # height and width at which pictures are compared
+    size: Annotated[tuple[int, int] | None, Bounds(16)] = None
     repaint: bool | None = None  # paste the person's own picture outside the agnostic mask
     lpips_net: Literal["alex", "vgg", "squeeze"] | None = None
-    # how many random subsets KID is the mean over
+    # number of random subsets whose mean KID is
     kid_subsets: Annotated[int | None, Bounds(1)] = None
-    # pictures in each; at most as many as there are
+    # most pictures in each subset
     kid_subset_size: Annotated[int | None, Bounds(1)] = None
-    # folder of pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else `vton weights`' own
+    # folder of pretrained metric networks; "" = $VTON_METRIC_WEIGHTS, else that of `vton weights`
     weights: str = ""
-    pictures: PositiveInt = 8  # rows of the grid
-    # rendered pairs on which to measure how far from the true place attention reads the garment,
-    # by layer and step; 0 = none
+    pictures: PositiveInt = 8  # rows of the picture grids
+    # number of rendered pairs on which to measure how far from the true place attention reads the
+    # garment, by layer and step; 0 = none
     places: NonNegativeInt = 0
 
     def __post_init__(self):
@@ -488,18 +499,18 @@ class EvalConfig:
 
 @dataclass
 class CompareConfig:
-    """What `vton compare` and `vton ablate` hold equal between their runs: see
+    """The runs of `vton compare` and `vton ablate`, and what they hold equal: see
     vton/commands/comparison.py.
     """
 
     budget: Literal["steps", "flops"] = "steps"  # of each run: optimizer steps, or training FLOPs
-    steps: NonNegativeInt = 0  # budget=steps; 0 = train.steps of the preset
-    # budget=flops: forward and backward of all steps, on each device
+    steps: NonNegativeInt = 0  # budget=steps: optimizer steps; 0 = train.steps of the preset
+    # budget=flops: TFLOP of forward and backward passes of all steps, on each device
     tflop: NonNegativeFloat = 0.0
-    seeds: tuple[int, ...] = (0,)  # of training: as many runs of each method
-    models: tuple[str, ...] = ()  # vton compare: these architectures; () = every registered one
+    seeds: tuple[int, ...] = (0,)  # training seeds; every method has a run for each
+    models: tuple[str, ...] = ()  # vton compare: the architectures; () = every registered one
     equal: tuple[str, ...] = ()  # further settings of all runs, as overrides
-    # folder that holds one folder with rows, table and pictures per comparison
+    # folder with a folder of rows, tables and pictures for each comparison
     results: str = "results"
 
     def __post_init__(self):
@@ -519,7 +530,7 @@ class CompareConfig:
 
 @dataclass
 class ExperimentConfig:
-    """One experiment: the sections, and what belongs to none of them."""
+    """One experiment: all sections, and the settings that belong to none of them."""
 
     model: Any = field(default_factory=ModelConfig)  # the registered model's own dataclass
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -532,15 +543,16 @@ class ExperimentConfig:
     compare: CompareConfig = field(default_factory=CompareConfig)
     preset: str = "tiny"  # file of configs/preset
     ablation: str = ""  # <file>/<row> of configs/ablation
-    # of training: first weights, order of samples, noise, dropouts, augmentation
-    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0  # what numpy takes
+    # of training: initial weights, order of samples, noise, dropouts, augmentation
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0  # numpy's range
     runs: str = "runs"  # folder that holds the run folders
-    # run folder; "" = <model>-<data>-<preset>[-<row>]; upper stages of a cascade lie in it, by name
+    # name of the run folder; "" = <model>-<data>-<preset>[-<row>]; the folders of a cascade's upper
+    # stages are in it, named by stage
     name: str = ""
 
     @property
     def lora_rank(self) -> int:
-        """0: the model trains its own weights."""
+        """model.lora.rank; 0 = no LoRA."""
         return self.model.lora.rank if isinstance(self.model, ModelConfig) else 0
 
     def __post_init__(self):
@@ -558,8 +570,8 @@ class ExperimentConfig:
         kept = (self.train.non_finite, self.train.keep_last, self.train.keep_best)
         if self.lora_rank and strategy in ("fsdp", "deepspeed"):
             raise ConfigError(
-                f"model.lora.rank={self.lora_rank} trains so little that nothing is won by "
-                f"shards; use trainer.strategy=ddp instead of {strategy}."
+                f"model.lora.rank={self.lora_rank} trains so few weights that sharding gains "
+                f"nothing; use trainer.strategy=ddp instead of {strategy}."
             )
         if strategy == "deepspeed" and (precision == "fp16" or kept != ("stop", 1, 1)):
             raise ConfigError(
@@ -612,7 +624,7 @@ class ExperimentConfig:
             )
 
     def _check_plms(self, rescaled: bool):
-        """diffusers' scheduler knows the schedules and predictions of its time alone."""
+        """diffusers' scheduler only supports the schedules and predictions of its time."""
         objective = self.objective
         own_times = objective.continuous or self.sampler.spacing == "trained"
         if own_times or rescaled or objective.prediction == "sample":
