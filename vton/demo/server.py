@@ -395,7 +395,8 @@ def told(error: Exception) -> dict[str, str]:
 async def body(request: Request, most: int, picture: str = "") -> bytes:
     """The request's body. Raises Refused where it is too long or too slow."""
     length = request.headers.get("content-length", "0")
-    too_long = Refused(413, f"{most // 2**20} MB are the most. Save the picture smaller.", picture)
+    message = f"at most {most // 2**20} MB are allowed. Save a smaller copy of the picture."
+    too_long = Refused(413, message, picture)
     if not length.isdigit() or int(length) > most:
         raise too_long
     content = bytearray()

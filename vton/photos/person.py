@@ -275,8 +275,8 @@ def _require_size(frame: Frame, size: tuple[int, int]) -> list[str]:
     if frame.height < SMALLEST:
         raise PhotoError(
             "person",
-            f"the person is too small: what would be cut out is {frame.height:.0f} pixels high, "
-            f"and {SMALLEST} are the least. Use a closer or larger photo.",
+            f"the person is too small: the part to cut out is {frame.height:.0f} pixels high, but "
+            f"at least {SMALLEST} are needed. Use a closer or larger photo.",
         )
     if frame.height < size[0] / 3:
         return [

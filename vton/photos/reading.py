@@ -104,8 +104,8 @@ def _content(source: Path | bytes, picture: str, called: str) -> bytes:
 def _too_large(picture: str, called: str, size: int) -> PhotoError:
     return PhotoError(
         picture,
-        f"{called} has {size / 2**20:.0f} MB; {MOST_BYTES // 2**20} MB are the most. Save it "
-        "smaller.",
+        f"{called} has {size / 2**20:.0f} MB; at most {MOST_BYTES // 2**20} MB are allowed. Save a "
+        "smaller copy.",
     )
 
 
@@ -131,8 +131,8 @@ def _require_size(image: Image.Image, picture: str, called: str) -> None:
 def _too_many(picture: str, called: str, count: str) -> PhotoError:
     return PhotoError(
         picture,
-        f"{called} has {count} pixels; {MOST_PIXELS / 1e6:.0f} million are the most, and "
-        f"{LONGEST:,} a side. Save it smaller.",
+        f"{called} has {count} pixels; at most {MOST_PIXELS / 1e6:.0f} million pixels are allowed, "
+        f"and {LONGEST:,} on a side. Save a smaller copy.",
     )
 
 

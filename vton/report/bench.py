@@ -9,7 +9,7 @@ ROWS = {
     "seconds, median": lambda phase: f"{phase['seconds']['median']:.3f}",
     "least": lambda phase: f"{phase['seconds']['least']:.3f}",
     "most": lambda phase: f"{phase['seconds']['most']:.3f}",
-    "of these waiting for data": lambda phase: (
+    "median wait for data": lambda phase: (
         f"{phase['data_wait']:.3f}" if "data_wait" in phase else ""
     ),
     "samples": lambda phase: f"{phase.get('samples_per_step', phase.get('pictures'))}",

@@ -78,7 +78,7 @@ async function take(kind, blob) {
   if (blob.size > state.most) {
     showStage(own);
     refresh();
-    showError(new Refusal(`The picture has ${Math.round(blob.size / 2 ** 20)} MB; ${Math.round(state.most / 2 ** 20)} MB are the most.`, kind));
+    showError(new Refusal(`The picture has ${Math.round(blob.size / 2 ** 20)} MB; at most ${Math.round(state.most / 2 ** 20)} MB are allowed.`, kind));
     return;
   }
   drop.classList.add("busy");
