@@ -226,11 +226,11 @@ def test_training_memory_by_strategy():
         and rows["fsdp"]["gradients"] == rows["fsdp"]["ema"] == trained // 2
     )
     assert rows["fsdp"]["copies"] < rows["ddp"]["copies"]
-    look = max(0, plain["look"] - plain["activations"])  # whichever is more at a time
-    assert plain["look"] > 0
+    held_out = max(0, plain["held_out"] - plain["activations"])  # whichever is more at a time
+    assert plain["held_out"] > 0
     for row in rows.values():
         parts = sum(value for name, value in row.items() if name != "total")
-        assert abs(row["total"] - parts - look) < 8
+        assert abs(row["total"] - parts - held_out) < 8
     assert 0 < checkpointed["activations"] < plain["activations"]
 
 

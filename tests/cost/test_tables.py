@@ -17,7 +17,7 @@ def test_memory_of_training_by_strategy():
     checkpointed = {
         "strategies": {name: {**sizes, "total": GIB} for name, sizes in strategies.items()}
     }
-    plain = {"gpus": 8, "precision": "bf16", "optimizer": "adamw8bit", "look": GIB}
+    plain = {"gpus": 8, "precision": "bf16", "optimizer": "adamw8bit", "held_out": GIB}
     plain["strategies"] = strategies
     console = Console(file=io.StringIO(), width=80)
     console.print(training_table({"plain": plain, "checkpointed": checkpointed}))

@@ -1,8 +1,8 @@
-"""What a model is and takes: parameters, FLOPs and memory, without allocating any.
+"""What a model costs: parameters, FLOPs and memory, counted without allocating any weights.
 
-Everything runs on the meta device. What is counted is the model's own `generate` and training step.
-A multiply-add counts as 2 FLOP; attention products are included. `describe` is what `vton info`
-shows; `cost` sums up what one picture and one training step take, for comparisons.
+Everything runs on the meta device, through the model's own `generate` and training step. A
+multiply-add counts as 2 FLOP; attention products are included. `vton info` shows what `describe`
+returns; comparisons use `cost`, the numbers for one picture and one training step.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ def naming(config: ExperimentConfig) -> Iterator[None]:
 
 
 def describe(config: ExperimentConfig, gpus: int = 0, precision: str = "") -> dict:
-    """Networks and phases of the configured model, of a cascade's configured stage, for one sample
-    at data.size.
+    """Networks and phases of the configured model or stage, for one sample at data.size.
 
-    gpus: also the memory of training on so many, an architecture's. precision: of sampling; "" as
-    configured. Raises CountingError.
+    gpus: also the memory of training on this many devices, for architectures
+    precision: of sampling; "" = as configured
+
+    Raises CountingError.
     """
     with naming(config):
         sampled = for_sampling(config)
@@ -134,26 +135,28 @@ def sampling_of(module: TryOnModule, precision: str) -> dict:
 def training_memories(config: ExperimentConfig, gpus: int) -> dict[str, dict]:
     """`training_memory` of one sample per device, without and with gradient checkpointing."""
     memory = {}
-    look = 0
+    held_out = 0
     if config.train.picture_every:
         rows = min(config.eval.batch_size, max(1, config.train.val_pairs // gpus))
         drawing = on_meta(config).eval().requires_grad_(False)
         with torch.no_grad(), deciding_numbers():
-            look = held_out_memory(drawing, meta_batch(config.data.size, rows))
+            held_out = held_out_memory(drawing, meta_batch(config.data.size, rows))
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
         config = copy.deepcopy(config)
         set_everywhere(config.model, "gradient_checkpointing", checkpointing)
-        memory[name] = training_memory(on_meta(config), meta_batch(config.data.size), gpus, look)
+        memory[name] = training_memory(
+            on_meta(config), meta_batch(config.data.size), gpus, held_out
+        )
     return memory
 
 
 def cost(config: ExperimentConfig) -> dict[str, int]:
-    """What the configured model is and takes, as numbers that stand in a row of a comparison.
+    """The configured model's costs, as rows of a comparison hold them.
 
     parameters, trained_parameters
     picture_flops    of one picture, as the configured sampler draws it
     step_flops       of one training step, see `step_flops`
-    sampling_bytes   at most, networks in half precision and all of them loaded
+    sampling_bytes   the most at once, with all networks loaded in half precision
 
     Raises CountingError.
     """
@@ -201,17 +204,17 @@ def step_flops(config: ExperimentConfig) -> int:
 
 
 def counted(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What `call` returns, and its FLOPs."""
+    """The result of a call, and its FLOPs."""
     with FlopCounterMode(display=False) as counter:
         result = call()
     return result, counter.get_total_flops()
 
 
 class EqualSteps(Denoiser):
-    """A denoiser that runs once for all steps of one kind, and says what the others would take.
+    """A denoiser that runs once for all steps of a kind, and counts what the others would take.
 
-    Steps are of one kind where latents, conditions and features have the same names and shapes: a
-    ControlNet that acts in some steps only shows among the features.
+    Steps are of one kind if their latents, conditions and features have the same names and shapes.
+    A ControlNet that acts in some steps only shows in the features.
     """
 
     def __init__(self, denoiser: Denoiser):

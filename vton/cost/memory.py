@@ -4,10 +4,9 @@ allocated.
     peak = weights of the networks that are read + the most bytes of storages that are alive at once
 
 A storage lives from the operator that makes it to the last reference to it or a view of it, as in
-PyTorch's allocators. Attention counts as CUDA's fused kernels do it, without the matrix of queries
-times keys. Left out, because the device
-decides: workspaces of convolutions and matrix products, the allocator's rounding and gaps, the CUDA
-context.
+PyTorch's allocators. Attention is counted as CUDA's fused kernels compute it, without the matrix of
+queries times keys. Left out, because they depend on the device: workspaces of convolutions and
+matrix products, the allocator's rounding and gaps, the CUDA context.
 """
 
 from __future__ import annotations
@@ -30,26 +29,27 @@ from vton.diffusion.denoiser import Conditions, Step
 from vton.diffusion.sampling import Guidance
 from vton.models.base import TrainedModule, TryOnModule
 
-# Of an optimizer's state for each parameter. Two moments; in 8 bits these are a byte each and two
-# numbers for every 256; Muon's hidden weights, which are nearly all, have one.
+# Bytes of optimizer state per parameter. AdamW has two moments of 4 bytes each; in 8 bits, of one
+# byte each, with two float32 scales for every 256 parameters. Muon has one moment for the weights
+# of hidden layers, which are nearly all.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2 + 8 / 256, "muon": 4}
 
 
 @torch.no_grad()
 def sampling_memory(module: TryOnModule, batch: TryOnBatch, precision: str) -> dict:
-    """Bytes of sampling a batch with the networks in a precision (fp32, bf16, fp16) and the codec
+    """Bytes of sampling a batch, with the networks in a precision (fp32, bf16, fp16) and the codec
     in its own.
 
     module and batch are on the meta device; the module is cast. Returns
 
-        dtype, codec  of the networks, and of the codec
-        rows          of the batch in a step: guidance doubles it
+        dtype, codec  precision of the networks, and of the codec
+        rows          of the batch in a step; guidance doubles them
         weights       bytes by network
         condition     {networks, weights, activations, peak} of what is computed once per picture:
-                      the networks it reads, all of their weights, and what else is alive at most
-        step          the same of one step, garment features included
-        decode        the same from latents to picture
-        peak          of them all when every network stays loaded
+                      the networks that are read, their weights, the most that is alive besides
+        step          the same for one step, garment features included
+        decode        the same from latents to pictures
+        peak          of all phases, if every network stays loaded
     """
     module.compute_in(precision)
     networks = module.networks()
@@ -85,23 +85,22 @@ def sampling_memory(module: TryOnModule, batch: TryOnBatch, precision: str) -> d
     }
 
 
-def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: int = 0) -> dict:
-    """Bytes of a training step on each of `gpus` devices, by strategy, for the batch given (a
-    sample per device: 1).
+def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, held_out: int = 0) -> dict:
+    """Bytes of a training step on each of `gpus` devices, by strategy, for the given batch.
 
     module and batch are on the meta device; the module is cast. Weights, gradients and the average
     are in float32, as Lightning's mixed precision keeps them; the optimizer's state is that of
-    train.optimizer. look: what else is alive while held-out pictures are drawn. Returns
+    train.optimizer. held_out: further bytes alive while held-out pictures are drawn. Returns
 
         parameters       trained, and frozen (codec and encoders included)
-        activations      the most that is alive of forward and backward pass, apart from weights and
-                         their gradients, under bf16 autocast, or in float32 with
+        activations      the most that is alive in forward and backward pass, apart from weights and
+                         their gradients; under bf16 autocast, or in float32 with
                          train.precision=fp32
-        look             as given
+        held_out         as given
         strategies       by name: {weights, copies, gradients, optimizer, ema, frozen, activations,
-                         total}; copies are the half-precision ones that a step computes with,
-                         frozen networks are in their own precision, and the total holds whichever
-                         of activations and look is more
+                         total}; copies are the half-precision weights that a step computes with,
+                         frozen networks are in their own precision, and the total holds the larger
+                         one of activations and held_out
 
     ddp replicates all; deepspeed (ZeRO stage 2) shards gradients and moments; fsdp shards
     everything trained and gathers the blocks one by one (two at a time, for the next is fetched
@@ -134,7 +133,7 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
             "frozen": frozen_bytes,
             "activations": activations,
         }
-        parts["total"] = sum(parts.values()) + max(0, look - activations)
+        parts["total"] = sum(parts.values()) + max(0, held_out - activations)
         return {name: round(value) for name, value in parts.items()}
 
     share = trained / gpus
@@ -144,7 +143,7 @@ def training_memory(module: TrainedModule, batch: TryOnBatch, gpus: int, look: i
         "optimizer": train.optimizer,
         "parameters": {"trained": trained, "frozen": kept + frozen},
         "activations": activations,
-        "look": look,
+        "held_out": held_out,
         "strategies": {
             "ddp": per_gpu(stored, copies, trained, trained, trained),
             "deepspeed": per_gpu(stored, copies, share, share, trained),
@@ -165,7 +164,7 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 
 def step_activations(module: TrainedModule, batch: TryOnBatch, half: bool) -> int:
-    """Most bytes alive in one forward and backward pass, without weights and whole gradients."""
+    """The most bytes alive in a forward and backward pass, without weights and their gradients."""
     module.train()
     if half:
         module.compute_in("bf16")  # autocast's copies of weights are counted apart
@@ -197,8 +196,8 @@ def forget_gradient(parameter: Tensor) -> None:
 
 
 def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], before: int = 0) -> dict:
-    """Memory of a call that starts with `before` bytes which outlive it."""
-    # Kept during the call, so that their identities stay taken.
+    """Memory of a call during which `before` further bytes are alive."""
+    # Held during the call, so that no other storage gets one of their ids.
     owned = {name: storages([network]) for name, network in networks.items()}
     with LiveMemory() as memory, FusedAttention():
         call()
@@ -214,7 +213,7 @@ def phase(call: Callable[[], object], networks: Mapping[str, nn.Module], before:
 
 
 def storages(networks: Iterable[nn.Module]) -> dict[int, torch.UntypedStorage]:
-    """What is behind parameters and buffers, by identity: what two networks share is there once."""
+    """The storages of parameters and buffers by id, so that shared ones are there once."""
     by_identity = {}
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
@@ -237,9 +236,11 @@ def weight_bytes(networks: Iterable[nn.Module]) -> int:
 class LiveMemory(TorchDispatchMode):
     """Watches the storages that operators make while it is active.
 
-    alive, peak: bytes now, and the most at once. arguments: identities of the storages that
-    operators were given. A CPU tensor may meet meta tensors, so that some tensors can have values;
-    the result is on the meta device.
+    alive, peak: bytes now, and the most at once
+    arguments: ids of the storages that operators were given
+
+    A CPU tensor may be combined with meta tensors, so that some tensors can have values; the result
+    is on the meta device.
     """
 
     def __init__(self):

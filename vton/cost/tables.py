@@ -48,7 +48,7 @@ def memory_table(memory: dict) -> Table:
         table.add_column(column, justify="left" if column in ("phase", "networks") else "right")
     step = "step, both guidance branches" if memory["rows"] == 2 else "step"
     weights = sum(memory["weights"].values())
-    whole = {
+    all_loaded = {
         "networks": ["all"],
         "weights": weights,
         "activations": memory["peak"] - weights,
@@ -58,7 +58,7 @@ def memory_table(memory: dict) -> Table:
         ("conditions", memory["condition"]),
         (step, memory["step"]),
         ("decode", memory["decode"]),
-        ("all networks loaded", whole),
+        ("all networks loaded", all_loaded),
     ):
         sizes = (f"{row[part] / 2**30:,.3f}" for part in ("weights", "activations", "peak"))
         table.add_row(name, ", ".join(row["networks"]), *sizes)
@@ -84,8 +84,8 @@ def training_table(training: dict[str, dict]) -> Table:
     for part in ("weights", "copies", "gradients", "optimizer", "ema", "frozen"):
         add(part, plain["strategies"], part)
     add("activations", plain["strategies"], "activations")
-    look = f"{plain['look'] / 2**30:,.2f}"
-    table.add_row("or held-out look", *[look for _ in plain["strategies"]])
+    held_out = f"{plain['held_out'] / 2**30:,.2f}"
+    table.add_row("or held-out pictures", *[held_out] * len(plain["strategies"]))
     add("total", plain["strategies"], "total")
     table.add_section()
     add("activations, checkpointed", checkpointed["strategies"], "activations")
