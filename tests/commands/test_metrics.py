@@ -598,4 +598,4 @@ def test_padded_squares_are_said_to_be_distorted(capsys, tmp_path):
         cli.main(["metrics", *map(str, arguments)])
     said = capsys.readouterr().err
     assert "these shapes differ, so the pictures are compared distorted" in said
-    assert "crop these first" in said and "--size 64x48" in said
+    assert "crop them first" in said and "--size 64x48" in said

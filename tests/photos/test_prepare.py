@@ -162,7 +162,7 @@ def test_only_pictures_of_the_folders_are_read(tmp_path, capsys):
     arguments = ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "256x192"]
     assert command(*arguments, "--keep-going") == 1
     printed = capsys.readouterr()
-    assert "note: not read: notes.txt, shirt.HEIC. Pictures end in .jpg" in printed.err
+    assert "note: not read: notes.txt, shirt.HEIC. Pictures must end in .jpg" in printed.err
     assert printed.out.count("failed: ") == 1
     assert "link.jpg cannot be read: No such file or directory" in printed.out
 

@@ -16,7 +16,7 @@ from vton.models.baselines import BASELINES, warped_garment
 from vton.runs.warp import RunWarp
 
 LEARNED = "baseline/learned_warp"
-Wear = Callable[[TryOnBatch], TryOnBatch]  # gives a batch another warped garment
+Warp = Callable[[TryOnBatch], TryOnBatch]  # returns the batch with other warped garments
 
 
 def learned_warp(config: ExperimentConfig) -> RunWarp | None:
@@ -28,8 +28,8 @@ def learned_warp(config: ExperimentConfig) -> RunWarp | None:
 def baseline_methods(source: str, learned: RunWarp | None, silhouettes: bool) -> dict[str, Method]:
     """Every baseline by name.
 
-    source:      of the data's own warped garments
-    silhouettes: whether warps say where they put the garment, which is then measured
+    source:      where the data's own warped garments come from (TryOnDataset.warp_source)
+    silhouettes: whether the silhouettes of warped garments are measured too
     """
     methods: dict[str, Method] = {}
     for name, paint in BASELINES.items():
@@ -41,17 +41,18 @@ def warp_methods(
     source: str, learned: RunWarp | None, silhouettes: bool = False
 ) -> dict[str, Method]:
     """The baselines that paste a warped garment; arguments as in `baseline_methods`."""
-    wears: dict[str, Wear] = {
+    warps: dict[str, Warp] = {
         "baseline/geometric_warp": partial(rewarped, source=warp_source("geometric"))
     }
     if learned is not None:
-        wears[LEARNED] = learned.put_on
+        warps[LEARNED] = learned.put_on
     if source in ("geometric", "folder"):
-        wears[f"baseline/{source}_warp"] = _as_it_is
-    return {name: partial(_pasted, wear, silhouettes) for name, wear in wears.items()}
+        warps[f"baseline/{source}_warp"] = _unchanged
+    return {name: partial(_pasted, warp, silhouettes) for name, warp in warps.items()}
 
 
-def _as_it_is(batch: TryOnBatch) -> TryOnBatch:
+def _unchanged(batch: TryOnBatch) -> TryOnBatch:
+    """The batch with the data's own warped garments."""
     return batch
 
 
@@ -59,7 +60,7 @@ def _painted(paint: Callable[[TryOnBatch], Tensor], batch: TryOnBatch) -> Predic
     return Prediction(to_uint8(paint(batch)))
 
 
-def _pasted(wear: Wear, silhouettes: bool, batch: TryOnBatch) -> Prediction:
-    worn = wear(batch)
-    outlines = worn.warped_mask > 0 if silhouettes else None
-    return Prediction(to_uint8(warped_garment(worn)), outlines)
+def _pasted(warp: Warp, silhouettes: bool, batch: TryOnBatch) -> Prediction:
+    warped = warp(batch)
+    outlines = warped.warped_mask > 0 if silhouettes else None
+    return Prediction(to_uint8(warped_garment(warped)), outlines)

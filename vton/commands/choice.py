@@ -1,5 +1,5 @@
-"""What a command works on: the run (--run FOLDER, the newest of --model NAME, or the newest) and
-the machine.
+"""What a command works on: the run (--run FOLDER, the newest of --model NAME, or the newest of all)
+and the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vton.runs.folder import RunFolder
 
 
 def chosen_run(args: Namespace) -> RunFolder:
-    """Raises UserError where nothing was trained yet, or not that model."""
+    """The run of --run or --model, else the newest one. Raises UserError if there is none."""
     if args.folder:
         return RunFolder(args.folder)
     runs = "runs"
@@ -27,16 +27,16 @@ def chosen_run(args: Namespace) -> RunFolder:
 
 
 def chosen_stage(args: Namespace) -> Stage:
-    """The chosen run with its overrides; of a cascade its last stage, unless --run names one.
+    """The chosen run with its overrides; the last stage of a cascade, unless --run names one.
 
-    Where it was trained does not matter: it is for this machine, or for the trainer=NAME given.
+    It is set up for this machine, or for the given trainer=NAME, wherever it was trained.
     """
     trainer = f"trainer={chosen_trainer(args.overrides)}"
     return load_stage(chosen_run(args), trainer, *args.overrides, whole=not args.folder)
 
 
 def chosen_trainer(overrides: Sequence[str]) -> str:
-    """The NAME of trainer=NAME, by default auto."""
+    """The NAME of trainer=NAME, or the default."""
     name = GROUPS["trainer"]
     for override in overrides:
         if override.startswith("trainer="):
@@ -45,6 +45,6 @@ def chosen_trainer(overrides: Sequence[str]) -> str:
 
 
 def say_trainer(overrides: Sequence[str]) -> None:
-    """Say on stderr what trainer=auto is here, unless another trainer was asked for."""
+    """Print on stderr what trainer=auto stands for here, unless another trainer was given."""
     if chosen_trainer(overrides) == "auto" and is_first_process():
         print(f"trainer=auto: {what_there_is()}", file=sys.stderr)

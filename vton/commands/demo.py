@@ -61,12 +61,12 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(LIMIT)  # so that whoever comes before the server runs waits for it
+        listening.listen(LIMIT)  # connections that come before the server runs wait for it
     except OSError as error:
         listening.close()
         raise UserError(
-            f"{host}:{port} cannot be listened on: {error.strerror}. Choose another --port, or 0 "
-            "for any."
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port, or 0 for "
+            "any."
         ) from None
     return listening
 

@@ -34,12 +34,13 @@ from vton.metrics.target import Prediction, Target
 from vton.processes import gathered, process_share
 from vton.progress import Progress
 
-NAMED = 10  # names that stand for many in provenance
+NAMED = 10  # names that provenance lists, of any number
 MAY_BE_EMPTY = ("mask", "pred_mask")
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
-WITHOUT_TARGET = (*SET_METRICS, *NEEDS)  # metrics that unpaired pictures have
+WITHOUT_TARGET = (*SET_METRICS, *NEEDS)  # metrics that can score unpaired pictures
+NO_TARGET = "unpaired pictures have no target to compare with"
 OF_PARTS = tuple(name for name in METRICS if name.rpartition("_")[2] in PARTS)
-# Folders that metrics take, besides the two that are compared.
+# Further folders, and the metrics that need them.
 FOLDERS_OF = {
     "garment": ("cami_u", "mp_lpips", "m_dino", "m_clip_i", "vton_iqa"),
     "garment_mask": ("mp_lpips",),
@@ -70,14 +71,11 @@ def score_folders(
 
     Without `repaint_mask` nothing is pasted back, and rows say so where the protocol would. Raises
     DataError naming every picture that is missing, extra, unreadable or of another size than most
-    of its folder, and UserError for metrics that lack a folder. asked: the metrics that the user
-    named; those that this order does not have are said to be absent.
+    of its folder, and UserError for metrics that lack a folder.
+
+    asked: the metrics that the user named; rows list those that this order does not have as absent
     """
     metrics = computable_metrics(folders, order, config)
-    untold = {}
-    if order == "unpaired" and asked:
-        reason = "unpaired pictures have no target to compare with"
-        untold = {name: reason for name in asked if name not in metrics}
     config = replace(config, repaint=folders.repaint_mask is not None, metrics=metrics)
     pairs, references = match_files(folders, order)
     _require_persons(pairs, metrics, folders)
@@ -85,45 +83,24 @@ def score_folders(
     predicted_size = common_size([pair.files["pred"] for pair in pairs], any_size)
     target_size = common_size([pair.files["target"] for pair in references], any_size)
     size = config.size or predicted_size
-    if min(size) < LEAST_SIDE and any(
-        name.startswith(("ssim", "lpips", "dists")) for name in metrics
-    ):
-        raise DataError(
-            f"{folders.pred}: pictures of {size[1]}x{size[0]}; "
-            f"metrics need at least {LEAST_SIDE} pixels."
-        )
+    _require_enough_pixels(size, metrics, folders)
 
     scorer = Scorer(Extractors(config, device, worn_masks=folders.pred_mask is not None))
-    rank, world = process_share()
-
-    def measure() -> tuple[Measurements, list[str]]:
-        """This process's share of the files, and names of those whose mask is empty."""
-        empty = []
-        if scorer.needs_reference:
-            with Progress("Measuring targets", len(references), "picture") as progress:
-                for group in _groups(references[rank::world], config.batch_size):
-                    scorer.update_reference([read_target(pair, "paired", size) for pair in group])
-                    progress.advance(len(group) * world)
-        resample = scorer.protocol.resample
-        with Progress("Scoring", len(pairs), "picture") as progress:
-            for group in _groups(pairs[rank::world], config.batch_size):
-                targets = [read_target(pair, order, size) for pair in group]
-                for target in targets:
-                    if target.garment_mask is not None and not target.garment_mask.any():
-                        empty.append(target.pair_id)
-                predicted = [read(pair.files["pred"]) for pair in group]
-                pictures = [prepare.resize(picture, size, resample) for picture in predicted]
-                scorer.update(targets, {model: Prediction(torch.stack(pictures))})
-                progress.advance(len(group) * world)
-        return scorer.measured, empty
-
-    shares = gathered(measure)
+    shares = gathered(
+        lambda: measure_share(scorer, pairs, references, order, size, model, config.batch_size)
+    )
     if shares is None:
         return None
     measured = merge([share for share, _ in shares])
-    empty = sorted(name for _, names in shares for name in names)
+    empty: list[str] = []
+    for _, names in shares:
+        empty += names
+    empty.sort()
     if len(empty) == len(pairs):
-        raise DataError(f"{folders.mask}: all {len(empty)} masks are empty. They hold 0 and 255.")
+        raise DataError(
+            f"{folders.mask}: all {len(empty)} masks are empty. Masks are 255 where the garment "
+            "is, else 0."
+        )
     without = without_prediction(pairs, references)
     given = {part: str(path) for part, path in vars(folders).items() if path}
     rows = compute_rows(
@@ -144,17 +121,51 @@ def score_folders(
             },
             empty_masks={"n": len(empty), "first": empty[:NAMED]},
             device=str(scorer.device),
-            processes=world,
+            processes=len(shares),
         ),
     )
-    if untold:
-        rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | untold
+    if order == "unpaired":
+        absent = dict.fromkeys((name for name in asked if name not in metrics), NO_TARGET)
+        if absent:
+            rows[0].provenance["absent"] = rows[0].provenance.get("absent", {}) | absent
     if not any(row.metrics for row in rows) and not scorer.extractors.garment.absent:
         raise DataError(
             f"FID and KID need two pictures on each side: {len(pairs)} in {folders.pred}, "
             f"{len(references)} in {folders.target}."
         )
     return rows
+
+
+def measure_share(
+    scorer: Scorer,
+    pairs: Sequence[MatchedFiles],
+    references: Sequence[MatchedFiles],
+    order: Order,
+    size: tuple[int, int],
+    model: str,
+    batch_size: int,
+) -> tuple[Measurements, list[str]]:
+    """Measure this process's share of the files; also returns the pairs whose mask is empty."""
+    rank, world = process_share()
+    if scorer.needs_reference:
+        with Progress("Measuring targets", len(references), "picture") as progress:
+            for group in _groups(references[rank::world], batch_size):
+                scorer.update_reference([read_target(pair, "paired", size) for pair in group])
+                progress.advance(len(group) * world)
+    empty = []
+    resample = scorer.protocol.resample
+    with Progress("Scoring", len(pairs), "picture") as progress:
+        for group in _groups(pairs[rank::world], batch_size):
+            targets = [read_target(pair, order, size) for pair in group]
+            for target in targets:
+                if target.garment_mask is not None and not target.garment_mask.any():
+                    empty.append(target.pair_id)
+            pictures = []
+            for pair in group:
+                pictures.append(prepare.resize(read(pair.files["pred"]), size, resample))
+            scorer.update(targets, {model: Prediction(torch.stack(pictures))})
+            progress.advance(len(group) * world)
+    return scorer.measured, empty
 
 
 def without_prediction(
@@ -177,10 +188,7 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
             )
         metrics = [metric for metric in metrics if metric in WITHOUT_TARGET]
         if not metrics:
-            raise UserError(
-                "unpaired pictures have no target to compare with; "
-                f"choose from {', '.join(WITHOUT_TARGET)}."
-            )
+            raise UserError(f"{NO_TARGET}; choose from {', '.join(WITHOUT_TARGET)}.")
     for folder, users in FOLDERS_OF.items():
         for metric in metrics:
             if metric in users and not getattr(folders, folder):
@@ -194,10 +202,22 @@ def computable_metrics(folders: Folders, order: Order, config: EvalConfig) -> tu
     return tuple(metrics)
 
 
+def _require_enough_pixels(
+    size: tuple[int, int], metrics: Sequence[Metric], folders: Folders
+) -> None:
+    """Raise DataError if pictures of a height and width are too small for one of the metrics."""
+    of_windows = [name for name in metrics if name.startswith(("ssim", "lpips", "dists"))]
+    if of_windows and min(size) < LEAST_SIDE:
+        raise DataError(
+            f"{folders.pred}: pictures of {size[1]}x{size[0]}; "
+            f"metrics need at least {LEAST_SIDE} pixels."
+        )
+
+
 def _require_persons(
     pairs: Sequence[MatchedFiles], metrics: Sequence[Metric], folders: Folders
 ) -> None:
-    """Raise DataError naming predictions whose person is not known but looked at by a metric."""
+    """Raise DataError naming predictions of unknown persons if a metric needs the person."""
     if "vton_iqa" not in metrics:
         return
     problems = []
@@ -208,13 +228,14 @@ def _require_persons(
 
 
 def read_target(pair: MatchedFiles, order: Order, size: tuple[int, int]) -> Target:
-    """The files of a pair as what its prediction, of height and width `size`, is compared with."""
+    """The files of a pair, as the Target of a prediction of height and width `size`."""
     pictures = {}
     for part, path in pair.files.items():
-        # Of a prediction only the shape is wanted here, which its mask must have.
-        looked_at = "pred_mask" in pair.files if part == "pred" else part not in OWNERS
-        if looked_at:
-            pictures[part] = read(path)
+        if part in OWNERS:
+            continue  # a mask
+        if part == "pred" and "pred_mask" not in pair.files:
+            continue  # only the shape of a prediction is needed here, to compare its mask's with
+        pictures[part] = read(path)
     masks = {}
     for part, owner in OWNERS.items():
         if part not in pair.files:

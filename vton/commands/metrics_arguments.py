@@ -23,7 +23,7 @@ from vton.processes import process_group
 from vton.report.noise import compared
 from vton.report.tables import print_differences, print_table, table_json
 
-NAMED = 3  # names that stand for many
+NAMED = 3  # names that a remark lists, of any number
 SET_TITLES = {"fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 
 
@@ -32,19 +32,18 @@ def run(args: Namespace) -> None:
     folders = chosen_folders(args)
     device = usable_device(args.device)
     data = args.data or folders.target.name
-    names = [args.name or folders.pred.name]
-    every = [folders]
+    name = args.name or folders.pred.name
+    methods = [(name, folders)]
     if args.against:
         other = Path(args.against)
-        every.append(replace(folders, pred=other))
-        same = other.name == names[0]  # .../mine/out against .../theirs/out
-        names.append(str(other) if same else other.name)
+        same = other.name == name  # .../mine/out against .../theirs/out
+        methods.append((str(other) if same else other.name, replace(folders, pred=other)))
 
     rows: list[Row] = []
     with process_group():
-        for model, some in zip(names, every, strict=True):
-            found = score_folders(
-                some,
+        for model, its_folders in methods:
+            own = score_folders(
+                its_folders,
                 args.order,
                 config,
                 device,
@@ -53,16 +52,17 @@ def run(args: Namespace) -> None:
                 mask_rule=args.mask_rule,
                 asked=config.metrics if args.metrics else (),
             )
-            rows += found or []
+            rows += own or []
     if not rows:  # another process reports
         return
 
-    lines: dict[str, None] = {}  # each once, though two methods may have it
-    for model, some in zip(names, every, strict=True):
+    lines: dict[str, None] = {}  # each once, though both methods may have it
+    for model, its_folders in methods:
         own = [row for row in rows if row.model == model]
-        lines |= dict.fromkeys(remarks(own, some))
+        lines |= dict.fromkeys(remarks(own, its_folders))
     for line in lines:
         print(f"vton: {line}", file=sys.stderr)
+    names = [model for model, _ in methods]
     if args.against:
         for differences in compared(rows, *names):
             differences.keep()
@@ -77,7 +77,7 @@ def run(args: Namespace) -> None:
 
 
 def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
-    """What a reader of the rows would not expect."""
+    """Lines on what readers of the rows should know: sizes, references, gaps, empty masks."""
     facts = rows[0].provenance
     size, targets = facts["size"], facts["targets"]
     stored = targets["size"]
@@ -85,9 +85,9 @@ def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
         yield f"targets of {stored} (height, width) were brought to the predictions' {size}."
         if abs(size[0] * stored[1] - size[1] * stored[0]) > max(stored):
             yield (
-                "these shapes differ, so the pictures are compared distorted and even perfect ones "
-                "score badly. Where predictions have margins around them, crop these first "
-                f"(height to width {stored[0]}:{stored[1]}); where they were stretched, --size "
+                "these shapes differ, so the pictures are compared distorted, and even perfect "
+                "ones score badly. If the predictions have margins, crop them first (height to "
+                f"width {stored[0]}:{stored[1]}); if they were stretched, --size "
                 f"{stored[0]}x{stored[1]} stretches them back."
             )
     names = {name.removesuffix("_random") for row in rows for name in row.metrics}
@@ -99,13 +99,13 @@ def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
     without, empty = targets["without_prediction"], facts["empty_masks"]
     if without["n"]:
         yield (
-            f"{without['n']} of them have no prediction: {named(**without)}. Where they do not "
-            "belong to the reference, name those that do with --list FILE."
+            f"{without['n']} of them have no prediction: {named(**without)}. If they do not belong "
+            "to the reference, name those that do with --list FILE."
         )
     if empty["n"]:
         yield (
-            f"{empty['n']} masks of {folders.mask} are empty; these pairs count in the whole "
-            f"picture alone: {named(**empty)}."
+            f"{empty['n']} masks of {folders.mask} are empty; these pairs only count for the whole "
+            f"picture: {named(**empty)}."
         )
 
 

@@ -43,24 +43,10 @@ def measure_places(
         log.warning("eval.places: not measured for %s.", config.model.label)
         return {}
     known = known_places(config, data)
-    found = {}
+    measured = {}
     for order in config.eval.orders:
-        watch = Watch(module)
         batch = data.val_batch(order, config.eval.places)
-        size = config.eval.batch_size
-        grid = None
-        with Progress(f"Places read, {order}", len(batch), "pair") as progress:
-            for start in range(0, len(batch), size):
-                part = batch[list(range(start, min(start + size, len(batch))))].to(module.device)
-                truth = truth_of(part, known)
-                pictures = watch.draw(part, truth, config.eval.seed)
-                errors = watch.errors()
-                if grid is None and errors is not None:
-                    few = slice(0, config.eval.pictures)
-                    read = {number: places[few] for number, places in watch.read.items()}
-                    best = errors.best.layer
-                    grid = places_grid(part[few], pictures[few], truth[few], read, best)
-                progress.advance(len(part))
+        errors, grid = measure_order(module, batch, known, config, order)
         if errors is None:
             log.warning(
                 "eval.places: no layer of %s reads garment tokens that have places (%s).",
@@ -69,15 +55,43 @@ def measure_places(
             )
             continue
         Image.fromarray(grid).save(stage.run.path / f"places_{order}.png")
-        found[order] = errors
-    if found:
-        content = {order: errors.as_json() for order, errors in found.items()}
+        measured[order] = errors
+    if measured:
+        content = {order: errors.as_json() for order, errors in measured.items()}
         write_atomically(stage.run.path / "places.json", json.dumps(content, indent=1) + "\n")
-    return found
+    return measured
+
+
+def measure_order(
+    module: TryOnModule,
+    batch: TryOnBatch,
+    known: Correspondence,
+    config: ExperimentConfig,
+    order: Order,
+) -> tuple[PlaceErrors | None, np.ndarray | None]:
+    """The errors over a batch of any size, and a grid of its first pictures; None for both if no
+    layer reads garment tokens with places.
+    """
+    watch = Watch(module)
+    errors = grid = None
+    with Progress(f"Places read, {order}", len(batch), "pair") as progress:
+        for start in range(0, len(batch), config.eval.batch_size):
+            rows = slice(start, start + config.eval.batch_size)
+            part = batch[rows].to(module.device)
+            truth = truth_of(part, known)
+            pictures = watch.draw(part, truth, config.eval.seed)
+            errors = watch.errors()
+            if grid is None and errors is not None:
+                few = slice(0, config.eval.pictures)
+                read = {number: places[few] for number, places in watch.read.items()}
+                best = errors.best.layer
+                grid = places_grid(part[few], pictures[few], truth[few], read, best)
+            progress.advance(len(part))
+    return errors, grid
 
 
 def known_places(config: ExperimentConfig, data: TryOnDataModule) -> Correspondence:
-    """The true places of the test pairs. Raises UserError for data whose places nobody knows."""
+    """The true places of the test pairs. Raises UserError for data whose places are unknown."""
     known = None
     if config.data.name == "synthetic" and not config.data.pad:
         known = Correspondence.of(Path(str(data.root)))

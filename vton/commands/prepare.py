@@ -1,4 +1,4 @@
-"""`vton prepare`: photographs into a data folder, or the small parser trained anew."""
+"""`vton prepare`: turn photographs into a data folder, or train the small parser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
         names = ", ".join(path.name for path in planned.unread[:3])
         more = f" and {len(planned.unread) - 3} more" if len(planned.unread) > 3 else ""
         endings = ", ".join(SUFFIXES)
-        print(f"note: not read: {names}{more}. Pictures end in {endings}.", file=sys.stderr)
+        print(f"note: not read: {names}{more}. Pictures must end in {endings}.", file=sys.stderr)
     outcome = prepare(planned, networks, Path(args.out), args.keep_going)
     report(outcome, planned.settings.layout)
     return int(bool(outcome.failed))
@@ -69,23 +69,23 @@ def picture_size(text: str) -> tuple[int, int]:
     """Height and width of "HxW". Raises ConfigError."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match:
-        raise ConfigError(f"--size {text} is no HEIGHTxWIDTH, such as {SIZE[0]}x{SIZE[1]}.")
+        raise ConfigError(f"--size {text}: expected HEIGHTxWIDTH, such as {SIZE[0]}x{SIZE[1]}.")
     height, width = int(match[1]), int(match[2])
     if not (64 <= height <= 4096 and abs(width / height - 0.75) < 0.01):
         raise ConfigError(
-            f"--size {text}: the layouts' pictures are 4 to 3, from 64x48 to 4096x3072."
+            f"--size {text}: pictures of these layouts are 4:3, from 64x48 to 4096x3072."
         )
     return height, width
 
 
 def report(outcome: Outcome, layout: str) -> None:
-    """What was done, what to look at, and what to do with it."""
+    """Print warnings and failures, what was written, and how to use it."""
     for source, warnings in outcome.warnings.items():
         for warning in warnings:
             print(f"warning: {source}: {warning}.")
     for message in outcome.failed.values():
         print(f"failed: {message}")
-    kept = f", {outcome.kept} of them before" if outcome.kept else ""
+    kept = f", {outcome.kept} of which were ready before" if outcome.kept else ""
     photos = outcome.done + outcome.kept
     print(f"{outcome.folder}: {outcome.pairs} pairs of {photos} photos{kept}.")
     print(f"Use it: data={layout} data.root={outcome.folder}")

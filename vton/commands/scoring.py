@@ -83,7 +83,7 @@ def score_stage(sampled: SampledStage, facts_before: list[dict[str, Any]]) -> li
 
 
 def add_places(rows: list[Row], sampled: SampledStage) -> None:
-    """The distance to the true places in the model's own row of the garment, where it is known."""
+    """Add the distance to the true places to the model's garment row, if it was measured."""
     name = sampled_methods(sampled.stage)[0]
     for row in rows:
         errors = sampled.places.get(row.order)
@@ -104,24 +104,25 @@ def measure(sampled: SampledStage, scorer: Scorer) -> Measurements:
         _, processes = process_share()
         with Progress("Measuring the test persons", len(persons), "person") as progress:
             for batch in loader:
-                scorer.update_reference([reference_target(one, persons, scorer) for one in batch])
+                targets = [reference_target(person, persons, scorer) for person in batch]
+                scorer.update_reference(targets)
                 progress.advance(len(batch) * processes)
     for order in sampled.stage.config.eval.orders:
         pairs = data.eval_dataset(order)
         methods = methods_of(sampled, order)
-        control, drawn = control_of(sampled, order)
+        control, control_pairs = control_of(sampled, order)
         for batch in counted(data, order, f"Scoring {order}"):
             targets = load_targets(batch, pairs, scorer)
-            rows = [row for row, pair in enumerate(batch.pair_id) if pair in drawn]
-            everywhere = len(rows) == len(batch)
+            control_rows = [row for row, pair in enumerate(batch.pair_id) if pair in control_pairs]
+            control_has_all = len(control_rows) == len(batch)
             predictions = {}
             for name, method in methods.items():
-                if everywhere or name != control:
+                if name != control or control_has_all:
                     predictions[name] = method(batch)
             scorer.update(targets, predictions)
-            if rows and not everywhere and control in methods:
-                prediction = methods[control](batch[rows])
-                scorer.update([targets[row] for row in rows], {control: prediction})
+            if control in methods and control_rows and not control_has_all:
+                prediction = methods[control](batch[control_rows])
+                scorer.update([targets[row] for row in control_rows], {control: prediction})
     return scorer.measured
 
 
@@ -141,26 +142,26 @@ def counted(data: TryOnDataModule, order: Order, doing: str) -> Iterator[TryOnBa
             progress.advance(len(batch) * processes)
 
 
-def reference_target(one: Person, persons: Persons, scorer: Scorer) -> Target:
+def reference_target(person: Person, persons: Persons, scorer: Scorer) -> Target:
     """A person as a picture of the reference of FID and KID."""
-    picture = one.picture
+    picture = person.picture
     if scorer.protocol.from_originals:
-        picture, _ = persons.pairs.originals(one.index)
+        picture, _ = persons.pairs.originals(person.index)
     return Target(
-        pair_id=one.person_id,
-        person_id=one.person_id,
-        category=one.category,
+        pair_id=person.person_id,
+        person_id=person.person_id,
+        category=person.category,
         order="paired",
-        size=tuple(one.picture.shape[-2:]),
+        size=tuple(person.picture.shape[-2:]),
         person=picture,
-        garment_mask=one.worn,
+        garment_mask=person.worn,
     )
 
 
 def load_targets(batch: TryOnBatch, pairs: TryOnDataset, scorer: Scorer) -> list[Target]:
     """What the batch's predictions are compared with.
 
-    Some protocols start from the pictures as they are stored: these are read from the files.
+    For protocols that start from the stored pictures, these are read from their files.
     """
     targets = targets_of(batch)
     if scorer.protocol.from_originals:
@@ -170,7 +171,10 @@ def load_targets(batch: TryOnBatch, pairs: TryOnDataset, scorer: Scorer) -> list
 
 
 def methods_of(sampled: SampledStage, order: Order) -> dict[str, Method]:
-    """Everything that gets rows in this order, by name. Raises DataError for a broken folder."""
+    """All methods that get rows in this order, by name.
+
+    Raises DataError for a folder of predictions that is not complete.
+    """
     stage = sampled.stage
     config = stage.config
     pairs = sampled.data.eval_dataset(order)
@@ -191,7 +195,7 @@ def methods_of(sampled: SampledStage, order: Order) -> dict[str, Method]:
 
 
 def from_files(folder: PictureFolder) -> Method:
-    """The method whose pictures, and silhouettes where it warps, lie in a folder."""
+    """The method whose pictures, and a warp's silhouettes, are in a folder."""
     silhouettes = folder.silhouettes
 
     def read(batch: TryOnBatch) -> Prediction:

@@ -1,4 +1,4 @@
-"""`vton table`: the tables of comparisons, drawn again from their rows alone."""
+"""`vton table`: print and write the tables of comparisons again, from their stored rows."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from vton.report.tables import grouped, print_sentences, print_table, table_json
 
 def run(args: Namespace) -> None:
     folder = Path(args.folder or load_shared().compare.results)
-    comparisons = sorted(table.parent for table in folder.glob("*/table.md"))
+    comparisons = sorted(table.parent for table in folder.glob("*/table.md")) or [folder]
     if args.json:
-        tables = [
-            write_tables(comparison, args.intervals) for comparison in comparisons or [folder]
-        ]
+        tables = [write_tables(comparison, args.intervals) for comparison in comparisons]
         print(table_json(*tables))
         return
-    for comparison in comparisons or [folder]:
+    for comparison in comparisons:
         draw_table(comparison, intervals=args.intervals)
 
 
 def draw_table(folder: Path, as_json: bool = False, intervals: bool = False) -> None:
     """Write and print the tables of one comparison, and which of its differences are noise.
 
-    intervals: behind each value of every metric the one that resampled pairs give it. Raises
-    UserError if there are no rows.
+    intervals: show each value's interval over resampled pairs. Raises UserError if there are no
+    rows.
     """
     rows = write_tables(folder, intervals)
     if as_json:
