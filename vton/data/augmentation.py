@@ -81,8 +81,18 @@ class Changes:
 
 # Fields of a sample that lie on the person's canvas.
 CANVAS = (
-    *("person", "agnostic", "agnostic_mask", "warped_garment", "warped_mask", "pose_map"),
-    *("keypoints", "parse", "densepose", "truth", "truth_garment_mask", "person_other"),
+    "person",
+    "agnostic",
+    "agnostic_mask",
+    "warped_garment",
+    "warped_mask",
+    "pose_map",
+    "keypoints",
+    "parse",
+    "densepose",
+    "truth",
+    "truth_garment_mask",
+    "person_other",
 )
 CHANGED = {  # fields of a sample that each setting of AugmentConfig may change
     "flip": (*CANVAS, "garment", "garment_mask"),

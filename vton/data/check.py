@@ -1,9 +1,9 @@
 """The data check: names every bad or missing file before a run meets the first of them.
 
-It also asks whether the files of a sample belong together (crosscheck.py). It reads each file with
+It also checks that the files of a sample belong together (crosscheck.py). It reads each file with
 the functions that training uses, so the two cannot disagree. Real archives have known oddities
-(untagged garments, people lists that are empty, four "unpaired" lines that are paired): these are
-notes, not problems.
+(garments without tags, keypoint files without a person, four "unpaired" lines that are paired):
+these are notes, not problems.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from vton.progress import track
 
 Severity = Literal["required", "optional", "note"]
 Size = tuple[int, int]
+_BrokenId = tuple[Split, bool, str]  # split, whether it is a garment's id, and the id
 
 PAIR_LISTS: tuple[tuple[Split, Order], ...] = (
     ("train", "paired"),
     ("test", "paired"),
     ("test", "unpaired"),
 )
-# Parts that belong to the person, to the garment and to both.
+# Parts that belong to the person, to the garment, and to the pair.
 PERSON_PARTS = ("person", "parse", "keypoints", "agnostic_mask", "densepose", "person_other")
 GARMENT_PARTS = ("garment", "garment_mask")
 PAIR_PARTS = ("warped_garment", "warped_mask", "truth", "truth_parse")
-# Whose picture a part has the size of.
+# The picture whose size a part must have.
 OWNERS = {
     "parse": "person",
     "agnostic_mask": "person",
@@ -64,17 +65,29 @@ DEPENDS_ON = {"warped_mask": "warped_garment", "truth_parse": "truth"}
 
 # Optional parts that published sets have; a note says which are absent.
 PUBLISHED_OPTIONS = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")
-NAMED_IDS = 8  # of those that a note is about
-EXAMPLES = 3  # files that stand for a kind of problem
+NAMED_IDS = 8  # ids that a note names
+EXAMPLES = 3  # files that are named for each kind of problem
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
-CHECKS = 3  # raise it whenever a check is added: what was found clean before is read again
-# What a clean check depends on besides the files.
+CHECKS = 3  # raise it whenever a check is added, so that clean folders are checked again
+# Settings that the result of a check depends on, besides the files.
 SETTINGS = (
-    *("name", "category", "limit_train", "limit_test", "mask_source", "warp_source"),
-    *("warp_folder", "warp_folder_unpaired", "warp_key", "densepose"),
-    *("list_train", "list_paired", "list_unpaired", "person_other", "columns"),
+    "name",
+    "category",
+    "limit_train",
+    "limit_test",
+    "mask_source",
+    "warp_source",
+    "warp_folder",
+    "warp_folder_unpaired",
+    "warp_key",
+    "densepose",
+    "list_train",
+    "list_paired",
+    "list_unpaired",
+    "person_other",
+    "columns",
 )
 
 
@@ -82,7 +95,8 @@ SETTINGS = (
 class Problem:
     """One finding.
 
-    "required" stops training, "optional" concerns files this configuration does not read.
+    A "required" one stops training, an "optional" one is about files that this configuration does
+    not read, a "note" is not a problem.
     """
 
     dataset: str
@@ -91,7 +105,7 @@ class Problem:
     path: str
     severity: Severity
     message: str  # what is wrong and what to do
-    kind: str = ""  # what is wrong, in words that its likes share; "" where it has none
+    kind: str = ""  # what is wrong, worded alike for all problems of a kind; "" for a unique one
     advice: str = ""  # what to do
 
     def __str__(self) -> str:
@@ -141,7 +155,6 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     except DataError as error:
         return [Problem(config.name, "", "", str(dataset_root(config)), "required", str(error))]
     problems: list[Problem] = []
-    tasks: dict[tuple, _Task] = {}
     checked: list[TryOnDataset] = []
     for split, order in PAIR_LISTS:
         try:
@@ -158,55 +171,65 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
         problems += _notes(pairs)
         problems += _absent_folders(pairs)
         problems += _captions(pairs)
+    problems += _check_files(config, folder, checked, workers)
+    # A list that two orders share, or a folder that many files lie in, fails several times with the
+    # same words.
+    return list(dict.fromkeys(problems))
+
+
+def _check_files(
+    config: DataConfig, folder: Folder, checked: Sequence[TryOnDataset], workers: int
+) -> list[Problem]:
+    """Read every file of the lists once; problems of files, then of splits, then of pairs."""
+    tasks: dict[tuple, _Task] = {}
+    for pairs in checked:
         for task in _tasks(pairs):
             tasks.setdefault(task.key, task)
+
+    problems: list[Problem] = []
     shares: dict[Split, list[tuple[float, float]]] = {}
-    broken: set[tuple[Split, bool, str]] = set()
-    todo = list(tasks.values())
-    everything = track(_run(config, folder, todo, workers), "Checking", len(todo), "file group")
-    for task, found in zip(todo, everything, strict=True):
+    broken: set[_BrokenId] = set()
+    results = track(
+        _run(config, folder, list(tasks.values()), workers), "Checking", len(tasks), "file group"
+    )
+    for task, found in zip(tasks.values(), results, strict=True):
         problems += found.problems
         if found.shares is not None:
             shares.setdefault(task.split, []).append(found.shares)
         for problem in found.problems:
             if problem.severity == "required":
                 broken.add((task.split, task.parts == GARMENT_PARTS, problem.sample_id))
-    for split, of_split in shares.items():
-        doubt = crosscheck.on_average(of_split)
+
+    root = str(folder.root)
+    for split, split_shares in shares.items():
+        doubt = crosscheck.on_average(split_shares)
         if doubt:
-            where = str(folder.root)
-            problems.append(Problem(folder.dataset, split, "", where, "required", f"{doubt}."))
-    problems += _completeness(folder, checked, broken)
-    # A list that two orders share, or a folder that many files lie in, fails several times with the
-    # same words.
-    return list(dict.fromkeys(problems))
+            problems.append(Problem(folder.dataset, split, "", root, "required", f"{doubt}."))
+    problems += _completeness(checked, broken)
+    return problems
 
 
-def _completeness(
-    folder: Folder, checked: Sequence[TryOnDataset], broken: set[tuple[Split, bool, str]]
-) -> Iterator[Problem]:
-    """A note on the pairs that can be used, where these are not all.
-
-    broken: of what has a required problem the split, whether it is a garment, and its id.
-    """
+def _completeness(checked: Sequence[TryOnDataset], broken: set[_BrokenId]) -> Iterator[Problem]:
+    """For every list with unusable pairs, a note on how many pairs can be used."""
     for pairs in checked:
-        whole = 0
+        complete = 0
         for pair in pairs.pairs:
             needed = {(pairs.split, False, pair.person_id), (pairs.split, True, pair.garment_id)}
-            whole += not needed & broken
-        if whole < len(pairs.pairs):
-            note = f"{pairs.order}: {whole:,} of {len(pairs.pairs):,} listed pairs are complete"
+            if not needed & broken:
+                complete += 1
+        if complete < len(pairs.pairs):
+            note = f"{pairs.order}: {complete:,} of {len(pairs.pairs):,} listed pairs are complete"
             yield _note(pairs, note)
 
 
 def require_clean(config: DataConfig, workers: int = 1) -> None:
-    """Raise DataError with one line: the first broken required file and how many there are.
+    """Raise DataError with one line: the first broken required file, and how many there are.
 
-    A clean result is remembered by the names, sizes and times of all files, so that the next start
-    takes seconds.
+    A clean result is remembered by the names, sizes and times of all files, so the next start takes
+    seconds.
     """
     marker = _marker(config)
-    with FileLock(marker.with_suffix(".lock")):  # one process checks, the others find its mark
+    with FileLock(marker.with_suffix(".lock")):  # one process checks, others wait for its marker
         if marker.exists():
             return
         problems = check_folder(config, workers)
@@ -224,9 +247,9 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
 
 
 def format_problems(problems: Sequence[Problem], where: str = "") -> str:
-    """For people: notes, then problems grouped by kind with examples, then the count.
+    """The findings for people: notes, then problems by kind with examples, then their number.
 
-    where: the file that has the whole list, "" where there is none.
+    where: the file that has the whole list, "" if there is none
     """
     lines = []
     cut = False
@@ -247,12 +270,10 @@ def format_problems(problems: Sequence[Problem], where: str = "") -> str:
             line = f"{severity:<9} {place}: {len(group):,} x {first.kind}: {', '.join(examples)}"
             lines.append(f"{line}{more}. {first.advice}".rstrip())
     count = Counter(problem.severity for problem in problems)
-    if cut:
-        lines.append(
-            f"The whole list is in {where}."
-            if where
-            else "--out FILE writes the whole list, --json prints it."
-        )
+    if cut and where:
+        lines.append(f"The whole list is in {where}.")
+    elif cut:
+        lines.append("--out FILE writes the whole list, --json prints it.")
     if count["required"] or count["optional"]:
         lines.append(f"{count['required']} required and {count['optional']} optional problems.")
     else:
@@ -283,7 +304,7 @@ def _without_numbers(words: str) -> str:
 
 
 def _notes(pairs: TryOnDataset) -> list[Problem]:
-    """Counts beside those of the official archive, sources of masks and warps, odd lines."""
+    """Notes on a list: its counts, the sources of masks and warps, odd lines."""
     folder, split, order = pairs.folder, pairs.split, pairs.order
     notes = []
     for category, count in Counter(pair.category for pair in pairs.pairs).items():
@@ -296,10 +317,13 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
     for part, owner in DEPENDS_ON.items():
         if owner == "truth" and order == "paired":
             continue  # the person is the truth
-        there = folder.places(part, order) if part in folder.parts else ()
-        if folder.place(owner, split, order) is None and any(folder.has(p, split) for p in there):
-            what, of = folder.parts[part].what, folder.parts[owner].what
-            notes.append(f"{order}: there is a folder with {what}, but none with {of}: left out")
+        if part not in folder.parts or folder.place(owner, split, order) is not None:
+            continue
+        if any(folder.has(place, split) for place in folder.places(part, order)):
+            what, needed = folder.parts[part].what, folder.parts[owner].what
+            notes.append(
+                f"{order}: there is a folder with {what}, but none with {needed}: left out"
+            )
     absent = [part for part in PUBLISHED_OPTIONS if folder.place(part, split, order) is None]
     if absent:
         names = ", ".join(folder.parts[part].what for part in absent)
@@ -349,9 +373,9 @@ def _absent_folders(pairs: TryOnDataset) -> list[Problem]:
 
 
 def _about_list(folder: Folder, split: Split, error: DataError) -> Problem:
-    """The problem of a whole list or folder.
+    """An error about a whole list or folder, as a problem.
 
-    Its message drops the data set and split, which the problem has as fields.
+    Data set and split, which the problem has as fields, are cut from its message.
     """
     message = str(error).removesuffix(images.ADVICE).strip()
     for where in (f"{folder.dataset} {split}", folder.dataset):
@@ -360,6 +384,7 @@ def _about_list(folder: Folder, split: Split, error: DataError) -> Problem:
 
 
 def _tasks(pairs: TryOnDataset) -> Iterable[_Task]:
+    """The person's, the garment's and the pair's files of every pair, as a task each."""
     required = [*REQUIRED, "garment_mask", "truth", "truth_parse"]
     if pairs.mask_source == "folder":
         required.append("agnostic_mask")
@@ -396,14 +421,14 @@ def _check_in_worker(task: _Task) -> _Found:
 
 
 def _check(folder: Folder, task: _Task) -> _Found:
-    """The problems of one task's files, and of what they say of one another."""
+    """The problems of one task's files, each alone and compared with the others."""
     files = folder.files(task.split, task.order, task.pair)
     found = _Found()
     contents: dict[str, np.ndarray] = {}
     sizes: dict[str, Size] = {}
     for part in task.parts:
-        # A garment mask without folder is derived, which can fail too; other absent folders are
-        # reported once.
+        # Without a folder the garment mask is derived, which can fail too. Absent folders of other
+        # parts are reported once, not for every pair.
         if part != "garment_mask" and folder.place(part, task.split, task.order) is None:
             continue
         owner = DEPENDS_ON.get(part)
@@ -424,7 +449,7 @@ def _check(folder: Folder, task: _Task) -> _Found:
 
 
 def _problem(error: DataError, files: PairFiles, part: str, task: _Task) -> Problem:
-    """What a reader raised, as a problem of the part's file."""
+    """An error that a reader raised, as a problem of the part's file."""
     dataset = files.folder.dataset
     severity: Severity = "required" if part in task.required else "optional"
     if isinstance(error, FileError):
@@ -438,13 +463,13 @@ def _problem(error: DataError, files: PairFiles, part: str, task: _Task) -> Prob
 
 
 def _doubts(files: PairFiles, contents: dict[str, np.ndarray], task: _Task) -> Iterator[Problem]:
-    """What the files of one person, garment or pair say against one another."""
-    told = dict(contents)
-    if "warped_garment" in told:
-        told |= _garment_of(files)
-    for part, words, certain in crosscheck.doubts(files, told):
+    """Signs that the files of one person, garment or pair do not belong together."""
+    compared = dict(contents)
+    if "warped_garment" in compared:
+        compared |= _garment_of(files)
+    for part, words, certain in crosscheck.doubts(files, compared):
         if part == "garment_mask" and task.parts != GARMENT_PARTS:
-            continue  # said with the garment's own files
+            continue  # reported with the garment's own files
         error = files.origin(part).error(words, files.path(part))
         problem = _problem(error, files, part, task)
         yield problem if certain else replace(problem, severity="note")
@@ -458,9 +483,10 @@ def _doubts(files: PairFiles, contents: dict[str, np.ndarray], task: _Task) -> I
 
 
 def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
-    """How bad a parse map without the garment is.
+    """How severe a parse map without the garment is.
 
-    A mask from a folder, or one drawn around joints, leaves something to paint.
+    A note if there is something to paint all the same: a mask from a folder, or one drawn around
+    the joints.
     """
     if "agnostic_mask" in task.required:
         return "note"
@@ -471,7 +497,7 @@ def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
 
 
 def _garment_of(files: PairFiles) -> dict[str, np.ndarray]:
-    """Picture and silhouette of a pair's garment, {} where they are broken themselves."""
+    """Picture and silhouette of a pair's garment, {} if one of them cannot be read."""
     try:
         garment = files.photo("garment")
         return {"garment": np.asarray(garment), "garment_mask": files.garment_mask(garment)}
@@ -480,10 +506,10 @@ def _garment_of(files: PairFiles) -> dict[str, np.ndarray]:
 
 
 def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | None:
-    """Read one part as training would, for what others are held against.
+    """Read one part as training would; returns its content if crosscheck.py compares it.
 
-    sizes: (width, height) of the pictures of the pair that were read before, to compare with; those
-    of the broken and the missing are not there, which is their own problem.
+    sizes: (width, height) of the pictures of the pair that have been read, by part. Broken and
+        missing pictures are not among them; they are problems of their own.
     """
     if part in ("person", "garment", "warped_garment", "truth"):
         photo = files.photo(part)
@@ -507,7 +533,7 @@ def _read(files: PairFiles, part: str, sizes: dict[str, Size]) -> np.ndarray | N
 
 
 def _marker(config: DataConfig) -> Path:
-    """The file whose existence says that this very folder was found clean."""
+    """The file that exists if this folder, in its present state, was found clean."""
     root = dataset_root(config)
     where = str(root.resolve()) if isinstance(root, Path) else str(root)
     settings = [getattr(config, name) for name in SETTINGS]
@@ -518,9 +544,9 @@ def _marker(config: DataConfig) -> Path:
 
 
 def _cache() -> Path:
-    """Where marks of clean folders go.
+    """The folder of the markers of clean data folders.
 
-    Not the data folder: it is often read-only, and so are some home folders of clusters.
+    It is not the data folder, which is often read-only, as are some home folders of clusters.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (home, tempfile.gettempdir()):

@@ -1,9 +1,9 @@
-"""Samples as loader processes hand them over: bytes instead of floats, and only what is read.
+"""Samples as loader processes hand them over: in bytes instead of floats, with the needed fields.
 
-A picture of bytes is a quarter of one in float32, and what follows from other parts (the agnostic
-picture, the truth of paired order, a change of colour) need not travel. `CompactBatch.to(device)`
-moves the bytes and makes the TryOnBatch there. A single sample in floats is made by the same
-function, `floats`.
+A picture in bytes has a quarter of the size of one in float32, and what follows from other parts
+(the agnostic picture, the truth of paired order, a change of colour) need not be sent.
+`CompactBatch.to(device)` moves the bytes and makes the TryOnBatch there. The same function,
+`floats`, makes a single sample.
 """
 
 from __future__ import annotations
@@ -26,18 +26,29 @@ Fields = frozenset[str]
 # another folder.
 EVERYTHING: Fields = frozenset(
     (
-        *("person", "agnostic", "agnostic_mask", "garment", "garment_mask"),
-        *("warped_garment", "warped_mask", "pose_map", "keypoints", "parse"),
-        *("densepose", "truth", "truth_garment_mask", "person_other"),
+        "person",
+        "agnostic",
+        "agnostic_mask",
+        "garment",
+        "garment_mask",
+        "warped_garment",
+        "warped_mask",
+        "pose_map",
+        "keypoints",
+        "parse",
+        "densepose",
+        "truth",
+        "truth_garment_mask",
+        "person_other",
     )
 )
 WARP: Fields = frozenset({"warped_garment", "warped_mask"})
-# What else a field is made of.
+# The other parts that a field is made of.
 MADE_OF = {
     "agnostic": ("person", "agnostic_mask"),
-    "garment": ("garment_mask",),  # outside of it no colour changes
+    "garment": ("garment_mask",),  # outside it the colour does not change
     "warped_garment": ("warped_mask",),
-    "truth": ("person",),  # which it is in paired order
+    "truth": ("person",),  # in paired order they are the same
 }
 COLOURED = ("person", "garment", "warped_garment", "truth", "person_other")
 
@@ -54,11 +65,13 @@ def parts_of(wanted: Fields) -> Fields:
 class CompactSample:
     """A TryOnSample before its floats are made.
 
-    values: its fields without tensors
-    tensors: the others by name, pictures and labels uint8, masks bool; without what follows from
-        them, and without what is not wanted
-    colour: the change of colour that is still to be made, (3, 4) as `recoloured` takes it, or None
-    inner: height and width of the photographs inside their margins, where there are any
+    values: its fields that are no tensors
+    tensors: the wanted parts by name, pictures and labels uint8, masks bool, without those that
+        follow from others
+    wanted: the tensor fields of the TryOnSample to make
+    colour: the change of colour that is still to be made, (3, 4) as in `recoloured`, or None
+    inner: height and width of the photographs inside their margins, None without margins
+    encoded: as in TryOnSample
     """
 
     values: dict[str, Any]
@@ -92,15 +105,20 @@ class CompactBatch:
 
         Raises DataError when an optional part is present in some and absent in others.
         """
-        names = {name for sample in samples for name in sample.tensors}
+        names: set[str] = set()
+        for sample in samples:
+            names.update(sample.tensors)
         tensors = {}
         for name in sorted(names):
             parts = [sample.tensors.get(name) for sample in samples]
             require_all_or_none(name, parts, [sample.values for sample in samples])
             tensors[name] = stacked(parts)
         first = samples[0]
+        values = {}
+        for name in first.values:
+            values[name] = [sample.values[name] for sample in samples]
         return cls(
-            values={name: [sample.values[name] for sample in samples] for name in first.values},
+            values=values,
             tensors=tensors,
             wanted=first.wanted,
             colours=[sample.colour for sample in samples],
@@ -123,21 +141,23 @@ class CompactBatch:
 
     def to(self, device: torch.device | str) -> TryOnBatch:
         """The batch in floats on the device; Lightning calls this."""
-        # What is computed there waits by itself for copies from pinned memory.
+        # Operations on the device wait for copies from pinned memory by themselves.
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True)).expanded()
 
     def expanded(self) -> TryOnBatch:
-        """The batch in floats, where its bytes are.
+        """The batch in floats, on the device of its bytes.
 
-        Row by row, since only some rows change their colour, and those that don't shall have the
-        values that their bytes stand for to the last bit.
+        It is made row by row: only some rows change their colour, and the others must keep exactly
+        the values of their bytes.
         """
         rows = []
         for row, colour in enumerate(self.colours):
             parts = {name: tensor[row] for name, tensor in self.tensors.items()}
             order = self.values["order"][row]
             rows.append(floats(parts, self.wanted, order, colour, self.inner))
-        columns = {name: stacked([row[name] for row in rows]) for name in rows[0]}
+        columns = {}
+        for name in rows[0]:
+            columns[name] = stacked([row[name] for row in rows])
         return TryOnBatch(**self.values, **columns, encoded=self.encoded)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> CompactBatch:
@@ -153,9 +173,9 @@ class CompactBatch:
 
 
 class InBytes(Dataset):
-    """A data set for loaders: its compact samples, with the wanted fields alone.
+    """A data set as loaders see it: compact samples with the wanted fields only.
 
-    samples: has `compact(item, wanted)`
+    samples: a data set with a method `compact(item, wanted)`
     """
 
     def __init__(self, samples: Dataset, wanted: Fields = EVERYTHING):
@@ -176,9 +196,9 @@ def floats(
     colour: Tensor | None,
     inner: Size | None,
 ) -> dict[str, Tensor | None]:
-    """The tensors of a TryOnSample by field, None for what is not wanted or not there.
+    """The tensors of a TryOnSample by field, None for those that are not wanted or absent.
 
-    parts, colour, inner: as in CompactSample, those of one sample
+    parts: CompactSample.tensors; colour, inner: as there
     """
     pictures = {}
     for name in (*COLOURED, "pose_map", "densepose"):
@@ -215,11 +235,11 @@ def floats(
 def recoloured(
     picture: Tensor, colour: Tensor, inner: Size | None = None, where: Tensor | None = None
 ) -> Tensor:
-    """A picture (3, H, W) uint8 after a linear change of its colours, float in [0, 1].
+    """A picture (3, H, W) uint8 with its colours changed linearly, as float in [0, 1].
 
-    colour: (3, 4), the matrix of RGB in [0, 1], and behind it the offset
-    inner: height and width of the middle, around which are margins that keep their colour
-    where: (1, H, W) bool, outside of which nothing changes
+    colour: (3, 4): a matrix for RGB in [0, 1], and the offset as its last column
+    inner: height and width of the picture inside its margins, which keep their colour
+    where: (1, H, W) bool: the pixels to change; None for all
     """
     unit = picture / 255
     pixels = torch.addmm(colour[:, 3:], colour[:, :3], unit.view(3, -1))

@@ -60,23 +60,24 @@ def convert(config: DataConfig, out: Path, shards: bool = False) -> dict[str, in
     folder = None if foreign else open_folder(config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        whole = Path(temporary) / out.name
+        written = Path(temporary) / out.name
         if folder is None:
-            counts = {"train paired": igpair.write_viton_hd(Path(config.root), whole)}
+            counts = {"train paired": igpair.write_viton_hd(Path(config.root), written)}
         else:
-            counts = _write(folder, whole)
+            counts = _write(folder, written)
         if shards:
-            reader = READERS[layout_of(whole)]
-            plain = replace(config, name=layout_of(whole), root=str(whole), columns=())
-            write_folder(reader(open_source(str(whole)), plain, plain.name), out)
+            layout = layout_of(written)
+            plain = replace(config, name=layout, root=str(written), columns=())
+            write_folder(READERS[layout](open_source(str(written)), plain, layout), out)
         else:
             if out.exists():
                 out.rmdir()
-            shutil.move(whole, out)
+            shutil.move(written, out)
     return counts
 
 
 def _write(folder: Folder, out: Path) -> dict[str, int]:
+    """Write all pairs of a folder in the official layout; returns their number by list."""
     lists: dict[tuple[Split, Order], list[Pair]] = {}
     problem: DataError | None = None
     for split, order in PAIR_LISTS:
@@ -88,9 +89,12 @@ def _write(folder: Folder, out: Path) -> dict[str, int]:
             problem = error
     if not lists:
         raise problem
-    jobs = [(split, order, pair) for (split, order), pairs in lists.items() for pair in pairs]
-    for split, order, pair in track(jobs, "Converting", len(jobs), "pair"):
-        _write_pair(folder.files(split, order, pair), out)
+    pair_files = []
+    for (split, order), pairs in lists.items():
+        for pair in pairs:
+            pair_files.append(folder.files(split, order, pair))
+    for files in track(pair_files, "Converting", len(pair_files), "pair"):
+        _write_pair(files, out)
     if isinstance(folder, VitonHD):
         _write_viton_hd_lists(lists, out)
     else:
@@ -101,7 +105,7 @@ def _write(folder: Folder, out: Path) -> dict[str, int]:
 
 
 def _write_pair(files: PairFiles, out: Path) -> None:
-    """Every file of a pair under its official name, unless it is there already."""
+    """Write every file of a pair under its official name, unless it exists already."""
     folder = files.folder
     base = out / _relative(folder.base(files.split, files.pair.category), folder.root)
     for part in folder.parts:
@@ -120,18 +124,18 @@ def _write_pair(files: PairFiles, out: Path) -> None:
 
 
 def _official(folder: Folder, part: str, files: PairFiles) -> Place:
-    """Where a part lies in the official layout."""
+    """The place of a part in the official layout."""
     used = folder.place(part, files.split, files.order)
     places = folder.places(part, files.order)
-    if part == "densepose" and used.folder == "dense":  # labels, official beside the pictures
+    if part == "densepose" and used.folder == "dense":  # label maps, which are official too
         return used
-    if part.startswith("warped"):  # garment and mask go together, whoever's names they have
+    if part.startswith("warped"):  # garment and mask stay together, named by person or by garment
         return used
     return places[0]
 
 
 def _content(files: PairFiles, part: str, path: Source) -> tuple[bytes, str]:
-    """Bytes and suffix of an official file."""
+    """Bytes and suffix of the official file; labels of another numbering are translated."""
     number = RELABELLED.get(path.parent.name)
     if part == "parse" and number:
         image = Image.fromarray(TO_VITON_HD[files.labels(part, None)])

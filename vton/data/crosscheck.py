@@ -1,9 +1,9 @@
-"""Do the files of one sample belong together? The data check and training ask the same questions.
+"""Do the files of one sample belong together? The data check and training apply the same tests.
 
-Each function compares two files that are readable and plausible on their own, and returns what is
-wrong in words, "" where nothing is. What they would miss, they let pass: bounds lie far from what
-right files show, so that no odd photograph is refused. Measured were the three persons of VITON-HD
-in our sample and 150 to 300 rendered ones in both layouts (tests/data/test_crosscheck.py):
+Each function compares two files that are readable and plausible on their own, and returns in words
+what is wrong, or "". Bounds lie far from the values of right files, so that no unusual photograph
+is refused; in return, some wrong files pass. Measured on three persons of VITON-HD in our sample
+and on 150 to 300 rendered ones in both layouts (tests/data/test_crosscheck.py):
 
     joints on the person             right 1.00; coordinates of another size .0 to .9, mean .3 to .7
     joints on labels of their limb   right 1.00; another parser's numbers .36 to .93, mean .6
@@ -27,20 +27,20 @@ from vton.data.folder import PairFiles
 from vton.data.labels import GARMENT_LABELS
 from vton.data.sample import Category
 
-FEWEST = 5  # joints found below which they prove nothing
-RADIUS = 0.02  # of the height around a joint, in which its label may lie
+FEWEST = 5  # joints that must be found to compare them at all
+RADIUS = 0.02  # share of the height around a joint, in which its label may be
 FITTING = 0.7  # share of joints that must fit, in one sample
 FITTING_ON_AVERAGE = 0.9  # the same over a split, which has odd photographs but no odd average
 AVERAGED_FROM = 4  # samples
 # With the nose off the head, more of the other joints must fit.
 FITTING_WITHOUT_NOSE = 0.95
 
-PERSON_SHARE = 0.02  # of the picture from which a parse map shows a person
+PERSON_SHARE = 0.02  # share of the picture from which a parse map shows a person
 FEWEST_PARTS = 0.1  # DensePose's area as a share of the person's
 PARTS_ON_PERSON = 0.5  # share of DensePose's area
 COVERED = 0.1  # share of the garment that an agnostic mask must cover
 INVERTED = 0.5  # share of the picture from which a mask that covers no garment is inverted
-LEAKING = 0.5  # share below which it is worth a note: a published rule leaves skirts visible
+LEAKING = 0.5  # covered share below which there is a note: a published rule leaves skirts visible
 SILHOUETTE = 0.6  # IoU of a garment mask and what stands out from white
 FAR_COLOUR = 60  # RGB distance between the mean colours of a warp and of its garment
 
@@ -73,10 +73,10 @@ def require(files: PairFiles, contents: Mapping[str, np.ndarray]) -> None:
 
 
 def doubts(files: PairFiles, contents: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, bool]]:
-    """Part, what is wrong with it, and whether that is certain, of everything that can be told.
+    """For every doubt: the part, what is wrong with it, and whether that is certain.
 
-    contents: what was read of a pair, by part: label maps, masks and pictures (H, W, ...) and
-    joints. Parts that are not there are not asked about.
+    contents: the parts of a pair that were read, by name: label maps, masks and pictures
+        (H, W, ...), and joints. Other parts are not compared.
     """
     parse = contents.get("parse")
     if parse is not None:
@@ -122,7 +122,7 @@ def joint_shares(joints: np.ndarray, parse: np.ndarray) -> tuple[float, float] |
 
 
 def joints_against_parse(joints: np.ndarray, parse: np.ndarray) -> str:
-    """What is wrong where joints (J, 3) and parse map (H, W) cannot be one person's."""
+    """What is wrong if joints (J, 3) and parse map (H, W) cannot be of one person, else ""."""
     shares = joint_shares(joints, parse)
     if shares is None:
         return ""
@@ -143,7 +143,7 @@ def joints_against_parse(joints: np.ndarray, parse: np.ndarray) -> str:
 
 
 def on_average(shares: list[tuple[float, float]]) -> str:
-    """What is wrong where the `joint_shares` of a whole split are too low on average."""
+    """What is wrong if the `joint_shares` of a whole split are too low on average, else ""."""
     if len(shares) < AVERAGED_FROM:
         return ""
     on_person, fitting = np.mean(shares, axis=0)
@@ -161,7 +161,7 @@ def on_average(shares: list[tuple[float, float]]) -> str:
 
 
 def densepose_against_parse(parts: np.ndarray, parse: np.ndarray) -> str:
-    """What is wrong where DensePose parts (H, W) do not lie on the parse map's person."""
+    """What is wrong if DensePose parts (H, W) are not on the parse map's person, else ""."""
     person = parse[::4, ::4] > 0
     body = parts[::4, ::4] > 0
     if person.mean() < PERSON_SHARE:
@@ -175,7 +175,7 @@ def densepose_against_parse(parts: np.ndarray, parse: np.ndarray) -> str:
 
 
 def mask_against_parse(mask: np.ndarray, parse: np.ndarray, category: Category) -> tuple[str, bool]:
-    """What is wrong where an agnostic mask (H, W) leaves the worn garment visible.
+    """What is wrong if an agnostic mask (H, W) leaves the worn garment visible, else "".
 
     The second value is whether it is certain. It is not for lower bodies, unless the mask sets most
     of the picture: the published rule of DressCode covers trousers and leaves skirts.
@@ -195,9 +195,9 @@ def mask_against_parse(mask: np.ndarray, parse: np.ndarray, category: Category) 
 
 
 def silhouette_against_garment(mask: np.ndarray, garment: np.ndarray) -> str:
-    """What is odd where a garment mask (H, W) is not what stands out from white in its picture.
+    """What is odd if a garment mask (H, W) is not what stands out from white in its picture.
 
-    garment: (H, W, 3) uint8. Pictures on another background prove nothing.
+    garment: (H, W, 3) uint8. Returns "" for pictures on another background.
     """
     mask, garment = mask[::4, ::4], garment[::4, ::4].astype(np.int16)
     background = np.median(images.frame(garment), axis=0)
@@ -216,7 +216,7 @@ def silhouette_against_garment(mask: np.ndarray, garment: np.ndarray) -> str:
 def warp_against_garment(
     warped: np.ndarray, warped_mask: np.ndarray, garment: np.ndarray, silhouette: np.ndarray
 ) -> str:
-    """What is odd where a warped garment has other colours than its garment.
+    """What is odd if a warped garment has other colours than its garment, else "".
 
     Pictures (H, W, 3) uint8, masks (H, W) bool; the pictures may differ in size.
     """

@@ -29,7 +29,7 @@ from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
 log = logging.getLogger(__name__)
-_warned: set[str] = set()  # lists of unpaired pairs
+_warned: set[str] = set()  # lists of unpaired pairs that this process has warned of
 READERS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 # Grey level from which a pixel of a stored warped garment belongs to its white surround.
 SURROUND = 245
@@ -61,7 +61,7 @@ def open_folder(config: DataConfig) -> Folder:
 
 
 class Person(NamedTuple):
-    """A person alone, as the reference of set metrics has them."""
+    """A person without a garment to try on, for the reference of set metrics."""
 
     index: int
     person_id: str
@@ -92,13 +92,12 @@ class Persons(Dataset):
 class TryOnDataset(Dataset):
     """The pairs of one split in one order, as they are on disk: item i is a TryOnSample.
 
-    shuffled: the control experiment. Every sample keeps its person, truth and name but gets the
-    garment of the next pair of its category that has another, fitted to its own person: where the
-    folder has warps, which fit those of their pairs alone, by the geometric warp. A model that uses
-    its garment must get worse.
-
-    warp: the source that data.warp_source=learned means.
-    warped: whether samples bring a warped garment, the part that takes longest to make
+    shuffled: the control experiment. Every sample keeps its person, truth and name, but gets the
+        garment of the next pair of its category that has another one. Warps on disk fit their own
+        persons only, so these garments are warped geometrically instead. A model that uses its
+        garment must get worse.
+    warp: the warp that data.warp_source=learned stands for
+    warped: whether samples have a warped garment, the part that takes longest to make
 
     Records stay in this process when data.cache is "memory". Raises DataError.
     """
@@ -118,36 +117,15 @@ class TryOnDataset(Dataset):
         self.order = order
         self.size = config.picture_size
         self.templates = Templates(config.person_caption, config.garment_caption)
-        lacking = folder.lacks(split, order)
-        if lacking:
-            what = "Train on another folder" if split == "train" else "Use eval.orders=[unpaired]"
-            raise DataError(f"{folder.dataset} {split}: {lacking} ({folder.root}). {what}.")
-        for part in folder.parts:
-            folder.place(part, split, order)  # raises where a file has a folder's name
-        pairs = folder.pairs(split, order)
-        limit = config.limit_train if split == "train" else config.limit_test
-        if split == "train" and limit > len(pairs):
-            raise DataError(
-                f"{folder.dataset} train: data.limit_train={limit}, but there are {len(pairs)} "
-                "pairs. A run that is known by its number of pairs must have them: use at most as "
-                "many, or 0 for all."
-            )
-        require_unique_ids(pairs, f"{folder.dataset} {split} {order}")
-        self.in_fact_paired = ""  # what is wrong with a list of unpaired pairs that has none
-        if order == "unpaired":
-            self.in_fact_paired = _in_fact_paired(folder, split, pairs)
-        self.pairs = limited(pairs, limit)
+        # What is wrong with a list of unpaired pairs that are all paired, "" for any other list.
+        self.in_fact_paired = ""
+        self.pairs = self._listed_pairs()
         self.garments = exchanged(self.pairs) if shuffled else self.pairs
         self.mask_source = self._mask_source()
         self.warp_source = self._warp_source()
         if shuffled and self.warp_source == "folder":
             self.warp_source = "geometric"
-        if config.densepose and self._place("densepose") is None:
-            advice = "Use data.densepose=false for models without it."
-            raise self._absent("densepose", "data.densepose=true", advice)
-        if config.person_other and self._place("person_other") is None:
-            advice = "Use data.person_other=false for models without it."
-            raise self._absent("person_other", "data.person_other=true", advice)
+        self._require_places_asked_for()
         self._warp = warp
         self.warped = warped
         if self.warp_source not in ("folder", "learned"):
@@ -156,19 +134,50 @@ class TryOnDataset(Dataset):
             self._require_one_warp_each()
         self._kept: dict[int, Record] | None = {} if config.cache == "memory" else None
 
+    def _listed_pairs(self) -> list[Pair]:
+        """The pairs of the list that the limits leave. Raises DataError."""
+        folder, split, order = self.folder, self.split, self.order
+        lacking = folder.lacks(split, order)
+        if lacking:
+            advice = "Train on another folder" if split == "train" else "Use eval.orders=[unpaired]"
+            raise DataError(f"{folder.dataset} {split}: {lacking} ({folder.root}). {advice}.")
+        for part in folder.parts:
+            folder.place(part, split, order)  # raises if a file has a folder's name
+        pairs = folder.pairs(split, order)
+        limit = folder.config.limit_train if split == "train" else folder.config.limit_test
+        if split == "train" and limit > len(pairs):
+            raise DataError(
+                f"{folder.dataset} train: data.limit_train={limit}, but there are {len(pairs)} "
+                "pairs. A run that is known by its number of pairs must have them: use at most as "
+                "many, or 0 for all."
+            )
+        require_unique_ids(pairs, f"{folder.dataset} {split} {order}")
+        if order == "unpaired":
+            self.in_fact_paired = _in_fact_paired(folder, split, pairs)
+        return limited(pairs, limit)
+
+    def _require_places_asked_for(self) -> None:
+        """Raise DataError if the settings ask for optional parts that have no folder."""
+        if self.folder.config.densepose and self._place("densepose") is None:
+            advice = "Use data.densepose=false for models without it."
+            raise self._absent("densepose", "data.densepose=true", advice)
+        if self.folder.config.person_other and self._place("person_other") is None:
+            advice = "Use data.person_other=false for models without it."
+            raise self._absent("person_other", "data.person_other=true", advice)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def pair_ids(self) -> list[str]:
-        """Names of the pairs in list order, as TryOnSample.pair_id."""
+        """Names of the pairs (TryOnSample.pair_id) in the order of the list."""
         return [pair.id for pair in self.pairs]
 
     def __getitem__(self, index: int) -> TryOnSample:
         return self.sample(self.record(index))
 
     def sample(self, record: Record, position: int = -1) -> TryOnSample:
-        """A record of this data set, changed or not, as models see it: at data.size."""
+        """A record of this data set, augmented or not, as models see it: at data.size."""
         padded = transforms.pad(record, self.folder.config.size)
         return transforms.to_sample(padded, position, self.templates)
 
@@ -177,7 +186,7 @@ class TryOnDataset(Dataset):
         return self.compact_record(self.record(index), -1, wanted)
 
     def compact_record(self, record: Record, position: int, wanted: Fields) -> CompactSample:
-        """A record of this data set, changed or not, as loaders hand it over."""
+        """A record of this data set, augmented or not, as loaders hand it over."""
         padded = transforms.pad(record, self.folder.config.size)
         return transforms.to_compact(padded, position, self.templates, wanted)
 
@@ -190,7 +199,7 @@ class TryOnDataset(Dataset):
         return self._kept[index]
 
     def photos(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Person and garment of pair `index`, as `record` has them but without reading the rest."""
+        """Person and garment of pair `index`, (3, H, W) uint8 each, without reading the rest."""
         person = self._files(self.pairs[index]).photo("person")
         garment = self._files(self.garments[index]).photo("garment")
         return self._picture(person), self._picture(garment)
@@ -198,7 +207,7 @@ class TryOnDataset(Dataset):
     def person(self, index: int) -> Person:
         """The person of pair `index` and the garment they wear, without reading a garment's files.
 
-        Of a person whose own garment has no picture, there is this much.
+        This much is known even of a person whose own garment has no picture.
         """
         files = self._files(self.pairs[index])
         photo = files.photo("person")
@@ -245,9 +254,9 @@ class TryOnDataset(Dataset):
         return {"warp": warp, "mask": mask, "garment_mask": garment_mask}
 
     def without_caption(self, where_absent: bool) -> str:
-        """One line on the garments that get data.caption_fallback, "" when there are none.
+        """One line on the garments that get data.caption_fallback, "" if there are none.
 
-        where_absent: count the garments of caption files that do not exist too, although a data set
+        where_absent: also count the garments whose caption file does not exist, although a data set
         needs none. Raises DataError.
         """
         config = self.folder.config
@@ -268,46 +277,54 @@ class TryOnDataset(Dataset):
         files = dict.fromkeys(left_out.values())
         names = [str(file) if lexists(file) else f"{file} (absent)" for file in files]
         first = next(iter(left_out))
-        words = dict.fromkeys(f"'{fallback_caption(config, pair.category)}'" for pair in left_out)
+        fallbacks = {}
+        for pair in left_out:
+            fallbacks[f"'{fallback_caption(config, pair.category)}'"] = None
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
-            f"{', '.join(words)} (data.caption_fallback). "
+            f"{', '.join(fallbacks)} (data.caption_fallback). "
             f"The first is {first.garment_id}; captions come from {', '.join(names)}."
         )
 
     def _decode(self, index: int) -> Record:
-        size = self.size
+        """Read the files of pair `index`, check them against each other, resize, and warp."""
+        size, config = self.size, self.folder.config
         files = self._files(self.pairs[index])
         garment_files = self._files(self.garments[index])
+
+        # At their stored sizes.
         person = files.photo("person")
         garment = garment_files.photo("garment")
         parse = files.labels("parse", person.size)
         joints = files.joints()
-        contents = {"parse": parse, "keypoints": joints}
-        densepose = None
-        if self.folder.config.densepose:
-            contents["densepose"] = files.densepose(person.size)
-            resized = transforms.resize_labels(contents["densepose"], size)
-            densepose = torch.from_numpy(resized)
-        person_other = None
-        if self.folder.config.person_other:
-            person_other = self._picture(files.photo("person_other", person.size))
-        silhouette = transforms.resize_silhouette(garment_files.garment_mask(garment), size)
+        densepose = files.densepose(person.size) if config.densepose else None
+        person_other = files.photo("person_other", person.size) if config.person_other else None
+        silhouette = garment_files.garment_mask(garment)
         repaint = self._repaint(files, person, parse, joints)
-        if self.mask_source == "folder":
-            contents["agnostic_mask"] = repaint
         if self.folder.crosschecked:
+            contents = {"parse": parse, "keypoints": joints}
+            if densepose is not None:
+                contents["densepose"] = densepose
+            if self.mask_source == "folder":
+                contents["agnostic_mask"] = repaint
             crosscheck.require(files, contents)
-        repaint = transforms.resize_repaint(repaint, size)
+
+        # At the size of the data set.
         person = transforms.resize_photo(person, size)
         garment = transforms.resize_photo(garment, size)
+        silhouette = transforms.resize_silhouette(silhouette, size)
+        repaint = transforms.resize_repaint(repaint, size)
+        if densepose is not None:
+            densepose = torch.from_numpy(transforms.resize_labels(densepose, size))
+        if person_other is not None:
+            person_other = self._picture(person_other)
         warped = warped_mask = None
         if self.warped:
             agnostic = np.where(repaint[..., None], np.uint8(0), person)
-            picture, lies = self._warped(
+            warped, covered = self._warped(
                 garment_files, garment, silhouette, joints, agnostic, repaint
             )
-            warped, warped_mask = records.picture(picture), records.mask(lies & repaint)
+            warped, warped_mask = records.picture(warped), records.mask(covered & repaint)
         truth, truth_garment_mask = self._truth(files)
         return Record(
             index=index,
@@ -333,7 +350,7 @@ class TryOnDataset(Dataset):
     def _repaint(
         self, files: PairFiles, person: Image.Image, parse: np.ndarray, joints: np.ndarray
     ) -> np.ndarray:
-        """(h, w) bool agnostic mask at the stored size, where the rules' constants hold best."""
+        """(h, w) bool agnostic mask at the stored size, for which the rules were made."""
         if self.mask_source == "folder":
             return files.mask("agnostic_mask", person.size)
         rule = self.folder.config.mask_rule
@@ -348,7 +365,7 @@ class TryOnDataset(Dataset):
         agnostic: np.ndarray,
         repaint: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Warped garment (H, W, 3) uint8 and where it lies (H, W) bool."""
+        """Warped garment (H, W, 3) uint8, and (H, W) bool: what it covers."""
         if self.warp_source == "folder":
             image = files.photo("warped_garment")
             if self._place("warped_mask") is not None:
@@ -363,9 +380,8 @@ class TryOnDataset(Dataset):
         return self._warp(garment, silhouette, joints, agnostic, repaint, files.pair.category)
 
     def _truth(self, files: PairFiles) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The true picture of an unpaired pair, and where it shows the garment.
-
-        (3, H, W) uint8 and (1, H, W) bool. Only rendered data has them.
+        """The true picture of an unpaired pair, (3, H, W) uint8, and where it shows the garment,
+        (1, H, W) bool. Only rendered data has them.
         """
         if self.order == "paired" or self._place("truth") is None:
             return None, None
@@ -412,7 +428,7 @@ class TryOnDataset(Dataset):
         return source
 
     def _require_one_warp_each(self) -> None:
-        """Raise DataError where two pairs would read one warp, of other garments or for others."""
+        """Raise DataError if two pairs with different garments or persons would read one warp."""
         place = self._place("warped_garment")
         known: dict[tuple[str, str], Pair] = {}
         for pair in self.garments:
@@ -420,21 +436,22 @@ class TryOnDataset(Dataset):
             other = known.setdefault(key, pair)
             if other == pair:
                 continue
-            named, differing = "person", "garments"
+            owner, others = "person", "garments"
             if "{person}" not in place.stem:
-                named, differing = "garment", "persons"
+                owner, others = "garment", "persons"
             raise DataError(
                 f"{self.folder.dataset} {self.split} {self.order}: {place.folder}/ has warped "
-                f"garments named by {named}, but {getattr(pair, named)} is listed with two "
-                f"{differing} ({other.id}, {pair.id}), of which one would get the other's warp. "
-                "Use data.warp_source=geometric, or a list that has each once."
+                f"garments named by {owner}, but {getattr(pair, owner)} is listed with two "
+                f"{others} ({other.id}, {pair.id}), of which one would get the other's warp. "
+                f"Use data.warp_source=geometric, or a list that has each {owner} once."
             )
 
     def require_files(self) -> None:
-        """Raise DataError unless every file is there that samples are read from.
+        """Raise DataError unless every file that samples are read from exists.
 
-        Only names are looked up, which is quick. The first missing one is named, and their number.
-        Refused too are unpaired pairs that are all paired: results would have the wrong name.
+        Only names are looked up, which is quick. The message names the first missing file and
+        counts the others. A list of unpaired pairs that are all paired is refused too: its results
+        would have the wrong name.
         """
         if self.in_fact_paired:
             raise DataError(self.in_fact_paired)
@@ -478,24 +495,24 @@ class TryOnDataset(Dataset):
 
 
 def _in_fact_paired(folder: Folder, split: Split, pairs: Sequence[Pair]) -> str:
-    """What is wrong where all unpaired pairs are paired, "" where not all are.
+    """What is wrong with a list of unpaired pairs that are all paired, "" for any other list.
 
-    Warns of any, once for each list.
+    Warns once per list if some of its pairs are paired.
     """
     count = sum(pair.person == pair.garment for pair in pairs)
     if not count:
         return ""
-    place = folder.list_path(split, "unpaired")
-    words = (
-        f"{folder.dataset} {split}: {count:,} of {len(pairs):,} unpaired pairs of {place} are in "
+    path = folder.list_path(split, "unpaired")
+    message = (
+        f"{folder.dataset} {split}: {count:,} of {len(pairs):,} unpaired pairs of {path} are in "
         "fact paired"
     )
     if count == len(pairs):
-        words += ". Name another list in data.list_unpaired, or set eval.orders=[paired]."
-    if place not in _warned:
-        _warned.add(place)
-        log.warning("%s", words)
-    return words if count == len(pairs) else ""
+        message += ". Name another list in data.list_unpaired, or set eval.orders=[paired]."
+    if path not in _warned:
+        _warned.add(path)
+        log.warning("%s", message)
+    return message if count == len(pairs) else ""
 
 
 def _in_pixels(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:

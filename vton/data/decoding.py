@@ -1,5 +1,5 @@
-"""Decoding pictures, without importing torch: what is read, what a broken one raises, how one is
-turned.
+"""Decoding pictures without torch: the formats that are read, the errors of broken files, EXIF
+orientation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
-# Pillow knows many more, some of which start other programs, as EPS does Ghostscript.
+# Pillow knows many more, some of which start other programs; EPS starts Ghostscript.
 # An MPO is opened as the JPEG that it begins with.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF or TIFF"
@@ -44,31 +44,31 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where Pillow looks for the orientation.
-TELLS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Entries of `Image.info` in which Pillow looks for the orientation.
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 def animated(image: Image.Image) -> bool:
-    """Whether there are several pictures in one. MPO's others are depth maps or the like."""
+    """Whether the file holds several pictures. Those of an MPO file are depth maps or the like."""
     return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def orientation(image: Image.Image) -> object:
-    """What EXIF says of the picture's orientation. Raises one of BROKEN for EXIF that is none."""
+    """EXIF's orientation, 1 to 8 if it is valid. Raises one of BROKEN for unreadable EXIF."""
     return image.getexif().get(EXIF_ORIENTATION)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as EXIF says; it keeps its format, and tells no orientation any more.
+    """The picture turned as EXIF says. It keeps its format and loses its orientation tags.
 
-    Only the orientation is read: Pillow's own function writes all of EXIF anew, which one tag of an
-    odd type breaks. Raises one of BROKEN for EXIF that is none.
+    Only the orientation is read: Pillow's own function writes all of EXIF again, which fails on a
+    single tag of an odd type. Raises one of BROKEN for EXIF that cannot be read.
     """
-    way = UPRIGHT.get(orientation(image))
-    if way is None:
+    transpose = UPRIGHT.get(orientation(image))
+    if transpose is None:
         return image
-    turned = image.transpose(way)
+    turned = image.transpose(transpose)
     turned.format = image.format
-    for key in TELLS_ORIENTATION:
+    for key in ORIENTATION_KEYS:
         turned.info.pop(key, None)
     return turned

@@ -1,10 +1,10 @@
 """Readings of frozen encoders (latents and embeddings), computed ahead by `vton data cache`.
 
-There is one safetensors file for each training pair, in the tar shards of vton.data.shards. Beside
-each tensor stands its key, a digest of the encoder's weights, of its settings, and of the very
-values it read: the sample's fields after decoding, resizing, masking, padding and captioning. The
-key is made again from the sample at hand whenever a tensor is read, so what another encoder, size,
-mask rule or file left behind is recognised and never used.
+There is one safetensors file for each training pair, in the tar shards of vton.data.shards. Each
+tensor is stored with its key: a digest of the encoder's weights, of its settings, and of the exact
+values that it read, the sample's fields after decoding, resizing, masking, padding and captioning.
+The key is computed again from the current sample whenever a tensor is read, so tensors of another
+encoder, size, mask rule or file are recognised and never used.
 """
 
 from __future__ import annotations
@@ -110,8 +110,11 @@ def write_encodings(
 
 
 def rows(batch: TryOnBatch, fields: set[str]) -> list[dict]:
-    """These fields of a batch, sample by sample."""
-    return [{name: getattr(batch, name)[row] for name in fields} for row in range(len(batch))]
+    """These fields of a batch, as a dictionary for each sample."""
+    samples = []
+    for row in range(len(batch)):
+        samples.append({name: getattr(batch, name)[row] for name in fields})
+    return samples
 
 
 def _path(index: int) -> str:

@@ -1,8 +1,8 @@
-"""A data set on disk: its pairs, where each file of a pair lies, and how each is decoded.
+"""A data set on disk: its pairs, where the files of a pair are, and how they are decoded.
 
-`Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` say what differs.
-Loading and checking go through the same `PairFiles`, so that what `make data-check` accepts is
-exactly what training can read.
+`Folder` holds what VITON-HD and DressCode share; `viton_hd.py` and `dresscode.py` hold what
+differs. Loading and checking both go through `PairFiles`, so `make data-check` accepts exactly what
+training can read.
 """
 
 from __future__ import annotations
@@ -45,13 +45,10 @@ class Place:
 
 @dataclass(frozen=True)
 class FileKind:
-    """One kind of file, a `part` of a pair.
+    """One kind of file, a `part` of a pair."""
 
-    It has a name for messages, and the places where it may lie, current names first.
-    """
-
-    what: str
-    places: tuple[Place, ...]
+    what: str  # its name in messages
+    places: tuple[Place, ...]  # where it may be, current names first
     suffixes: tuple[str, ...] = SUFFIXES
 
     @property
@@ -70,7 +67,7 @@ def warp_places(*pairs: tuple[str, str]) -> tuple[tuple[Place, Place], ...]:
     return tuple((Place.parse(garment), Place.parse(mask)) for garment, mask in pairs)
 
 
-# Without these there is no sample. Every other part can be derived, or only some models need it.
+# Every sample needs these. Other parts can be derived, or are needed by some models only.
 REQUIRED = ("person", "garment", "parse", "keypoints")
 
 
@@ -93,9 +90,10 @@ class Folder(ABC):
         self.dataset = dataset
         self._listings: dict[tuple[Source, tuple[str, ...]], dict[str, str]] = {}
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
-        # Of the folders that files were looked for in: itself, and its files' names by stem.
+        # The folders that were searched: the folder itself, and its file names by stem.
         self._listed: dict[tuple, tuple[Source, dict[str, str]]] = {}
-        self._crossing: tuple[object, bool] = (None, False)
+        # The last pair that `_crossed` was asked about, and the answer.
+        self._last_crossed: tuple[object, bool] = (None, False)
         if not root.is_dir():
             raise DataError(
                 f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
@@ -111,9 +109,10 @@ class Folder(ABC):
 
     @abstractmethod
     def lacks(self, split: Split, order: Order) -> str:
-        """Why this folder is not meant to have pairs of a split in an order, "" where it is.
+        """Why this folder need not have pairs of a split in an order; "" if it must have them.
 
-        Folders of one's own photographs hold test persons and garments only, which nobody wears.
+        Folders of users' own photographs hold test persons and garments only, and no person's own
+        garment is among them.
         """
 
     @abstractmethod
@@ -136,17 +135,17 @@ class Folder(ABC):
 
     @abstractmethod
     def caption_file(self, split: Split, category: Category) -> Source:
-        """Where the annotations of garments lie, in data sets that have them."""
+        """The file with the annotations of garments. It need not exist."""
 
     @abstractmethod
     def annotation(self, split: Split, pair: Pair) -> str | None:
-        """A few words on the garment, None where there are none.
+        """A few words on the garment, None if it has none.
 
         Raises DataError for a broken caption file.
         """
 
     def list_name(self, split: Split, order: Order) -> str:
-        """The pair list that the settings name, "" for the known names."""
+        """The pair list that the settings name; "" if a known name is to be looked for."""
         if split == "train":
             return self.config.list_train
         return self.config.list_paired if order == "paired" else self.config.list_unpaired
@@ -163,17 +162,14 @@ class Folder(ABC):
         return [self.base(split, category) for category in self.categories]
 
     def place(self, part: str, split: Split, order: Order) -> Place | None:
-        """Where a part lies in this folder, None if nowhere.
-
-        The first known place that exists in every category.
-        """
+        """The first known place of a part that exists in every category, None if none does."""
         key = (part, split, order)
         if key not in self._places:
             self._places[key] = self._find_place(part, split, order)
         return self._places[key]
 
     def places(self, part: str, order: Order) -> tuple[Place, ...]:
-        """Where a part may lie, the preferred place first."""
+        """All known places of a part, the preferred one first."""
         if part == "warped_garment":
             return tuple(dict.fromkeys(garment for garment, _ in self._warp_places(order)))
         if part == "warped_mask":
@@ -183,10 +179,10 @@ class Folder(ABC):
     def locate(
         self, part: str, split: Split, order: Order, pair: Pair, origin: Origin
     ) -> Source | None:
-        """The file of a part; None when the whole folder is absent from the data set.
+        """The file of a part; None if the data set has no folder for this optional part.
 
-        Raises DataError when the folder is there and the file is not, or when a required part has
-        no folder.
+        Raises DataError if the folder exists but the file does not, or if a required part has no
+        folder.
         """
         kind = self.parts[part]
         place = self.place(part, split, order)
@@ -218,7 +214,7 @@ class Folder(ABC):
 
     def _find_place(self, part: str, split: Split, order: Order) -> Place | None:
         places = self.places(part, order)
-        if part == "warped_mask":  # of the warped garments in use, not of others
+        if part == "warped_mask":  # only that of the warped garments in use
             in_use = self.place("warped_garment", split, order)
             places = [mask for garment, mask in self._warp_places(order) if garment == in_use]
         for place in places:
@@ -236,8 +232,8 @@ class Folder(ABC):
     def has(self, place: Place, split: Split) -> bool:
         """Whether every category has this folder.
 
-        Raises DataError where a file or a broken link has its name: what it stands for must not be
-        lost.
+        Raises DataError if a file or a broken link has its name: the folder that was meant must not
+        be passed over in silence.
         """
         folders = [base / place.folder for base in self.bases(split)]
         for folder in folders:
@@ -249,17 +245,18 @@ class Folder(ABC):
         return all(folder.is_dir() for folder in folders)
 
     def _crossed(self, split: Split, order: Order, pair: Pair) -> bool:
-        """Whether a line names the garment first, a slip of some scripts.
+        """Whether the list names the garment first, as some scripts do by mistake.
 
-        Then both files exist only for the swapped pair. Asked for every missing file of a pair in
-        turn, so that the last answer is kept.
+        Then both files exist for the swapped pair only. Every missing file of a pair asks, one
+        after the other, so the last answer is kept.
         """
         key = (split, order, pair)
-        if self._crossing[0] != key:
-            self._crossing = key, self._has_swapped_alone(split, order, pair)
-        return self._crossing[1]
+        if self._last_crossed[0] != key:
+            self._last_crossed = key, self._has_only_swapped(split, order, pair)
+        return self._last_crossed[1]
 
-    def _has_swapped_alone(self, split: Split, order: Order, pair: Pair) -> bool:
+    def _has_only_swapped(self, split: Split, order: Order, pair: Pair) -> bool:
+        """Whether person and garment are missing, but exist under each other's names."""
         swapped = replace(pair, person=pair.garment, garment=pair.person)
         if pair == swapped:
             return False
@@ -271,14 +268,17 @@ class Folder(ABC):
         return True
 
     def _worn(self, pairs: Sequence[Pair]) -> bool:
-        """Whether the folder has the own garment of any person of these test pairs.
+        """Whether the folder has the garment that any person of these test pairs wears.
 
-        True too where the garments of the pairs themselves are missing: that is another fault.
+        Also True if all garments of the pairs themselves are missing, which is another fault.
         """
-        own = [Pair(pair.person, pair.person, pair.category) for pair in pairs]
-        return any(self._exists("garment", "test", "unpaired", pair) for pair in own) or not any(
-            self._exists("garment", "test", "unpaired", pair) for pair in pairs
-        )
+        if not any(self._exists("garment", "test", "unpaired", pair) for pair in pairs):
+            return True
+        for pair in pairs:
+            worn = Pair(pair.person, pair.person, pair.category)
+            if self._exists("garment", "test", "unpaired", worn):
+                return True
+        return False
 
     def _exists(self, part: str, split: Split, order: Order, pair: Pair) -> bool:
         place = self.place(part, split, order)
@@ -288,9 +288,9 @@ class Folder(ABC):
         return place.stem_of(pair) in self._names_by_stem(folder, self.parts[part].suffixes)
 
     def _names_by_stem(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """File name by stem, listed once per folder.
+        """The names of a folder's files by stem. The folder is listed once.
 
-        Where a stem has several suffixes, the one named first wins.
+        Of files with one stem, that with the earliest of `suffixes` is taken.
         """
         key = (folder, suffixes)
         if key not in self._listings:
@@ -318,19 +318,19 @@ class PairFiles:
     pair: Pair
 
     def origin(self, part: str) -> Origin:
-        """Where a part comes from, for messages: it names the id that the file belongs to."""
+        """Where a part comes from, for messages: with the id of the person or the garment."""
         of_garment = self.folder.parts[part].of_garment
         id_ = self.pair.garment_id if of_garment else self.pair.person_id
         return Origin(self.folder.dataset, self.split, id_)
 
     def path(self, part: str) -> Source | None:
-        """The part's file; None when the data set has no folder for this optional part."""
+        """The part's file; None if the data set has no folder for this optional part."""
         return self.folder.locate(part, self.split, self.order, self.pair, self.origin(part))
 
     def photo(self, part: str, size: tuple[int, int] | None = None) -> Image.Image | None:
-        """An upright RGB picture, None where the part is absent.
+        """An upright RGB picture, None if the part is absent.
 
-        size: (width, height) that it must have, None for any.
+        size: (width, height) that it must have, None for any
         """
         path = self.path(part)
         if path is None:
@@ -338,9 +338,9 @@ class PairFiles:
         return images.read_photo(path, self.folder.parts[part].what, self.origin(part), size)
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
-        """(H, W) bool, None where the part is absent.
+        """(H, W) bool, None if the part is absent.
 
-        size: (width, height) of its picture, None to skip comparing.
+        size: (width, height) of its picture, which it must have; None for any
         """
         path = self.path(part)
         if path is None:
@@ -350,9 +350,8 @@ class PairFiles:
         return images.read_mask(path, what, self.origin(part), size, silhouette)
 
     def garment_mask(self, garment: Image.Image) -> np.ndarray:
-        """(H, W) bool silhouette of the in-shop garment.
-
-        From its file, or derived where the data set has no such folder.
+        """(H, W) bool silhouette of the in-shop garment: from its file, or from the white ground if
+        the data set has no folder of masks.
         """
         mask = self.mask("garment_mask", garment.size)
         if mask is not None:
@@ -360,7 +359,7 @@ class PairFiles:
         return images.silhouette_on_white(garment, self.path("garment"), self.origin("garment"))
 
     def labels(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
-        """(H, W) uint8 in the labels of vton.data.labels, None where the part is absent."""
+        """(H, W) uint8 in the labels of vton.data.labels, None if the part is absent."""
         if self.path(part) is None:
             return None
         return self.folder.read_labels(self, part, size)
@@ -370,7 +369,7 @@ class PairFiles:
         return self.folder.read_joints(self.path("keypoints"), self.origin("keypoints"))
 
     def densepose(self, size: tuple[int, int] | None) -> np.ndarray | None:
-        """(H, W) uint8 DensePose part ids, None where the part is absent."""
+        """(H, W) uint8 DensePose part ids, None if the part is absent."""
         path = self.path("densepose")
         if path is None:
             return None
@@ -379,10 +378,11 @@ class PairFiles:
     def annotation(self) -> str:
         """A few words on the garment, by data.caption_source and data.caption_fallback."""
         config = self.folder.config
-        own = None
         if config.caption_source != "fallback":
-            own = self.folder.annotation(self.split, self.pair)
-        return own or fallback_caption(config, self.pair.category)
+            annotation = self.folder.annotation(self.split, self.pair)
+            if annotation:
+                return annotation
+        return fallback_caption(config, self.pair.category)
 
 
 def fallback_caption(config: DataConfig, category: Category) -> str:

@@ -63,6 +63,7 @@ def write_viton_hd(root: Path, out: Path) -> int:
 
 
 def _entries(root: Path) -> Iterator[Entry]:
+    """The entries of the archive's annotations. Raises DataError naming the entry."""
     path = root / ANNOTATIONS
     try:
         listed = json.loads(path.read_text(encoding="utf-8-sig"))

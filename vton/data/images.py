@@ -1,8 +1,8 @@
-"""Reading picture files: one decoder per kind, strict about what it finds.
+"""Reading picture files: one strict decoder for each kind.
 
-Photographs become RGB (alpha composited on white, 16 bit scaled), masks become bool, label maps
-keep their indices; all are turned as EXIF says. Whatever cannot be read as its kind is a DataError
-that names data set, split, id and path.
+Photographs become RGB (transparency on white, 16-bit values scaled), masks become bool, label maps
+keep their indices; all are turned as EXIF says. A file that cannot be read as its kind raises a
+DataError that names data set, split, id and path.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ RESTORE = "Restore it from the archive."
 RESTORE_OR_DROP = "Restore it or take its pairs out of the list."
 
 THRESHOLD = 128  # grey level from which a pixel of a mask file is set
-# What tells a mask from another picture. JPEG keeps equal channels equal to a level at every
-# quality, and no mask of the rendered sets or of VITON-HD has a region of grey; agnostic pictures
-# are grey over .28 of theirs or more, and masks feathered by a Gaussian of H / 50 over .002.
+# How a mask is told from another picture. JPEG keeps equal channels equal to within a level at any
+# quality, and no mask of the rendered sets or of VITON-HD has a grey region. Agnostic pictures are
+# grey over at least .28 of their area, masks feathered by a Gaussian of H / 50 over .002.
 COLOURED = 24  # grey levels between the channels of a pixel that is not grey
-COLOURED_SHARE = 0.002  # of the picture, from which it is no mask
+COLOURED_SHARE = 0.002  # share of coloured pixels above which a picture is no mask
 DARKEST, BRIGHTEST = 48, 207  # grey levels between which a pixel is neither black nor white
-GREY_SIDE = 0.06  # of the longer side: squares wholly between them count
+GREY_SIDE = 0.06  # side of the squares, as a share of the longer side, that must be grey throughout
 GREY_SHARE = 0.08  # share of the picture that such squares may fill
-INVERTED = 0.8  # an agnostic mask that sets more of the picture than this is taken for inverted
+INVERTED = 0.8  # an agnostic mask that sets more of the picture than this counts as inverted
 NEAR_WHITE = 225  # darkest background of an in-shop picture, grey levels; VITON-HD's is 240 to 255
 BACKGROUND_NOISE = 10  # grey levels by which JPEG and uneven light move a plain background
 SPECK = 5e-4  # share of the picture below which a connected region is JPEG noise
 PLAUSIBLE = (0.01, 0.95)  # share of an in-shop picture that a garment can fill
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats that change labels at every edge
 
-# What the guess at a picture in the place of a mask goes by.
-AGNOSTIC_GREY = 128  # that agnostic pictures are painted with
-AGNOSTIC_SHARE = 0.04  # of the picture in that grey
-LABEL_COLOURS = 32  # colours that a map of labels has at most
+# For the guess which kind of picture was given in place of a mask.
+AGNOSTIC_GREY = 128  # the grey level that agnostic pictures are painted with
+AGNOSTIC_SHARE = 0.04  # share of the picture in that grey
+LABEL_COLOURS = 32  # the most colours that a label map has
 
 SAME_COLOUR = 2  # levels per channel by which the published palettes of one label set differ
 
@@ -69,11 +69,12 @@ class Origin:
     id: str
 
     def error(self, problem: str, path: Source, advice: str = "") -> FileError:
-        whole = f"{problem} ({path}). {advice}".strip()
-        error = FileError(f"{self.dataset} {self.split} {self.id}: {whole} {ADVICE}")
+        """The error of a file. problem: what is wrong with it; advice: what to do."""
+        sentences = f"{problem} ({path}). {advice}".strip()
+        error = FileError(f"{self.dataset} {self.split} {self.id}: {sentences} {ADVICE}")
         error.origin = self
         error.path = path
-        error.problem = whole
+        error.problem = sentences
         error.kind = problem
         error.advice = advice
         return error
@@ -94,8 +95,10 @@ def read_photo(
 ) -> Image.Image:
     """An RGB picture as a viewer shows it.
 
-    what: its name in messages. size: (width, height) that it must have, None for any. Raises
-    DataError when it is missing, empty, truncated or no picture.
+    what: its name in messages
+    size: (width, height) that it must have, None for any
+
+    Raises DataError if it is missing, empty, truncated or no picture.
     """
     image = _decode(path, what, origin)
     _require_size(image, size, what, path, origin)
@@ -103,7 +106,7 @@ def read_photo(
         raise origin.error(f"{what} holds floating-point values", path, "Save it as 8-bit RGB.")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.float64)
-        # Mode I tells nothing about the depth of the file.
+        # Mode I does not tell whether the file has 8 or 16 bits.
         if image.mode != "I" or grey.max() > 255:
             grey = grey / DEEP
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
@@ -133,15 +136,17 @@ def read_mask(
     silhouette: bool,
     may_be_empty: bool = False,
 ) -> np.ndarray:
-    """A mask file as (H, W) bool, thresholded at 128 because many are JPEG. Raises DataError.
+    """A mask file as (H, W) bool, thresholded at 128 because many are JPEG.
 
-    size: (width, height) of the picture it belongs to, None to skip that comparison. silhouette:
-    the mask outlines an object inside the picture. It may fill most of the picture, but not most of
-    its frame; then it is taken for inverted. may_be_empty: a mask of nothing but 0 is returned; one
-    that is empty because its values are not 0 and 255 is refused all the same.
+    size: (width, height) of the picture that it belongs to, None for any
+    silhouette: the mask outlines an object inside the picture. It may fill most of the picture, but
+        not most of its border; then it counts as inverted
+    may_be_empty: return a mask that is 0 everywhere. One that is empty because its values are not 0
+        and 255 is refused all the same
 
-    The one reader of masks, for every command: it also refuses other pictures in the place of a
-    mask, which colours, broad grey or a transparency that outlines something give away.
+    All commands read masks with this function. It also refuses other kinds of pictures, which it
+    recognises by their colours, by large grey regions, or by a transparency that outlines
+    something. Raises DataError.
     """
     image = _decode(path, what, origin)
     _require_size(image, size, what, path, origin)
@@ -162,7 +167,7 @@ def read_mask(
 
 
 def grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) -> np.ndarray:
-    """(H, W) grey levels 0..255 of a mask. Raises DataError for what is another kind of picture."""
+    """(H, W) grey levels 0..255 of a mask. Raises DataError for other kinds of pictures."""
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.float64) / DEEP
     if image.mode == "F":
@@ -196,14 +201,16 @@ def grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) ->
 
 
 def channels(image: Image.Image) -> list[np.ndarray]:
-    """The channels of a picture, (H, W) each. Between these numpy computes at memory's speed, along
-    a last axis of three it takes twenty times as long.
+    """The channels of a picture, (H, W) each.
+
+    numpy computes on whole channels at the speed of memory; along a last axis of length three it
+    takes twenty times as long.
     """
     return [np.asarray(channel) for channel in image.split()]
 
 
 def _looks_like(image: Image.Image) -> str:
-    """A guess at what lies in the place of a mask."""
+    """A guess which kind of picture was given in place of a mask, for the message."""
     rgb = np.asarray(image.convert("RGB")).astype(np.int16)
     if (np.abs(rgb - AGNOSTIC_GREY).max(axis=2) <= 4).mean() > AGNOSTIC_SHARE:
         return "it looks like an agnostic picture, the person under a grey region"
@@ -224,11 +231,14 @@ def read_labels(
 ) -> np.ndarray:
     """A label map as (H, W) uint8 labels below `count`.
 
-    Grey pictures give their values, palette pictures their indices, unless the colours say
-    otherwise: see `_by_colour`. palettes, foreign: RGB entries in the order of the labels, those
-    this kind of map is known to have and, by name, those of maps with other labels. Raises
-    DataError for colour pictures: ids cannot be read back from colours that a converter may have
-    changed, and for lossy formats.
+    The labels are the values of a grey picture, or the indices of a palette picture, unless its
+    colours tell otherwise: see `_by_colour`.
+
+    palettes: the known palettes of this kind of map, RGB entries in the order of the labels
+    foreign: the palettes of maps with other labels, by name
+
+    Raises DataError for lossy formats, and for colour pictures: ids cannot be recovered from
+    colours that a converter may have changed.
     """
     image = _decode(path, what, origin)
     if image.format in LOSSY:
@@ -266,10 +276,10 @@ def _by_colour(
 ) -> np.ndarray:
     """Labels of a palette picture, by the colours of the indices that occur.
 
-    Colours in the order of a known palette, or in none that is known: the indices are the labels.
-    Known colours in another order, as optimisers of PNG files leave them: the colours are. Raises
-    ValueError for the palette of maps with other labels, and where some colours are known, in
-    another order, and others are not.
+    If the colours are in the order of a known palette, or all unknown, the indices are the labels.
+    If all are known but in another order, as optimisers of PNG files leave them, the colours decide
+    the labels. Raises ValueError for the palette of maps with other labels, and for a mixture of
+    unknown colours and known ones in another order.
     """
     used = np.unique(indices)
     table = np.zeros((256, 3), np.int16)
@@ -309,18 +319,18 @@ def _close(colours: np.ndarray, others: np.ndarray, apart: int = SAME_COLOUR) ->
 
 
 def silhouette_on_white(image: Image.Image, path: Source, origin: Origin) -> np.ndarray:
-    """(H, W) bool: where an in-shop garment lies, from its white background.
+    """(H, W) bool: the silhouette of an in-shop garment on a white background.
 
-    For data sets without garment masks (the original DressCode). What the garment encloses, such as
-    the white of a print or of a white shirt within its outline, counts as garment. Raises DataError
-    when it cannot be told.
+    For data sets without garment masks, such as the original DressCode. White regions inside the
+    outline, such as those of a print or a white shirt, count as garment. Raises DataError if the
+    background is not white, or if the silhouette is implausibly small or large.
     """
     background = np.median(frame(np.asarray(image)), axis=0)
     if background.min() < NEAR_WHITE:
         raise _underivable(f"background {background.tolist()} is not white", path, origin)
     differs = np.zeros((image.height, image.width), bool)
     for channel, level in zip(channels(image), background, strict=True):
-        # A median may lie half-way between two levels: in half levels it is whole, as int16.
+        # The median may lie halfway between two levels; counted in half levels it is an integer.
         apart = np.abs(2 * channel.astype(np.int16) - np.int16(2 * level))
         differs |= apart > 2 * BACKGROUND_NOISE
     regions, count = ndimage.label(differs)
@@ -345,6 +355,7 @@ def frame(pixels: np.ndarray) -> np.ndarray:
 
 
 def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
+    """A picture file, decoded and turned as EXIF says, in its own mode. Raises DataError."""
     try:
         content = path.read_bytes()
         if not content:
@@ -353,7 +364,7 @@ def _decode(path: Source, what: str, origin: Origin) -> Image.Image:
             if animated(image):
                 raise origin.error(f"{what} {ANIMATED}", path)
             image.load()
-            # Masks and label maps are turned too, or they would not fit their photo.
+            # Masks and label maps too, or they would not fit their photo.
             return upright(image)
     except FileNotFoundError:
         raise origin.error(f"{what} is missing", path, RESTORE_OR_DROP) from None

@@ -9,9 +9,28 @@ from __future__ import annotations
 import numpy as np
 
 NAMES = (
-    *("background", "hat", "hair", "glove", "sunglasses", "upper", "dress", "coat", "socks"),
-    *("pants", "neck", "scarf", "skirt", "face", "left arm", "right arm", "left leg"),
-    *("right leg", "left shoe", "right shoe", "belt", "bag"),
+    "background",
+    "hat",
+    "hair",
+    "glove",
+    "sunglasses",
+    "upper",
+    "dress",
+    "coat",
+    "socks",
+    "pants",
+    "neck",
+    "scarf",
+    "skirt",
+    "face",
+    "left arm",
+    "right arm",
+    "left leg",
+    "right leg",
+    "left shoe",
+    "right shoe",
+    "belt",
+    "bag",
 )
 COUNT = len(NAMES)
 BACKGROUND, HAT, HAIR, GLOVE, SUNGLASSES, UPPER, DRESS, COAT, SOCKS = range(9)

@@ -196,6 +196,7 @@ class TryOnDataModule(LightningDataModule):
         return torch.stack(pictures[:count])
 
     def _loader(self, dataset, **kwargs) -> DataLoader:
+        """A DataLoader with the configured workers; by default it collates TryOnSamples."""
         workers = self.config.workers
         return DataLoader(
             dataset,

@@ -46,10 +46,11 @@ class Pair:
 def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
     """The columns of a pair list, two or three per line.
 
-    Tabs separate where a line has any, which keeps blanks in names; else any run of blanks does.
-    Blank lines do not count. Picture suffixes are dropped: some lists name .png where the
-    photograph is .jpg. Raises DataError on a missing or empty file, a line of another width, a name
-    that blanks have cut, or one that would leave the data set's folder.
+    Columns are separated by tabs if the line has any, so that names may hold blanks; otherwise by
+    runs of blanks. Blank lines do not count. Picture suffixes are dropped: some lists name .png
+    files where the photographs are .jpg. Raises DataError for a missing or empty file, a line with
+    another number of columns, a name that was cut at a blank, or one that leads out of the data
+    set's folder.
     """
     advice = "Restore the list from the archive."
     try:
@@ -87,7 +88,8 @@ def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
 
 
 def columns_of(line: str) -> list[str]:
-    """What stands between tabs, which keeps blanks in names; without a tab, between blanks.
+    """The columns of a line: separated by tabs, so that names may hold blanks; without a tab, by
+    blanks.
 
     A list may mix both, as in "a.jpg b.jpg\\t0": a picture's name then ends at its suffix.
 
@@ -97,15 +99,17 @@ def columns_of(line: str) -> list[str]:
     if "\t" not in line.strip():
         return line.split()
     columns = [column.strip() for column in line.split("\t") if column.strip()]
-    mixed = [word for column in columns for word in AFTER_SUFFIX.split(column)]
-    named = [word for word in mixed if word.lower().endswith(SUFFIXES)]
-    return mixed if len(named) == 2 and len(mixed) == 3 else columns
+    words = []
+    for column in columns:
+        words += AFTER_SUFFIX.split(column)
+    pictures = [word for word in words if word.lower().endswith(SUFFIXES)]
+    return words if len(pictures) == 2 and len(words) == 3 else columns
 
 
 def _id(name: str, where: str) -> str:
-    """A name of a pair list without its picture suffix.
+    """A name in a pair list without its picture suffix.
 
-    Raises DataError for what is no plain file name.
+    Raises DataError unless it is a plain file name.
     """
     stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
     if stem in ("", ".", "..") or any(character in stem for character in "/\\\0:"):
@@ -116,7 +120,7 @@ def _id(name: str, where: str) -> str:
 
 
 def require_unique_ids(pairs: Sequence[Pair], dataset: str) -> None:
-    """Raise DataError where different pairs have one id, as a__b with c and a with b__c do."""
+    """Raise DataError if different pairs have the same id, as a__b with c and a with b__c have."""
     by_id: dict[str, Pair] = {}
     for pair in pairs:
         other = by_id.setdefault(pair.id, pair)
@@ -128,17 +132,14 @@ def require_unique_ids(pairs: Sequence[Pair], dataset: str) -> None:
 
 
 def limited(pairs: Sequence[Pair], limit: int) -> list[Pair]:
-    """`limit` pairs spread evenly over the list, all of them for 0.
-
-    Spread, so that every category stays.
-    """
+    """`limit` pairs, all for 0, spread evenly over the list so that every category stays in."""
     if not limit or limit >= len(pairs):
         return list(pairs)
     return [pairs[place * len(pairs) // limit] for place in range(limit)]
 
 
 def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """For every pair the next of its category, in a cycle, that has another garment.
+    """For every pair the next one of its category, in a cycle, that has another garment.
 
     Raises DataError for a category with a single pair or a single garment.
     """
@@ -153,16 +154,15 @@ def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
                 "eval.shuffled=false."
             )
         following = group[1:] + group[:1]
-        changes = [
-            pairs[place].garment != pairs[other].garment
-            for place, other in zip(group, following, strict=True)
-        ]
+        changes = []  # whether the following pair has another garment
+        for place, other in zip(group, following, strict=True):
+            changes.append(pairs[place].garment != pairs[other].garment)
         if not any(changes):
             raise DataError(
                 f"all pairs of {category} have the garment {pairs[group[0]].garment}, so garments "
                 "cannot be exchanged; use eval.shuffled=false."
             )
-        # Backwards from a change, so that what the next pair gets is known.
+        # Backwards from a change: a pair whose follower has its own garment gets the follower's.
         last = changes.index(True)
         for step in range(len(group)):
             index = (last - step) % len(group)

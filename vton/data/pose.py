@@ -18,12 +18,24 @@ from vton.data.shards import ShardError
 from vton.data.source import Source
 
 NAMES = (
-    *("nose", "neck"),
-    *("right shoulder", "right elbow", "right wrist"),
-    *("left shoulder", "left elbow", "left wrist"),
-    *("right hip", "right knee", "right ankle"),
-    *("left hip", "left knee", "left ankle"),
-    *("right eye", "left eye", "right ear", "left ear"),
+    "nose",
+    "neck",
+    "right shoulder",
+    "right elbow",
+    "right wrist",
+    "left shoulder",
+    "left elbow",
+    "left wrist",
+    "right hip",
+    "right knee",
+    "right ankle",
+    "left hip",
+    "left knee",
+    "left ankle",
+    "right eye",
+    "left eye",
+    "right ear",
+    "left ear",
 )
 NOSE, NECK = 0, 1
 RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST = 2, 3, 4

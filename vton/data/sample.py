@@ -42,7 +42,7 @@ class DataError(UserError):
 
 
 def joined_id(person_id: str, garment_id: str) -> str:
-    """The id of a pair: person__garment, behind the category's folder where ids have one.
+    """The id of a pair: person__garment, after the category's folder if ids have one.
 
     >>> joined_id("dresses/000001", "dresses/000002")
     'dresses/000001__000002'
@@ -71,7 +71,7 @@ class TryOnSample:
     agnostic_mask: Tensor  # (1, H, W) 0 or 1; 1 = paint here
     garment: Tensor  # (3, H, W) in [-1, 1]; in-shop garment on white
     garment_mask: Tensor  # (1, H, W) 0 or 1; silhouette of the in-shop garment
-    # (3, H, W) in [-1, 1]; the garment bent onto the person, else white; None if no model reads it
+    # (3, H, W) in [-1, 1]; the garment bent onto the person, on white; None if no model reads it
     warped_garment: Tensor | None
     warped_mask: Tensor | None  # (1, H, W) 0 or 1; where it lies, inside agnostic_mask
     pose_map: Tensor  # (3, H, W) in [-1, 1]; drawn skeleton on black
@@ -83,12 +83,12 @@ class TryOnSample:
     # (3, H, W) in [-1, 1]; the person in `garment`; absent only for real unpaired pairs
     truth: Tensor | None = None
     truth_garment_mask: Tensor | None = None  # (1, H, W) 0 or 1; where `truth` shows the garment
-    # (3, H, W) in [-1, 1]; the person, in the same pose, in other clothes than in `person`: what
-    # maskless training starts from
+    # (3, H, W) in [-1, 1]; the person in the same pose but in other clothes than in `person`, from
+    # which models without a mask learn
     person_other: Tensor | None = None
     # (3, h, w) in [-1, 1]; the smaller picture that a super-resolution stage enlarges
     lowres: Tensor | None = None
-    # place in the endless training stream, which seeds this sample's noise; -1 outside training
+    # place in the endless training stream, from which its noise is seeded; -1 outside training
     position: int = -1
     # readings of frozen encoders by name, where data.encoded holds them
     encoded: dict[str, Tensor] | None = None
@@ -154,12 +154,22 @@ class TryOnSample:
 
 
 PICTURES = (
-    *("person", "agnostic", "garment", "warped_garment", "pose_map", "densepose", "truth"),
+    "person",
+    "agnostic",
+    "garment",
+    "warped_garment",
+    "pose_map",
+    "densepose",
+    "truth",
     "person_other",
 )
 MASKS = ("agnostic_mask", "garment_mask", "warped_mask", "truth_garment_mask")
 OPTIONAL = (
-    *("warped_garment", "warped_mask", "densepose", "truth", "truth_garment_mask"),
+    "warped_garment",
+    "warped_mask",
+    "densepose",
+    "truth",
+    "truth_garment_mask",
     "person_other",
 )
 
@@ -223,7 +233,7 @@ class TryOnBatch:
 
     @property
     def pair_name(self) -> list[str]:
-        """The pairs' ids without category: what noise is keyed by, as before ids had one."""
+        """The pairs' ids without category, which noise is keyed by."""
         return [pair_id.rpartition("/")[2] for pair_id in self.pair_id]
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> TryOnBatch:
@@ -239,7 +249,7 @@ class TryOnBatch:
     def to(self, *args, **kwargs) -> TryOnBatch:
         """Move tensors between devices; Lightning calls this.
 
-        Pass devices only: another dtype would hit labels too.
+        Pass devices only: a dtype would be applied to labels too.
         """
         return self.map_tensors(lambda tensor: tensor.to(*args, **kwargs))
 
@@ -250,11 +260,11 @@ class TryOnBatch:
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TryOnBatch:
         """The chosen rows, as a batch."""
         index = torch.arange(len(self))[rows]
-        picked = index.tolist()
+        numbers = index.tolist()
         chosen = self.map_tensors(lambda tensor: tensor[to_device(index, tensor.device)])
         for name, value in vars(chosen).items():
             if isinstance(value, list):
-                setattr(chosen, name, [value[row] for row in picked])
+                setattr(chosen, name, [value[row] for row in numbers])
         return chosen
 
 
@@ -275,7 +285,7 @@ def require_all_or_none(name: str, values: Sequence, samples: Sequence[dict]) ->
 
 
 def stacked(values: Sequence):
-    """One field of all samples: tensors stacked, also inside dictionaries, all else a list."""
+    """One field of all samples: tensors and dictionaries of tensors stacked, all else a list."""
     first = values[0]
     if first is None:
         return None

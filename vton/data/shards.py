@@ -6,9 +6,9 @@ library yields them as one sample. `shards.json` beside the tar files says where
 folder lies: shard, offset, size and SHA-256. With it any file is one read away, so training keeps
 its own order and resumes in the middle of an epoch as it does from a folder.
 
-Shards lie in a folder, or behind a URL that fsspec knows (s3://, gs://, https://, ...); from there
-each is fetched whole when first needed, and kept. Every file's digest is checked whenever it is
-read. Nothing here unpickles anything.
+Shards are in a folder, or behind a URL that fsspec knows (s3://, gs://, https://, ...). Those
+behind a URL are fetched whole when first needed, and kept. The digest of a file is checked whenever
+it is read. Nothing here unpickles anything.
 
 fsspec's reference filesystem (path -> URL, offset, length) does not replace the reader: forked
 loader processes cannot read from it, and it neither keeps fetched shards nor checks digests.
@@ -44,13 +44,13 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 class ShardError(DataError):
-    """Shards that cannot be used; the message names the shard or the index."""
+    """Shards that cannot be used. The message names the shard or the index."""
 
 
 class Location(NamedTuple):
-    """Where one file lies."""
+    """Where a file is stored."""
 
-    shard: int
+    shard: int  # number in Contents.names
     offset: int  # bytes
     size: int  # bytes
     sha256: str
@@ -61,7 +61,7 @@ class Location(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What an index says."""
+    """The contents of an index."""
 
     names: list[tuple[str, int]]  # file name and size in bytes of each shard
     files: dict[str, Location]  # by path inside the folder
@@ -72,8 +72,10 @@ class Contents(NamedTuple):
 class Shards:
     """The files of one sharded folder.
 
-    Opened lazily; can be sent to loader processes. where: the folder or URL that holds the index.
-    keep: the folder for what is fetched from a URL.
+    They are opened when first read, and can be sent to loader processes.
+
+    where: the folder or URL that holds the index
+    keep: the folder for what is fetched from a URL; "" for the default one
     """
 
     def __init__(self, where: str, keep: str = ""):
@@ -83,7 +85,7 @@ class Shards:
         self._handles: dict[int, io.FileIO] = {}
 
     def __getstate__(self) -> dict:
-        """Without open files and the index, which a spawned process reads anew."""
+        """The state without open files and the index, which a spawned process reads again."""
         return {"where": self.where, "keep": self.keep, "remote": self.remote, "_handles": {}}
 
     def __eq__(self, other) -> bool:
@@ -159,7 +161,7 @@ class Shards:
         return self._handles[shard]
 
     def _local(self, shard: int) -> Path:
-        """The shard's file on this machine, fetched where it is not."""
+        """The shard's file on this machine; fetched first if it is not there yet."""
         name, _ = self.names[shard]
         if not self.remote:
             return Path(self.where) / name
@@ -173,7 +175,7 @@ class Shards:
         return path
 
     def _fetch(self, shard: int, path: Path) -> None:
-        """Bring a shard from its URL to `path`, whole or not at all."""
+        """Fetch a shard from its URL to `path`, whole or not at all."""
         partial = path.with_name(f".{path.name}.partial")
         try:
             system, there = fsspec.core.url_to_fs(f"{self.where}/{path.name}")
@@ -202,8 +204,8 @@ class Shards:
 def _parsed(index: bytes) -> Contents:
     """The contents of an index.
 
-    They are kept, because a run opens its data several times and the index of DressCode has 50 MB.
-    Raises ValueError, KeyError, TypeError or AttributeError for anything that is no index.
+    They are cached, because a run opens its data several times and the index of DressCode has 50
+    MB. Raises ValueError, KeyError, TypeError or AttributeError for bytes that are no index.
     """
     content = json.loads(index)
     if content["format"] != FORMAT:
@@ -213,7 +215,7 @@ def _parsed(index: bytes) -> Contents:
         raise ValueError("it names shards outside its own folder")
     folders: dict[str, list[str]] = {"": []}
     for folder in content["folders"]:
-        while folder:  # and the folders it lies in
+        while folder:  # and the folders around it
             folders.setdefault(folder, [])
             folder = folder.rpartition("/")[0]
     files = {}
@@ -257,13 +259,13 @@ class ShardWriter:
     """Writes records into `shard-00000.tar`, ... of about `shard_mb` MB, and then their index.
 
     A context manager. Everything is written beside `out`, synced, and renamed when complete, so
-    that `out` is never half written, whenever the process dies: the next writer restores or removes
-    what a dead one left. Of two that write one folder the second waits for the first. The same
-    records give the same bytes.
+    `out` is never half written, whenever the process dies; the next writer restores or removes what
+    a dead one left. If two write the same folder, the second waits for the first. The same records
+    give the same bytes.
 
-    replaceable: paths of files whose shards, where `out` holds nothing else, are replaced. Raises
-    ShardError where `out` holds anything that is not replaceable, on entry and again before it
-    would be replaced.
+    replaceable: pattern of the files that may be replaced. If `out` holds shards of such files and
+        nothing else, they are replaced. Otherwise ShardError is raised, on entry and again before
+        the replacement.
     """
 
     def __init__(
@@ -282,7 +284,9 @@ class ShardWriter:
     def add(self, key: str, files: dict[str, tuple[str, bytes]]) -> None:
         """Write one record.
 
-        key: its name. files: by path in the folder, the rest of the member's name and the content.
+        key: its name
+        files: path in the folder -> rest of the tar member's name behind the key, and content
+
         Raises ShardError for a dot in the name of a record: WebDataset ends names there.
         """
         if "." in key.rpartition("/")[2] and any(rest for rest, _ in files.values()):
@@ -335,7 +339,7 @@ class ShardWriter:
                 self._finish()
 
     def _clean(self) -> None:
-        """Undo what a writer began and did not finish: this one, or under the lock a dead one."""
+        """Undo what a writer began and did not finish: this one, or one that died."""
         if self.former.exists() and not self.out.exists():
             self.former.rename(self.out)
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -378,7 +382,7 @@ class ShardWriter:
             )
 
     def _only_replaceable(self) -> bool:
-        """Whether `out` is shards whose files may be replaced, and nothing else."""
+        """Whether `out` holds shards whose files may all be replaced, and nothing else."""
         names = set(os.listdir(self.out)) if self.out.is_dir() else set()
         if INDEX not in names:
             return False

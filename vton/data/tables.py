@@ -1,9 +1,10 @@
 """Parquet tables, as the Hub's `datasets` library stores them, read in place.
 
-A table of try-on pairs has a row for each person and columns of pictures, structs of bytes and path
-or plain bytes. Seen through TablePath it is a folder in VITON-HD's layout: nothing is unpacked. A
-cell is found by its row group, of which the last few columns read stay in memory; for training at
-random places `vton data convert` writes a table as files or shards, which are quicker.
+A table of try-on pairs has a row for each person, and columns of pictures: structs of bytes and
+path, or plain bytes. Through TablePath it looks like a folder in VITON-HD's layout; nothing is
+unpacked. A cell is read with the whole column of its row group, and the last few of these columns
+stay in memory. Training reads in random order, for which files or shards are quicker: `vton data
+convert` writes them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,17 +24,17 @@ from vton.data.sample import DataError
 from vton.errors import one_line
 
 SUFFIX = ".parquet"
-KEPT_COLUMNS = 16  # of row groups, in memory
+KEPT_COLUMNS = 16  # columns of single row groups that stay in memory
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 DESCRIPTIONS = "image_descriptions.txt"
 
 
 class Column(NamedTuple):
-    """Where a part of a sample lies in VITON-HD's layout, and the known names of its column."""
+    """The place of a part of a sample in VITON-HD's layout, and the known names of its column."""
 
     folder: str
     stem: str  # {} = the row's id
-    suffix: str  # "" = that of the pictures in it
+    suffix: str  # "" = told by the first picture in it
     names: tuple[str, ...]
 
 
@@ -65,35 +67,38 @@ TEXTS = {
     "caption": ("caption", "text", "description"),
 }
 SPLITS = ("train", "test")
-# Folders of plain data sets; a stray table beside them is none of theirs.
-PLAIN = (
-    *("train/image", "test/image"),
-    *("upper_body/images", "lower_body/images", "dresses/images"),
+# Folders of plain data sets. A table beside them is not the data set.
+PLAIN_FOLDERS = (
+    "train/image",
+    "test/image",
+    "upper_body/images",
+    "lower_body/images",
+    "dresses/images",
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row lies."""
+    """The position of a row."""
 
-    file: int
-    group: int
-    place: int  # in its group
+    file: int  # number in Tables.files
+    group: int  # row group in the file
+    place: int  # row in the group
 
 
 class Split(NamedTuple):
-    """The rows of a split by id, in the table's order, and what is said of each."""
+    """A split of a table; keys are the rows' ids."""
 
-    rows: dict[str, Row]
-    unpaired: dict[str, str]
-    captions: dict[str, str]
+    rows: dict[str, Row]  # in the table's order
+    unpaired: dict[str, str]  # ids of the unpaired garments, for rows that have one
+    captions: dict[str, str]  # for rows that have one
 
 
 class Tables:
     """The parquet files of one folder, or a single one. Can be sent to loader processes.
 
-    columns: `part=column` of what the known names do not say, and `train=split` or `test=split`
-    where the files name their splits otherwise.
+    columns: `part=column` for columns that have none of the known names, and `train=NAME` or
+        `test=NAME` for splits that are named otherwise
     """
 
     def __init__(self, where: str, columns: Sequence[str] = ()):
@@ -124,11 +129,12 @@ class Tables:
 
     @cached_property
     def files(self) -> list[Path]:
+        """The parquet files, sorted."""
         return table_files(Path(self.where))
 
     @cached_property
     def chosen(self) -> dict[str, str]:
-        """What data.columns says. Raises DataError for an entry of another form."""
+        """The entries of data.columns, by part. Raises DataError for an entry of another form."""
         known = (*COLUMNS, *TEXTS, *SPLITS)
         chosen = {}
         for entry in self.columns:
@@ -142,72 +148,81 @@ class Tables:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The column of each part and text that the tables have. Raises DataError."""
-        of_file = [self._file(number).schema_arrow.names for number in range(len(self.files))]
-        there = list(dict.fromkeys(name for names in of_file for name in names))
-        found = {}
+        """The column of each part and text that the tables have.
+
+        Raises DataError for a chosen column that does not exist, and for files without a column of
+        pictures that other files have.
+        """
+        columns_by_file: dict[Path, list[str]] = {}
+        for number, file in enumerate(self.files):
+            columns_by_file[file] = self._file(number).schema_arrow.names
+        existing = list(dict.fromkeys(chain.from_iterable(columns_by_file.values())))
+
+        names: dict[str, str] = {}
         known = {part: column.names for part, column in COLUMNS.items()} | TEXTS
-        for part, names in known.items():
+        for part, candidates in known.items():
             if part in self.chosen:
-                names = (self.chosen[part],)
-                if names[0] not in there:
+                candidates = (self.chosen[part],)
+                if candidates[0] not in existing:
                     raise DataError(
-                        f"data.columns: {self.files[0]} has no column {names[0]!r}; it has "
-                        f"{', '.join(there)}."
+                        f"data.columns: {self.files[0]} has no column {candidates[0]!r}; it has "
+                        f"{', '.join(existing)}."
                     )
-            for name in names:
-                if name in there and name not in found.values():
-                    found[part] = name
+            for candidate in candidates:
+                if candidate in existing and candidate not in names.values():
+                    names[part] = candidate
                     break
-        needed = {name for part, name in found.items() if part in COLUMNS}
-        for file, names in zip(self.files, of_file, strict=True):
-            lacking = needed - set(names)
+
+        needed = {name for part, name in names.items() if part in COLUMNS}
+        for file, columns in columns_by_file.items():
+            lacking = needed - set(columns)
             if lacking:
                 raise DataError(f"{file} lacks columns that others have: {', '.join(lacking)}.")
-        return found
+        return names
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """Raises DataError where ids recur."""
+        """The splits that have rows, by name. Raises DataError for ids that occur twice."""
         splits = {split: Split({}, {}, {}) for split in SPLITS}
         by_name = {self.chosen.get(split, split): split for split in SPLITS}
         for number, file in enumerate(self.files):
             split = by_name.get(split_of(file, Path(self.where)))
             if split is not None:
                 self._add_rows(splits[split], number)
-        return {split: found for split, found in splits.items() if found.rows}
+        return {name: split for name, split in splits.items() if split.rows}
 
     def _add_rows(self, split: Split, number: int) -> None:
-        names = self.names
-        if "person" not in names:
+        """Add the rows of file `number` to a split."""
+        if "person" not in self.names:
             raise DataError(
                 f"{self.files[number]} has no column of persons (image). Name it: "
                 "data.columns=[person=COLUMN]."
             )
         file = self._file(number)
         for group in range(file.num_row_groups):
-            ids = self._texts(number, group, "id")
-            others = self._texts(number, group, "unpaired_garment")
+            names = self._texts(number, group, "id")
+            unpaired = self._texts(number, group, "unpaired_garment")
             captions = self._texts(number, group, "caption")
-            if ids is None:
-                ids = self._paths(number, group)
+            if names is None:
+                names = self._paths(number, group)
             for place in range(file.metadata.row_group(group).num_rows):
-                stored = ids[place] if ids else None
-                id_ = _id(stored) if stored else f"{len(split.rows):05d}_00"
+                name = names[place] if names else None
+                id_ = _id(name) if name else f"{len(split.rows):05d}_00"
                 if id_ in split.rows:
                     raise DataError(
                         f"{self.files[number]}: two rows are called {id_}. Name a column of ids "
                         "that differ: data.columns=[id=COLUMN]."
                     )
                 split.rows[id_] = Row(number, group, place)
-                if others and others[place]:
-                    split.unpaired[id_] = _id(others[place])
-                caption = (captions[place] or "").split() if captions else []
-                if caption:
-                    split.captions[id_] = " ".join(caption)
+                if unpaired and unpaired[place]:
+                    split.unpaired[id_] = _id(unpaired[place])
+                words = (captions[place] or "").split() if captions else []
+                if words:
+                    split.captions[id_] = " ".join(words)
 
     def _texts(self, number: int, group: int, part: str) -> list[str | None] | None:
-        """The texts of a column, None where the file lacks it; of several captions the first.
+        """The texts of a column in a row group; None if the file lacks it. Of a list of captions,
+        the first is taken.
 
         Raises DataError for values that are neither text nor whole numbers.
         """
@@ -234,7 +249,7 @@ class Tables:
 
     @contextmanager
     def _readable(self, number: int, group: int, name: str) -> Iterator[None]:
-        """Turns what pyarrow raises for damaged columns into DataError."""
+        """Turn the errors that pyarrow raises for damaged columns into DataError."""
         from pyarrow import ArrowException
 
         try:
@@ -246,18 +261,20 @@ class Tables:
             ) from None
 
     def _paths(self, number: int, group: int) -> list[str] | None:
-        """The file names that the persons' pictures had, None unless each has one of its own."""
+        """The file names that the persons' pictures had; None unless all have different ones."""
         leaf = f"{self.names['person']}.path"
         with self._readable(number, group, leaf):
             columns = self._file(number).read_row_group(group, columns=[leaf])
             if columns.num_columns == 0:
                 return None
-            paths = [value and value.get("path") for value in columns.column(0).to_pylist()]
+            paths = []
+            for picture in columns.column(0).to_pylist():
+                paths.append(picture.get("path") if picture else None)
         ids = {_id(path) for path in paths if path}
         return paths if len(ids) == len(paths) else None
 
     def cell(self, part: str, row: Row) -> bytes:
-        """The content of a file. Raises DataError for cells that hold none."""
+        """The bytes of the file in a cell. Raises DataError for cells that hold no file."""
         name = self.names[part]
         key = (row.file, row.group, name)
         self._forget_after_fork()
@@ -283,7 +300,7 @@ class Tables:
 
     @cached_property
     def suffixes(self) -> dict[str, str]:
-        """Suffix of the files of each part, by their first one."""
+        """Suffix of the files of each part; for pictures, told by the first one."""
         suffixes = {}
         for part, column in COLUMNS.items():
             if part in self.names:
@@ -300,26 +317,31 @@ class Tables:
     def folders(self) -> dict[str, dict[str, tuple[str, Row]]]:
         """Part and row of every file, by folder and name."""
         folders: dict[str, dict[str, tuple[str, Row]]] = {"": {}}
-        for split, found in self.splits.items():
-            folders[split] = {}
+        for name, split in self.splits.items():
+            folders[name] = {}
             for part, suffix in self.suffixes.items():
                 column = COLUMNS[part]
                 files = {}
-                for id_, row in found.rows.items():
+                for id_, row in split.rows.items():
                     files[column.stem.format(id_) + suffix] = part, row
-                folders[f"{split}/{column.folder}"] = files
+                folders[f"{name}/{column.folder}"] = files
         return folders
 
     @cached_property
     def texts(self) -> dict[str, str]:
         """Pair lists and captions, by their paths."""
         texts = {}
-        for split, found in self.splits.items():
-            rows = [(f"{id_}.jpg", f"{found.unpaired.get(id_, id_)}.jpg") for id_ in found.rows]
-            texts[f"{split}_pairs.txt"] = "".join(pair_line(*row) for row in rows)
-            if found.captions:
-                lines = [caption_line(f"{id_}.jpg", said) for id_, said in found.captions.items()]
-                texts[f"{split}/{DESCRIPTIONS}"] = "".join(lines)
+        for name, split in self.splits.items():
+            lines = []
+            for id_ in split.rows:
+                garment = split.unpaired.get(id_, id_)
+                lines.append(pair_line(f"{id_}.jpg", f"{garment}.jpg"))
+            texts[f"{name}_pairs.txt"] = "".join(lines)
+            if split.captions:
+                lines = []
+                for id_, caption in split.captions.items():
+                    lines.append(caption_line(f"{id_}.jpg", caption))
+                texts[f"{name}/{DESCRIPTIONS}"] = "".join(lines)
         return texts
 
     def read(self, path: str) -> bytes:
@@ -330,13 +352,14 @@ class Tables:
         if path in self.texts:
             return self.texts[path].encode()
         folder, _, name = path.rpartition("/")
-        found = self.folders.get(folder, {}).get(name)
-        if found is None:
+        cell = self.folders.get(folder, {}).get(name)
+        if cell is None:
             raise FileNotFoundError(f"{self.where} holds no {path}")
-        return self.cell(*found)
+        part, row = cell
+        return self.cell(part, row)
 
     def _file(self, number: int):
-        """An open parquet file. Raises DataError for what is none."""
+        """File `number`, opened. Raises DataError if it is no parquet file."""
         try:
             from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
@@ -358,42 +381,46 @@ class Tables:
 
     def _forget_after_fork(self) -> None:
         """Open files and cells belong to the process that made them."""
-        if self._process != os.getpid():
-            self._open, self._cells, self._process = {}, OrderedDict(), os.getpid()
+        if self._process == os.getpid():
+            return
+        self._open = {}
+        self._cells = OrderedDict()
+        self._process = os.getpid()
 
 
 def _id(name: str) -> str:
-    """A file's name without its folders and a picture's suffix; other dots belong to the id."""
+    """A file's name without its folders and a picture's suffix; other dots are part of the id."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in PICTURES else path.name
 
 
 def pair_line(*columns: str, separator: str = " ") -> str:
-    """A line of a pair list; with tabs where a name holds a blank, which would cut it."""
-    cut = any(len(column.split()) != 1 for column in columns)
-    return ("\t" if cut else separator).join(columns) + "\n"
+    """A line of a pair list; between tabs if a name holds a blank, at which it would be cut."""
+    if any(len(column.split()) != 1 for column in columns):
+        separator = "\t"
+    return separator.join(columns) + "\n"
 
 
 def caption_line(name: str, caption: str) -> str:
-    """A line of a list of descriptions; with a tab behind a name that holds a blank."""
+    """A line of a list of descriptions; with a tab after a name that holds a blank."""
     return f"{name}: {caption}\n" if len(name.split()) == 1 else f"{name}\t{caption}\n"
 
 
 def table_files(where: Path) -> list[Path]:
-    """The parquet files at a place: itself, or those in the folder or in `data` below it."""
+    """The parquet files at a place: a single one, or those of the folder or of `data` below it."""
     if where.is_file() and where.suffix == SUFFIX:
         return [where]
-    if not where.is_dir() or any((where / folder).is_dir() for folder in PLAIN):
+    if not where.is_dir() or any((where / folder).is_dir() for folder in PLAIN_FOLDERS):
         return []
     for folder in (where, where / "data"):
-        found = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"*/*{SUFFIX}"))
-        if found:
-            return found
+        files = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"*/*{SUFFIX}"))
+        if files:
+            return files
     return []
 
 
 def split_of(file: Path, where: Path) -> str:
-    """The split of a file: train-00000-of-00008-..., or a folder of that name."""
+    """The split of a file, by its name (train-00000-of-00008-...) or that of its folder."""
     if file.parent not in (where, where / "data") and file != where:
         return file.parent.name
     return file.stem.partition("-")[0]
@@ -412,7 +439,6 @@ class TablePath(InsidePath):
 
     def is_file(self) -> bool:
         folder, _, name = self._key.rpartition("/")
-        in_table = name in self.tables.folders.get(folder, {})
-        return (
-            in_table or self._key in self.tables.texts or (self.tables.home / self._key).is_file()
-        )
+        if name in self.tables.folders.get(folder, {}) or self._key in self.tables.texts:
+            return True
+        return (self.tables.home / self._key).is_file()

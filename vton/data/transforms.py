@@ -1,4 +1,4 @@
-"""Size, normalisation and padding: the only place that does any of them.
+"""Resizing, normalisation and padding, which happen nowhere else.
 
 Photographs are resized by Pillow's bicubic filter, which antialiases; labels by nearest neighbour;
 masks stay binary.
@@ -30,26 +30,25 @@ def resize_photo(image: Image.Image, size: Size) -> np.ndarray:
 
 
 def resize_labels(label_map: np.ndarray, size: Size) -> np.ndarray:
-    """(h, w) uint8 labels as (H, W), nearest neighbour: no new label appears."""
+    """(h, w) uint8 labels to (H, W), by nearest neighbour, so that no new label appears."""
     return np.array(Image.fromarray(label_map).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def resize_silhouette(mask: np.ndarray, size: Size) -> np.ndarray:
-    """(h, w) bool as (H, W) bool: set where at least half of the pixel's area is."""
+    """(h, w) bool to (H, W) bool: a pixel is set if at least half of its area is."""
     return _area(mask, size) >= 128
 
 
 def resize_repaint(mask: np.ndarray, size: Size) -> np.ndarray:
-    """(h, w) bool as (H, W) bool: set where any of the pixel's area is.
-
-    So no rim of the old garment stays.
+    """(h, w) bool to (H, W) bool: a pixel is set if any of its area is, so that no rim of the old
+    garment stays.
     """
     return _area(mask, size) > 0
 
 
 def _area(mask: np.ndarray, size: Size) -> np.ndarray:
     """The share of each pixel's area that is set, times 255."""
-    # A float picture: in 8 bits a single pixel of a large area would round to nothing.
+    # In float: with 8 bits, a single set pixel of a large area would be rounded away.
     image = Image.fromarray(mask.astype(np.float32) * 255)
     return np.asarray(image.resize(size[::-1], Image.Resampling.BOX))
 
@@ -59,7 +58,7 @@ def to_sample(
 ) -> TryOnSample:
     """The record as models see it: normalised, with the parts that follow from others.
 
-    Raises DataError (`check`).
+    Raises DataError if it breaks the contract (TryOnSample.check).
     """
     return to_compact(record, position, templates).expanded().check()
 
@@ -70,9 +69,9 @@ def to_compact(
     templates: Templates = DEFAULT_TEMPLATES,
     wanted: Fields = EVERYTHING,
 ) -> CompactSample:
-    """The wanted fields of the record as models see it, before their floats are made.
+    """The wanted fields of the record as models see it, still in bytes.
 
-    Raises DataError where there is nothing to paint.
+    Raises DataError if there is nothing to paint.
     """
     pair = record.pair
     values = {
@@ -99,7 +98,7 @@ def to_compact(
 
 
 def _made(record: Record, name: str) -> Tensor | None:
-    """A part of a compact sample; None for one that the record lacks."""
+    """A part of a compact sample, None if the record lacks it."""
     if name == "keypoints":
         return torch.from_numpy(record.joints)
     if name == "pose_map":
@@ -113,11 +112,11 @@ def _made(record: Record, name: str) -> Tensor | None:
 
 
 def pad(record: Record, size: Size) -> Record:
-    """The record in the middle of `size`, with margins.
+    """The record with margins around it, at height and width `size`.
 
-    They are white around pictures and background around labels, and nothing in them is to paint.
-    Joints move with their pixels. Comes after augmentation, so that the margins are the same in
-    every sample.
+    Margins are white in pictures and background in label maps, and lie outside all masks. Joints
+    move with their pixels. Padding comes after augmentation, so margins are the same in every
+    sample.
     """
     if size == record.size:
         return record
@@ -136,12 +135,12 @@ def pad(record: Record, size: Size) -> Record:
 
 
 def pad_picture(picture: Tensor, size: Size) -> Tensor:
-    """(..., h, w) uint8 or float in [0, 1] in the middle of white (..., H, W)."""
+    """(..., h, w) uint8, or float in [0, 1], to (..., H, W) with white margins around it."""
     white = 255 if picture.dtype == torch.uint8 else 1.0
     return functional.pad(picture, margins(tuple(picture.shape[-2:]), size), value=white)
 
 
 def unpad_picture(picture: Tensor, size: Size) -> Tensor:
-    """(..., H, W) -> (..., h, w): what `pad_picture` put in the middle."""
+    """(..., H, W) to (..., h, w): the picture without the margins of `pad_picture`."""
     left, _, top, _ = margins(size, tuple(picture.shape[-2:]))
     return picture[..., top : top + size[0], left : left + size[1]]

@@ -21,24 +21,32 @@ from vton.data.source import Source, lexists
 
 CATEGORY: Category = "upper_body"  # the official set holds tops only
 LABELS = 20
-# Captions, in the split's folder or the root; the first that is there is read.
+# Caption files, in the split's folder or the root; the first one that exists is read.
 CAPTION_FILES = (
     "{split}/vitonhd_{split}_tagged.json",  # IDM-VTON
     "{split}/image_descriptions.txt",  # Mobile-VTON
     "{split}_gpt4o.json",  # PromptDresser
 )
-# Names of pair lists. The official second column is the unpaired garment; so it is in the lists of
-# StableVITON, SIFT-VTON and PromptDresser. CatVTON, GP-VTON and D4-VTON have a list for each order.
+# Names of pair lists. The second column of the official lists is the unpaired garment, and so it is
+# in those of StableVITON, SIFT-VTON and PromptDresser. CatVTON, GP-VTON and D4-VTON have a list for
+# each order.
 LISTS: dict[tuple[Split, Order], tuple[str, ...]] = {
     ("train", "paired"): ("train_pairs.txt", "train_pairs_1018.txt", "siftvton_train_pairs.txt"),
     ("test", "paired"): (
-        *("test_pairs.txt", "test_pairs_paired.txt", "test_pairs_paired_1018.txt"),
-        *("siftvton_test_pairs.txt", "test_unpairs.txt", "test_pairs_unpaired.txt"),
+        "test_pairs.txt",
+        "test_pairs_paired.txt",
+        "test_pairs_paired_1018.txt",
+        "siftvton_test_pairs.txt",
+        "test_unpairs.txt",
+        "test_pairs_unpaired.txt",
         "test_pairs_unpaired_1018.txt",
     ),
     ("test", "unpaired"): (
-        *("test_pairs.txt", "test_pairs_unpaired.txt", "test_pairs_unpaired_1018.txt"),
-        *("siftvton_test_pairs.txt", "test_unpairs.txt"),
+        "test_pairs.txt",
+        "test_pairs_unpaired.txt",
+        "test_pairs_unpaired_1018.txt",
+        "siftvton_test_pairs.txt",
+        "test_unpairs.txt",
     ),
 }
 
@@ -117,30 +125,30 @@ class VitonHD(Folder):
         return str(self._list(split, order))
 
     def lacks(self, split: Split, order: Order) -> str:
-        if any(map(lexists, (self._list("train", "paired"), self.root / "train"))):
+        if lexists(self._list("train", "paired")) or lexists(self.root / "train"):
             return ""
         if split == "train":
             return "no training pairs: neither train_pairs.txt nor train/"
-        lists = {self._list(split, of) for of in ("paired", "unpaired")}
-        if order == "unpaired" or len(lists) > 1 or self._worn(self.pairs(split, "unpaired")):
+        one_list = self._list(split, "paired") == self._list(split, "unpaired")
+        if order == "unpaired" or not one_list or self._worn(self.pairs(split, "unpaired")):
             return ""
         return "no paired test pairs: no garment has the name of a person, who would wear it"
 
     def _list(self, split: Split, order: Order) -> Source:
-        """The pair list of an order.
+        """The pair list of an order: the first known one that exists.
 
-        Of several known ones the first, but for unpaired pairs one that says which.
+        For unpaired pairs, the first one with another garment than the person's own on any line.
         """
-        named = self.list_name(split, order)
-        if named:
-            return self.root / named
-        known = LISTS.get((split, order), LISTS["train", "paired"])
-        there = [self.root / name for name in known if lexists(self.root / name)]
-        if order == "unpaired" and len(there) > 1:
-            for path in there:
+        chosen_name = self.list_name(split, order)
+        if chosen_name:
+            return self.root / chosen_name
+        known = [self.root / name for name in LISTS.get((split, order), LISTS["train", "paired"])]
+        existing = [path for path in known if lexists(path)]
+        if order == "unpaired" and len(existing) > 1:
+            for path in existing:
                 if any(row[0] != row[1] for row in read_pair_list(path, self.dataset)):
                     return path
-        return there[0] if there else self.root / known[0]
+        return existing[0] if existing else known[0]
 
     def base(self, split: Split, category: Category) -> Source:
         return self.root / split

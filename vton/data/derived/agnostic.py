@@ -116,6 +116,7 @@ def agnostic_image(person: np.ndarray, mask: np.ndarray, fill: int = 128) -> np.
 
 
 def _check(parse: np.ndarray, joints: np.ndarray, category: str, rule: str) -> None:
+    """Raise DataError for arguments of a wrong type, shape or name."""
     problem = ""
     if parse.ndim != 2 or parse.dtype != np.uint8:
         problem = f"parse map is {parse.dtype} {parse.shape}, expected uint8 (H, W)"

@@ -133,16 +133,24 @@ def automask(densepose: np.ndarray, lip: np.ndarray, atr: np.ndarray, kind: Kind
 
 
 class Maps(NamedTuple):
-    """The parsers' two label maps, asked by name."""
+    """The label maps of both parsers, (H, W) each. Methods return (H, W) bool."""
 
     lip: np.ndarray
     atr: np.ndarray
 
     def in_lip(self, *names: str) -> np.ndarray:
-        return np.isin(self.lip, [label for name in names for label in LABELS[name][0]])
+        """Where LIP's map has a label of one of these names (LABELS)."""
+        labels: list[int] = []
+        for name in names:
+            labels += LABELS[name][0]
+        return np.isin(self.lip, labels)
 
     def in_atr(self, *names: str) -> np.ndarray:
-        return np.isin(self.atr, [label for name in names for label in LABELS[name][1]])
+        """The same for ATR's map."""
+        labels: list[int] = []
+        for name in names:
+            labels += LABELS[name][1]
+        return np.isin(self.atr, labels)
 
     def either(self, *names: str) -> np.ndarray:
         return self.in_lip(*names) | self.in_atr(*names)

@@ -265,6 +265,7 @@ def fit_box(
 
 
 def _check(garment, garment_mask, joints, agnostic_mask, category) -> None:
+    """Raise DataError for arguments of a wrong type, shape or name."""
     problem = ""
     if garment.ndim != 3 or garment.shape[2] != 3 or garment.dtype != np.uint8:
         problem = f"garment is {garment.dtype} {garment.shape}, expected uint8 (H, W, 3)"

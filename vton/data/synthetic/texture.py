@@ -27,8 +27,16 @@ KIND_SHARES = {
     "text": (0.08, 0.0),
 }
 GLYPHS = (
-    *("disc", "ring", "star", "triangle", "diamond"),
-    *("cross", "heart", "bolt", "moon", "hexagon"),
+    "disc",
+    "ring",
+    "star",
+    "triangle",
+    "diamond",
+    "cross",
+    "heart",
+    "bolt",
+    "moon",
+    "hexagon",
 )
 _GLYPH_SIDE = 256  # bitmap side, px; finer than any drawing of it
 _LETTERS = "ABCDEFGHJKLMNOPRSTUVWXYZ"

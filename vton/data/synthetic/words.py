@@ -8,8 +8,17 @@ from bisect import bisect_right
 from vton.data.synthetic.garment import Garment
 
 TAGS = (
-    *("item", "details", "looks", "colors", "prints", "textures"),
-    *("sleeveLength", "length", "neckLine", "fit", "shape"),
+    "item",
+    "details",
+    "looks",
+    "colors",
+    "prints",
+    "textures",
+    "sleeveLength",
+    "length",
+    "neckLine",
+    "fit",
+    "shape",
 )
 _PRINTS = {
     "solid": "solid",
