@@ -439,6 +439,7 @@ class TryOnModule(TrainedModule, Denoiser):
         return drop_rows(conditions, self.denoiser.unconditional(conditions), dropped)
 
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
+        """The loss, a scalar, of a batch whose draws are functions of (seed, position)."""
         self.current_pairs = batch.pair_id  # for error messages
         batch = self.training_view(batch)
         generators = []

@@ -43,18 +43,17 @@ from vton.weights.pretrained import (
 # as in the tests, reach 15.2 dB, and 13.9 dB at 1e-3. It is not tuned.
 FIT_RATE = 2e-3
 FIT_KL = 1e-6  # weight of the KL term, as in latent diffusion (arXiv 2112.10752, Appendix G)
-FIT_TAIL = 0.1  # share of the steps, the last, that measure the latents' spread: the rate is near 0
-# Pictures that an AutoencoderKL takes at once have at most so many pixels: one of 1024x768, 21 of
-# 256x192.
+FIT_TAIL = 0.1  # share of the steps, at the end, in which the latents' spread is measured
+# The most pixels that an AutoencoderKL takes at once: a picture of 1024x768, or 21 of 256x192.
 SLICE_PIXELS = 2**20
 
 
 class Codec(nn.Module):
-    """The contract. `channels` and `factor` tell a network the shapes of its latents."""
+    """The contract of all codecs."""
 
-    channels: int
+    channels: int  # of the latents
     factor: int  # pixels per latent cell along one side
-    scaling: float = 1.0  # what `encode` multiplies by, for models that want latents without it
+    scaling: float = 1.0  # factor in `encode`, for models that need latents without it
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class Codec(nn.Module):
         """Write what `load_codec` reads."""
 
     def checkpoint(self) -> None:
-        """Let gradients through `decode` be had for less memory, by computing it twice."""
+        """Save memory in the gradients of `decode`, by computing its activations twice."""
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of a picture of this size.
@@ -105,9 +104,9 @@ class IdentityCodec(Codec):
 class LinearCodec(Codec):
     """Principal components of p x p picture patches: the best linear code of its size. In float32.
 
-    Latents have unit variance over all channels together. They are not whitened: networks learn
-    them faster, and the squared error of latents is scale^2 times that of the decoded pictures, so
-    that a clean-sample loss is a picture loss but for a factor and for what the code drops.
+    Latents have unit variance over all channels together. They are not whitened, because networks
+    learn them faster so. And the squared error of latents is then scale^2 times that of the decoded
+    pictures: a clean-sample loss is a picture loss, up to a factor and what the code drops.
     """
 
     def __init__(self, patch: int, channels: int):
@@ -140,7 +139,7 @@ class LinearCodec(Codec):
         covariance = outer / count - torch.outer(mean, mean)
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
         basis = vectors[:, -self.channels :].flip(1).T
-        # Eigenvectors are free up to sign: the largest entry is made positive.
+        # The sign of an eigenvector is arbitrary: its largest entry is made positive.
         largest = basis.abs().argmax(1, keepdim=True)
         self.basis.copy_(basis * basis.gather(1, largest).sign())
         self.mean.copy_(mean)
@@ -165,9 +164,8 @@ class LinearCodec(Codec):
 class KLCodec(Codec):
     """AutoencoderKL: posterior modes times the folder's scaling_factor.
 
-    It computes in the dtype of its weights, whatever autocast says; latents and pictures come out
-    in float32. Large pictures go through in slices of few rows, since one of 1024x768 takes 2.2 GiB
-    to decode in float32.
+    It computes in the dtype of its weights, whatever autocast says, and returns float32. Large
+    pictures go through a few at a time: decoding one of 1024x768 takes 2.2 GiB in float32.
     """
 
     def __init__(self, vae: AutoencoderKL):
@@ -181,31 +179,30 @@ class KLCodec(Codec):
         return self.vae.config.scaling_factor
 
     def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
-        """Of latents before `scaling`."""
+        """The distribution of latents (B, channels, h, w) before `scaling`."""
+        moments = []
         with without_autocast(image):
-            moments = [
-                self.vae.encode(rows.to(self.vae.dtype)).latent_dist.parameters
-                for rows in image.split(self.rows(image.shape[-2:]))
-            ]
+            for part in image.split(self.pictures_at_once(image.shape[-2:])):
+                moments.append(self.vae.encode(part.to(self.vae.dtype)).latent_dist.parameters)
             return DiagonalGaussianDistribution(torch.cat(moments).float())
 
     def encode(self, image: Tensor) -> Tensor:
         return self.posterior(image).mode() * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
-        height, width = (side * self.factor for side in z.shape[-2:])
+        height, width = z.shape[-2] * self.factor, z.shape[-1] * self.factor
+        pictures = []
         with without_autocast(z):
-            pictures = [
-                self.vae.decode((rows.float() / self.scaling).to(self.vae.dtype)).sample
-                for rows in z.split(self.rows((height, width)))
-            ]
+            for part in z.split(self.pictures_at_once((height, width))):
+                latents = (part.float() / self.scaling).to(self.vae.dtype)
+                pictures.append(self.vae.decode(latents).sample)
             return torch.cat(pictures).float()
 
     def checkpoint(self) -> None:
         self.vae.enable_gradient_checkpointing()
 
-    def rows(self, size: tuple[int, int]) -> int:
-        """How many pictures of this size go through at once."""
+    def pictures_at_once(self, size: tuple[int, int]) -> int:
+        """How many pictures of this height and width go through the VAE at once."""
         return max(1, SLICE_PIXELS // (size[0] * size[1]))
 
     def save(self, folder: Path) -> None:
@@ -255,7 +252,7 @@ def autoencoder_from_file(config: CodecConfig) -> AutoencoderKL:
     """AutoencoderKL of the configured shape with the weights of a checkpoint file in latent
     diffusion's names: all of the file, or its `first_stage_model`.
 
-    Raises UserError naming the file where it has none, or one of another shape.
+    Raises UserError naming the file if it has no autoencoder, or one of another shape.
     """
     path = Path(config.pretrained).expanduser()
     state = read_ldm_checkpoint(path)
@@ -285,7 +282,7 @@ def load_codec(config: CodecConfig, folder: Path) -> Codec:
 
 
 def run_codec(config: CodecConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Codec:
-    """A run's codec, ready to use: built, or read from `folder` where the run made it itself.
+    """A run's codec, ready to use: built, or read from `folder` if the run has fitted it.
 
     dtype: of a pretrained AutoencoderKL. Raises UserError subclasses naming what is absent or of
     another shape.
@@ -294,7 +291,7 @@ def run_codec(config: CodecConfig, folder: Path, dtype: torch.dtype = torch.floa
 
 
 def is_fitted(config: CodecConfig) -> bool:
-    """Whether a run makes its codec itself: neither pixels nor pretrained weights."""
+    """Whether a run fits its codec itself: it is neither pixels nor pretrained."""
     return config.name != "identity" and not config.pretrained
 
 
@@ -318,7 +315,9 @@ def fit_codec(
 
 
 def train_autoencoder(vae: AutoencoderKL, config: CodecConfig, batches: Iterable[Tensor]) -> None:
-    """L1 and squared error plus a faint KL term, as in latent diffusion, but no adversary."""
+    """Train on L1 and squared error and a small KL term, as in latent diffusion, without its
+    adversary.
+    """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=FIT_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, FIT_RATE, total_steps=config.fit_steps

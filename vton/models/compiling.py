@@ -1,11 +1,11 @@
 """Compiling the repeated blocks of networks (trainer.compile).
 
-One block at a time, in place: blocks of one class whose weights and inputs have equal shapes share
-what was compiled, and names of parameters, hooks, checkpointing and sharding stay as they are.
+Blocks are compiled one at a time, in place. Blocks of one class whose weights and inputs have equal
+shapes share the compiled code. Parameters' names, hooks, checkpointing and sharding do not change.
 
-Attention layers stay as they are too. Their time goes into matrix products and the fused attention
-kernel, where compiling wins nothing, and they are where architectures differ: where garments are
-read, recorded, adapted by LoRA.
+Attention layers are not compiled. They spend their time in matrix products and the fused attention
+kernel, where compiling gains nothing, and they are where architectures differ: where garments are
+read and recorded, and where LoRA is added.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 BACKEND = "inductor"
-# How many versions of a block's forward may be compiled. A UNet's convolution blocks alone have
-# about 15 shapes, times networks, training and sampling, and sizes of batches.
+# The most versions of a block's forward that may be compiled. The convolution blocks of a single
+# UNet have about 15 shapes, multiplied by networks, training and sampling, and batch sizes.
 VERSIONS = 256
 
 
@@ -26,19 +26,19 @@ def compile_blocks(
     blocks: tuple[type[nn.Module], ...],
     attentions: tuple[type[nn.Module], ...],
 ) -> None:
-    """Have every module of the classes `blocks` compiled at its first call, without the layers of
-    the classes `attentions` inside it. What is compiled already stays.
+    """Let every module of the classes `blocks` be compiled at its first call, without the layers of
+    the classes `attentions` inside it. Modules that are compiled already are left alone.
     """
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, VERSIONS)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 8 * VERSIONS)
-    # Blocks are small enough for DDP to overlap with them; it need not cut them further.
+    # Blocks are small enough for DDP to overlap communication with them without cutting them.
     settings.optimize_ddp = False
     for network in networks:
         for module in network.modules():
             if "forward" in vars(module):
                 continue
-            # `module.compile()` would take in hooks, and miss those that are set later.
+            # `module.compile()` would compile hooks too, and miss those that are set later.
             if isinstance(module, attentions):
                 module.forward = torch.compiler.disable(module.forward)
             elif isinstance(module, blocks):
@@ -46,5 +46,5 @@ def compile_blocks(
 
 
 def is_compiled(block: nn.Module) -> bool:
-    """Whether `compile_blocks` had this block."""
+    """Whether `compile_blocks` has set this block up."""
     return "forward" in vars(block)

@@ -1,8 +1,8 @@
 """The flow loss of Leffa (Zhou et al., CVPR 2025, arXiv 2412.08486, Section 3.3) for any attention.
 
-Attention from person to garment says, for each place of the person, where in the garment picture it
-reads. The expected place is a flow field. It warps the garment picture, and the warped garment has
-to look like the person who wears it:
+Attention from person to garment tells, for each place on the person, where in the garment picture
+it reads. The expected places are a flow field, which warps the garment picture. The warped garment
+must look like the garment on the person:
 
     A_i  = softmax(q_i k_i^T / (tau sqrt d))     head i, over the garment's tokens alone     Eq. 2
     F    = mean_i A_i C                          C: places of the garment's tokens           Eq. 3
@@ -10,8 +10,8 @@ to look like the person who wears it:
 
 Maps of N x M tokens are not built: A_i C is ordinary attention with places as values.
 
-The settings (FlowLossConfig) hold the paper's form by default; over_layers=mean and
-difference=smooth_l1 are the form of the code that its authors showed for four days.
+By default the settings (FlowLossConfig) have the paper's form; over_layers=mean and
+difference=smooth_l1 give the form of the code that its authors published for four days.
 """
 # Shapes: B batch, R rows of it that read a garment, N heads, Q person tokens, M garment tokens,
 # d head width, H W picture, h w grid of tokens
@@ -30,7 +30,7 @@ from vton.models.attention import GarmentRead, token_grid
 from vton.models.precision import without_autocast
 from vton.models.rows import Rows, index_on, select_rows
 
-# The garment's grid of so many tokens, as TryOnModule.garment_places says.
+# From a number of garment tokens to their grid: TryOnModule.garment_places.
 GridOf = Callable[[int], tuple[int, int] | None]
 
 
@@ -38,8 +38,8 @@ class FlowLayer(NamedTuple):
     """A layer whose queries and garment keys have places."""
 
     read: GarmentRead
-    person: tuple[int, int]  # height and width of the queries' grid
-    garment: tuple[int, int]  # of the keys', the last of them where there are further ones
+    person: tuple[int, int]  # height and width of the grid of the queries
+    garment: tuple[int, int]  # of the grid of the keys, or of the last ones if it has fewer
 
 
 def flow_layers(
@@ -48,7 +48,7 @@ def flow_layers(
     garment_grid: GridOf,
     smallest: float = 0.0,
 ) -> list[FlowLayer]:
-    """The layers with places whose height is at least `smallest` of the picture's."""
+    """The layers with places, with grids of at least `smallest` of the picture's height."""
     layers = []
     for read in reads:
         person = token_grid(read.q.shape[-2], size)
@@ -79,7 +79,7 @@ def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) ->
     """
     width = q.shape[-1]
     with without_autocast(q):
-        # Values as wide as the keys: attention kernels without the map want that.
+        # Fused attention kernels need values that are as wide as the keys.
         values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=torch.float32)
         values[..., :2] = places
         scale = 1 / (temperature * width**0.5)
@@ -88,9 +88,9 @@ def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) ->
 
 
 def flow_field(layer: FlowLayer, temperature: float, rows: Tensor | None = None) -> Tensor:
-    """(R, N, 2, h, w): where in the garment picture every head of each person token reads.
+    """(R, N, 2, h, w): where in the garment picture every head reads, for each person token.
 
-    rows: of the layer's R rows, those that are asked for, on the CPU.
+    rows: which of the layer's rows to compute, on the CPU; None: all
     """
     q, k = layer.read.q, layer.read.k
     height, width = layer.garment
@@ -159,9 +159,9 @@ def flow_losses(
     mask: Tensor,
     settings: FlowLossConfig,
 ) -> Tensor:
-    """(L, B): the loss of every layer and sample, before the weight; 0 where it does not act.
+    """(L, B): the loss of every layer and sample, not yet weighted; 0 where it does not act.
 
-    acts (B,) bool, on the CPU: samples that take part, if they read a garment in that layer.
+    acts (B,) bool, on the CPU: samples on which it acts, in the layers where they read a garment.
     Pictures (B, 3, H, W) in [-1, 1], mask (B, 1, H, W).
     """
     wanted = acts.nonzero().flatten()
@@ -169,22 +169,22 @@ def flow_losses(
     losses = []
     for layer in layers:
         inside, rows = taking_part(layer.read.rows, wanted, len(acts))
-        of_layer = person.new_zeros(len(acts), dtype=torch.float32)
+        layer_loss = person.new_zeros(len(acts), dtype=torch.float32)
         if len(rows):
             field = flow_field(layer, settings.temperature, inside)
             rows = index_on(field.device, rows)
             with without_autocast(field):
                 each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
-            of_layer = of_layer.index_add(0, rows, each)
-        losses.append(of_layer)
+            layer_loss = layer_loss.index_add(0, rows, each)
+        losses.append(layer_loss)
     return torch.stack(losses)
 
 
 def taking_part(rows: Rows | None, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Places among a layer's own rows, and in the batch of `count`, of what is `wanted` in it. All
-    on the CPU.
+    """Which of a layer's own rows are `wanted` rows of the batch, and which rows of the batch these
+    are, (R,) int64 each, on the CPU.
 
-    rows: which rows of the batch the layer has; None: all.
+    rows: which rows of the batch of `count` the layer has; None: all
     """
     own = torch.arange(count)
     if rows is not None:

@@ -96,6 +96,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """AdamW's step for its own groups, then that of the matrices."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -112,6 +113,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def step_matrices(self, group: dict) -> None:
+        """Update a group's weights by their orthogonalised momentum, equal shapes at once."""
         by_shape = defaultdict(list)
         for weight in group["params"]:
             if weight.grad is not None:
@@ -126,7 +128,7 @@ class Muon(torch.optim.AdamW):
                 weight.sub_(update.view_as(weight), alpha=rate)
 
     def nesterov(self, weight: nn.Parameter) -> Tensor:
-        """The momentum after this gradient, looked ahead by one step."""
+        """Nesterov's momentum of a weight, updated with its gradient."""
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)

@@ -68,6 +68,11 @@ def pretrained_unet(
     dtype: torch.dtype,
     trained: bool,
 ) -> UNet2DConditionModel:
+    """The UNet that `config.pretrained` names; arguments as in `build_unet`.
+
+    trained: whether all of its weights learn. Raises UserError if it has other channels or another
+    context width.
+    """
     unet = from_pretrained(
         UNet2DConditionModel,
         config.pretrained,

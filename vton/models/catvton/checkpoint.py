@@ -150,8 +150,9 @@ def read_attention(state: Mapping[str, Tensor], path: Path) -> PublishedWeights:
     """The attention layers by our names, and the shape of the UNet that they belong to."""
     stored, repeated = first_names(state, path)
     numbers = sorted({int(name.split(".")[0]) for name in stored})
-    wanted = [f"{number}.{part}" for number in numbers for part in STORED]
-    missing = [name for name in wanted if name not in stored]
+    missing = []
+    for number in numbers:
+        missing += [f"{number}.{part}" for part in STORED if f"{number}.{part}" not in stored]
     if not numbers or numbers != list(range(0, ENTRIES * len(numbers), ENTRIES)) or missing:
         raise UserError(
             f"{path}: not CatVTON's attention layers; expected tensors 0.to_q.weight to "

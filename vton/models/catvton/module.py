@@ -139,6 +139,7 @@ class CatvtonModule(TryOnModule):
     # ---- training ----
 
     def adjusted(self, noised: Noised, conditions: Conditions) -> Noised:
+        """DREAM, if `model.dream` is set; on the person's half only if the loss is."""
         model: CatvtonConfig = self.config.model
         if model.dream is None:
             return noised

@@ -88,6 +88,7 @@ def published_mode(state: dict[str, Tensor], file: Path) -> str:
 
 
 def check_is_unet(state: dict[str, Tensor], file: Path) -> None:
+    """Raise UserError naming the file unless it holds a diffusers UNet."""
     sections = {name.split(".")[0] for name in state}
     if "conv_in.weight" not in state and sections & {"adapter_adapter", "ip_adapter"}:
         raise UserError(
@@ -134,6 +135,7 @@ def shape_in_config(file: Path, levels: int) -> dict:
 
 
 def published_settings(state: dict[str, Tensor], mode: str, shape: dict) -> list[str]:
+    """The settings that a published file's tensors show, as overrides. shape: of its UNet."""
     context = shape["context"]
     settings = settings_of("codec", {"channels": len(state["conv_out.weight"])})
     settings += settings_of("model", {"mode": mode, "text.width": context})

@@ -113,16 +113,14 @@ class SelfAttentionProcessor(AttnProcessor2_0):
 def set_adapter(
     unet: UNet2DConditionModel, masked: tuple[bool, ...] = (False, False), scale: float = 1.0
 ) -> None:
-    """A GarmentFocusedProcessor in every cross-attention."""
+    """Put a GarmentFocusedProcessor into every cross-attention of the UNet."""
     for module in unet.modules():
-        if isinstance(module, Attention):
-            cross = module.is_cross_attention
-            processor = (
-                GarmentFocusedProcessor(module, masked, scale)
-                if cross
-                else SelfAttentionProcessor()
-            )
-            module.set_processor(processor)
+        if not isinstance(module, Attention):
+            continue
+        if module.is_cross_attention:
+            module.set_processor(GarmentFocusedProcessor(module, masked, scale))
+        else:
+            module.set_processor(SelfAttentionProcessor())
 
 
 class GarDiffUNet(Denoiser):
@@ -145,10 +143,12 @@ class GarDiffUNet(Denoiser):
     ):
         super().__init__()
         self.unet = unet
-        self.adapter, self.vae_tokens = adapter, vae_tokens
-        branches = (
-            [branch for branch in ("clip", "vae") if branch in branches] if adapter else ["clip"]
-        )
+        self.adapter = adapter
+        self.vae_tokens = vae_tokens
+        if adapter:
+            branches = [branch for branch in ("clip", "vae") if branch in branches]
+        else:
+            branches = ["clip"]
         context = unet.config.cross_attention_dim
         self.clip_mlp = token_mlp(clip_width, context) if "clip" in branches else None
         self.vae_mlp = token_mlp(vae_width, context) if "vae" in branches else None
@@ -158,8 +158,10 @@ class GarDiffUNet(Denoiser):
     def condition(
         self, *, x_w: Tensor, x_a: Tensor, mask: Tensor, clip: Tensor | None
     ) -> Conditions:
-        """x_w, x_a (B, c, h, w); mask (B, 1, H, W) in {0, 1}, of the warped garment; clip (B, L,
-        clip_width).
+        """What depends on neither z_t nor t.
+
+        x_w, x_a (B, c, h, w); mask (B, 1, H, W) in {0, 1}, of the warped garment; clip
+        (B, L, clip_width).
         """
         conditions = {
             "x_w": x_w,
@@ -174,8 +176,8 @@ class GarDiffUNet(Denoiser):
         return conditions
 
     def unconditional(self, conditions: Conditions) -> Conditions:
-        """Both garment embeddings dropped together: the projections of zeros. The latents stay
-        (Section 4.1).
+        """Both garment embeddings are dropped together and become projections of zeros; the latents
+        stay (Section 4.1).
         """
         null = dict(conditions)
         for name, mlp in (("f_clip", self.clip_mlp), ("f_vae", self.vae_mlp)):
@@ -202,10 +204,11 @@ class GarDiffUNet(Denoiser):
         in {0, 1}.
         """
         x = in_dtype_of(self.unet, torch.cat([x_t, x_w, x_a], dim=1))  # (B, 3c, h, w)
-        mask, t = in_dtype_of(self.unet, mask), to_device(t, x.device)
-        tokens = [f for f in (f_clip, f_vae) if f is not None]
+        t = to_device(t, x.device)
         if not self.adapter:
             return self.unet(x, t, f_clip).sample
+        mask = in_dtype_of(self.unet, mask)
+        tokens = [f for f in (f_clip, f_vae) if f is not None]
         second = tokens[1].shape[1] if len(tokens) == 2 else 0
         arguments = {"adapter_length": second, "query_masks": self.mask_pyramid(mask)}
         return self.unet(x, t, torch.cat(tokens, 1), cross_attention_kwargs=arguments).sample
@@ -223,6 +226,7 @@ class GarDiffUNet(Denoiser):
 
 
 def token_mlp(width: int, context: int) -> nn.Sequential:
+    """Tokens (B, L, width) to tokens of cross-attention, (B, L, context)."""
     return nn.Sequential(
         nn.LayerNorm(width), nn.Linear(width, context), nn.GELU(), nn.Linear(context, context)
     )

@@ -190,6 +190,7 @@ def write_published(
 
 
 def write_networks(folder: Path, state: dict[str, Tensor], config: ExperimentConfig) -> None:
+    """Write every network of the pipeline, and its index, in the hub's layout."""
     model: IdmVtonConfig = config.model
     channels = len(state[f"{TRYON}conv_out.weight"])
     write_tryon(below(state, TRYON), model, channels, folder / "unet")

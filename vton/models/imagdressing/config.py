@@ -132,6 +132,7 @@ class ImagDressingConfig(ModelConfig):
             )
 
     def _check_text(self):
+        """Raise ConfigError unless all that reads the text encoder's tokens has their width."""
         if self.unet.context != self.text.width:
             raise ConfigError(
                 f"model.unet.context={self.unet.context} and model.text.width={self.text.width} "

@@ -354,8 +354,8 @@ class Dresser(Denoiser):
     ) -> Features:
         """The rows that wear a garment, and the scale of each ControlNet that acts at this step.
 
-        With gradients every row counts as dressed, at lambda 0 if need be: each parameter gets a
-        gradient then.
+        With gradients every row counts as dressed, some of them with lambda 0, so that every
+        parameter gets a gradient.
         """
         scale = conditions["garment_scale"]
         all_rows = torch.arange(len(scale))
@@ -369,8 +369,8 @@ class Dresser(Denoiser):
     def control_residuals(
         self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features
     ) -> list[Tensor] | None:
-        """Sum over the acting ControlNets, skip connections first, the middle block last; None if
-        none acts.
+        """The summed residuals of the ControlNets that act, those of the skip connections first and
+        that of the middle block last; None if none acts.
         """
         total = None
         for name, control in self.controls.items():

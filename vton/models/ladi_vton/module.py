@@ -164,19 +164,19 @@ class LadiVton(TryOnModule):
         )
 
     def pose(self, batch: TryOnBatch) -> Tensor:
-        """(B, J, h, w)."""
+        """Heat maps of the J joints at latent size, (B, J, h, w); zeros without pose_input."""
         model: LadiVtonConfig = self.config.model
         height, width = batch.person.shape[-2:]
         pixels = torch.tensor([width, height], dtype=batch.keypoints.dtype)
         joints = batch.keypoints[..., :2] * to_device(pixels, batch.keypoints.device)
-        found = batch.keypoints[..., 2] > 0
+        visible = batch.keypoints[..., 2] > 0
         if not model.pose_input:
-            found = torch.zeros_like(found)
-        maps = pose_maps(joints, found, (height, width), model.heat_sigma)
+            visible = torch.zeros_like(visible)
+        maps = pose_maps(joints, visible, (height, width), model.heat_sigma)
         return pose_latents(maps, self.latent_shape()[1:]).to(batch.person.dtype)
 
     def text_states(self, batch: TryOnBatch) -> Tensor:
-        """(B, L, T)."""
+        """The text that cross-attention reads, (B, L, T)."""
         text: Prompter = self.part("text")
         if self.config.model.prompt == "caption":
             return text(batch.garment_caption)
@@ -185,7 +185,7 @@ class LadiVton(TryOnModule):
         return text.with_words(batch.category, self.words(batch))
 
     def words(self, batch: TryOnBatch) -> Tensor:
-        """(B, N, T); with the adapter's dropout where it is trained."""
+        """The garments' pseudo-words, (B, N, T); with the adapter's dropout while it is trained."""
         adapter = self.part("adapter")
         with self.gradients_if(self.config.model.adapter.trained):
             dropout = self.training and self.config.model.adapter.trained
@@ -207,7 +207,7 @@ class LadiVton(TryOnModule):
 
     @property
     def stage(self) -> TrainingStage:
-        """Of the current step; outside a training the last one, which costs most."""
+        """The stage of the current step; outside training the last one, which costs most."""
         return self.stage_at(self.global_step) if self._trainer else "try-on"
 
     def stage_at(self, step: int) -> TrainingStage:
@@ -217,7 +217,7 @@ class LadiVton(TryOnModule):
 
     @property
     def stage_starts(self) -> dict[TrainingStage, int]:
-        """First steps. What is not trained has no stage."""
+        """The first step of each stage. The stage of a network that is not trained is empty."""
         model: LadiVtonConfig = self.config.model
         trained = self.trained_networks()
         emasc_steps = model.emasc_steps if "emasc" in trained else 0
@@ -225,7 +225,7 @@ class LadiVton(TryOnModule):
         return {"emasc": 0, "adapter": emasc_steps, "try-on": emasc_steps + adapter_steps}
 
     def learning(self) -> set[str]:
-        """Names of the networks that learn in this step."""
+        """Names of the networks that learn in the current step."""
         if self.stage == "emasc":
             return {"emasc"}
         if self.stage == "adapter":
@@ -236,6 +236,7 @@ class LadiVton(TryOnModule):
     def training_loss(
         self, batch: TryOnBatch, x0: Tensor, eps: Tensor, t: Tensor, u: Tensor
     ) -> Tensor:
+        """The loss of the networks that learn at this step; the others get a gradient of zero."""
         learning = self.learning()
         losses = self.emasc_losses(batch, x0) if "emasc" in learning else {}
         loss = sum(losses.values())
@@ -278,12 +279,12 @@ class LadiVton(TryOnModule):
         return parameters
 
     def on_after_backward(self) -> None:
-        # Their gradients are zero, or those of a UNet that the adapter learns through.
+        # Theirs are zero, or were left in a UNet through which the adapter learns.
         for parameter in self.resting(self.learning()):
             parameter.grad = None
 
     def configure_optimizers(self):
-        """Each stage warms up again."""
+        """The shared optimizer, with a warm-up at the start of each stage."""
         configured = super().configure_optimizers()
         schedule = torch.optim.lr_scheduler.LambdaLR(configured["optimizer"], self.rate_at)
         return configured | {"lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -302,15 +303,17 @@ class LadiVton(TryOnModule):
         return decode_with_skips(self.codec, z, self.skips(batch)).clamp(-1, 1)
 
     def garment_places(self, tokens: int) -> None:
-        """The words stand for the garment as a whole."""
+        """None: the words describe the garment as a whole."""
 
 
 def independent(u: Tensor, probability: float, names: Sequence[str]) -> dict[str, Tensor]:
-    """(B,) bool for each name, true with the probability, from one uniform draw u (B,) each.
+    """(B,) bool for each name, each true with this probability, from one uniform u (B,) in [0, 1).
 
-    What is left of u once a coin is known is uniform again, and decides the next.
+    Once a coin is decided, u rescaled to the decided part of [0, 1) is uniform again, and decides
+    the next one.
     """
-    u, coins = u.double(), {}
+    u = u.double()
+    coins = {}
     for name in names:
         coins[name] = u < probability
         if 0 < probability < 1:

@@ -39,6 +39,9 @@ def build_reference(config: UNetConfig, channels: int, aspect: float = 1.0) -> U
 def _build(
     config: UNetConfig, inputs: int, channels: int, key: str, aspect: float
 ) -> UNet2DConditionModel:
+    """A UNet from `inputs` to `channels` channels: fresh, or from `config.pretrained`, whose first
+    convolution is widened. key: of its settings, for messages.
+    """
     if not config.pretrained:
         return build_unet(config, inputs, channels, key, aspect)
     folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")

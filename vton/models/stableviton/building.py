@@ -86,6 +86,7 @@ def build_networks(
 
 
 def new_networks(model: StableVitonConfig, channels: int, aspect: float) -> Networks:
+    """All networks of the configured shapes. channels: of latents; aspect: height / width."""
     networks = Networks(
         unet=new_unet(model, channels, aspect),
         embedding=new_embedding(model.clip, model.mapper_layers, model.mapper_heads),
@@ -108,6 +109,7 @@ def new_unet(model: StableVitonConfig, channels: int, aspect: float) -> UNet2DCo
 
 
 def new_embedding(config: ClipConfig, layers: int, heads: int) -> GarmentEmbedding:
+    """The garment's encoder. layers, heads: of the mapper behind CLIP's tower."""
     shape = CLIPVisionConfig(
         hidden_size=config.width,
         intermediate_size=config.mlp,

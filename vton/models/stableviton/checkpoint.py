@@ -55,10 +55,19 @@ FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
 POSITION_IDS = f"{CLIP}.embeddings.position_ids"
 LAST_CONVOLUTION = ("lastzc.weight", "lastzc.bias")
 SCHEDULE = (
-    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
-    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
-    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance"),
-    *("posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar"),
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "logvar",
 )
 UNUSED = frozenset((*LAST_CONVOLUTION, POSITION_IDS, *SCHEDULE))
 CLIP_HEAD = 64  # width of a head in OpenAI's towers
@@ -106,6 +115,10 @@ def read_sections(path: Path) -> Sections:
 
 
 def sections_of(state: Mapping[str, Tensor], path: Path) -> Sections:
+    """The networks, the autoencoder and the unused tensors of a checkpoint.
+
+    Raises UserError naming the file if it is of another model, or incomplete.
+    """
     if FIRST_LAYER not in state:
         first = next(iter(state), "absent: the file is empty")
         raise UserError(
@@ -178,6 +191,7 @@ def read_published(path: Path) -> PublishedWeights:
 
 
 def published_settings(sections: Sections, path: Path) -> list[str]:
+    """The settings that the checkpoint's tensors show, as overrides."""
     networks = sections.networks
     tower = below(networks, "clip.tower.")
     patch = tower["embeddings.patch_embedding.weight"].shape[-1]

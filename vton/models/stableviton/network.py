@@ -176,6 +176,7 @@ class SpatialEncoder(nn.Module):
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all weights and biases set to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -191,6 +192,7 @@ def without_effect(name: str) -> bool:
 
 
 def time_embedding(network: nn.Module, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The embedding of timesteps t (B,), as a UNet's blocks read it."""
     t = to_device(t, network.time_embedding.linear_1.weight.device)
     return network.time_embedding(network.time_proj(t).to(dtype))
 
@@ -198,18 +200,19 @@ def time_embedding(network: nn.Module, t: Tensor, dtype: torch.dtype) -> Tensor:
 def encode(
     network: nn.Module, first: Tensor, emb: Tensor, context: Tensor, levels: int | None = None
 ) -> list[Tensor]:
-    """What a UNet's encoder half hands to its decoder, from the output of its first convolution.
+    """The features that a UNet's encoder half hands to its decoder, finest first.
 
-    It is a feature per block and per downsampler. levels: of the first so many levels; None: of all
-    of them, and the middle block's at the end.
+    They are `first`, the output of its first convolution, and one of each block and downsampler.
+
+    levels: only the features of this many levels; None: of all, and that of the middle block last
     """
     features, h = [first], first
     for block in network.down_blocks[:levels]:
         if getattr(block, "has_cross_attention", False):
-            h, of_block = block(h, emb, encoder_hidden_states=context)
+            h, block_features = block(h, emb, encoder_hidden_states=context)
         else:
-            h, of_block = block(h, emb)
-        features += of_block
+            h, block_features = block(h, emb)
+        features += block_features
     if levels is None:
         features.append(network.mid_block(h, emb, encoder_hidden_states=context))
     elif network.down_blocks[levels - 1].downsamplers is not None:
@@ -414,14 +417,14 @@ class StableViton(Denoiser):
         return conditions.get("start")
 
     def input(self, z_t: Tensor, conditions: Conditions) -> Tensor:
-        """(B, 3c + 1, h, w): the mask stands between the latents."""
+        """(B, 3c + 1, h, w): z_t, agnostic person, mask of what to keep, DensePose."""
         parts = [conditions[name] for name in ("agnostic", "keep", "densepose")]
         return torch.cat([z_t, *parts], 1)
 
     def garment_features(
         self, conditions: Conditions, t: Tensor, step: Step | None = None
     ) -> Features:
-        """The spatial encoder's, where it sees neither z_t nor the person."""
+        """The spatial encoder's features, if it sees neither z_t nor the person; else none."""
         if self.encoder is None or self.encoder_input == "all":
             return {}
         hint = conditions["garment"]
@@ -432,28 +435,34 @@ class StableViton(Denoiser):
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Conditions, features: Features) -> Tensor:
         x = self.input(z_t, conditions).to(self.unet.dtype)  # solvers keep latents in float32
         context = conditions["context"].to(self.unet.dtype)
-        of_garment: list[Tensor] = []
+        spatial_features: list[Tensor] = []
         if features:
-            of_garment = [features[str(k)] for k in range(len(features))]
+            spatial_features = [features[str(k)] for k in range(len(features))]
         elif self.encoder is not None:
-            of_garment = self.encoder(x, t, context, conditions["garment"], self.levels)
+            spatial_features = self.encoder(x, t, context, conditions["garment"], self.levels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_gradients):
             emb = time_embedding(self.unet, t, self.unet.dtype)
             *skips, h = encode(self.unet, self.unet.conv_in(x), emb, context)
         self.centres = {}
-        return self.decode(h, skips, of_garment, emb, context)
+        return self.decode(h, skips, spatial_features, emb, context)
 
     def decode(
         self,
         h: Tensor,
         skips: list[Tensor],
-        of_garment: list[Tensor],
+        spatial_features: list[Tensor],
         emb: Tensor,
         context: Tensor,
     ) -> Tensor:
-        """The UNet's decoder, whose features read the garment's before each skip connection."""
+        """The UNet's decoder, which reads the garment before each skip connection.
+
+        h, skips: the output of the UNet's encoder half, and its skip connections, finest first;
+        spatial_features: those of the spatial encoder, finest first; emb: the embedded timestep;
+        context (B, 1, C). Returns the prediction (B, c, h, w).
+        """
         skips = list(skips)
-        levels, blocks_per_level = len(self.unet.up_blocks), len(self.unet.up_blocks[0].resnets)
+        levels = len(self.unet.up_blocks)
+        blocks_per_level = len(self.unet.up_blocks[0].resnets)
         for up, block in enumerate(self.unet.up_blocks):
             for j, resnet in enumerate(block.resnets):
                 k = len(skips) - 1
@@ -461,7 +470,7 @@ class StableViton(Denoiser):
                 if str(position) in self.garment_blocks:
                     watches = position in self.watched and torch.is_grad_enabled()
                     watched = self.centres if watches else None
-                    h = self.garment_blocks[str(position)](h, of_garment[k], watched)
+                    h = self.garment_blocks[str(position)](h, spatial_features[k], watched)
                 h = torch.cat([h, skips.pop()], 1)
                 if block.gradient_checkpointing and torch.is_grad_enabled():
                     h = checkpoint(resnet, h, emb, use_reentrant=False)

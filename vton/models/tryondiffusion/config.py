@@ -109,6 +109,7 @@ def check_blocks(name: str, blocks: tuple[int, ...]) -> None:
 
 
 def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
+    """Raise ConfigError unless a UNet's layers can be normalised in groups at these widths."""
     for width in widths:
         divisor = 4
         if width > 64:  # a decoder's norm is over two joined maps of this width

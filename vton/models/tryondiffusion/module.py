@@ -310,9 +310,8 @@ class TryOnDiffusion(TryOnModule):
         size = [side // self.factor for side in picture.shape[-2:]]
         if self.config.model.lowres_filter == "area":
             return F.interpolate(picture, size, mode="area")
-        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(
-            -1, 1
-        )  # bicubic overshoots
+        picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
+        return picture.clamp(-1, 1)  # bicubic overshoots
 
     def person_pose(self, batch: TryOnBatch) -> Tensor:
         return joints(batch.keypoints, self.config.model.keypoints, self.config.model.visibility)

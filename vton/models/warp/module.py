@@ -55,15 +55,19 @@ class LearnedWarp(TrainedModule):
         return first or self.config.model.tps_steps == 0, not first
 
     def training_step(self, batch: TryOnBatch, batch_index: int) -> Tensor:
+        """The loss, a scalar, of what learns at this step: the spline or the refinement."""
         self.current_pairs = batch.pair_id
-        network, (tps_learns, refinement_learns) = self.network, self.learning
+        network = self.network
+        tps_learns, refinement_learns = self.learning
         network.tps.train(tps_learns)  # frozen, it keeps its running statistics too
         worn = torch.where(batch.truth_garment_mask > 0, batch.truth, WHITE)
-        (garment, garment_mask), agnostic = self.start(batch), batch.agnostic
+        garment, garment_mask = self.start(batch)
+        agnostic = batch.agnostic
         if not refinement_learns:  # the spline alone learns at its own size
-            worn, garment, garment_mask, agnostic = map(
-                network.tps.reduced, (worn, garment, garment_mask, agnostic)
-            )
+            worn = network.tps.reduced(worn)
+            garment = network.tps.reduced(garment)
+            garment_mask = network.tps.reduced(garment_mask)
+            agnostic = network.tps.reduced(agnostic)
         person = network.person(agnostic, batch.keypoints)
         with self.gradients_if(tps_learns):
             points = network.tps(garment, person)
