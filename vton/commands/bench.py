@@ -297,12 +297,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def predicted_training_gib(config: ExperimentConfig) -> float:
+    """GiB of a training step on one device, as `vton info` predicts it."""
     batch = meta_batch(config.data.size, config.train.batch_size)
     return training_memory(on_meta(config), batch, gpus=1)["strategies"]["ddp"]["total"] / 2**30
 
 
 def predicted_sampling_gib(config: ExperimentConfig) -> float:
-    """Of one picture."""
+    """GiB to sample one picture, as `vton info` predicts it."""
     return describe(config)["memory"]["peak"] / 2**30
 
 
@@ -313,7 +314,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux has it, else what kind it is."""
+    """The name of the processor from /proc/cpuinfo, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

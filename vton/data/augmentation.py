@@ -261,7 +261,7 @@ def _sample(planes: Tensor, grid: Tensor, mode: str, padding: str = "border") ->
 
 
 def _present(record: Record, names: Sequence[str]) -> dict[str, Tensor]:
-    """Those of the named parts that the record has."""
+    """The named parts that the record has, by name."""
     parts = {name: getattr(record, name) for name in names}
     return {name: value for name, value in parts.items() if value is not None}
 
@@ -272,5 +272,5 @@ def _unit(image: Tensor) -> Tensor:
 
 
 def _bytes(image: Tensor) -> Tensor:
-    """Picture in [0, 1], which is overwritten, as uint8 again: what loader processes hand over."""
+    """A picture in [0, 1], which is overwritten, as uint8, for loaders to hand over."""
     return image.mul_(255).round_().to(torch.uint8)

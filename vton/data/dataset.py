@@ -80,7 +80,7 @@ class Persons(Dataset):
         return len(self.pairs)
 
     def require_files(self) -> None:
-        """As TryOnDataset.require_files, for what `person` reads."""
+        """Raise DataError unless every file that `person` reads exists."""
         for pair in self.pairs.pairs:
             for part in ("person", "parse"):
                 self.pairs.folder.files(self.pairs.split, self.pairs.order, pair).path(part)

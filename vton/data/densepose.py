@@ -100,7 +100,7 @@ PICTURES = {"colours": draw_parts, "labels": grey_labels}  # by data.densepose_a
 
 @cache
 def _nearest_part() -> tuple[np.ndarray, np.ndarray]:
-    """Of each of the 64^3 cells of RGB: the part of the nearest colour, and whether that is far."""
+    """For 64^3 cells of RGB, the part of the nearest colour, and whether that is too far."""
     centres = np.arange(64) * 4 + 2
     cells = np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1).reshape(-1, 3)
     distance, part = KDTree(COLOURS.astype(np.float64)).query(cells)

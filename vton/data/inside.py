@@ -19,7 +19,7 @@ class Store(Protocol):
 
 
 class InsidePath:
-    """As much of pathlib.Path as the readers of data sets use.
+    """The part of pathlib.Path's interface that the readers of data sets use.
 
     A dataclass that extends it has `inside`, and names its store.
     """

@@ -49,7 +49,7 @@ class UNetStructure(NamedTuple):
 
 
 def unet_names(structure: UNetStructure) -> Names:
-    """Of a whole UNet2DConditionModel; those of its encoder half alone are among them."""
+    """The names of a UNet2DConditionModel, with those of its encoder half among them."""
     layers, attention = structure
     levels = len(attention)
     names = [
@@ -81,7 +81,7 @@ def unet_names(structure: UNetStructure) -> Names:
 
 
 def autoencoder_names(levels: int, layers: int) -> Names:
-    """Of an AutoencoderKL. diffusers counts the decoder's levels the other way."""
+    """The names of an AutoencoderKL. diffusers counts the decoder's levels backwards."""
     names = [("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv")]
     for half, blocks in (("encoder", layers), ("decoder", layers + 1)):
         names += [
@@ -178,7 +178,10 @@ def read_ldm_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def unet_structure(state: Mapping[str, Tensor]) -> UNetStructure:
-    """Of a UNet, or of its encoder half, under latent diffusion's names. Raises ValueError."""
+    """The structure of a UNet, or its encoder half, with latent diffusion's names.
+
+    Raises ValueError if no downsampler is found.
+    """
     downsamplers = _numbers(state, r"input_blocks\.(\d+)\.0\.op\.weight$")
     if not downsamplers:
         raise ValueError("no input_blocks.*.0.op.weight")

@@ -71,7 +71,7 @@ class Reference:
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
-        """As stored: on the CPU, in the reference's own precision."""
+        """The stored outputs, on the CPU, in the reference's own precision."""
         tensors = {}
         for name in self._files("outputs"):
             tensors |= read_safetensors(self.folder / name)

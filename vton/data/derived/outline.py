@@ -138,7 +138,7 @@ def _weak(points: list[Point], place: int) -> bool:
 
 
 def _one_of_each_couple(points: list[Point], kept: list[int]) -> list[int]:
-    """Of two neighbours the sharper one, of more the first and the last."""
+    """Thin out neighbouring points: keep the sharper one of two, the first and the last of more."""
     runs: list[list[int]] = []
     for place in kept:
         if runs and place == runs[-1][-1] + 1:

@@ -142,9 +142,9 @@ class Catalogue:
         return sample(rng, **self._garment_options(entry))
 
     def other(self, entry: Entry) -> Entry:
-        """Whose garment `entry` tries on in unpaired order.
+        """The entry whose garment `entry` tries on in unpaired order.
 
-        Without defects never its own, given two entries.
+        Without defects, and with at least two entries, it is never `entry` itself.
         """
         return self._others[entry.id]
 

@@ -97,7 +97,7 @@ class Correspondence:
         return points
 
     def _product_points(self, entry: Entry) -> dict[Layer, tuple[cKDTree, np.ndarray]]:
-        """Of each part of a product picture: its points by their cloth, and their places (N, 2)."""
+        """For each part of a product picture, its points by cloth coordinates, and their places."""
         garment = self.catalogue.garment(entry)
         body = product_body(garment)
         worn = Fitted(garment, body)

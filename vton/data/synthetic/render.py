@@ -139,7 +139,7 @@ def _average(colours: np.ndarray, shape: tuple[int, int], samples: int) -> np.nd
 
 
 def _centres(points: np.ndarray, samples: int) -> np.ndarray:
-    """Of sample points (h, w) those at the centres of pixels."""
+    """The sample points, of (h, w), that are at the centres of pixels."""
     return points[samples // 2 :: samples, samples // 2 :: samples]
 
 

@@ -74,10 +74,10 @@ def ensure(
     defects: Defects | None = None,
     other_clothes: bool = False,
 ) -> None:
-    """As `write`, but returns at once when `root` already holds this very data set.
+    """The same as `write`, but does nothing if `root` already holds this data set.
 
-    Rendering happens in a temporary folder beside `root`, renamed when complete, so `root` is never
-    half written. Raises DataError when `root` holds something else.
+    Rendering happens in a temporary folder beside `root`, which is renamed when complete, so `root`
+    is never half written. Raises DataError if `root` holds something else.
     """
     root = Path(root)
     catalogue = _catalogue(layout, size, train, test, seed, defects, other_clothes)

@@ -59,7 +59,7 @@ class ReleasedUNet(Denoiser):
     def condition(
         self, *, begin: Tensor | None, clip: Tensor, garment: Tensor, z_comp: Tensor
     ) -> Conditions:
-        """As `tokens`; z_comp (B, c, h, w), scaled latents of the composite."""
+        """Arguments as in `tokens`; z_comp (B, c, h, w): scaled latents of the composite."""
         return {"tokens": self.tokens(begin, clip, garment), "z_comp": z_comp}
 
     def unconditional(self, conditions: Conditions) -> Conditions:
@@ -112,9 +112,9 @@ class LegacyUNet(ReleasedUNet):
         mask: Tensor,
         blended: Tensor | None = None,
     ) -> Conditions:
-        """As `tokens`; x_a, x_w (B, c, h, w), unscaled latents; mask (B, 1, H, W) in {0, 1}, of the
-        warped garment; blended (B, c, h, w), its scaled latents if they are not `garment` (another
-        draw of the posterior).
+        """Arguments as in `tokens`; x_a, x_w (B, c, h, w): unscaled latents; mask (B, 1, H, W) in
+        {0, 1}, of the warped garment; blended (B, c, h, w): its scaled latents if they are not
+        `garment` (another draw of the posterior).
         """
         return {
             "tokens": self.tokens(begin, clip, garment),

@@ -103,7 +103,7 @@ class FaceID(nn.Module):
 
     @classmethod
     def shaped(cls, shapes: Mapping[str, Tensor], unet: UNet2DConditionModel, **settings) -> FaceID:
-        """Of the shape that a file's tensors have, for the attention layers of `unet`.
+        """A FaceID of the shape that a file's tensors have, for the attention layers of `unet`.
 
         Raises KeyError for other tensors.
         """

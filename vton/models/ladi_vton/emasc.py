@@ -26,10 +26,10 @@ from vton.models.precision import without_autocast
 
 
 class SkipChannels(NamedTuple):
-    """Of each skip, from feature 1 on."""
+    """Numbers of channels of all skips, from feature 1 on."""
 
-    read: list[int]  # of the encoder's feature
-    added: list[int]  # of what the decoder's layer takes in
+    read: list[int]  # of the encoder's features
+    added: list[int]  # of the inputs of the decoder's layers, to which skips are added
 
 
 class EMASC(nn.Module):

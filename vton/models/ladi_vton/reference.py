@@ -202,7 +202,7 @@ class Networks:
         return pose_latents(maps, self.x0.shape[-2:])
 
     def words(self) -> Tensor:
-        """Of the recorded pixels; with gradients to the adapter where these are recorded."""
+        """The pseudo-words of the recorded pixels, with gradients to the adapter."""
         with torch.no_grad():
             states = self.clip.tower(self.inputs["clip_pixels"]).last_hidden_state
         return self.adapter(states)

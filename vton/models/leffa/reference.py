@@ -394,16 +394,16 @@ class FlowStep:
         )
 
     def layers(self, settings: FlowLossConfig) -> dict[str, FlowLayer]:
-        """Those that take part, by their block."""
+        """The layers on which the loss acts, by the name of their block."""
         size = self.networks.size
-        named = {}
+        layers = {}
         for name, read in zip(execution_order(self.networks.unet), self.step.reads, strict=True):
             smallest = settings.smallest_layer
             for layer in flow_layers([read], size, lambda n: token_grid(n, size), smallest):
-                named[name] = layer
+                layers[name] = layer
             if read.q.shape[-2] == 1 and 1 / size[0] >= smallest:  # a token for the whole picture
-                named[name] = FlowLayer(read, (1, 1), (1, 1))
-        return named
+                layers[name] = FlowLayer(read, (1, 1), (1, 1))
+        return layers
 
     def each(self, settings: FlowLossConfig, acts: Tensor) -> Tensor:
         """(L, B): each layer's and sample's loss; where it does not act, 0 with a gradient of 0."""

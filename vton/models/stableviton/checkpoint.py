@@ -107,7 +107,7 @@ def checkpoint_names(structure: UNetStructure) -> Names:
 
 
 def read_sections(path: Path) -> Sections:
-    """Of StableVITON's checkpoint, or of Paint-by-Example's, which lacks two networks.
+    """The sections of StableVITON's checkpoint, or of Paint-by-Example's, which lacks two networks.
 
     Raises UserError naming the file if it is absent, broken or of another model.
     """

@@ -153,13 +153,17 @@ class StableVitonModule(TryOnModule):
         return {"attention": config.weight * total}
 
     def counted_centres(self) -> list[Tensor]:
-        """Of the watched blocks whose number of garment tokens lies within the bounds."""
+        """The centres (B, h, w, 2) of the watched blocks with a number of tokens within bounds.
+
+        Raises ConfigError if there is none.
+        """
         config: AttentionLossConfig = self.config.model.attention_loss
-        counted, tokens = [], {}
-        for position, (centres, of_garment) in self.denoiser.centres.items():
-            tokens[position] = of_garment
-            if config.above_tokens < of_garment < config.below_tokens:
-                counted.append(centres)
+        counted = []
+        tokens = {}
+        for position, centres in self.denoiser.centres.items():
+            tokens[position] = centres.tokens
+            if config.above_tokens < centres.tokens < config.below_tokens:
+                counted.append(centres.of_cells)
         if not counted:
             raise ConfigError(
                 f"model.attention_loss: none of its blocks={list(config.blocks)} reads more than "

@@ -272,8 +272,8 @@ def sampling_run(networks: Networks, name: str) -> dict[str, Tensor]:
 
 
 def pictures(networks: Networks, name: str, decoded: Tensor) -> dict[str, Tensor]:
-    """As the public script writes them, which truncates where `vton eval` rounds: the picture, the
-    known person, and one pasted into the other.
+    """The picture, and the picture with the known person pasted in, as the public script writes
+    them: it truncates values that `vton eval` rounds.
     """
     keep = networks.inputs["agn_mask_u8"][..., None].float() / 255
     image, person = (
@@ -302,7 +302,7 @@ def training_step(networks: Networks, name: str, conditions: Conditions) -> dict
 
 
 def gradients(networks: Networks, name: str, loss: Tensor) -> dict[str, Tensor]:
-    """Of the loss, for the checkpoint entries that the folder names."""
+    """Gradients of the loss for the checkpoint entries that the folder names."""
     for parameter in networks.parameters.values():
         parameter.grad = None
     loss.backward()

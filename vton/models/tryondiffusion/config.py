@@ -74,7 +74,7 @@ class ParallelUNetConfig:
             )
 
     def attended(self, values: tuple[int, ...]) -> list[int]:
-        """Those of a value per level that belong to levels with attention."""
+        """The values, of one per level, of the levels with attention."""
         pairs = zip(values, self.attention, strict=True)
         return [value for value, attention in pairs if attention]
 

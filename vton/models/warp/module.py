@@ -89,19 +89,22 @@ class LearnedWarp(TrainedModule):
     def refinement_losses(
         self, refined: Warped, worn: Tensor, batch: TryOnBatch
     ) -> dict[str, Tensor]:
-        """Of a new picture as LaDI-VTON has it; of a correction on cloth alone, as its silhouette
-        cuts it out.
+        """The refinement's losses by name.
+
+        A refinement that draws a new picture has LaDI-VTON's losses. One that corrects the warp is
+        measured inside the true silhouette only, and its own silhouette apart.
         """
-        silhouette, hole, losses = batch.truth_garment_mask, batch.agnostic_mask, {}
+        silhouette = batch.truth_garment_mask
+        hole = batch.agnostic_mask
+        losses = {}
         if self.network.corrects:
             cross_entropy = F.binary_cross_entropy_with_logits(
                 refined.silhouette, silhouette, hole, reduction="sum"
             )
             losses["silhouette"] = cross_entropy / hole.sum()
             refined = Warped(torch.where(silhouette > 0, refined.garment, WHITE), silhouette)
-            losses["refined"] = (refined.garment - worn).abs().sum() / (3 * silhouette.sum()).clamp(
-                min=1
-            )
+            values = (3 * silhouette.sum()).clamp(min=1)
+            losses["refined"] = (refined.garment - worn).abs().sum() / values
         else:
             losses["refined"] = F.l1_loss(refined.garment, worn)
         if "perceptual" in self.frozen:
