@@ -314,7 +314,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(UserError, match=r"pip install 'vton\[photo\]'"):
+    with pytest.raises(UserError, match=r"make setup, or pip install -e '\.\[photo\]'"):
         backend("pose", "blaze")
 
 

@@ -365,8 +365,8 @@ class Tables:
             from pyarrow.parquet import ParquetFile
         except ImportError:
             raise DataError(
-                f"{self.where} holds parquet tables, which need pyarrow: "
-                "pip install 'vton[parquet]'."
+                f"{self.where} holds parquet tables, which need pyarrow: make setup, or "
+                "pip install -e '.[parquet]'."
             ) from None
         self._forget_after_fork()
         path = str(self.files[number])

@@ -14,6 +14,6 @@ def package(name: str, purpose: str, extra: str = "photo") -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs the package {name} ({one_line(error)}). Install the extra: "
-            f"pip install 'vton[{extra}]', or `pip install -e .[{extra}]` in a clone."
+            f"{purpose} needs the package {name} ({one_line(error)}): make setup, or "
+            f"pip install -e '.[{extra}]'."
         ) from None
