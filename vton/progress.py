@@ -5,9 +5,11 @@ Both go to stderr, so that stdout has results alone. Of several processes the fi
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -124,3 +126,14 @@ def terminal_bar() -> Bar:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without a logger's warnings."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

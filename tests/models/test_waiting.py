@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from vton import registry
 from vton.config import load
-from vton.cost.meta import meta_batch, on_meta, quiet, set_everywhere
+from vton.cost.meta import meta_batch, on_meta, set_everywhere
+from vton.progress import quiet
 from vton.report.attention import attention_maps
 from vton.report.flow import garment_reads, warped_garments
 

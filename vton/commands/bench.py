@@ -33,12 +33,12 @@ from vton.commands.choice import say_trainer
 from vton.config import ExperimentConfig, load
 from vton.cost.counting import describe, picture_flops, step_flops
 from vton.cost.memory import training_memory
-from vton.cost.meta import meta_batch, on_meta, quiet, set_everywhere
+from vton.cost.meta import meta_batch, on_meta, set_everywhere
 from vton.errors import UserError
 from vton.models.codecs import build_codec
 from vton.models.precision import DTYPES, codec_precision, for_sampling
 from vton.processes import own_device
-from vton.progress import Progress
+from vton.progress import Progress, quiet
 from vton.report.bench import print_bench
 from vton.runs.assemble import data_module
 from vton.training.ema import EMA

@@ -8,6 +8,7 @@ kept aside, so that an export holds the same tensors, byte for byte, as what was
 from __future__ import annotations
 
 import importlib
+import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -66,7 +67,9 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     read_published = checkpoint_code(model, "read_published")
     published = read_published(path)
     require_determined(published, overrides, path)
-    name = as_override("name", f"{model}-{path.resolve().stem}")
+    # Not resolved: files of the hub's cache are links to such that are named by their digest.
+    stem = Path(os.path.abspath(path)).stem
+    name = as_override("name", f"{model}-{stem}")
     given = (f"model={model}", "preset=paper", name, *published.settings, *overrides)
     config = load(*given)
     require_whole_state(published.state, config, path)

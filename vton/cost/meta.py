@@ -23,6 +23,7 @@ from vton.errors import UserError, one_line
 from vton.models.base import TrainedModule, TryOnModule
 from vton.models.codecs import build_codec
 from vton.models.precision import codec_precision
+from vton.progress import quiet
 
 META = torch.device("meta")
 SMALL = 1024  # entries of a tensor that keeps its numbers
@@ -93,17 +94,6 @@ def _raised_here(error: Exception) -> bool:
     package = str(Path(__file__).resolve().parents[1])
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(package)
-
-
-@contextmanager
-def quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without warnings."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def set_everywhere(config, name: str, value) -> None:

@@ -22,16 +22,14 @@ from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
 from vton.models.ldm import (
-    FIRST_STAGE,
     autoencoder_names,
     autoencoder_to_diffusers,
     autoencoder_to_ldm,
-    read_ldm_checkpoint,
+    read_autoencoder,
 )
 from vton.models.precision import without_autocast
 from vton.progress import track
 from vton.weights.pretrained import (
-    below,
     check_state,
     from_pretrained,
     load_state,
@@ -255,12 +253,10 @@ def autoencoder_from_file(config: CodecConfig) -> AutoencoderKL:
     Raises UserError naming the file if it has no autoencoder, or one of another shape.
     """
     path = Path(config.pretrained).expanduser()
-    state = read_ldm_checkpoint(path)
-    state = below(state, FIRST_STAGE) or state
+    state = read_autoencoder(path)
     vae = small_autoencoder(config)
     names = autoencoder_names(len(config.widths), config.layers)
     their_names = autoencoder_to_ldm(vae.state_dict(), names)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     check_state(their_names, state, path, owner="the codec")
     load_state(vae, autoencoder_to_diffusers(state, names), path)
     return vae

@@ -19,9 +19,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vton.errors import UserError
-from vton.weights.pretrained import read_checkpoint, read_safetensors
+from vton.weights.pretrained import below, read_checkpoint, read_safetensors
 
 FIRST_STAGE = "first_stage_model."  # of the autoencoder's tensors in a whole checkpoint
+# Of what an autoencoder's own training adds: its discriminator's loss, and averages or their count.
+AUTOENCODER_TRAINING = ("loss.", "model_ema.")
 SECTION = "state_dict"  # of the tensors in the file of a training
 
 Names = list[tuple[str, str]]
@@ -160,18 +162,30 @@ def autoencoder_to_ldm(state: Mapping[str, Tensor], names: Names) -> dict[str, T
 # ---- files ----
 
 
-def read_ldm_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_ldm_checkpoint(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file, a Lightning checkpoint's or plain.
 
-    Raises UserError naming the file.
+    prefix: as of `read_safetensors`; torch files are read when tensors are used. Raises UserError
+    naming the file.
     """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path, prefix=prefix)
     content = read_checkpoint(path)
     state = content.get(SECTION, content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"{path}: expected a mapping from names to tensors, or its {SECTION}.")
     return state
+
+
+def read_autoencoder(path: Path) -> dict[str, Tensor]:
+    """An autoencoder from a whole checkpoint, or from its own file. Raises UserError."""
+    state = read_ldm_checkpoint(path, FIRST_STAGE)
+    return autoencoder_of(below(state, FIRST_STAGE) or state)
+
+
+def autoencoder_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's tensors without what its training adds."""
+    return {name: x for name, x in state.items() if not name.startswith(AUTOENCODER_TRAINING)}
 
 
 # ---- structures ----

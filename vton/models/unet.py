@@ -25,7 +25,13 @@ from vton.models.compiling import is_compiled
 from vton.models.precision import in_dtype_of, own_precision
 from vton.models.settings import UNetConfig
 from vton.processes import to_device
-from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, write_json
+from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, read_json, write_json
+
+# What the configuration of every published UNet says.
+SHAPING = (
+    *("in_channels", "out_channels", "cross_attention_dim"),
+    *("block_out_channels", "down_block_types", "up_block_types"),
+)
 
 # ---- building ----
 
@@ -120,6 +126,19 @@ def unet_arguments(config: UNetConfig, in_channels: int, out_channels: int) -> d
             projection_class_embeddings_input_dim=config.pooled + 6 * config.size_id_width,
         )
     return arguments
+
+
+def read_unet_arguments(folder: Path) -> dict:
+    """`published_arguments` of folder/config.json. Raises UserError unless it describes a UNet."""
+    file = folder / "config.json"
+    config = read_json(file)
+    lacking = [name for name in SHAPING if config.get(name) is None]
+    if lacking:
+        raise UserError(
+            f"{file} describes {config.get('_class_name', 'another network')}, not a "
+            f"UNet2DConditionModel with {', '.join(lacking)}; name the folder of the UNet."
+        )
+    return published_arguments(config)
 
 
 def published_arguments(config: dict) -> dict:

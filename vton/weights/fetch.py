@@ -29,6 +29,7 @@ from vton.weights.metric_networks import (
     VTON_IQA,
     digits_in_name,
 )
+from vton.weights.unreadable import mistaken
 
 TIMEOUT = 60  # seconds without a byte
 PYTORCH = "https://download.pytorch.org/models/"
@@ -221,6 +222,9 @@ def check(file: Path, path: Path, source: PublishedFile) -> None:
         raise UserError(
             f"{path}: {size:,} bytes, expected {source.size:,} ({source.url}). {advice}"
         )
+    wrong = mistaken(file)
+    if wrong:
+        raise UserError(f"{path}: {wrong} ({source.url}). {advice}")
     digest = file_digest(file)
     pin = _pin(path)
     if not source.known and not pin.is_file():

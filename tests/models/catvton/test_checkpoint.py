@@ -157,8 +157,12 @@ def test_import_and_export_keep_every_byte(attention_file, base, tmp_path, given
     save_file({name: tensor.clone() for name, tensor in stored.items()}, attention_file)
     source = attention_file.parent.parent if given == "folder" else attention_file
     run = import_run("catvton", source, *base)
-    export_run(run, tmp_path / "again.safetensors")
-    again = load_file(tmp_path / "again.safetensors")
+    if given == "folder":
+        export_run(run, tmp_path / "again")
+        again = load_file(tmp_path / "again" / "attention" / "model.safetensors")
+    else:
+        export_run(run, tmp_path / "again.safetensors")
+        again = load_file(tmp_path / "again.safetensors")
     for name, tensor in stored.items():
         assert torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype
     added = set(again) - set(stored)
@@ -244,6 +248,12 @@ def test_attention_files_of_another_kind_say_what_is_wrong(tmp_path, broken, mes
     assert "x.safetensors" in str(caught.value)
 
 
+def test_of_the_whole_repository_a_variant_has_to_be_named(attention_file):
+    repository = attention_file.parents[2]
+    with pytest.raises(UserError, match=r"import the folder of one: vitonhd-16k-512\."):
+        read_published(repository)
+
+
 def test_unets_of_another_kind_say_what_is_wrong(tmp_path):
     unet = load_file(VECTORS / "weights_unet.safetensors")
     path = tmp_path / "x.safetensors"
@@ -257,6 +267,14 @@ def test_unets_of_another_kind_say_what_is_wrong(tmp_path):
     save_file({name: x for name, x in unet.items() if "mid_block" not in name}, path)
     with pytest.raises(UserError, match="not a whole UNet"):
         read_published(path)
+    save_file({name: x for name, x in unet.items() if "conv_out" not in name}, path)
+    with pytest.raises(UserError, match=r"weights lack conv_out\.bias"):  # a ControlNet's
+        read_published(path)
+    save_file(unet, path)
+    for config in ({"_class_name": "AutoencoderKL"}, {"block_out_channels": None}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=r"config\.json describes .*, not a UNet2DCondition"):
+            read_published(path)
 
 
 @pytest.mark.parametrize(

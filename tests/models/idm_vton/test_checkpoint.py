@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from tests.batches import random_batch
@@ -19,6 +20,7 @@ from vton.config import CodecConfig, load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
 from vton.models.codecs import build_codec
+from vton.models.encoders import text_encoder
 from vton.models.hub_settings import unet_settings
 from vton.models.idm_vton.building import (
     build_garment_net,
@@ -26,7 +28,7 @@ from vton.models.idm_vton.building import (
     load_image_prompt,
     widen_to_tryon,
 )
-from vton.models.idm_vton.checkpoint import read_published, write_published
+from vton.models.idm_vton.checkpoint import read_published, write_garment_net, write_published
 from vton.models.unet import attention_names, build_unet, published_arguments
 from vton.weights.pretrained import check_state
 
@@ -331,6 +333,40 @@ def test_the_garment_net_ignores_the_base_unets_added_embedding(settings, tmp_pa
     given = {n: t for n, t in base.state_dict().items() if not n.startswith("add_embedding")}
     check_state(garment.state_dict(), given, "base")
     assert all(torch.equal(tensor, given[name]) for name, tensor in garment.state_dict().items())
+
+    # The authors' code builds it from its configuration and gives it no text to embed.
+    source = replace(settings.garment_unet, pretrained=str(tmp_path))
+    write_garment_net({}, source, 4, tmp_path / "out" / "unet_encoder")
+    out = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet_encoder")
+    assert out.config.addition_embed_type is None
+    assert list(out.config.block_out_channels) == list(base.config.block_out_channels)
+
+
+def test_a_folder_of_another_network_is_named(settings, tmp_path):
+    build_codec(CodecConfig(widths=(8, 8), groups=4)).save(tmp_path / "vae")
+    source = {"pretrained": str(tmp_path), "subfolder": "vae"}
+    with pytest.raises(UserError, match=r"vae/config\.json describes AutoencoderKL, not a UNet2D"):
+        build_garment_net(replace(settings.garment_unet, **source), channels=4)
+
+
+def test_text_encoders_go_out_under_the_names_that_every_transformers_reads(
+    published_idm_vton, tmp_path
+):
+    """Which versions before 5 look for, and draw at random what they do not find."""
+    folder, module = published_idm_vton
+    for name in ("text", "text_2"):
+        place = folder / ("text_encoder" + name.removeprefix("text"))
+        stored = load_file(place / "model.safetensors")
+        assert {key.split(".")[0] for key in stored} <= {"text_model", "text_projection"}
+        settings = replace(
+            getattr(module.config.model, name),
+            pretrained=str(folder),
+            subfolder=place.name,
+            tokenizer_subfolder=place.name.replace("text_encoder", "tokenizer"),
+        )
+        own = getattr(module, name).model.state_dict()
+        for key, tensor in text_encoder(settings).model.state_dict().items():
+            assert torch.equal(tensor, own[key]), key
 
 
 def test_sources_that_are_not_there(settings, tmp_path):

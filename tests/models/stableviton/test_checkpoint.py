@@ -20,6 +20,7 @@ from vton.models.ldm import (
     UNetStructure,
     autoencoder_names,
     autoencoder_to_ldm,
+    read_autoencoder,
     to_ldm,
 )
 from vton.models.stableviton import building
@@ -35,7 +36,7 @@ from vton.models.stableviton.checkpoint import (
 )
 from vton.runs.assemble import load_module
 from vton.runs.folder import RunFolder
-from vton.weights.pretrained import load_state, read_checkpoint, write_tensors
+from vton.weights.pretrained import load_state, read_checkpoint, read_safetensors, write_tensors
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "stableviton"
 SIZE = (128, 64)
@@ -278,12 +279,16 @@ def test_training_starts_from_paint_by_example(state, file, tmp_path):
 
 
 def test_a_codec_from_a_checkpoint_of_latent_diffusion(state, tmp_path):
-    """Whole, or the autoencoder alone as it is fine-tuned, with its loss's tensors."""
+    """Whole, or the autoencoder alone as it is fine-tuned, with its loss's tensors and the count of
+    its average, as Stable Diffusion's own fine-tuned files have it.
+    """
     shape = {"widths": (6, 6, 12, 12), "layers": 1, "groups": 3}
     whole, alone = tmp_path / "whole.safetensors", tmp_path / "alone.ckpt"
     save_file(state, whole)
     own = {n.removeprefix(FIRST_STAGE): x for n, x in state.items() if n.startswith(FIRST_STAGE)}
-    torch.save({"state_dict": own | {"loss.logvar": torch.zeros(())}}, alone)
+    extra = {"loss.logvar": torch.zeros(()), "model_ema.num_updates": torch.tensor(3)}
+    torch.save({"state_dict": own | extra}, alone)
+    assert read_autoencoder(whole).keys() == read_autoencoder(alone).keys() == own.keys()
     image = torch.rand(1, 3, 64, 48) * 2 - 1
     first, second = (
         build_codec(CodecConfig(pretrained=str(path), **shape)).encode(image)
@@ -294,6 +299,22 @@ def test_a_codec_from_a_checkpoint_of_latent_diffusion(state, tmp_path):
     torch.save(own, alone)
     with pytest.raises(UserError, match=r"alone\.ckpt does not fit the codec: 1 missing"):
         build_codec(CodecConfig(pretrained=str(alone), **shape))
+
+
+def test_of_a_whole_safetensors_file_the_autoencoder_alone_is_read(state, tmp_path):
+    save_file(state, tmp_path / "whole.safetensors")
+    read = read_safetensors(tmp_path / "whole.safetensors", prefix=FIRST_STAGE)
+    assert read and all(name.startswith(FIRST_STAGE) for name in read)
+
+
+def test_a_file_of_the_hubs_cache_is_a_link_without_whose_suffix_it_cannot_be_read(state, tmp_path):
+    save_file(state, tmp_path / "0123abcd")
+    link = tmp_path / "VITONHD.safetensors"
+    link.symlink_to("0123abcd")
+    run = import_run("stableviton", link, *SMALL, f"runs={tmp_path / 'runs'}")
+    assert run.path.name == "stableviton-VITONHD"
+    config = run.load_config()
+    assert config.model.pretrained == config.codec.pretrained == str(link)
 
 
 def test_files_that_are_not_the_checkpoint(state, tmp_path):

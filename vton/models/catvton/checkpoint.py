@@ -26,11 +26,10 @@ from vton.config import ExperimentConfig
 from vton.errors import UserError
 from vton.models.catvton.config import CatvtonConfig
 from vton.models.hub_settings import unet_settings
-from vton.models.unet import published_arguments, unet_arguments, unet_shape, write_unet
+from vton.models.unet import read_unet_arguments, unet_arguments, unet_shape, write_unet
 from vton.weights.pretrained import (
     below,
     hub_folder,
-    read_json,
     read_weights,
     read_weights_folder,
 )
@@ -138,6 +137,11 @@ def read_published(path: Path) -> PublishedWeights:
         for name in FILES:
             if (path / name).is_file():
                 return read_attention(read_weights(path / name), path / name)
+        variants = sorted(file.parent.parent.name for file in path.glob(f"*/{FILES[0]}"))
+        if variants:
+            raise UserError(
+                f"{path} holds several variants; import the folder of one: {', '.join(variants)}."
+            )
         folder = path / "unet" if (path / "unet").is_dir() else path
         return read_unet(read_weights_folder(folder), folder)
     state = read_weights(path)
@@ -207,8 +211,9 @@ def first_name(name: str) -> str | None:
 
 def read_unet(state: dict[str, Tensor], source: Path) -> PublishedWeights:
     """A whole UNet; its shape from config.json beside the weights, else from its tensors."""
-    if "conv_in.weight" not in state:
-        raise UserError(f"{source} holds no UNet: its weights lack conv_in.weight.")
+    lacking = [name for name in ("conv_in.weight", "conv_out.bias") if name not in state]
+    if lacking:
+        raise UserError(f"{source} holds no UNet: its weights lack {' and '.join(lacking)}.")
     outputs, inputs = len(state["conv_out.bias"]), state["conv_in.weight"].shape[1]
     if inputs not in (2 * outputs, 2 * outputs + 1):
         raise UserError(
@@ -218,8 +223,7 @@ def read_unet(state: dict[str, Tensor], source: Path) -> PublishedWeights:
         )
     file = (source if source.is_dir() else source.parent) / "config.json"
     if file.exists():
-        arguments = published_arguments(read_json(file))
-        shape = unet_settings("model.unet", arguments, file.parent)
+        shape = unet_settings("model.unet", read_unet_arguments(file.parent), file.parent)
     else:
         try:
             shape = settings_of("model.unet", unet_shape(state))
@@ -239,8 +243,9 @@ def write_published(
 ) -> None:
     """What the run trained: the attention file, or a diffusers folder of the whole UNet.
 
-    extra: the imported file's further names of the same tensors. Raises UserError for a run that
-    the formats have no place for.
+    A target without suffix becomes a variant's folder, which the authors' loader expects around the
+    file. extra: the imported file's further names of the same tensors. Raises UserError for a run
+    that the formats have no place for.
     """
     model: CatvtonConfig = config.model
     own = below(state, UNET)
@@ -249,7 +254,11 @@ def write_published(
             "The run trained its text encoder, which CatVTON's formats have no place for."
         )
     if model.trained == "attention":
-        write_mapping(target, extra | attention_file(own))
+        tensors = extra | attention_file(own)
+        if not target.suffix:
+            target = target / FILES[0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+        write_mapping(target, tensors)
     elif model.trained == "unet":
         write_folder(target, own, model)
     else:
@@ -280,7 +289,7 @@ def write_folder(target: Path, state: Mapping[str, Tensor], model: CatvtonConfig
     channels, inputs = len(state["conv_out.bias"]), state["conv_in.weight"].shape[1]
     if model.unet.pretrained:
         source = hub_folder(model.unet.pretrained, model.unet.subfolder, "model.unet.pretrained")
-        arguments = published_arguments(read_json(source / "config.json"))
+        arguments = read_unet_arguments(source)
     else:
         arguments = unet_arguments(model.unet, inputs, channels)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -94,14 +94,17 @@ def load_base_unet(
     with unfilled():
         unet = UNet2DConditionModel.from_config(arguments)
     state = dict(base.state_dict())
-    state["conv_in.weight"] = widen(state["conv_in.weight"], latent_channels, groups, person)
+    weight, source = state["conv_in.weight"], f"model.unet.pretrained={config.pretrained}"
+    state["conv_in.weight"] = widen(weight, latent_channels, groups, person, source)
     load_state(unet, state, config.pretrained, torch.float32)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
 
 
-def widen(weight: Tensor, channels: int, groups: int = 3, person: int = 2) -> Tensor:
+def widen(
+    weight: Tensor, channels: int, groups: int = 3, person: int = 2, source: str = "the UNet"
+) -> Tensor:
     """conv_in (C, 4 or 9, 3, 3) to (C, 4 groups, 3, 3); the paper's groups are x_t, x_w, x_a.
 
     x_t keeps the base's weights. An inpainting UNet's masked-image channels (5-8) go to group
@@ -111,8 +114,8 @@ def widen(weight: Tensor, channels: int, groups: int = 3, person: int = 2) -> Te
     inputs = weight.shape[1]
     if inputs not in (channels, 2 * channels + 1):
         raise UserError(
-            f"conv_in.weight has {inputs} input channels, expected {channels} or its inpainting "
-            "form."
+            f"{source}: conv_in.weight has {inputs} input channels; expected {channels} (text to "
+            f"image) or {2 * channels + 1} (inpainting)."
         )
     places = {channel: channel for channel in range(channels)}
     if inputs > channels:

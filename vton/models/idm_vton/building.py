@@ -17,13 +17,12 @@ from vton.models.idm_vton.config import IdmVtonConfig, ImagePromptConfig
 from vton.models.idm_vton.network import TryonNet
 from vton.models.resampler import build_resampler
 from vton.models.settings import UNetConfig
-from vton.models.unet import build_unet, numbered_processors, published_arguments, widen_input
+from vton.models.unet import build_unet, numbered_processors, read_unet_arguments, widen_input
 from vton.weights.pretrained import (
     hub_folder,
     load_state,
     network_folder,
     read_ip_adapter,
-    read_json,
     read_weights_folder,
 )
 from vton.weights.unfilled import read_later, unfilled
@@ -107,7 +106,7 @@ def build_garment_net(
 
 def empty_unet(folder: Path, config: UNetConfig, key: str, **changed) -> UNet2DConditionModel:
     """A fresh UNet of the shape in folder/config.json, with some arguments changed."""
-    arguments = published_arguments(read_json(folder / "config.json")) | changed
+    arguments = read_unet_arguments(folder) | changed
     context = arguments["cross_attention_dim"]
     if context != config.context:
         raise UserError(

@@ -34,8 +34,9 @@ from vton.models.hub_settings import (
 from vton.models.idm_vton.config import IdmVtonConfig
 from vton.models.resampler import IP_ADAPTER_HEAD, resampler_shape
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
-from vton.models.unet import published_arguments, unet_arguments, write_unet
+from vton.models.unet import read_unet_arguments, unet_arguments, write_unet
 from vton.weights.pretrained import (
+    PUBLISHED_METADATA,
     below,
     hub_folder,
     load_state,
@@ -43,6 +44,7 @@ from vton.weights.pretrained import (
     read_json,
     read_weights_folder,
     write_json,
+    write_tensors,
 )
 from vton.weights.published import PublishedWeights, settings_of
 
@@ -98,7 +100,7 @@ def tryon_settings(folder: Path, weights: dict[str, Tensor]) -> list[str]:
     fresh = settings_of("model", {"unet.pretrained": "", "image_prompt.pretrained": ""})
     if (folder / "config.json").exists():
         config = read_json(folder / "config.json")
-        shape = unet_settings("model.unet", published_arguments(config), folder)
+        shape = unet_settings("model.unet", read_unet_arguments(folder), folder)
         return fresh + shape + resampler_settings(weights, config, folder)
     if weights["conv_in.weight"].shape[0] == PUBLISHED_WIDTH:
         return fresh
@@ -138,7 +140,7 @@ def frozen_settings(path: Path) -> list[str]:
             f"{path} is incomplete: no config.json in {', '.join(absent)}. "
             "Fetch the whole repository."
         )
-    garment = published_arguments(read_json(path / "unet_encoder" / "config.json"))
+    garment = read_unet_arguments(path / "unet_encoder")
     garment["addition_embed_type"] = None  # its file has the embedding, its code turns it off
     return [
         *unet_settings("model.garment_unet", garment, path / "unet_encoder"),
@@ -222,10 +224,14 @@ def write_tryon(
 def write_garment_net(
     state: dict[str, Tensor], settings: UNetConfig, channels: int, folder: Path
 ) -> None:
+    """Without SDXL's added embedding in its configuration: the authors' code calls it without."""
     if state:
         write_unet(folder, state, unet_arguments(settings, channels, channels))
-    else:
-        copy_network(settings, "model.garment_unet", folder)
+        return
+    copy_network(settings, "model.garment_unet", folder)
+    config = read_json(folder / "config.json")
+    if config.get("addition_embed_type") is not None:
+        write_json(folder / "config.json", config | {"addition_embed_type": None})
 
 
 def write_clip(state: dict[str, Tensor], settings: ClipConfig, folder: Path) -> None:
@@ -245,11 +251,24 @@ def write_text(
     if state:
         encoder = loaded(text_encoder(settings), state)
         encoder.model.save_pretrained(encoder_folder)
+        file = encoder_folder / "model.safetensors"
+        write_tensors(file, published_text(encoder.model), PUBLISHED_METADATA)
         encoder.tokenizer.save_pretrained(tokenizer_folder)
     else:
         copy_network(settings, key, encoder_folder)
         source, subfolder = settings.pretrained, settings.tokenizer_subfolder
         shutil.copytree(hub_folder(source, subfolder, f"{key}.pretrained"), tokenizer_folder)
+
+
+def published_text(model: nn.Module) -> dict[str, Tensor]:
+    """A text encoder's tensors under the names that all published ones have. transformers from 5 on
+    writes some without their beginning; it reads both, older ones draw what they do not find.
+    """
+    named = {}
+    for name, tensor in model.state_dict().items():
+        whole = name.startswith(("text_model.", "text_projection."))
+        named[name if whole else f"text_model.{name}"] = tensor
+    return named
 
 
 def write_codec(config: ExperimentConfig, folder: Path) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from vton.errors import UserError
 from vton.models.leffa.network import POSE_CHANNELS
 from vton.models.settings import UNetConfig
-from vton.models.unet import build_unet, published_arguments, widen_input
-from vton.weights.pretrained import load_state, network_folder, read_json, read_weights_folder
+from vton.models.unet import build_unet, read_unet_arguments, widen_input
+from vton.weights.pretrained import load_state, network_folder, read_weights_folder
 from vton.weights.unfilled import read_later, unfilled
 
 
@@ -45,7 +45,7 @@ def _build(
     if not config.pretrained:
         return build_unet(config, inputs, channels, key, aspect)
     folder = network_folder(config.pretrained, config.subfolder, f"{key}.pretrained")
-    arguments = published_arguments(read_json(folder / "config.json"))
+    arguments = read_unet_arguments(folder)
     with unfilled():
         unet = UNet2DConditionModel(**arguments | {"in_channels": inputs, "out_channels": channels})
     if not read_later(config.trained):

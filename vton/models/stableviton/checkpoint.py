@@ -33,8 +33,10 @@ from vton.models.ldm import (
     Names,
     UNetStructure,
     autoencoder_names,
+    autoencoder_of,
     autoencoder_shape,
     autoencoder_to_ldm,
+    read_autoencoder,
     read_ldm_checkpoint,
     to_diffusers,
     to_ldm,
@@ -129,10 +131,10 @@ def sections_of(state: Mapping[str, Tensor], path: Path) -> Sections:
     for name, tensor in state.items():
         if name in UNUSED or name.startswith("model_ema."):
             unused[name] = tensor
-        elif not name.startswith(FIRST_STAGE):
-            networks[name] = tensor
-        elif not name.startswith(f"{FIRST_STAGE}loss."):
+        elif name.startswith(FIRST_STAGE):
             autoencoder[name.removeprefix(FIRST_STAGE)] = tensor
+        else:
+            networks[name] = tensor
     try:
         structure = unet_structure(below(state, UNET))
         networks = to_diffusers(networks, checkpoint_names(structure))
@@ -140,7 +142,7 @@ def sections_of(state: Mapping[str, Tensor], path: Path) -> Sections:
         raise UserError(f"{path}: not a complete UNet ({error}).") from None
     except KeyError as error:
         raise UserError(f"{path}: not StableVITON's checkpoint: it has {error.args[0]}.") from None
-    return Sections(networks, autoencoder, unused, structure)
+    return Sections(networks, autoencoder_of(autoencoder), unused, structure)
 
 
 def widened_unet(networks: dict[str, Tensor], inputs: int, path: Path) -> dict[str, Tensor]:
@@ -179,7 +181,8 @@ def read_published(path: Path) -> PublishedWeights:
             "(model.pretrained), not a trained StableVITON."
         )
     try:
-        settings = published_settings(sections, path.resolve())
+        # Not resolved: what the hub's cache links to has no suffix.
+        settings = published_settings(sections, path.absolute())
     except (KeyError, IndexError) as error:
         raise UserError(f"{path}: incomplete: no {error.args[0]}.") from None
     frozen = ("unet.", "clip.")
@@ -243,7 +246,7 @@ def write_published(
     structure = UNetStructure(model.unet.layers, tuple(model.unet.attention))
     networks = frozen_networks(model, state) | state
     tensors = to_ldm(networks, checkpoint_names(structure))
-    for name, tensor in autoencoder_of(config).items():
+    for name, tensor in run_autoencoder(config).items():
         tensors[FIRST_STAGE + name] = tensor
     tensors |= extra or unused_tensors(networks, config.objective)
     write_mapping(target, tensors, section=SECTION)
@@ -285,14 +288,12 @@ def frozen_networks(model: StableVitonConfig, state: dict[str, Tensor]) -> dict[
     return {name: tensor for name, tensor in networks.items() if name.startswith(missing)}
 
 
-def autoencoder_of(config: ExperimentConfig) -> dict[str, Tensor]:
+def run_autoencoder(config: ExperimentConfig) -> dict[str, Tensor]:
     """The run's autoencoder in latent diffusion's names."""
     codec: CodecConfig = config.codec
     file = Path(codec.pretrained).expanduser()
     if codec.pretrained and file.is_file():
-        state = read_ldm_checkpoint(file)
-        state = below(state, FIRST_STAGE) or state
-        return {name: x for name, x in state.items() if not name.startswith("loss.")}
+        return read_autoencoder(file)
     own = Path(config.runs) / config.name / "codec"
     vae = (build_codec(codec) if codec.pretrained else load_codec(codec, own)).vae
     shape = vae.config
