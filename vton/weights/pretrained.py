@@ -111,7 +111,7 @@ def from_pretrained(
     except Exception as error:  # a broken folder can raise almost anything inside the libraries
         broken = broken_in(folder) if is_network else ""
         raise UserError(
-            f"{key}={source}: cannot load {what}: {broken or one_line(error)} "
+            f"{key}={source}: cannot load {what}: {broken or refusal(error)} "
             "Give a local folder in the hub's layout, or set VTON_DOWNLOAD=1 to fetch a hub id."
         ) from None
     if not is_network:

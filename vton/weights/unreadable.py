@@ -50,13 +50,15 @@ def unreadable(path: Path) -> str:
 
 
 def refusal(error: Exception) -> str:
-    """What torch's refusal of a torch file says, without its advice to load the file unsafely."""
+    """What an error in reading a torch file says, without torch's advice to load it unsafely."""
     found = REFUSED.search(str(error))
     if found:
         return (
             f"it holds a {found[1]}, and nothing but tensors, numbers and strings is read: have "
             "its tensors saved alone where it is trusted"
         )
-    _, _, reason = str(error).rpartition(UNPICKLER)
-    first_line = reason.strip().partition("\n")[0]
+    _, from_unpickler, reason = str(error).rpartition(UNPICKLER)
+    if not from_unpickler:
+        return one_line(error)
+    first_line, _, _ = reason.partition("\n")
     return one_line(ValueError(first_line))
