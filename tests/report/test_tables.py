@@ -152,3 +152,11 @@ def test_a_control_of_fewer_pairs_shares_the_table_and_says_so():
     assert note in " ".join(text.split())
     with pytest.raises(UserError, match=r"cannot share a table, other pairs"):
         table_markdown([*rows, row("idm_vton[shuffled]")])
+
+
+def test_a_control_is_counted_against_its_own_region():
+    """Pairs whose truth does not show the garment count in the image alone."""
+    rows = []
+    for region, n in (("image", 8), ("garment", 7)):
+        rows += [row("gardiff", region=region, n=n), row("gardiff[shuffled]", region=region, n=n)]
+    assert "pairs" not in printed(rows)

@@ -332,14 +332,17 @@ def _interval_note(rows: Sequence[Row]) -> str:
 
 
 def _control_notes(rows: Sequence[Row]) -> list[str]:
-    """Which controls cover fewer pairs than their models, a note for each order."""
+    """Which controls cover fewer pairs than their models, a note for each order.
+
+    Fewer pairs may count in the garment than in the image, so a region is compared with itself.
+    """
     whole = {}
     for row in rows:
         if row.category == "all" and not is_control(row):
-            whole[row.order] = row.n
+            whole[row.order, row.region] = row.n
     notes = {}
     for row in rows:
-        n = whole.get(row.order, row.n)
+        n = whole.get((row.order, row.region), row.n)
         if row.category == "all" and is_control(row) and row.n != n:
             notes[
                 f"{row.model} ({row.order}) covers {row.n} of the {n} pairs, so its FID and KID do "
