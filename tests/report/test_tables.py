@@ -90,6 +90,9 @@ def test_groups_are_separate_and_a_lone_category_is_not_repeated():
         row("gardiff", category="upper_body", n=5),
     ]
     assert [key[2] for key in grouped(two)] == ["all", "dresses", "upper_body"]
+    # As many pairs, but another reference: persons of other categories are in that of all.
+    other = [row("gardiff"), row("gardiff", category="dresses", kid=0.02)]
+    assert [key[2] for key in grouped(other)] == ["all", "dresses"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
