@@ -90,6 +90,9 @@ def test_groups_are_separate_and_a_lone_category_is_not_repeated():
         row("gardiff", category="upper_body", n=5),
     ]
     assert [key[2] for key in grouped(two)] == ["all", "dresses", "upper_body"]
+    # As many pairs, but another reference: persons of other categories are in that of all.
+    other = [row("gardiff"), row("gardiff", category="dresses", kid=0.02)]
+    assert [key[2] for key in grouped(other)] == ["all", "dresses"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
@@ -152,3 +155,11 @@ def test_a_control_of_fewer_pairs_shares_the_table_and_says_so():
     assert note in " ".join(text.split())
     with pytest.raises(UserError, match=r"cannot share a table, other pairs"):
         table_markdown([*rows, row("idm_vton[shuffled]")])
+
+
+def test_a_control_is_counted_against_its_own_region():
+    """Pairs whose truth does not show the garment count in the image alone."""
+    rows = []
+    for region, n in (("image", 8), ("garment", 7)):
+        rows += [row("gardiff", region=region, n=n), row("gardiff[shuffled]", region=region, n=n)]
+    assert "pairs" not in printed(rows)

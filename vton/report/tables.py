@@ -116,8 +116,9 @@ def table_json(*tables: Sequence[Row]) -> str:
 def grouped(rows: Sequence[Row]) -> dict[GroupKey, list[Row]]:
     """Rows by (order, region, category): models first, then controls, then baselines.
 
-    A lone category is left out, because its numbers are those of "all". Raises UserError when rows
-    that were measured differently would share a table.
+    A lone category is left out where its numbers are those of "all". They are not where the
+    reference of FID and KID holds other categories too. Raises UserError when rows that were
+    measured differently would share a table.
     """
     require_comparable(rows)
     groups: dict[GroupKey, list[Row]] = {}
@@ -132,9 +133,19 @@ def grouped(rows: Sequence[Row]) -> dict[GroupKey, list[Row]]:
         for alike in (competing, controls):  # controls may take fewer pairs: eval.shuffled_pairs
             _require_same(alike, _pairs, "other pairs")
         everything = groups.get((order, region, "all"), [])
-        if category == "all" or [row.n for row in group] != [row.n for row in everything]:
+        if category == "all" or not _says_the_same(group, everything):
             kept[key] = sorted(group, key=_kind)
     return kept
+
+
+def _says_the_same(rows: Sequence[Row], everything: Sequence[Row]) -> bool:
+    """Whether a category's rows hold nothing that those of all categories do not hold."""
+    if [row.n for row in rows] != [row.n for row in everything]:
+        return False
+    for row, whole in zip(rows, everything, strict=True):
+        if not row.metrics.items() <= whole.metrics.items():
+            return False
+    return True
 
 
 def require_comparable(rows: Sequence[Row]) -> None:
@@ -332,14 +343,17 @@ def _interval_note(rows: Sequence[Row]) -> str:
 
 
 def _control_notes(rows: Sequence[Row]) -> list[str]:
-    """Which controls cover fewer pairs than their models, a note for each order."""
+    """Which controls cover fewer pairs than their models, a note for each order.
+
+    Fewer pairs may count in the garment than in the image, so a region is compared with itself.
+    """
     whole = {}
     for row in rows:
         if row.category == "all" and not is_control(row):
-            whole[row.order] = row.n
+            whole[row.order, row.region] = row.n
     notes = {}
     for row in rows:
-        n = whole.get(row.order, row.n)
+        n = whole.get((row.order, row.region), row.n)
         if row.category == "all" and is_control(row) and row.n != n:
             notes[
                 f"{row.model} ({row.order}) covers {row.n} of the {n} pairs, so its FID and KID do "
