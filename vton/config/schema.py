@@ -7,6 +7,7 @@ several settings of a section have to do with each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from vton.config.bounds import (
@@ -16,6 +17,8 @@ from vton.config.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PositiveInts,
+    Seed,
     check_bounds,
 )
 from vton.config.errors import ConfigError
@@ -150,7 +153,7 @@ class CodecConfig:
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
-    widths: Annotated[tuple[int, ...], Bounds(1)] = (128, 256, 512, 512)
+    widths: PositiveInts = (128, 256, 512, 512)
     layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
     groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
@@ -191,6 +194,16 @@ class ObjectiveConfig:
                 "objective.zero_terminal_snr=true rescales a table, which "
                 f"objective.schedule={self.schedule} does not have; raise objective.max_log_snr "
                 "for less signal at the end."
+            )
+        if not self.continuous and self.schedule != "squaredcos_cap_v2":
+            self._check_betas()
+
+    def _check_betas(self):
+        """Noise is added at every timestep, and leaves some of the signal."""
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(
+                f"objective.beta_start={self.beta_start:g} and "
+                f"objective.beta_end={self.beta_end:g} must satisfy 0 < beta_start <= beta_end < 1."
             )
 
     @property
@@ -484,6 +497,12 @@ class EvalConfig:
     def __post_init__(self):
         if not self.orders:
             raise ConfigError("eval.orders=[] names no order; use [paired], [unpaired] or both.")
+        if not self.metrics:
+            raise ConfigError("eval.metrics=[] names no metric; leave it out for the usual ones.")
+        for name in ("orders", "metrics"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"eval.{name}={list(values)} must name each once.")
 
 
 @dataclass
@@ -496,7 +515,8 @@ class CompareConfig:
     steps: NonNegativeInt = 0  # budget=steps; 0 = train.steps of the preset
     # budget=flops: forward and backward of all steps, on each device
     tflop: NonNegativeFloat = 0.0
-    seeds: tuple[int, ...] = (0,)  # of training: as many runs of each method
+    # of training: as many runs of each method
+    seeds: Annotated[tuple[int, ...], Bounds(0, 2**32 - 1)] = (0,)
     models: tuple[str, ...] = ()  # vton compare: these architectures; () = every registered one
     equal: tuple[str, ...] = ()  # further settings of all runs, as overrides
     # folder that holds one folder with rows, table and pictures per comparison
@@ -533,7 +553,7 @@ class ExperimentConfig:
     preset: str = "tiny"  # file of configs/preset
     ablation: str = ""  # <file>/<row> of configs/ablation
     # of training: first weights, order of samples, noise, dropouts, augmentation
-    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0  # what numpy takes
+    seed: Seed = 0
     runs: str = "runs"  # folder that holds the run folders
     # run folder; "" = <model>-<data>-<preset>[-<row>]; upper stages of a cascade lie in it, by name
     name: str = ""
@@ -545,8 +565,17 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        self._check_name()
         self._check_strategy()
         self._check_sampling()
+
+    def _check_name(self):
+        parts = PurePath(self.name).parts
+        if self.name and (not parts or ".." in parts or PurePath(self.name).is_absolute()):
+            raise ConfigError(
+                f"name={self.name} must name a folder below runs={self.runs}; set runs to keep "
+                "runs elsewhere."
+            )
 
     def _check_strategy(self):
         strategy, precision = self.trainer.strategy, self.train.precision
