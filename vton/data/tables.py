@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -386,10 +386,15 @@ def table_files(where: Path) -> list[Path]:
     if not where.is_dir() or any((where / folder).is_dir() for folder in PLAIN):
         return []
     for folder in (where, where / "data"):
-        found = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"*/*{SUFFIX}"))
+        found = _visible(folder.glob(f"*{SUFFIX}")) or _visible(folder.glob(f"*/*{SUFFIX}"))
         if found:
             return found
     return []
+
+
+def _visible(files: Iterable[Path]) -> list[Path]:
+    """Sorted, without the hidden files that macOS puts beside others."""
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def split_of(file: Path, where: Path) -> str:
