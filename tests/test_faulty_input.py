@@ -823,6 +823,8 @@ OVERRIDES = {
     "sampler.guidance_interval=[0.5,0.2]": "sampler.guidance_interval",
     "sampler.guidance=nan": "sampler.guidance=nan must be at least 0",
     "sampler.steps=5000": "sampler.steps=5000 is more than objective.train_timesteps=1000",
+    "preset=paper sampler.steps=1000": "and sampler.spacing=leading: at most 999",
+    "preset=paper sampler.solver=unipc sampler.steps=999": "sampler.spacing=leading: at most 998",
     "objective.train_timesteps=0": "objective.train_timesteps=0 must be at least 1",
     "codec.patch=0": "codec.patch=0 must be at least 1",
     "codec.widths=[]": "codec.widths=[]",
@@ -864,7 +866,7 @@ OVERRIDES = {
 @pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override[:40])
 def test_overrides(override):
     with pytest.raises(ConfigError, match=re.escape(OVERRIDES[override])) as error:
-        load(*re.split(r" (?=model\.)", override))
+        load(*re.split(r" (?=model\.|sampler\.)", override))
     assert len(one_line(error.value)) < 600
 
 

@@ -606,11 +606,8 @@ class ExperimentConfig:
                     "sampler.spacing=trailing for even steps, or trained "
                     f"(found {sampler.spacing}), and leave sampler.zero_terminal_snr null."
                 )
-        elif sampler.steps > objective.train_timesteps:
-            raise ConfigError(
-                f"sampler.steps={sampler.steps} is more than "
-                f"objective.train_timesteps={objective.train_timesteps}."
-            )
+        else:
+            self._check_steps()
         rescaled = sampler.zero_terminal_snr
         if rescaled is None:
             rescaled = objective.zero_terminal_snr
@@ -624,6 +621,24 @@ class ExperimentConfig:
             self._check_trained_spacing(rescaled)
         if sampler.solver == "plms":
             self._check_plms(rescaled)
+
+    def _check_steps(self):
+        """diffusers' leading spacing counts from 1, and multistep solvers go through one timestep
+        more than they have steps; none may come twice or lie beyond the table.
+        """
+        objective, sampler = self.objective, self.sampler
+        multistep = sampler.solver in ("dpmpp_2m", "unipc")
+        most = objective.train_timesteps
+        if sampler.spacing == "leading":
+            most -= 2 if multistep else 1
+        elif sampler.spacing == "linspace" and multistep:
+            most -= 1
+        if sampler.steps > most:
+            raise ConfigError(
+                f"sampler.steps={sampler.steps} is more than objective.train_timesteps="
+                f"{objective.train_timesteps} allows with sampler.solver={sampler.solver} and "
+                f"sampler.spacing={sampler.spacing}: at most {most}."
+            )
 
     def _check_trained_spacing(self, rescaled: bool):
         objective, sampler = self.objective, self.sampler
