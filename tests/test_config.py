@@ -3,6 +3,7 @@
 import shutil
 from argparse import Namespace
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -279,8 +280,13 @@ def test_data_root_follows_the_environment(monkeypatch):
     data = load("data=viton_hd").data
     monkeypatch.setenv("VTON_DATA", "/elsewhere")
     assert str(configuration.data_root(data)) == "/elsewhere/viton_hd"
-    data.root = "/given"
-    assert str(configuration.data_root(data)) == "/given"
+    monkeypatch.setenv("VTON_DATA", "~/sets/")
+    assert configuration.data_root(data) == f"{Path.home()}/sets/viton_hd"
+    monkeypatch.setenv("VTON_DATA", "")
+    assert configuration.data_root(data) == "data/viton_hd"
+    for given in ("/given", "/"):
+        data.root = given
+        assert str(configuration.data_root(data)) == given
 
 
 @pytest.mark.parametrize(

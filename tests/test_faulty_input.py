@@ -11,15 +11,19 @@ import builtins
 import functools
 import io
 import json
+import math
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -36,10 +40,12 @@ from tests.data.folders import (
     write_json,
     write_viton_hd,
 )
+from vton import registry
 from vton.cli import main
 from vton.commands.train import read_progress
-from vton.config import CodecConfig, ConfigError, load
+from vton.config import CodecConfig, ConfigError, flatten, load
 from vton.config import load_file as load_settings
+from vton.config.bounds import check_bounds
 from vton.data import labels
 from vton.data.check import check_folder, require_clean
 from vton.data.dataset import TryOnDataset, open_folder
@@ -196,6 +202,25 @@ def renamed(root: Path, new: str) -> None:
 
 def accented(found: TryOnSample, sound: TryOnSample) -> None:
     assert found.pair_id == "übung_试穿__übung_试穿" and (found.person == sound.person).all()
+
+
+def decomposed(path: Path, _) -> None:
+    """Accents as macOS writes them into archives, apart from their letters; not so in the list."""
+    renamed(path.parent, "übung_é")
+    for file in sorted((path.parent / "test").rglob("übung_é*")):
+        file.rename(file.with_name(unicodedata.normalize("NFD", file.name)))
+
+
+def same_under_another_name(found: TryOnSample, sound: TryOnSample) -> None:
+    assert found.pair_id == "übung_é__übung_é" and (found.person == sound.person).all()
+
+
+def one_folder_deeper(path: Path, _) -> None:
+    """As an archive leaves it that brings a folder of its own."""
+    entries = list(path.iterdir())
+    (path / "zalando-hd-resized").mkdir()
+    for entry in entries:
+        entry.rename(path / "zalando-hd-resized" / entry.name)
 
 
 def agnostic_instead(mode: str) -> Harm:
@@ -505,6 +530,8 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
         same("person"),
     ),
     "list: non-ASCII names": (LIST, lambda path, _: renamed(path.parent, "übung_试穿"), accented),
+    "list: other accents": (LIST, decomposed, same_under_another_name),
+    "root: a folder above": ("", one_folder_deeper, r"Set data\.root=.*/zalando-hd-resized\."),
     "list: crossed": (LIST, crossed, "is missing .*Are the columns of the pair list crossed"),
     "list: zero bytes": (LIST, emptied, "pair list is empty"),
     "list: blank lines alone": (LIST, written("\n \r\n"), "pair list is empty"),
@@ -561,6 +588,7 @@ NAMED_OTHERWISE = {
     ("viton_hd", "list: crossed"): "test/image/01001_00.jpg",
     ("viton_hd", "keypoints: no folder"): "test",
     ("dresscode", "category: absent"): "",
+    ("dresscode", "keypoints: a category has none"): "dresses",
 }
 
 
@@ -645,6 +673,12 @@ DRESSCODE: dict[str, tuple[str, Harm, str | Works]] = {
     ),
     "list: absent, there are the categories'": ("test_pairs_paired.txt", absent, same("person")),
     "list: a link to nowhere": ("test_pairs_paired.txt", link_to_nowhere, "pair list is missing"),
+    "keypoints: a category has none": (
+        "dresses/keypoints",
+        lambda path, _: shutil.rmtree(path),
+        "no folder for the keypoints below .*/dresses; known names: keypoints/",
+    ),
+    "root: a folder above": ("", one_folder_deeper, r"Set data\.root=.*/zalando-hd-resized\."),
     "category: absent": ("dresses", lambda path, _: shutil.rmtree(path), r"no folder dresses/"),
     "captions: a line without one": (
         "upper_body/dc_caption.txt",
@@ -789,6 +823,8 @@ OVERRIDES = {
     "sampler.guidance_interval=[0.5,0.2]": "sampler.guidance_interval",
     "sampler.guidance=nan": "sampler.guidance=nan must be at least 0",
     "sampler.steps=5000": "sampler.steps=5000 is more than objective.train_timesteps=1000",
+    "preset=paper sampler.steps=1000": "and sampler.spacing=leading: at most 999",
+    "preset=paper sampler.solver=unipc sampler.steps=999": "sampler.spacing=leading: at most 998",
     "objective.train_timesteps=0": "objective.train_timesteps=0 must be at least 1",
     "codec.patch=0": "codec.patch=0 must be at least 1",
     "codec.widths=[]": "codec.widths=[]",
@@ -802,14 +838,50 @@ OVERRIDES = {
     "eval.size=[8,8]": "eval.size=[8, 8] must be at least 16 each",
     "compare.seeds=[a]": "compare.seeds: ",
     "seed=-1": "seed=-1 must be in [0, 4294967295]",
+    "compare.seeds=[0,-1]": "compare.seeds=[0, -1] must be in [0, 4294967295] each",
+    "train.steps=100000000000000000000": "train.steps=100000000000000000000 is more than",
+    "data.pad=2": "data.pad=2 must be true or false",
+    "eval.repaint=-1": "eval.repaint=-1 must be true or false",
+    "eval.metrics=[]": "eval.metrics=[] names no metric",
+    "eval.metrics=[psnr,psnr]": "eval.metrics=['psnr', 'psnr'] must name each once",
+    "eval.orders=[paired,paired]": "eval.orders=['paired', 'paired'] must name each once",
+    "objective.beta_start=0": "objective.beta_start=0 and objective.beta_end=0.012 must satisfy",
+    "objective.beta_end=1": "objective.beta_end=1 must satisfy",
+    "objective.beta_end=0.0001": "objective.beta_end=0.0001 must satisfy",
+    "name=/tmp/run": "name=/tmp/run must name a folder below runs=runs",
+    "name=../run": "name=../run must name a folder below runs=runs",
+    "name=.": "name=. must name a folder below runs=runs",
+    "model.unet.heads=[0,2,2]": "model.unet.heads=[0, 2, 2] must be at least 1 each",
+    "model.unet.groups=-8": "model.unet.groups=-8 must be at least 1",
+    "model.unet.widths=[80]": "model.unet: A UNet's settings describe different numbers of levels",
+    "model.clip.fit=stretch": "model.clip.fit: Invalid value 'stretch'",
+    "model.appearance.weight=.nan": "model.appearance.weight=nan must be at least 0",
+    "model=tryondiffusion model.base.heads=0": "model.base.heads=0 must be at least 1",
+    "model=tryondiffusion model.sr256.blocks=[1]": "model.sr256: A UNet's settings describe",
+    "model=imagdressing model.pose.start=2": "model.pose: A ControlNet's start=2.0",
+    "model=warp model.tps.points=2": "model.tps.points=2 must be at least 3",
 }
 
 
 @pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override[:40])
 def test_overrides(override):
     with pytest.raises(ConfigError, match=re.escape(OVERRIDES[override])) as error:
-        load(override)
+        load(*re.split(r" (?=model\.|sampler\.)", override))
     assert len(one_line(error.value)) < 600
+
+
+@pytest.mark.parametrize("model", registry.folders())
+def test_no_number_is_nan_or_beyond_64_bits(model):
+    """Of any section of any model, whether or not it has bounds of its own."""
+    config = load(f"model={model}")
+    numbers = [key for key, value in flatten(asdict(config)).items() if type(value) in (int, float)]
+    assert len(numbers) > 50
+    for key in numbers:
+        settings = OmegaConf.structured(config)
+        beyond = 2**64 if isinstance(OmegaConf.select(settings, key), int) else math.nan
+        OmegaConf.update(settings, key, beyond)
+        with pytest.raises(ConfigError, match=re.escape(key)):
+            check_bounds(settings)
 
 
 RUN_CONFIGS = {

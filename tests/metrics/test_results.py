@@ -49,7 +49,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "{}", '[{"model": "gardiff"}]', "[3]", json.dumps([asdict(ROW) | {"mode": 1}])],
+    [
+        *("", "{", "{}", '[{"model": "gardiff"}]', "[3]", "[" * 100_000, "[" + "9" * 5000 + "]"),
+        *(
+            json.dumps([asdict(ROW) | other])
+            for other in (
+                {"mode": 1},
+                {"model": None},
+                {"order": "sideways"},
+                {"n": "4"},
+                {"n": -1},
+                {"metrics": []},
+                {"metrics": {"ssim": "0.9"}},
+                {"metrics": {"ssim": float("nan")}},
+                {"provenance": None},
+                {"provenance": {"comparison": [1]}},
+                {"provenance": {"pairs_sha256": 7}},
+            )
+        ),
+    ],
 )
 def test_unreadable_results_name_the_file(tmp_path, content):
     path = tmp_path / "results.json"

@@ -183,6 +183,18 @@ def test_one_seed_counts_once():
 def test_tables_are_drawn_from_the_folder_alone(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json"):
         write_tables(tmp_path)
+    write_results(tmp_path / "results.json", [])
+    with pytest.raises(UserError, match=r"results\.json holds no rows"):
+        write_tables(tmp_path)
+    foreign = replace(row(), provenance={})
+    write_results(tmp_path / "results.json", [foreign])
+    with pytest.raises(UserError, match=r"results\.json: no table .* for want of 'size'"):
+        write_tables(tmp_path)
+    damaged = row(deviations={"psnr": "0.1 0.2 x"})
+    write_results(tmp_path / "results.json", [damaged])
+    with pytest.raises(UserError, match=r"'0\.1 0\.2 x' instead of numbers"):
+        write_tables(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     write_results(tmp_path / "results.json", ROWS)
     write_tables(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -10,6 +10,8 @@ from vton.config.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PositiveInts,
+    Seed,
 )
 from vton.config.errors import ConfigError, nearest
 from vton.config.files import CONFIGS, GROUPS, ablation, as_override, as_text, choices, flatten

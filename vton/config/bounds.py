@@ -7,10 +7,13 @@ import sys
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
 from vton.config.errors import ConfigError
 
 # Infinity is beyond it, and so are whole numbers that no float can be.
 LARGEST = sys.float_info.max
+LARGEST_INT = 2**63 - 1  # that torch and numpy hold
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,39 @@ PositiveInt = Annotated[int, Bounds(1)]
 NonNegativeFloat = Annotated[float, Bounds(0)]
 PositiveFloat = Annotated[float, Bounds(0, open_low=True)]
 Fraction = Annotated[float, Bounds(0, 1)]
+PositiveInts = Annotated[tuple[int, ...], Bounds(1)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]  # what numpy takes
 
 
 def check_bounds(config: Any, section: str = "") -> None:
     """Raise ConfigError for the first number outside its bounds, in `config` or a part of it.
 
-    section: the dotted key of `config` with a dot behind it, "" for the whole configuration.
+    Refused too are numbers that no setting can be: NaN, infinity, and whole ones beyond 64 bits.
+
+    config: a dataclass, or OmegaConf's node of one, in which no section has checked itself yet
+    section: its dotted key with a dot behind it, "" for the whole configuration
     """
-    for name, value in vars(config).items():
-        if is_dataclass(value):
-            check_bounds(value, f"{section}{name}.")
+    config_class, settings = type(config), vars(config)
+    if isinstance(config, DictConfig):
+        config_class, settings = OmegaConf.get_type(config), dict(config)
+    for name, value in settings.items():
+        key = f"{section}{name}"
+        if is_dataclass(value) or isinstance(value, DictConfig):
+            check_bounds(value, f"{key}.")
             continue
-        bounds = _bounds(type(config)).get(name)
-        if bounds is None or value is None:
-            continue
-        several = isinstance(value, tuple | list)
-        for number in value if several else [value]:
-            if number not in bounds:
-                shown = list(value) if several else value
+        several = isinstance(value, tuple | list | ListConfig)
+        shown = list(value) if several else value
+        bounds = _bounds(config_class).get(name)
+        for number in shown if several else [value]:
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            if bounds is not None and number not in bounds:
                 each = " each" if several else ""
-                raise ConfigError(f"{section}{name}={shown} must be {bounds}{each}.")
+                raise ConfigError(f"{key}={shown} must be {bounds}{each}.")
+            if not abs(number) <= LARGEST:
+                raise ConfigError(f"{key}={shown} must be finite.")
+            if isinstance(number, int) and abs(number) > LARGEST_INT:
+                raise ConfigError(f"{key}={shown} is more than a whole number of 64 bits holds.")
 
 
 @functools.cache

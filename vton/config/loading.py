@@ -20,10 +20,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import DictConfig, LiteralNode, OmegaConf, StringNode
+from omegaconf import BooleanNode, DictConfig, LiteralNode, Node, OmegaConf, StringNode
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from vton.config.bounds import check_bounds
 from vton.config.errors import ConfigError, first_line, nearest
 from vton.config.files import (
     GROUPS,
@@ -183,8 +184,9 @@ def _as_list(value: Any) -> Any:
 def data_root(data: DataConfig) -> str:
     """The data set's folder or URL: data.root, else $VTON_DATA/<name>, else data/<name>."""
     if data.root:
-        return os.path.expanduser(data.root).rstrip("/")
-    return f"{os.environ.get('VTON_DATA', 'data').rstrip('/')}/{data.name}"
+        return os.path.expanduser(data.root).rstrip("/") or "/"
+    home = os.path.expanduser(os.environ.get("VTON_DATA") or "data")
+    return f"{home.rstrip('/')}/{data.name}"
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -230,15 +232,21 @@ def _parse(overrides: Sequence[str], model_class: type[TrainedConfig]) -> dict[s
 
 def _is_text(key: str, model_class: type[TrainedConfig]) -> bool:
     """Whether the schema has text at this dotted key, free or one of several words."""
-    node: Any = _schema(model_class)
-    for name in key.split("."):
-        if not isinstance(node, DictConfig) or name not in node:
-            return False
-        node = node._get_node(name)
+    node = _declared(key, model_class)
     if isinstance(node, StringNode):
         return not node._metadata.optional
     words = get_args(node._metadata.ref_type) if isinstance(node, LiteralNode) else ()
     return bool(words) and all(isinstance(word, str) for word in words)
+
+
+def _declared(key: str, model_class: type[TrainedConfig]) -> Node | None:
+    """The schema's node at a dotted key, None where there is none."""
+    node: Any = _schema(model_class)
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node:
+            return None
+        node = node._get_node(name)
+    return node
 
 
 def _parse_yaml(overrides: Sequence[str]) -> dict[str, Any]:
@@ -322,21 +330,54 @@ def _checked(model_class: type[TrainedConfig], layers: Sequence[dict]) -> Experi
     for key, value in settings.items():
         _assign(config, key, _as_list(value))
     try:
-        return OmegaConf.to_object(config)
+        check_bounds(config)  # first: sections divide by these numbers where they check themselves
+        return _made(config)
     except OmegaConfBaseException as error:  # of references, which are resolved here
         raise ConfigError(f"{error.full_key}: {first_line(error)}") from None
     except RecursionError:
         raise ConfigError("The settings refer to each other without end.") from None
 
 
+def _made(config: DictConfig) -> ExperimentConfig:
+    """The dataclasses. Raises ConfigError naming the section that refuses its own settings."""
+    try:
+        return OmegaConf.to_object(config)
+    except ConfigError as error:
+        section = _refused_section(config)
+        if not section or f"{section}." in str(error):
+            raise
+        raise ConfigError(f"{section}: {error}") from None
+
+
+def _refused_section(config: DictConfig) -> str:
+    """The dotted key of the innermost section that refuses its own settings, "" for the whole.
+
+    A section is checked as its dataclass is made, which does not know where it stands.
+    """
+    for name in config:
+        part = config._get_node(name)
+        if not isinstance(part, DictConfig):
+            continue
+        try:
+            OmegaConf.to_object(part)
+        except ConfigError:
+            inner = _refused_section(part)
+            return f"{name}.{inner}" if inner else str(name)
+    return ""
+
+
 def _assign(config: DictConfig, key: str, value: Any) -> None:
     """Set one dotted key. Raises ConfigError if the schema lacks it or refuses the value."""
+    model_class = OmegaConf.get_type(config.model)
     try:
         # OmegaConf would make text of a number, after YAML has dropped zeros and underscores.
         if isinstance(value, bool | int | float):
             node = OmegaConf.select(config, key, throw_on_missing=False)
-            if isinstance(node, str) and _is_text(key, OmegaConf.get_type(config.model)):
+            if isinstance(node, str) and _is_text(key, model_class):
                 raise ConfigError(f"{key}={value} is text, but YAML reads a number: use quotes.")
+            # It would make true of any number but 0.
+            if isinstance(_declared(key, model_class), BooleanNode) and value not in (0, 1):
+                raise ConfigError(f"{key}={value} must be true or false.")
         OmegaConf.update(config, key, value)
     except (ConfigKeyError, ConfigAttributeError) as error:
         known = []

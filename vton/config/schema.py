@@ -7,6 +7,7 @@ each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from vton.config.bounds import (
@@ -16,6 +17,8 @@ from vton.config.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PositiveInts,
+    Seed,
     check_bounds,
 )
 from vton.config.errors import ConfigError
@@ -154,7 +157,7 @@ class CodecConfig:
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
-    widths: Annotated[tuple[int, ...], Bounds(1)] = (128, 256, 512, 512)
+    widths: PositiveInts = (128, 256, 512, 512)
     layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
     groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
@@ -195,6 +198,16 @@ class ObjectiveConfig:
                 "objective.zero_terminal_snr=true rescales a table, which "
                 f"objective.schedule={self.schedule} does not have; raise objective.max_log_snr "
                 "for less signal at the end."
+            )
+        if not self.continuous and self.schedule != "squaredcos_cap_v2":
+            self._check_betas()
+
+    def _check_betas(self):
+        """Noise is added at every timestep, and leaves some of the signal."""
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(
+                f"objective.beta_start={self.beta_start:g} and "
+                f"objective.beta_end={self.beta_end:g} must satisfy 0 < beta_start <= beta_end < 1."
             )
 
     @property
@@ -495,6 +508,12 @@ class EvalConfig:
     def __post_init__(self):
         if not self.orders:
             raise ConfigError("eval.orders=[] names no order; use [paired], [unpaired] or both.")
+        if not self.metrics:
+            raise ConfigError("eval.metrics=[] names no metric; leave it out for the usual ones.")
+        for name in ("orders", "metrics"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"eval.{name}={list(values)} must name each once.")
 
 
 @dataclass
@@ -507,7 +526,8 @@ class CompareConfig:
     steps: NonNegativeInt = 0  # budget=steps: optimizer steps; 0 = train.steps of the preset
     # budget=flops: TFLOP of forward and backward passes of all steps, on each device
     tflop: NonNegativeFloat = 0.0
-    seeds: tuple[int, ...] = (0,)  # training seeds; every method has a run for each
+    # training seeds; every method has a run for each
+    seeds: Annotated[tuple[int, ...], Bounds(0, 2**32 - 1)] = (0,)
     models: tuple[str, ...] = ()  # vton compare: the architectures; () = every registered one
     equal: tuple[str, ...] = ()  # further settings of all runs, as overrides
     # folder with a folder of rows, tables and pictures for each comparison
@@ -544,7 +564,7 @@ class ExperimentConfig:
     preset: str = "tiny"  # file of configs/preset
     ablation: str = ""  # <file>/<row> of configs/ablation
     # of training: initial weights, order of samples, noise, dropouts, augmentation
-    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0  # numpy's range
+    seed: Seed = 0
     runs: str = "runs"  # folder that holds the run folders
     # name of the run folder; "" = <model>-<data>-<preset>[-<row>]; the folders of a cascade's upper
     # stages are in it, named by stage
@@ -557,8 +577,17 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        self._check_name()
         self._check_strategy()
         self._check_sampling()
+
+    def _check_name(self):
+        parts = PurePath(self.name).parts
+        if self.name and (not parts or ".." in parts or PurePath(self.name).is_absolute()):
+            raise ConfigError(
+                f"name={self.name} must name a folder below runs={self.runs}; set runs to keep "
+                "runs elsewhere."
+            )
 
     def _check_strategy(self):
         strategy, precision = self.trainer.strategy, self.train.precision
@@ -589,11 +618,8 @@ class ExperimentConfig:
                     "sampler.spacing=trailing for even steps, or trained "
                     f"(found {sampler.spacing}), and leave sampler.zero_terminal_snr null."
                 )
-        elif sampler.steps > objective.train_timesteps:
-            raise ConfigError(
-                f"sampler.steps={sampler.steps} is more than "
-                f"objective.train_timesteps={objective.train_timesteps}."
-            )
+        else:
+            self._check_steps()
         rescaled = sampler.zero_terminal_snr
         if rescaled is None:
             rescaled = objective.zero_terminal_snr
@@ -607,6 +633,24 @@ class ExperimentConfig:
             self._check_trained_spacing(rescaled)
         if sampler.solver == "plms":
             self._check_plms(rescaled)
+
+    def _check_steps(self):
+        """diffusers' leading spacing counts from 1, and multistep solvers go through one timestep
+        more than they have steps; none may come twice or lie beyond the table.
+        """
+        objective, sampler = self.objective, self.sampler
+        multistep = sampler.solver in ("dpmpp_2m", "unipc")
+        most = objective.train_timesteps
+        if sampler.spacing == "leading":
+            most -= 2 if multistep else 1
+        elif sampler.spacing == "linspace" and multistep:
+            most -= 1
+        if sampler.steps > most:
+            raise ConfigError(
+                f"sampler.steps={sampler.steps} is more than objective.train_timesteps="
+                f"{objective.train_timesteps} allows with sampler.solver={sampler.solver} and "
+                f"sampler.spacing={sampler.spacing}: at most {most}."
+            )
 
     def _check_trained_spacing(self, rescaled: bool):
         objective, sampler = self.objective, self.sampler

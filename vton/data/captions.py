@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vton.data.images import SUFFIXES
 from vton.data.sample import DataError
 from vton.data.shards import ShardError
-from vton.data.source import Source
+from vton.data.source import Source, composed
 
 CAPTION_TAGS = ("sleeveLength", "neckLine", "item")
 ANSWERS = ("sleeve", "neckline", "material", "category")  # ends of keys, in the annotation's order
@@ -83,7 +83,7 @@ def read_answers(path: Source, dataset: str) -> dict[str, str]:
             )
         annotation = " ".join(word.strip() for word in words if word.strip())
         if annotation:
-            annotations[PurePosixPath(name).stem] = annotation
+            annotations[composed(PurePosixPath(name).stem)] = annotation
     return annotations
 
 
@@ -131,7 +131,7 @@ def read_tags(path: Source) -> dict[str, str]:
 
 def _read_entry(entry: dict) -> tuple[str, str]:
     """File stem and annotation of one garment; "" where it has none of the tags."""
-    stem = PurePosixPath(entry["file_name"]).stem
+    stem = composed(PurePosixPath(entry["file_name"]).stem)
     tags = {tag["tag_name"]: tag["tag_category"] for tag in entry["tag_info"]}
     words = [tags[name] for name in CAPTION_TAGS if tags.get(name)]
     return stem, " ".join(words)
@@ -164,5 +164,6 @@ def read_lines(path: Source, dataset: str = "dresscode") -> dict[str, str]:
             raise DataError(
                 f"{dataset}: line {number} of {path} has no caption after {name!r}. {_ADVICE}"
             )
-        annotations[PurePosixPath(name.removesuffix(":")).stem] = " ".join(caption)
+        stem = composed(PurePosixPath(name.removesuffix(":")).stem)
+        annotations[stem] = " ".join(caption)
     return annotations

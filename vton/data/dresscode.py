@@ -18,7 +18,7 @@ from vton.data.folder import Folder, PairFiles, Split, chosen, file_kind, warp_p
 from vton.data.images import Origin
 from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import CATEGORIES, Category, DataError, Order
-from vton.data.source import Source, lexists
+from vton.data.source import Source, composed, lexists
 
 CAPTION_FILES = ("dc_caption.txt", "dc_descriptions.txt")  # IDM-VTON's, Mobile-VTON's
 LISTS = {
@@ -90,6 +90,7 @@ class DressCode(Folder):
         super().__init__(root, config, dataset)
         self.categories = chosen(CATEGORIES, config.category, dataset)
         self._captions: dict[Category, dict[str, str]] = {}
+        self.require_any_of(CATEGORIES)
         absent = [f"{name}/" for name in self.categories if not (root / name).is_dir()]
         if absent:
             raise DataError(
@@ -173,7 +174,7 @@ class DressCode(Folder):
             self._captions[pair.category] = (
                 captions.read(path, self.dataset) if lexists(path) else {}
             )
-        return self._captions[pair.category].get(f"{pair.garment}_1")
+        return self._captions[pair.category].get(composed(f"{pair.garment}_1"))
 
     def _lists(self, name: str) -> bool:
         """Whether root or any category has the list."""

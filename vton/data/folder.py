@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from vton.data import images
 from vton.data.images import ADVICE, RESTORE_OR_DROP, SUFFIXES, Origin
 from vton.data.pairs import Pair
 from vton.data.sample import Category, DataError, Order
-from vton.data.source import Source, lexists
+from vton.data.source import Source, composed, lexists
 
 Split = Literal["train", "test"]
 
@@ -99,6 +99,20 @@ class Folder(ABC):
                 f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
                 "to get the data."
             )
+
+    def require_any_of(self, names: Sequence[str]) -> None:
+        """Raise DataError where none of these lies in the root but one does in a folder below.
+
+        Some archives bring a folder of their own.
+        """
+        if not isinstance(self.root, Path) or any(lexists(self.root / name) for name in names):
+            return
+        for inner in sorted(filter(Path.is_dir, self.root.iterdir())):
+            if any(lexists(inner / name) for name in names):
+                raise DataError(
+                    f"{self.dataset}: the data set is not in {self.root} but in a folder below it. "
+                    f"Set data.root={inner}."
+                )
 
     @abstractmethod
     def pairs(self, split: Split, order: Order) -> list[Pair]:
@@ -189,8 +203,10 @@ class Folder(ABC):
         if place is None:
             if part not in REQUIRED:
                 return None
-            base = self.base(split, pair.category)
-            names = ", ".join(f"{known.folder}/" for known in self.places(part, order))
+            places = self.places(part, order)
+            without = [base for base in self.bases(split) if not _any_folder(base, places)]
+            base = without[0] if without else self.base(split, pair.category)
+            names = ", ".join(f"{known.folder}/" for known in places)
             raise DataError(
                 f"{self.dataset} {split}: no folder for the {kind.what} below {base}; known names: "
                 f"{names}. {ADVICE}"
@@ -201,8 +217,9 @@ class Folder(ABC):
             self._listed[key] = folder, self._names_by_stem(folder, kind.suffixes)
         folder, names = self._listed[key]
         stem = place.stem_of(pair)
-        if stem in names:
-            return folder / names[stem]
+        name = names.get(composed(stem))
+        if name is not None:
+            return folder / name
         neighbour = next(iter(names.values()), "")
         suffix = PurePath(neighbour).suffix or kind.suffixes[0]
         advice = RESTORE_OR_DROP
@@ -285,10 +302,11 @@ class Folder(ABC):
         if place is None:
             return False
         folder = self.base(split, pair.category) / place.folder
-        return place.stem_of(pair) in self._names_by_stem(folder, self.parts[part].suffixes)
+        names = self._names_by_stem(folder, self.parts[part].suffixes)
+        return composed(place.stem_of(pair)) in names
 
     def _names_by_stem(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """The names of a folder's files by stem. The folder is listed once.
+        """The names of a folder's files by composed stem. The folder is listed once.
 
         Of files with one stem, that with the earliest of `suffixes` is taken.
         """
@@ -301,7 +319,7 @@ class Folder(ABC):
                     f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}."
                 ) from None
             files.sort(key=lambda path: (-suffixes.index(path.suffix.lower()), path.name))
-            self._listings[key] = {path.stem: path.name for path in files}
+            self._listings[key] = {composed(path.stem): path.name for path in files}
         return self._listings[key]
 
 
@@ -383,6 +401,10 @@ class PairFiles:
             if annotation:
                 return annotation
         return fallback_caption(config, self.pair.category)
+
+
+def _any_folder(base: Source, places: Sequence[Place]) -> bool:
+    return any((base / place.folder).is_dir() for place in places)
 
 
 def fallback_caption(config: DataConfig, category: Category) -> str:

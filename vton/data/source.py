@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -30,6 +31,14 @@ def lexists(source: Source) -> bool:
     if isinstance(source, Path):
         return os.path.lexists(source)
     return source.is_dir() or source.is_file()
+
+
+def composed(name: str) -> str:
+    """A name with letters and accents as one character each.
+
+    macOS writes them apart into its archives, where a list typed elsewhere has them together.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def fingerprint(source: Source) -> Iterator[str]:

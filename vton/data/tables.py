@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -413,10 +413,15 @@ def table_files(where: Path) -> list[Path]:
     if not where.is_dir() or any((where / folder).is_dir() for folder in PLAIN_FOLDERS):
         return []
     for folder in (where, where / "data"):
-        files = sorted(folder.glob(f"*{SUFFIX}")) or sorted(folder.glob(f"*/*{SUFFIX}"))
+        files = _visible(folder.glob(f"*{SUFFIX}")) or _visible(folder.glob(f"*/*{SUFFIX}"))
         if files:
             return files
     return []
+
+
+def _visible(files: Iterable[Path]) -> list[Path]:
+    """Sorted, without the hidden files that macOS puts beside others."""
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def split_of(file: Path, where: Path) -> str:

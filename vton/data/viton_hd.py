@@ -17,7 +17,7 @@ from vton.data.folder import Folder, PairFiles, Split, chosen, file_kind, warp_p
 from vton.data.images import Origin
 from vton.data.pairs import Pair, read_pair_list
 from vton.data.sample import Category, Order
-from vton.data.source import Source, lexists
+from vton.data.source import Source, composed, lexists
 
 CATEGORY: Category = "upper_body"  # the official set holds tops only
 LABELS = 20
@@ -112,6 +112,8 @@ class VitonHD(Folder):
     def __init__(self, root: Source, config: DataConfig, dataset: str = "viton_hd"):
         super().__init__(root, config, dataset)
         self.categories = chosen((CATEGORY,), config.category, dataset)
+        lists = dict.fromkeys(name for names in LISTS.values() for name in names)
+        self.require_any_of(("train", "test", *lists))
         self._tags: dict[Split, dict[str, str]] = {}
 
     def pairs(self, split: Split, order: Order) -> list[Pair]:
@@ -180,4 +182,4 @@ class VitonHD(Folder):
         if split not in self._tags:
             path = self.caption_file(split, pair.category)
             self._tags[split] = captions.read(path, self.dataset) if lexists(path) else {}
-        return self._tags[split].get(pair.garment)
+        return self._tags[split].get(composed(pair.garment))

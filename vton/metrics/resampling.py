@@ -23,6 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from vton.errors import UserError
 from vton.metrics.distributions import SetDistance
 
 DRAWS = 200  # bootstrap samples of a mean
@@ -117,4 +118,11 @@ def as_text(deviations: Tensor) -> str:
 
 
 def from_text(text: str) -> Tensor:
-    return torch.tensor([float(word) for word in text.split()], dtype=torch.float64)
+    """Raises UserError for text of a damaged file."""
+    try:
+        return torch.tensor([float(word) for word in text.split()], dtype=torch.float64)
+    except (AttributeError, ValueError):
+        raise UserError(
+            f"deviations of a row are {str(text)[:40]!r} instead of numbers: its results file is "
+            "damaged. Run the evaluation again."
+        ) from None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 from vton.files import write_atomically
 
 PACKAGES = (
@@ -43,6 +44,21 @@ PACKAGES = (
     "pillow",
     "scipy",
 )
+
+# What tables and notebooks read of a row's provenance, where it has it, and its type in JSON.
+FACTS = {
+    "training": dict,  # null where nobody knows it
+    "metrics": dict,
+    "comparison": dict,
+    "cost": dict,
+    "deviations": dict,
+    "absent": dict,
+    "left_out": dict,
+    "size": list,
+    "commit": str,
+    "pairs_sha256": str,
+    "checkpoint_sha256": str,
+}
 
 
 @dataclass
@@ -109,9 +125,9 @@ def read_results(path: Path) -> list[Row]:
     """Rows of a results.json. Raises UserError naming the file and the first row that is wrong."""
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not readable as results: {error}. Run the evaluation again."
+            f"{path}: not readable as results: {one_line(error)}. Run the evaluation again."
         ) from error
     if not isinstance(stored, list):
         raise UserError(f"{path}: expected a list of rows, found {type(stored).__name__}.")
@@ -124,4 +140,33 @@ def read_results(path: Path) -> list[Row]:
                 f"and has unknown keys {sorted(keys - known) or 'none'}; "
                 "it was written by another version. Run the evaluation again."
             )
+        wrong = _wrong_value(Row(**row))
+        if wrong:
+            raise UserError(f"{path}: row {index} has {wrong}. Run the evaluation again.")
     return [Row(**row) for row in stored]
+
+
+def _wrong_value(row: Row) -> str:
+    """The first value that no row can have, in words; "" where there is none."""
+    for name in ("model", "data", "split", "order", "region", "category", "protocol"):
+        if not isinstance(getattr(row, name), str):
+            return f"{name}={_shortly(getattr(row, name))}, which is no text"
+    if row.order not in ("paired", "unpaired") or row.region not in ("image", "garment"):
+        return f"order={_shortly(row.order)} and region={_shortly(row.region)}, which no row has"
+    if type(row.n) is not int or row.n < 0:
+        return f"n={_shortly(row.n)}, which is no number of pairs"
+    for name in ("metrics", "provenance"):
+        if not isinstance(getattr(row, name), dict):
+            return f"{name}={_shortly(getattr(row, name))}, which are no values by name"
+    for name, value in row.metrics.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return f"metrics.{name}={_shortly(value)}, which is no number"
+    for name, kind in FACTS.items():
+        value = row.provenance.get(name)
+        if value is not None and not isinstance(value, kind):
+            return f"provenance.{name}={_shortly(value)}, which is of another type"
+    return ""
+
+
+def _shortly(value: Any) -> str:
+    return repr(value)[:40]

@@ -8,8 +8,9 @@ be trained where nothing pretrained exists.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from vton.config import ConfigError
+from vton.config import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveInt, PositiveInts
 
 
 @dataclass
@@ -18,23 +19,24 @@ class UNetConfig:
 
     pretrained: str = ""
     subfolder: str = "unet"
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels per level
+    widths: PositiveInts = (320, 640, 1280, 1280)  # channels per level
     attention: tuple[bool, ...] = (True, True, True, False)  # which levels have transformer blocks
-    heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads per level
-    depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks per attention
-    layers: int = 2  # ResNet blocks per level
-    context: int = 768  # width of the tokens that cross-attention reads
-    groups: int = 32  # GroupNorm
+    heads: PositiveInts = (8, 8, 8, 8)  # attention heads per level
+    depth: PositiveInts = (1, 1, 1, 1)  # transformer blocks per attention
+    layers: PositiveInt = 2  # ResNet blocks per level
+    context: PositiveInt = 768  # width of the tokens that cross-attention reads
+    groups: PositiveInt = 32  # GroupNorm
     # linear layers around attention instead of 1x1 convolutions (Stable Diffusion 2, SDXL)
     linear_projection: bool = False
-    pooled: int = 0  # width of SDXL's pooled text vector; 0 = without added text and size embedding
-    size_id_width: int = 256  # with pooled: channels per embedded size id
+    # width of SDXL's pooled text vector; 0 = without added text and size embedding
+    pooled: NonNegativeInt = 0
+    size_id_width: PositiveInt = 256  # with pooled: channels per embedded size id
     # compute blocks again in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
     # Amplitude of a position code on what attention reads; 0 = none, as published. Convolutions of
     # a UNet from scratch know places by the borders alone, and in a short training attention
     # between two UNets never finds what belongs together: see vton/models/idm_vton/README.md.
-    positions: float = 0.0
+    positions: NonNegativeFloat = 0.0
     trained: bool = True
 
     def __post_init__(self):
@@ -51,23 +53,17 @@ class ClipConfig:
 
     pretrained: str = ""
     subfolder: str = ""
-    width: int = 1280  # of a token
-    layers: int = 32
-    heads: int = 16
-    mlp: int = 5120  # hidden width
-    patch: int = 14  # px, side of what becomes a token
-    image_size: int = 224  # px, side of what it reads
-    projection: int = 1024  # width of the pooled vector
+    width: PositiveInt = 1280  # of a token
+    layers: PositiveInt = 32
+    heads: PositiveInt = 16
+    mlp: PositiveInt = 5120  # hidden width
+    patch: PositiveInt = 14  # px, side of what becomes a token
+    image_size: PositiveInt = 224  # px, side of what it reads
+    projection: PositiveInt = 1024  # width of the pooled vector
     activation: str = "gelu"
     # squash: both sides resized to image_size; crop: shorter side resized, centre cut out
-    fit: str = "squash"
+    fit: Literal["squash", "crop"] = "squash"
     trained: bool = False
-
-    def __post_init__(self):
-        if self.fit not in ("squash", "crop"):
-            raise ConfigError(
-                f"clip.fit={self.fit}: no such way to fit a picture. Known: squash, crop."
-            )
 
 
 @dataclass
@@ -80,13 +76,13 @@ class TextConfig:
     pretrained: str = ""
     subfolder: str = "text_encoder"
     tokenizer_subfolder: str = "tokenizer"
-    width: int = 768  # of a token
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072  # hidden width
-    vocabulary: int = 49408  # from scratch: bytes and special tokens, at least 384
-    length: int = 77  # tokens, padded and cut
-    projection: int = 0  # width of the pooled vector; 0 = without
+    width: PositiveInt = 768  # of a token
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    mlp: PositiveInt = 3072  # hidden width
+    vocabulary: PositiveInt = 49408  # from scratch: bytes and special tokens, at least 384
+    length: PositiveInt = 77  # tokens, padded and cut
+    projection: NonNegativeInt = 0  # width of the pooled vector; 0 = without
     # tokens before the last layer (SDXL) instead of after it and the final norm
     penultimate: bool = False
     activation: str = "quick_gelu"
@@ -97,12 +93,12 @@ class TextConfig:
 class ResamplerConfig:
     """The IP-Adapter-Plus projector; see vton/models/resampler.py. The defaults are SD 1.5's."""
 
-    width: int = 768  # of its own tokens
-    depth: int = 4  # attention layers
-    heads: int = 12
-    head_width: int = 64
-    queries: int = 16  # tokens that come out
-    feed_forward: int = 4  # hidden width as a multiple of width
+    width: PositiveInt = 768  # of its own tokens
+    depth: PositiveInt = 4  # attention layers
+    heads: PositiveInt = 12
+    head_width: PositiveInt = 64
+    queries: PositiveInt = 16  # tokens that come out
+    feed_forward: PositiveInt = 4  # hidden width as a multiple of width
     trained: bool = True
 
 

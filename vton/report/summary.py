@@ -78,9 +78,17 @@ def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
             f"{folder} holds no {ROWS}. Give the folder of a comparison, or make one: make compare."
         )
     rows = over_seeds(read_results(folder / ROWS))
-    write_atomically(folder / "table.md", markdown(rows, intervals))
-    write_atomically(folder / "table.csv", comma_separated(rows))
-    write_atomically(folder / "table.tex", latex(rows))
+    if not rows:
+        raise UserError(f"{folder / ROWS} holds no rows. Run the comparison again.")
+    try:
+        drawn = {"md": markdown(rows, intervals), "csv": comma_separated(rows), "tex": latex(rows)}
+    except KeyError as error:
+        raise UserError(
+            f"{folder / ROWS}: no table can be drawn of these rows, for want of {error}: another "
+            "version wrote them. Run the comparison again."
+        ) from error
+    for suffix, text in drawn.items():
+        write_atomically(folder / f"table.{suffix}", text)
     return rows
 
 

@@ -192,7 +192,10 @@ def test_attention_over_the_garment_is_recorded():
         (["model.levels=[true,false]"], r"model\.levels=\[True, False\]"),
         (["model.levels=[false,false,true]"], "false for the last"),
         (["model.garment=token", "model.attention_loss.weight=1"], "needs model.garment=cross"),
-        (["model.attention_loss.start_step=-1"], "must not be negative"),
+        (
+            ["model.attention_loss.start_step=-1"],
+            r"attention_loss\.start_step=-1 must be at least 0",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(overrides, match):

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import (
+    ConfigError,
+    ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveInts,
+)
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 
 Branch = Literal["clip", "vae"]
@@ -15,29 +22,26 @@ Branch = Literal["clip", "vae"]
 class AppearanceConfig:
     """Eq. 8 to 10: lambda (L_spatial + L_highfreq) on the one-step clean picture."""
 
-    weight: float = 0.001  # lambda
+    weight: NonNegativeFloat = 0.001  # lambda
     spatial: bool = True  # DISTS
     high_frequency: bool = True  # Sobel
-    t_max: int = 1000  # applied to timesteps up to this; 1000 = all, as in the paper
-    samples: int = 0  # of each batch; 0 = all. Decoding with gradients is the costly part
+    t_max: NonNegativeInt = 1000  # applied to timesteps up to this; 1000 = all, as in the paper
+    # of each batch; 0 = all. Decoding with gradients is the costly part
+    samples: NonNegativeInt = 0
     # folder with VGG16's; "" = $VTON_METRIC_WEIGHTS, `make weights`' folder, else random
     dists_weights: str = ""
     # of DISTS' five stages; others than VGG16's have fixed random weights
-    dists_channels: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dists_channels: PositiveInts = (64, 128, 256, 512, 512)
 
 
 @dataclass
 class DecoupledConfig:
     """mode=decoupled: text attention plus `scale` times attention to tokens of CLIP's summary."""
 
-    tokens: int = 4
-    scale: float = 1.0
+    tokens: PositiveInt = 4
+    scale: NonNegativeFloat = 1.0
     # adapter file: projection head, keys and values; IP-Adapter's names or GarDiff's
     pretrained: str = ""
-
-    def __post_init__(self):
-        if self.tokens < 1:
-            raise ConfigError(f"model.decoupled.tokens={self.tokens} must be at least 1.")
 
 
 def stable_diffusion_2() -> UNetConfig:
@@ -77,7 +81,7 @@ class GarDiffConfig(ModelConfig):
     # release: pixels divided by 255 twice, as that script does
     clip_rescale: Literal["single", "release"] = "single"
     # legacy12: sampling steps, from the first, after which the warped garment is put in
-    blend_steps: int = 18
+    blend_steps: NonNegativeInt = 18
     # original picture outside the feathered mask, as the released script does
     paste_back: bool = False
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import Bounds, ConfigError, ModelConfig, NonNegativeFloat
 from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetConfig
 
 
@@ -18,7 +18,7 @@ class ImagePromptConfig:
     # folder or hub id that holds `file`: Resampler and keys/values; "" starts both freshly
     pretrained: str = ""
     file: str = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
-    scale: float = 1.0  # weight of the image attention against the text attention
+    scale: NonNegativeFloat = 1.0  # weight of the image attention against the text attention
     trained: bool = True
 
 
@@ -72,7 +72,7 @@ class IdmVtonConfig(ModelConfig):
     # equal results; zeros is the slow way to check it
     null_features: Literal["closed_form", "zeros"] = "closed_form"
     # approximation: garment features of this t at every t; null = exact
-    garment_timestep: int | None = None
+    garment_timestep: Annotated[int | None, Bounds(0)] = None
 
     def __post_init__(self):
         own, garment = self.unet.context, self.garment_unet.context

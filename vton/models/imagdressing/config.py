@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import ConfigError, Fraction, ModelConfig, NonNegativeFloat, PositiveInts
 from vton.models.settings import ClipConfig, ResamplerConfig, TextConfig, UNetConfig
 
 
@@ -34,13 +34,13 @@ class ControlConfig:
     enabled: bool = False
     pretrained: str = ""
     subfolder: str = ""
-    scale: float = 1.0  # conditioning scale
+    scale: NonNegativeFloat = 1.0  # conditioning scale
     # it acts on step i of N unless i/N < start or (i+1)/N > end; in training always
     start: float = 0.0
     end: float = 1.0
     # Channels of the control picture's convolutions. From scratch one is used per halving of the
     # picture, and one more.
-    embedding: tuple[int, ...] = (16, 32, 96, 256)
+    embedding: PositiveInts = (16, 32, 96, 256)
     in_training: bool = False  # takes part in training; the paper trains without ControlNets
     trained: bool = False
 
@@ -63,9 +63,9 @@ class FaceConfig:
     weights: str = ""  # FaceID-Plus file (.bin or .safetensors); "" = without faces
     # folder with <person_id>.safetensors: id_embeds (D,) and clip_hidden (S, width) of the crop
     embeddings: str = ""
-    scale: float = 0.9  # of the identity tokens' attention
-    self_lora: float = 0.2
-    cross_lora: float = 0.2
+    scale: NonNegativeFloat = 0.9  # of the identity tokens' attention
+    self_lora: NonNegativeFloat = 0.2
+    cross_lora: NonNegativeFloat = 0.2
     # PlusV2 files: queries + shortcut * result; null = Plus, as all released scripts run
     shortcut: float | None = None
 
@@ -81,9 +81,9 @@ class FaceConfig:
 class DropoutConfig:
     """Probabilities of dropping a sample's conditions in training; the VAE branch stays."""
 
-    image: float = 0.05  # zeroed CLIP pixels
-    text: float = 0.05  # empty prompt
-    both: float = 0.05
+    image: Fraction = 0.05  # zeroed CLIP pixels
+    text: Fraction = 0.05  # empty prompt
+    both: Fraction = 0.05
 
 
 @dataclass
@@ -106,7 +106,7 @@ class ImagDressingConfig(ModelConfig):
     image_branch: bool = True
     # joint: one softmax over the person's and the garment's tokens, by the layer's own Wk and Wv
     attention: Literal["hybrid", "joint"] = "hybrid"
-    garment_scale: float = 1.0  # lambda at sampling; 1 in training
+    garment_scale: NonNegativeFloat = 1.0  # lambda at sampling; 1 in training
     # instead of data.person_caption, for every pair; the released try-on script has one
     prompt: str = ""
     # joined to the prompt by a comma; "best quality, high quality" in the text-to-image scripts
@@ -124,7 +124,7 @@ class ImagDressingConfig(ModelConfig):
                 )
         dropout = self.dropout
         dropped = dropout.image + dropout.text + dropout.both + self.condition_dropout
-        if not 0 <= dropped <= 1:
+        if dropped > 1:
             raise ConfigError(
                 "model.dropout (image, text, both) and model.condition_dropout sum up to "
                 f"{dropped:g}; they exclude each other and must leave a probability between 0 and "

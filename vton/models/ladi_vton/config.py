@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import (
+    Bounds,
+    ConfigError,
+    Fraction,
+    ModelConfig,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from vton.models.settings import ClipConfig, TextConfig, UNetConfig
 from vton.models.warp.config import PerceptualConfig
 
@@ -14,20 +22,12 @@ from vton.models.warp.config import PerceptualConfig
 class AdapterConfig:
     """The textual inversion adapter: CLIP's tokens of the garment to words of the text encoder."""
 
-    words: int = 16  # pseudo-words in the prompt
-    layers: int = 1  # CLIP encoder layers of its own, as wide as the tower
-    dropout: float = 0.5  # between its linear layers, in training
+    words: PositiveInt = 16  # pseudo-words in the prompt
+    layers: NonNegativeInt = 1  # CLIP encoder layers of its own, as wide as the tower
+    # between its linear layers, in training
+    dropout: Annotated[float, Bounds(0, 1, open_high=True)] = 0.5
     pretrained: str = ""  # file in the released format to start from
     trained: bool = True
-
-    def __post_init__(self):
-        if self.words < 1 or self.layers < 0:
-            raise ConfigError(
-                f"model.adapter.words={self.words} must be at least 1 and "
-                f"model.adapter.layers={self.layers} at least 0."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.adapter.dropout={self.dropout:g} must be in [0, 1).")
 
 
 @dataclass
@@ -37,7 +37,8 @@ class EmascConfig:
     # nonlinear: two convolutions a skip (released); linear: one, zero at the start; none: the
     # codec's own decoder
     kind: Literal["nonlinear", "linear", "none"] = "nonlinear"
-    samples: int = 0  # of each batch that they learn from; 0 = all. Decoding is the costly part
+    # of each batch that they learn from; 0 = all. Decoding is the costly part
+    samples: NonNegativeInt = 0
     pretrained: str = ""  # file in the released format to start from
     trained: bool = True
 
@@ -63,10 +64,10 @@ class LadiVtonConfig(ModelConfig):
     garment_input: Literal["warped", "none"] = "warped"  # none: no channels for it
     pose_input: bool = True  # false: zeros in its channels
     # share of the sampling steps, from the first, that see the warped garment
-    garment_rate: float = 1.0
+    garment_rate: Fraction = 1.0
     # draw: latents are drawn from the VAE's posterior, as in the released code; mode: its mode
     posterior: Literal["draw", "mode"] = "draw"
-    heat_sigma: float = 9.0  # px of the picture, at every size
+    heat_sigma: PositiveFloat = 9.0  # px of the picture, at every size
     unet: UNetConfig = field(default_factory=inpainting_unet)
     clip: ClipConfig = field(default_factory=ClipConfig)
     text: TextConfig = field(default_factory=text_encoder)
@@ -77,17 +78,10 @@ class LadiVtonConfig(ModelConfig):
     # Optimizer steps of EMASC alone, then of the adapter alone with the UNet frozen; train.steps
     # are all steps together, the rest are those of UNet and adapter. 0: no such stage, its network
     # learns beside the UNet. Counts and not shares, so that a longer train.steps continues a run.
-    emasc_steps: int = 40_000
-    adapter_steps: int = 200_000
+    emasc_steps: NonNegativeInt = 40_000
+    adapter_steps: NonNegativeInt = 200_000
 
     def __post_init__(self):
-        for name in ("emasc_steps", "adapter_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 0.")
-        if not 0 <= self.garment_rate <= 1:
-            raise ConfigError(f"model.garment_rate={self.garment_rate:g} must be in [0, 1].")
-        if self.heat_sigma <= 0:
-            raise ConfigError(f"model.heat_sigma={self.heat_sigma:g} must be positive.")
         if self.prompt == "caption" and not (self.text.pretrained or self.text.trained):
             raise ConfigError(
                 "model.prompt=caption needs a text encoder that knows words: set "

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import (
+    Bounds,
+    ConfigError,
+    ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 from vton.models.settings import ClipConfig, UNetConfig
 
 
@@ -18,19 +25,15 @@ def clip_vit_l() -> ClipConfig:
 class AttentionLossConfig:
     """Attention total variation: where neighbouring cells of the worn garment attend to."""
 
-    weight: float = 0.0  # 0.001 in the public script for the second training, from the first's end
-    blocks: tuple[int, ...] = (1, 4, 7)  # zero cross-attention blocks by position
+    # 0.001 in the public script for the second training, from the first's end
+    weight: NonNegativeFloat = 0.0
+    # zero cross-attention blocks by position
+    blocks: Annotated[tuple[int, ...], Bounds(0)] = (1, 4, 7)
     # a block counts where it reads more garment tokens than this and fewer than the next
-    above_tokens: int = 700
-    below_tokens: int = 3000
-    start_step: int = 0  # optimizer steps before it acts: the public code's first training
-
-    def __post_init__(self):
-        if self.weight < 0 or self.start_step < 0:
-            raise ConfigError(
-                f"model.attention_loss.weight={self.weight:g} and "
-                f"model.attention_loss.start_step={self.start_step} must not be negative."
-            )
+    above_tokens: NonNegativeInt = 700
+    below_tokens: NonNegativeInt = 3000
+    # optimizer steps before it acts: the public code's first training
+    start_step: NonNegativeInt = 0
 
 
 @dataclass
@@ -47,8 +50,8 @@ class StableVitonConfig(ModelConfig):
     # code runs without; with unet.trained=true these learn then too
     encoder_gradients: bool = False
     clip: ClipConfig = field(default_factory=clip_vit_l)
-    mapper_layers: int = 5  # MLP blocks after CLIP, Paint-by-Example's
-    mapper_heads: int = 1
+    mapper_layers: NonNegativeInt = 5  # MLP blocks after CLIP, Paint-by-Example's
+    mapper_heads: PositiveInt = 1
     # cross_attention: the paper's; added: spatial features through zero convolutions onto the
     # decoder's, as ControlNet does; token: no spatial encoder, the CLIP token is all of the garment
     garment: Literal["cross_attention", "added", "token"] = "cross_attention"

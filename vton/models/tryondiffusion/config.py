@@ -7,9 +7,18 @@ reason that vton/models/tryondiffusion/README.md gives.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from vton.config import ConfigError, ModelConfig
+from vton.config import (
+    Bounds,
+    ConfigError,
+    Fraction,
+    ModelConfig,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveInts,
+)
 from vton.models.settings import check_levels
 
 
@@ -17,30 +26,31 @@ from vton.models.settings import check_levels
 class ParallelUNetConfig:
     """Both UNets of a Parallel-UNet; the defaults are those of 128x128 (P, Fig. 2)."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 1024)  # channels per level
+    widths: PositiveInts = (128, 256, 512, 1024)  # channels per level
     # person units per level, in the encoder and again in the decoder
-    blocks: tuple[int, ...] = (3, 4, 6, 7)
+    blocks: PositiveInts = (3, 4, 6, 7)
     # garment units likewise; the decoder ends at the last level with attention
-    garment_blocks: tuple[int, ...] = (3, 4, 6, 7)
+    garment_blocks: PositiveInts = (3, 4, 6, 7)
     # levels whose person units have self- and cross-attention
     attention: tuple[bool, ...] = (False, False, True, True)
     # attention: the garment UNet's features, read by cross-attention (P). concatenation: the
     # segmented garment beside z_t in the person UNet's head, neither garment UNet nor
     # cross-attention (S, Table 4, ablation 1).
     correspondence: Literal["attention", "concatenation"] = "attention"
-    heads: int = 8  # I
-    embedding: int = 512  # D: width E of the vector that FiLM reads
-    pose_width: int = 512  # D: width P of the pose tokens
-    sinusoid: int = 128  # D: channels of the code of timesteps and noise levels
+    heads: PositiveInt = 8  # I
+    embedding: PositiveInt = 512  # D: width E of the vector that FiLM reads
+    pose_width: PositiveInt = 512  # D: width P of the pose tokens
+    sinusoid: PositiveInt = 128  # D: channels of the code of timesteps and noise levels
     # P/I: before the block's first norm; norm2: behind its second
     film: Literal["pre", "norm2"] = "pre"
-    skip_scale: float = 1.0  # D: of what decoders take over from the encoder; Imagen's is 1/sqrt(2)
+    # D: of what decoders take over from the encoder; Imagen's is 1/sqrt(2)
+    skip_scale: PositiveFloat = 1.0
     # D: a level's last features, or those of the unit of equal number
     garment_map: Literal["stage", "block"] = "stage"
     # Not in the paper: amplitude of a position code on queries and keys, with keys starting equal
     # to queries and orthogonal values and outputs. In a short training from scratch attention finds
     # no correspondence without it.
-    positions: float = 0.0
+    positions: NonNegativeFloat = 0.0
     # Not in the paper either: convolutions start at gain 1, those of 1x1 orthogonal, and z_t is
     # read at a tenth, so that pictures pass the network from the first step on. torch's own initial
     # values make them fainter by the block.
@@ -49,9 +59,7 @@ class ParallelUNetConfig:
 
     def __post_init__(self):
         check_levels(self, "widths", "blocks", "garment_blocks", "attention")
-        check_blocks("blocks", self.blocks)
-        check_blocks("garment_blocks", self.garment_blocks)
-        check_widths(self.widths, self.skip_scale)
+        check_widths(self.widths)
         check_sinusoid("A Parallel-UNet", self.sinusoid)
         if self.correspondence == "attention" and not any(self.attention):
             raise ConfigError(
@@ -88,27 +96,21 @@ class ParallelUNetConfig:
 class EfficientUNetConfig:
     """Imagen's Efficient-UNet without any attention (I; P for leaving out the attention)."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 1024)
-    blocks: tuple[int, ...] = (2, 4, 8, 8)
-    embedding: int = 512
-    sinusoid: int = 128
+    widths: PositiveInts = (128, 256, 512, 1024)
+    blocks: PositiveInts = (2, 4, 8, 8)
+    embedding: PositiveInt = 512
+    sinusoid: PositiveInt = 128
     film: Literal["pre", "norm2"] = "pre"
-    skip_scale: float = 2**-0.5  # I
+    skip_scale: PositiveFloat = 2**-0.5  # I
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
         check_levels(self, "widths", "blocks")
-        check_blocks("blocks", self.blocks)
-        check_widths(self.widths, self.skip_scale)
+        check_widths(self.widths)
         check_sinusoid("An Efficient-UNet", self.sinusoid)
 
 
-def check_blocks(name: str, blocks: tuple[int, ...]) -> None:
-    if min(blocks) < 1:
-        raise ConfigError(f"A UNet's {name}={list(blocks)} must be at least 1 at every level.")
-
-
-def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
+def check_widths(widths: tuple[int, ...]) -> None:
     """Raise ConfigError unless a UNet's layers can be normalised in groups at these widths."""
     for width in widths:
         divisor = 4
@@ -121,11 +123,8 @@ def check_widths(widths: tuple[int, ...], skip_scale: float) -> None:
                 f"A UNet's width {width} cannot be normalised in min(32, width / 4) groups: use "
                 "multiples of 4, above 64 of 16, above 128 of 32."
             )
-    if list(widths) != sorted(widths) or skip_scale <= 0:
-        raise ConfigError(
-            f"A UNet's widths={list(widths)} must not fall and skip_scale={skip_scale:g} be "
-            "positive."
-        )
+    if list(widths) != sorted(widths):
+        raise ConfigError(f"A UNet's widths={list(widths)} must not fall.")
 
 
 def check_sinusoid(network: str, sinusoid: int) -> None:
@@ -158,9 +157,9 @@ class NoiseAugmentationConfig:
     # D: the range of the low-resolution picture alone; null = levels
     lowres_levels: tuple[float, float] | None = None
     # levels at sampling; the paper found its own by grid search and does not give them
-    agnostic: float = 0.0
-    garment: float = 0.0
-    lowres: float = 0.0
+    agnostic: Fraction = 0.0
+    garment: Fraction = 0.0
+    lowres: Fraction = 0.0
 
     def __post_init__(self):
         for name in ("levels", "lowres_levels"):
@@ -168,11 +167,6 @@ class NoiseAugmentationConfig:
             if not 0 <= low <= high <= 1:
                 raise ConfigError(
                     f"model.augmentation.{name}={[low, high]} must satisfy 0 <= low <= high <= 1."
-                )
-        for name in ("agnostic", "garment", "lowres"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"model.augmentation.{name}={getattr(self, name)} must be in [0, 1]."
                 )
 
     def training_range(self, image: str) -> tuple[float, float]:
@@ -204,21 +198,22 @@ class TryOnDiffusionConfig(ModelConfig):
     garment_pose: Literal["constant"] | None = None
     garment_pose_constant: float = 0.5  # garment_pose=constant: x and y of every joint
     # D: colour of what is blanked, in [-1, 1]; 0 is also what condition dropout leaves
-    agnostic_fill: float = 0.0
-    garment_fill: float = 0.0  # D: colour around the segmented garment
+    agnostic_fill: Annotated[float, Bounds(-1, 1)] = 0.0
+    # D: colour around the segmented garment
+    garment_fill: Annotated[float, Bounds(-1, 1)] = 0.0
     # D: antialiased reduction of training pictures
     lowres_filter: Literal["area", "bicubic"] = "area"
-    crop_px: int = 256  # sr1024: side of the training crops (P)
+    crop_px: PositiveInt = 256  # sr1024: side of the training crops (P)
     # D: learning rate of the embeddings and of FiLM's linear layers relative to train.lr. They
     # scale every channel of every block by the pose; in a short training at a high rate they move
     # faster than what they modulate
-    modulation_lr: float = 1.0
+    modulation_lr: PositiveFloat = 1.0
     # P: the null condition drops the low-resolution picture too, as it is a conditional image
     drop_lowres: bool = True
     # D: it drops the embedding of the noise levels too
     drop_levels: bool = False
     # sampling steps whose garment features are made in one pass; exact, memory grows with it
-    garment_steps: int = 8
+    garment_steps: PositiveInt = 8
     # keep the null branch's garment features of every step between pictures; exact
     null_table: bool = True
 
@@ -232,16 +227,9 @@ class TryOnDiffusionConfig(ModelConfig):
             raise ConfigError(
                 f"model.keypoints={self.keypoints}: the data has COCO's 18 joints; use 17 or 18."
             )
-        for name in ("agnostic_fill", "garment_fill"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be in [-1, 1].")
-        if self.modulation_lr <= 0:
-            raise ConfigError(f"model.modulation_lr={self.modulation_lr:g} must be positive.")
-        if self.garment_steps < 1:
-            raise ConfigError(f"model.garment_steps={self.garment_steps} must be at least 1.")
         reduction = 2 ** len(self.sr1024.widths)
-        if self.crop_px < 1 or self.crop_px % reduction:
+        if self.crop_px % reduction:
             raise ConfigError(
-                f"model.crop_px={self.crop_px} must be a positive multiple of {reduction}, by "
+                f"model.crop_px={self.crop_px} must be a multiple of {reduction}, by "
                 "which model.sr1024 reduces pictures."
             )
