@@ -60,6 +60,24 @@ def test_unreadable_results_name_the_file(tmp_path, content):
         read_results(tmp_path / "absent.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"metrics": {"ssim": float("nan")}}, "row 0: ssim is nan, not a finite number"),
+        ({"metrics": {"ssim": None}}, "row 0: ssim is None, not a finite number"),
+        ({"metrics": [0.9]}, "row 0: metrics is "),
+        ({"provenance": None}, "row 0: provenance is None"),
+        ({"n": "4"}, "row 0: n is 4, not a number of pairs"),
+    ],
+)
+def test_values_that_no_table_can_hold_are_named(tmp_path, changes, problem):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([asdict(ROW) | changes]))
+    with pytest.raises(UserError) as refused:
+        read_results(path)
+    assert f"{path}: {problem}" in str(refused.value)
+
+
 def test_the_digest_depends_on_the_set_of_pairs_only():
     assert digest_of_ids(["b", "a"]) == digest_of_ids(["a", "b"]) != digest_of_ids(["a"])
     assert digest_of_ids(["ab", "c"]) != digest_of_ids(["a", "bc"])

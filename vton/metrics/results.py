@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -124,4 +125,20 @@ def read_results(path: Path) -> list[Row]:
                 f"and has unknown keys {sorted(keys - known) or 'none'}; "
                 "it was written by another version. Run the evaluation again."
             )
+        problem = _problem(row)
+        if problem:
+            raise UserError(f"{path}: row {index}: {problem}. Run the evaluation again.")
     return [Row(**row) for row in stored]
+
+
+def _problem(row: dict[str, Any]) -> str:
+    """What is wrong with the values of a stored row, "" where nothing is."""
+    if not isinstance(row["n"], int):
+        return f"n is {row['n']}, not a number of pairs"
+    for name in ("metrics", "provenance"):
+        if not isinstance(row[name], dict):
+            return f"{name} is {row[name]}, expected values by name"
+    for metric, value in row["metrics"].items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{metric} is {value}, not a finite number"
+    return ""
