@@ -31,14 +31,15 @@ def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
     device = usable_device(args.device)
-    data = args.data or folders.target.name
-    names = [args.name or folders.pred.name]
+    data = args.data or folder_name(folders.target)
+    names = [args.name or folder_name(folders.pred)]
     every = [folders]
     if args.against:
         other = Path(args.against)
         every.append(replace(folders, pred=other))
-        same = other.name == names[0]  # .../mine/out against .../theirs/out
-        names.append(str(other) if same else other.name)
+        # .../mine/out against .../theirs/out, or against out of the current folder
+        forms = (folder_name(other), str(other), os.path.abspath(other))
+        names.append(next(form for form in forms if form != names[0]))
 
     rows: list[Row] = []
     with process_group():
@@ -76,9 +77,20 @@ def run(args: Namespace) -> None:
         print_differences(compared(rows, *names))
 
 
+def folder_name(folder: Path) -> str:
+    """A folder's own name, also where it is given as `.` or `..`."""
+    return os.path.basename(os.path.abspath(folder))
+
+
 def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
     """What a reader of the rows would not expect."""
     facts = rows[0].provenance
+    if facts["jpeg_predictions"]:
+        compressed = f"{facts['jpeg_predictions']} predictions are JPEG files"
+        if facts["metrics"]["protocol"]["prediction_jpeg"]:
+            yield f"{compressed}, and {rows[0].protocol} compresses them again: it starts from PNG."
+        else:
+            yield f"{compressed}: what compression changed counts as the method's error."
     size, targets = facts["size"], facts["targets"]
     stored = targets["size"]
     if size != stored:
