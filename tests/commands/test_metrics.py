@@ -193,6 +193,41 @@ def test_every_row_has_intervals_and_another_method_is_compared_pair_by_pair(
     assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
 
 
+def test_two_folders_of_one_name_keep_their_rows_apart(capsys, tmp_path, monkeypatch):
+    target = write(tmp_path / "truth", ids(5))
+    write(tmp_path / "mine" / "out", ids(5), noise=20)
+    theirs = write(tmp_path / "theirs" / "out", ids(5), noise=30)
+    monkeypatch.chdir(tmp_path / "theirs")
+    mine, other = run(capsys, "../mine/out", target, *CHEAP, "--against", "out")
+    assert (mine["model"], other["model"]) == ("out", str(theirs))
+    assert mine["provenance"]["against"]["differences"]["psnr"]["difference"] > 1
+    assert "against" not in other["provenance"]
+    monkeypatch.chdir(theirs)
+    (row,) = run(capsys, ".", "../../truth", *CHEAP)
+    assert (row["model"], row["data"]) == ("out", "truth")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "remark"),
+    [
+        ("exact", "3 predictions are JPEG files: what compression changed counts"),
+        ("ladi_compat", "3 predictions are JPEG files, and ladi_compat compresses them again"),
+    ],
+)
+def test_predictions_in_jpeg_are_said_and_counted(capsys, tmp_path, protocol, remark):
+    target = write(tmp_path / "truth", ids(3), suffix=".jpg")
+    lossy = write(tmp_path / "lossy", ids(3), suffix=".jpg")
+    options = ("--protocol", protocol, "--size", "64x48", "--metrics", "psnr")
+    arguments = ["--pred", lossy, "--target", target, *options, "--json"]
+    with pytest.raises(SystemExit):
+        cli.main(["metrics", *map(str, arguments)])
+    done = capsys.readouterr()
+    assert remark in done.err
+    assert json.loads(done.out)[0]["provenance"]["jpeg_predictions"] == 3
+    sound = write(tmp_path / "sound", ids(3))
+    assert run(capsys, sound, target, *options)[0]["provenance"]["jpeg_predictions"] == 0
+
+
 def test_files_match_by_name_whatever_the_suffix_and_order(capsys, tmp_path):
     target = write(tmp_path / "truth", ids(3), suffix=".jpg")
     plain = write(tmp_path / "plain", ids(3), noise=20)
@@ -584,6 +619,7 @@ def test_the_reference_is_counted_and_what_has_no_prediction_named(capsys, tmp_p
     (row,) = json.loads(done.out)
     stored = row["provenance"]["targets"]
     assert stored["n"] == 6
+    assert stored["sha256"] == digest_of_ids([*persons, *garments])
     assert stored["without_prediction"] == {"n": 3, "first": garments}
     assert f"FID compares with 6 pictures of {target}" in done.err
     assert "3 of them have no prediction: 000001_1, 000002_1, 000003_1" in done.err

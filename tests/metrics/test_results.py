@@ -78,6 +78,24 @@ def test_unreadable_results_name_the_file(tmp_path, content):
         read_results(tmp_path / "absent.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"metrics": {"ssim": float("nan")}}, "row 0 has metrics.ssim=nan, which is no number"),
+        ({"metrics": {"ssim": None}}, "row 0 has metrics.ssim=None, which is no number"),
+        ({"metrics": [0.9]}, "row 0 has metrics=[0.9], which are no values by name"),
+        ({"provenance": None}, "row 0 has provenance=None, which are no values by name"),
+        ({"n": "4"}, "row 0 has n='4', which is no number of pairs"),
+    ],
+)
+def test_values_that_no_table_can_hold_are_named(tmp_path, changes, problem):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([asdict(ROW) | changes]))
+    with pytest.raises(UserError) as refused:
+        read_results(path)
+    assert f"{path}: {problem}" in str(refused.value)
+
+
 def test_the_digest_depends_on_the_set_of_pairs_only():
     assert digest_of_ids(["b", "a"]) == digest_of_ids(["a", "b"]) != digest_of_ids(["a"])
     assert digest_of_ids(["ab", "c"]) != digest_of_ids(["a", "bc"])

@@ -180,6 +180,49 @@ def test_one_seed_counts_once():
         over_seeds([row(), row()])
 
 
+def test_a_metric_that_one_seed_lacks_is_named():
+    reason = "it needs two pictures on each side, here are 1 and 1"
+    other = row(seed=1, absent={"fid_random": reason}, left_out={"psnr": {"a": "thin"}})
+    del other.metrics["fid_random"]
+    other.metrics["ssim"] = 0.5
+    (mean,) = over_seeds([row(seed=0), other])
+    assert set(mean.metrics) == {"psnr"}
+    text = markdown([mean])
+    assert f"fid_random is absent: seed 1: {reason}." in text
+    assert "ssim is absent: seed 0: it was not measured." in text
+    assert "psnr of gardiff (paired) is the mean over 199 of 200 pairs" in text
+    both = [row(seed=seed, absent={"cami_u": "needs a parser"}) for seed in (0, 1)]
+    assert over_seeds(both)[0].provenance["absent"] == {"cami_u": "needs a parser"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "difference"),
+    [
+        ({"guidance": 7.5}, "guidance is 1.0 and 7.5"),
+        ({"checkpoint": "best"}, "checkpoint is weights and best"),
+        ({"training": {"steps": 500}}, "training.steps is 900 and 500"),
+    ],
+)
+def test_only_seeds_of_one_setting_are_averaged(facts, difference):
+    first, second = row(checkpoint="weights"), row(seed=1, checkpoint="weights")
+    second.provenance["training"] |= {"seconds": 1.0, "global_batch": 8}  # no settings of the first
+    over_seeds([first, second])
+    training = second.provenance["training"] | facts.get("training", {})
+    changed = replace(second, provenance=second.provenance | facts | {"training": training})
+    with pytest.raises(UserError, match=r"gardiff .*differ in more than the") as error:
+        over_seeds([first, changed])
+    assert difference in str(error.value)
+
+
+def test_seeds_of_runs_without_a_comparison_are_named_too():
+    rows = [row(seed=0), row(seed=1)]
+    for each in rows:
+        del each.provenance["comparison"]
+    text = markdown(over_seeds(rows))
+    assert "- Training seeds: 0 and 1." in text
+    assert "± is the sample standard deviation" in text
+
+
 def test_tables_are_drawn_from_the_folder_alone(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json"):
         write_tables(tmp_path)

@@ -138,6 +138,10 @@ def details(**metrics):
         ({"provenance": details(networks={"inception": "other"})}, "metric networks"),
         ({"provenance": details() | {"pairs_sha256": "q"}}, "pairs is p and q"),
         ({"n": 7}, "n is 8 and 7"),
+        (
+            {"provenance": details() | {"targets": {"n": 11, "sha256": "0123456789"}}},
+            "reference is None and 11 pictures 01234567",
+        ),
     ],
 )
 @pytest.mark.parametrize("make", [print_table, table_markdown, table_json])
@@ -163,3 +167,29 @@ def test_a_control_is_counted_against_its_own_region():
     for region, n in (("image", 8), ("garment", 7)):
         rows += [row("gardiff", region=region, n=n), row("gardiff[shuffled]", region=region, n=n)]
     assert "pairs" not in printed(rows)
+
+
+def test_values_that_print_alike_are_best_together():
+    rows = [row("gardiff", 0.90001), row("idm_vton", 0.90003), row("leffa", 0.8999)]
+    text = table_markdown(rows)
+    assert text.count("**0.9000**") == 2 and "| 0.8999 |" in text
+
+
+def test_what_is_absent_somewhere_says_where():
+    few = row(
+        "gardiff",
+        category="dresses",
+        n=1,
+        metrics={"ssim": 0.5},
+        provenance=details() | {"absent": {"kid_random": "it needs two pictures"}},
+    )
+    text = table_markdown([row("gardiff"), few])
+    assert "kid_random of gardiff (paired, garment, dresses) is absent: it needs two" in text
+    everywhere = row("gardiff", provenance=details() | {"absent": {"cami_u": "needs a parser"}})
+    assert "cami_u is absent: needs a parser." in table_markdown([everywhere])
+
+
+def test_a_metric_that_no_table_knows_is_named():
+    """Neither its digits are known, nor which way it is better."""
+    with pytest.raises(UserError, match=r"gardiff \(paired, garment\): no table knows .* vmaf"):
+        table_markdown([row("gardiff", metrics={"vmaf": 90.0})])

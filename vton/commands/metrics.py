@@ -26,7 +26,7 @@ from vton.metrics.garment_scores import NEEDS
 from vton.metrics.matching import Folders, MatchedFiles, common_size, match_files
 from vton.metrics.pictures import require_none
 from vton.metrics.protocol import METRICS
-from vton.metrics.results import Row, provenance
+from vton.metrics.results import Row, digest_of_ids, provenance
 from vton.metrics.rows import compute_rows
 from vton.metrics.scorer import Scorer
 from vton.metrics.tally import Measurements, merge
@@ -35,6 +35,7 @@ from vton.processes import gathered, process_share
 from vton.progress import Progress
 
 NAMED = 10  # names that provenance lists, of any number
+JPEG = (".jpg", ".jpeg")
 MAY_BE_EMPTY = ("mask", "pred_mask")
 LEAST_SIDE = 32  # px; less does not survive the networks' pooling
 WITHOUT_TARGET = (*SET_METRICS, *NEEDS)  # metrics that can score unpaired pictures
@@ -116,9 +117,11 @@ def score_folders(
             size=list(size),
             targets={
                 "n": len(references),
+                "sha256": digest_of_ids(reference.name for reference in references),
                 "size": list(target_size),
                 "without_prediction": {"n": len(without), "first": without[:NAMED]},
             },
+            jpeg_predictions=sum(pair.files["pred"].suffix.lower() in JPEG for pair in pairs),
             empty_masks={"n": len(empty), "first": empty[:NAMED]},
             device=str(scorer.device),
             processes=len(shares),

@@ -31,13 +31,15 @@ def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
     device = usable_device(args.device)
-    data = args.data or folders.target.name
-    name = args.name or folders.pred.name
+    data = args.data or folder_name(folders.target)
+    name = args.name or folder_name(folders.pred)
     methods = [(name, folders)]
     if args.against:
         other = Path(args.against)
-        same = other.name == name  # .../mine/out against .../theirs/out
-        methods.append((str(other) if same else other.name, replace(folders, pred=other)))
+        # .../mine/out against .../theirs/out, or against out of the current folder
+        forms = (folder_name(other), str(other), os.path.abspath(other))
+        other_name = next(form for form in forms if form != name)
+        methods.append((other_name, replace(folders, pred=other)))
 
     rows: list[Row] = []
     with process_group():
@@ -76,9 +78,20 @@ def run(args: Namespace) -> None:
         print_differences(compared(rows, *names))
 
 
+def folder_name(folder: Path) -> str:
+    """A folder's own name, also where it is given as `.` or `..`."""
+    return os.path.basename(os.path.abspath(folder))
+
+
 def remarks(rows: Sequence[Row], folders: Folders) -> Iterator[str]:
     """Lines on what readers of the rows should know: sizes, references, gaps, empty masks."""
     facts = rows[0].provenance
+    if facts["jpeg_predictions"]:
+        compressed = f"{facts['jpeg_predictions']} predictions are JPEG files"
+        if facts["metrics"]["protocol"]["prediction_jpeg"]:
+            yield f"{compressed}, and {rows[0].protocol} compresses them again: it starts from PNG."
+        else:
+            yield f"{compressed}: what compression changed counts as the method's error."
     size, targets = facts["size"], facts["targets"]
     stored = targets["size"]
     if size != stored:

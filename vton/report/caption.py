@@ -13,12 +13,14 @@ from vton.report.tables import is_control
 def caption(rows: Sequence[Row]) -> list[str]:
     """Data, budget, equal settings, changed settings, seeds, units and commits."""
     runs = [row for row in rows if row.provenance.get("comparison")]
+    learned = [row for row in rows if training_of(row)]
     sentences = [_data(rows)]
     if runs:
         budget = _budget(runs[0].provenance["comparison"]["budget"])
         sentences.append(f"{budget} {_equal(runs)}")
         sentences += _changes(runs)
-        sentences += _seeds(runs)
+    if learned:
+        sentences += _seeds(learned)
     commits = _each_once(row.provenance.get("commit", "unknown")[:12] for row in rows)
     return [*sentences, COST_NOTE, f"Commits: {commits}."]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vton.errors import UserError
 from vton.metrics.results import Row
 
 HIGHER_IS_BETTER = (
@@ -59,10 +60,17 @@ def metric_scale(metric: str) -> int:
 
 
 def metric_columns(rows: Sequence[Row]) -> list[str]:
-    """Names of all metrics of the rows, in the order of DIGITS."""
+    """Names of all metrics of the rows, in the order of DIGITS. Raises UserError for others."""
     names: set[str] = set()
     for row in rows:
-        names |= row.metrics.keys()
+        for metric in row.metrics:
+            if base(metric) not in DIGITS:
+                raise UserError(
+                    f"{row.model} ({row.order}, {row.region}): no table knows the metric {metric}, "
+                    f"nor which way it is better; known are {', '.join(DIGITS)} and their forms. "
+                    "Take it out of the rows, or read them with the version that wrote them."
+                )
+            names.add(metric)
     return sorted(names, key=lambda metric: (ORDER.index(base(metric)), metric))
 
 
@@ -74,16 +82,19 @@ def metric_heading(metric: str) -> str:
     return f"{metric}{times} {arrow}"
 
 
+def shown(metric: str, value: float) -> str:
+    """A value of a metric with the digits and on the scale of tables."""
+    return f"{value * metric_scale(metric):.{DIGITS[base(metric)]}f}"
+
+
 def metric_cell(row: Row, metric: str) -> str:
     """A metric as tables print it, with its spread over seeds; "-" where it is absent."""
     if metric not in row.metrics:
         return "-"
-    scale = metric_scale(metric)
-    digits = DIGITS[base(metric)]
-    cell = f"{row.metrics[metric] * scale:.{digits}f}"
+    cell = shown(metric, row.metrics[metric])
     spread = row.provenance.get("spread", {}).get(metric)
     if spread is not None:
-        cell += f" ± {spread * scale:.{digits}f}"
+        cell += f" ± {shown(metric, spread)}"
     return cell
 
 
@@ -91,7 +102,5 @@ def interval_cell(interval: tuple[float, float] | None, metric: str) -> str:
     """An interval as it stands behind its metric in tables; "" where it is not known."""
     if interval is None:
         return ""
-    scale = metric_scale(metric)
-    digits = DIGITS[base(metric)]
     low, high = interval
-    return f" [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    return f" [{shown(metric, low)}, {shown(metric, high)}]"

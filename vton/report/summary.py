@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,9 @@ from vton.report.tables import (
 
 ROWS = "results.json"
 QUALITY = ("ssim", "psnr", "lpips", "fid")  # in the table itself; all others stand below it
+# Recorded of an evaluation and of a training: what the seeds of a method have in common.
+EVALUATED_BY = ("checkpoint", "solver", "steps", "guidance", "mask", "warp")
+OF_ONE_TRAINING = ("seed", "seconds", "peak_memory_gib", "planned_steps")  # all else is shared
 COST_GROUP = "cost"
 LATEX = str.maketrans(
     {
@@ -77,9 +81,10 @@ def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
         raise UserError(
             f"{folder} holds no {ROWS}. Give the folder of a comparison, or make one: make compare."
         )
-    rows = over_seeds(read_results(folder / ROWS))
-    if not rows:
-        raise UserError(f"{folder / ROWS} holds no rows. Run the comparison again.")
+    stored = read_results(folder / ROWS)
+    if not stored:
+        raise UserError(f"{folder / ROWS} holds no rows. Run its evaluation again.")
+    rows = over_seeds(stored)
     try:
         drawn = {"md": markdown(rows, intervals), "csv": comma_separated(rows), "tex": latex(rows)}
     except KeyError as error:
@@ -95,8 +100,9 @@ def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for all training seeds of a method: means, and in provenance `seeds` and `spread`.
 
-    The spread is the sample standard deviation (n - 1). Raises UserError when rows were measured
-    differently.
+    The spread is the sample standard deviation (n - 1). A metric that a seed lacks has no mean, and
+    provenance.absent says so. Raises UserError when rows were measured differently, or seeds of a
+    method trained or sampled differently.
     """
     require_comparable(rows)
     groups: dict[tuple, list[Row]] = {}
@@ -204,6 +210,7 @@ def _averaged(rows: Sequence[Row]) -> Row:
     seeds = [training_of(row).get("seed") for row in rows]
     if len(set(seeds)) < len(rows):
         raise UserError(f"{where} has several rows of one seed: {seeds}.")
+    _require_one_setting(rows, where)
     means, spread = {}, {}
     for metric in first.metrics:
         values = [row.metrics[metric] for row in rows if metric in row.metrics]
@@ -212,12 +219,57 @@ def _averaged(rows: Sequence[Row]) -> Row:
         means[metric] = statistics.fmean(values)
         if len(rows) > 1:
             spread[metric] = statistics.stdev(values)
-    provenance = first.provenance | {"seeds": seeds, "costs": _mean_costs(rows)}
+    gaps = _gaps(rows, seeds)
+    provenance = first.provenance | gaps | {"seeds": seeds, "costs": _mean_costs(rows)}
     if spread:
         provenance["spread"] = spread
     if len(rows) > 1:
         provenance = _without_confidence(provenance) | _mean_confidence(rows, means)
     return replace(first, metrics=means, provenance=provenance)
+
+
+def _require_one_setting(rows: Sequence[Row], where: str) -> None:
+    """Raise UserError naming a setting that differs between seeds, of those both rows know."""
+    first = _setting(rows[0])
+    for row in rows[1:]:
+        for name, value in _setting(row).items():
+            if first.get(name, value) != value:
+                raise UserError(
+                    f"{where}: its rows differ in more than the training seed: {name} is "
+                    f"{first[name]} and {value}. Evaluate runs of one setting the same way, or "
+                    "give the other setting a name of its own."
+                )
+
+
+def _setting(row: Row) -> dict[str, Any]:
+    facts = row.provenance
+    setting = {name: facts[name] for name in EVALUATED_BY if name in facts}
+    for name, value in training_of(row).items():
+        if name not in OF_ONE_TRAINING:
+            setting[f"training.{name}"] = value
+    return setting
+
+
+def _gaps(rows: Sequence[Row], seeds: Sequence[int | None]) -> dict[str, dict]:
+    """absent and left_out of all seeds; a metric that some of them have is absent, too."""
+    metrics: dict[str, None] = {}
+    left_out: dict[str, dict[str, str]] = {}
+    for row in rows:
+        metrics |= dict.fromkeys([*row.metrics, *row.provenance.get("absent", {})])
+        for metric, pairs in row.provenance.get("left_out", {}).items():
+            left_out.setdefault(metric, {}).update(pairs)
+    absent = {}
+    for metric in metrics:
+        reasons = {}
+        for row, seed in zip(rows, seeds, strict=True):
+            if metric not in row.metrics:
+                reasons[seed] = row.provenance.get("absent", {}).get(metric, "it was not measured")
+        if len(reasons) == len(rows) and len(set(reasons.values())) == 1:
+            absent[metric] = next(iter(reasons.values()))
+        elif reasons:
+            absent[metric] = "; ".join(f"seed {seed}: {why}" for seed, why in reasons.items())
+    gaps = {"absent": absent, "left_out": left_out}
+    return {name: gap for name, gap in gaps.items() if gap}
 
 
 def _without_confidence(provenance: dict) -> dict:

@@ -28,6 +28,7 @@ from vton.report.columns import (
     metric_cell,
     metric_columns,
     metric_heading,
+    shown,
 )
 from vton.report.noise import PERCENT, Compared, Difference, interval
 
@@ -164,13 +165,13 @@ def is_control(row: Row) -> bool:
 
 
 def best_models(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, set[str]]:
-    """Models with the best value of each metric; controls do not compete."""
+    """Models with the best value of each metric as tables print it; controls do not compete."""
     best: dict[str, set[str]] = {}
     for metric in metrics:
         values = {}
         for row in rows:
             if metric in row.metrics and not is_control(row):
-                values[row.model] = row.metrics[metric]
+                values[row.model] = float(shown(metric, row.metrics[metric]))
         choose = max if is_higher_better(metric) else min
         top = choose(values.values(), default=None)
         best[metric] = {model for model in values if values[model] == top}
@@ -254,11 +255,20 @@ def _conditions(row: Row) -> dict[str, Any]:
         "protocol settings changed": settings.get("changes", []),
         "size": row.provenance.get("size"),
         "metric networks": settings.get("networks"),
+        "reference": _reference(row),
     }
     if is_baseline(row):  # learns nothing, so it has no budget
         return conditions
     budget = row.provenance.get("comparison", {}).get("budget")
     return {"budget": budget, **conditions}
+
+
+def _reference(row: Row) -> str | None:
+    """The pictures that FID and KID compared with; None where the test split's persons are."""
+    targets = row.provenance.get("targets")
+    if targets is None:
+        return None
+    return f"{targets['n']} pictures {targets.get('sha256', '')[:8]}".strip()
 
 
 def _pairs(row: Row) -> dict[str, Any]:
@@ -363,11 +373,25 @@ def _control_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _absent_notes(rows: Sequence[Row]) -> list[str]:
-    """Why a metric is absent, a note for each."""
-    reasons: dict[str, str] = {}
+    """Why a metric is absent, a note for each reason; and where, if it is not absent everywhere."""
+    lacking: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        reasons |= row.provenance.get("absent", {})
-    return [f"{metric} is absent: {reason}." for metric, reason in reasons.items()]
+        for metric, reason in row.provenance.get("absent", {}).items():
+            lacking.setdefault((metric, reason), []).append(row)
+    notes = []
+    for (metric, reason), some in lacking.items():
+        where = ""
+        if any(metric in row.metrics for row in rows):
+            models = ", ".join(dict.fromkeys(row.model for row in some))
+            places = "; ".join(dict.fromkeys(map(_place_in_words, some)))
+            where = f" of {models} ({places})"
+        notes.append(f"{metric}{where} is absent: {reason}.")
+    return notes
+
+
+def _place_in_words(row: Row) -> str:
+    place = f"{row.order}, {row.region}"
+    return place if row.category == "all" else f"{place}, {row.category}"
 
 
 def _partial_notes(rows: Sequence[Row]) -> list[str]:
