@@ -11,7 +11,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -60,6 +60,20 @@ def own_device(accelerator: str) -> torch.device:
             "build of torch for your CUDA (docs/gpus.md)."
         )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def usable_device(asked: str | None) -> torch.device:
+    """What --device names, by default this process's GPU, or the CPU where there is none.
+
+    Raises UserError where torch cannot compute on it here.
+    """
+    try:
+        torch.ones((), device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {asked}: not usable here ({one_line(error)}).") from None
+    if asked:
+        return torch.device(asked)
+    return own_device("gpu" if torch.cuda.is_available() else "cpu")
 
 
 def is_behind(device: torch.device) -> bool:

@@ -43,3 +43,18 @@ def test_a_port_that_is_taken(capsys):
         port = taken.getsockname()[1]
         assert command("demo", "--port", str(port)) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--port", "99999"), "--port 99999: ports go from 0, which is any free one, to 65535"),
+        (("--port", "-1"), "--port -1: ports go from 0"),
+        (("--host", "192.0.2.1"), "--host 192.0.2.1 is no address of this machine"),
+        (("--host", "a" * 70), "a is no address of this machine"),
+    ],
+)
+def test_addresses_that_cannot_be(wrong, message, capsys):
+    assert command("demo", *wrong) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1

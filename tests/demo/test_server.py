@@ -1,9 +1,11 @@
 import base64
+import gc
 import io
 import json
 import socket
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from tests.photos.test_reading import SMALL, archive, huge_png
 
 pytest.importorskip("starlette")
 
+from vton.demo import jobs
 from vton.demo import server as served
-from vton.demo.jobs import WAITING, Worker
+from vton.demo.jobs import KEPT, WAITING, Worker
 from vton.demo.pictures import Pictures
 from vton.demo.server import Demo
 
@@ -137,6 +140,7 @@ WRONG = {
     "too many pictures": ({"count": 5}, 422, ""),
     "half a picture": ({"count": 1.5}, 422, ""),
     "no seed": ({"seed": "x"}, 422, ""),
+    "half a seed": ({"seed": 2.5}, 422, ""),
     "a huge seed": ({"seed": 2**40}, 422, ""),
     "a negative guidance": ({"guidance": -1}, 422, ""),
     "no steps": ({"steps": 0}, 422, ""),
@@ -156,7 +160,10 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_requests_are_refused_before_they_wait(client, ids, name):
     changes, status, picture = WRONG[name]
-    assert error(client.post("/jobs", ids | changes))[:2] == (status, picture)
+    found = error(client.post("/jobs", ids | changes))
+    assert found[:2] == (status, picture)
+    if "seed" in changes:
+        assert found[2] == "seed must be a whole number from 0 to 2147483643."
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"nul", b"[" * 100_000])
@@ -295,6 +302,15 @@ def test_a_request_with_too_large_a_mask_is_refused(client):
 def test_other_names_of_this_machine_are_refused(client, host):
     status, _, content = client.send("GET", "/", headers={"Host": host})
     assert status in (400, 421) and b"<html" not in content
+    assert status == 400 or b"--allow-host" in content
+
+
+def test_names_that_were_allowed(try_on):
+    demo = Demo(lambda: try_on, hosts=("Fitting.example:7860", "[fe80::1]"))
+    with serving(demo) as port:
+        for host in ("fitting.example", "fitting.example:7860", "[fe80::1]:80"):
+            assert Client(port).send("GET", "/", headers={"Host": host})[0] == 200
+        assert Client(port).send("GET", "/", headers={"Host": "example"})[0] == 421
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
@@ -461,3 +477,50 @@ def test_old_pictures_are_forgotten():
     kept.add(large)
     newest = kept.add(large)
     assert kept.find(others[-1]) is None and kept.find(newest) is large
+
+
+def test_finished_jobs_hold_no_picture():
+    """Neither what they drew from, nor the variables on an error's way."""
+
+    def fail(picture):
+        try:
+            raise KeyError(picture)
+        except KeyError:
+            raise ValueError("too dark") from None
+
+    worker = Worker()
+    held = []
+    for work in (lambda picture: picture.size, fail):
+        picture = Image.new("RGB", (4, 4))
+        held.append(weakref.ref(picture))
+        job = worker.submit(lambda job, work=work, picture=picture: work(picture))
+        del picture
+        assert job.finished.wait(5) and worker.find(job.id) is job
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+    worker.stop()
+
+
+def test_what_the_page_waits_for_is_forgotten_when_it_is_answered(client, demo, ids):
+    before = set(demo.worker._jobs)
+    client.post("/garment", {"picture": ids["garment"]})
+    client.post("/person", {"picture": ids["garment"]})
+    assert set(demo.worker._jobs) <= before
+
+
+def test_results_are_kept_up_to_a_number_and_a_size(monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_BYTES", 100)
+
+    def sized(job, size):
+        job.size = size
+
+    worker = Worker()
+    done = []
+    for size in (40, 40, 40, 200, 0):
+        done.append(worker.submit(lambda job, size=size: sized(job, size)))
+        assert done[-1].finished.wait(5)
+    assert [worker.find(job.id) is job for job in done] == [False, False, False, True, True]
+    for _ in range(KEPT):
+        worker.submit(lambda job: None).finished.wait(5)
+    assert worker.find(done[-1].id) is None and len(worker._jobs) == KEPT
+    worker.stop()

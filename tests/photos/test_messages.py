@@ -12,6 +12,7 @@ from vton.photos.backends import Networks
 from vton.photos.errors import PhotoError
 from vton.photos.garment import prepare_garment
 from vton.photos.person import prepare_person, require_mask
+from vton.photos.reading import in_rgb
 
 NETWORKS = Networks.named()
 FAR = (0.2, 0.5, 0.3)  # scale, x and y of a camera that shows the whole body
@@ -133,6 +134,30 @@ def test_a_garments_photo_must_show_a_garment_alone():
         prepare_garment(Image.fromarray(clutter.astype(np.uint8)), NETWORKS, size=(256, 192))
     with pytest.raises(PhotoError, match="is 30x30"):
         prepare_garment(Image.new("RGB", (30, 30)), NETWORKS)
+
+
+def white_cut_out():
+    """A white garment whose transparency outlines it, as shops and phones cut them out."""
+    silhouette = people.garment(1)[1]
+    pixels = np.full((*silhouette.shape, 4), 255, np.uint8)
+    pixels[..., 3] = 255 * silhouette
+    pixels[200:210, 150:200, :3] = 120  # a print, which alone differs from white
+    return Image.fromarray(pixels), silhouette
+
+
+def test_transparency_outlines_a_garment_that_its_colour_does_not():
+    photo, silhouette = white_cut_out()
+    prepared = prepare_garment(in_rgb(photo, "garment"), NETWORKS, size=silhouette.shape)
+    assert (prepared.mask == silhouette).all() and prepared.picture.mode == "RGB"
+
+
+def test_transparency_around_a_whole_picture_outlines_no_garment():
+    picture, silhouette = people.garment(1)
+    framed = Image.new("RGBA", (picture.width + 40, picture.height + 40))
+    framed.paste(picture, (20, 20))
+    prepared = prepare_garment(in_rgb(framed, "garment"), NETWORKS, size=(552, 424))
+    found = prepared.mask[20:-20, 20:-20]
+    assert (found & silhouette).sum() > 0.95 * (found | silhouette).sum()
 
 
 def test_garments_are_no_people():

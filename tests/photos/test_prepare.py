@@ -99,6 +99,15 @@ def test_the_same_command_again_finds_it_done_and_another_one_does_not_touch_it(
         prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "theirs")
 
 
+def test_a_caption_of_one_of_two_files_says_where_it_stands(tmp_path):
+    source = photos(tmp_path / "in")
+    people.garment(1)[0].save(source / "garments/0.jpg")
+    captions = tmp_path / "captions.txt"
+    captions.write_text("1.png striped shirt\n0 red shirt\n")
+    with pytest.raises(UserError, match=r"line 2 of .*captions.txt: garments/ has 2 files named 0"):
+        plan(source, captions=captions)
+
+
 def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     source = photos(tmp_path / "in")
     done = []

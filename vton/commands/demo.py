@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from argparse import Namespace
 
-from vton.errors import UserError
+from vton.errors import UserError, one_line
 from vton.photos.extras import package
 
 LIMIT = 64  # connections at a time
@@ -20,7 +21,7 @@ def run(args: Namespace) -> None:
     listening = listen(args.host, args.port)
     port = listening.getsockname()[1]
     address = f"[{args.host}]" if ":" in args.host else args.host
-    demo = Demo(lambda: load(args), hosts=(address.lower(), *map(str.lower, args.allow_host)))
+    demo = Demo(lambda: load(args), hosts=(address, *args.allow_host))
     config = uvicorn.Config(
         demo.app,
         log_level="warning",
@@ -62,13 +63,23 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
         listening.listen(LIMIT)  # connections that come before the server runs wait for it
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listening.close()
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port, or 0 for "
-            "any."
-        ) from None
+        raise UserError(not_listening(host, port, error)) from None
     return listening
+
+
+def not_listening(host: str, port: int, error: Exception) -> str:
+    """Why an address cannot be listened on, and what to do."""
+    if isinstance(error, OverflowError):
+        return f"--port {port}: ports go from 0, which is any free one, to 65535."
+    unknown = isinstance(error, socket.gaierror | UnicodeError)  # the second for what is no name
+    if unknown or error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"--host {host} is no address of this machine ({one_line(error)}). Leave it out, or "
+            "take 0.0.0.0 for all of them."
+        )
+    return f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port, or 0 for any."
 
 
 def load(args: Namespace):

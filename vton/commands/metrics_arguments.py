@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from argparse import Namespace
@@ -10,16 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from vton.commands.metrics import score_folders
 from vton.config import ConfigError, EvalConfig, as_override, load, nearest
-from vton.errors import UserError, one_line
 from vton.metrics.extractors import SET_METRICS
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
 from vton.metrics.results import Row, write_results
-from vton.processes import process_group
+from vton.processes import process_group, usable_device
 from vton.report.noise import compared
 from vton.report.tables import print_differences, print_table, table_json
 
@@ -30,7 +26,7 @@ SET_TITLES = {"fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMM
 def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
-    device = usable_device(args.device)
+    device = str(usable_device(args.device))
     data = args.data or folder_name(folders.target)
     name = args.name or folder_name(folders.pred)
     methods = [(name, folders)]
@@ -156,16 +152,3 @@ def chosen_folders(args: Namespace) -> Folders:
         path = getattr(args, name)
         paths[name] = Path(path) if path else None
     return Folders(**paths)
-
-
-def usable_device(asked: str | None) -> str:
-    """The device to compute on, by default this process's GPU. Raises UserError if unusable."""
-    try:
-        torch.ones((), device=asked)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {asked}: not usable here ({one_line(error)}).") from None
-    if asked:
-        return asked
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return "cpu"

@@ -32,6 +32,7 @@ from vton import registry
 from vton.errors import UserError, one_line
 from vton.metrics import reference as metrics_reference
 from vton.models.reference import Kind, Reference
+from vton.processes import usable_device
 
 PACKAGE = Path(vton.__file__).parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,10 +96,7 @@ def verify(
     """
     if float64 and dtype != "fp32":
         raise UserError(f"--float64 measures the rounding of float32; leave out --dtype {dtype}.")
-    try:
-        used = torch.ones((), device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not usable here ({one_line(error)}).") from None
+    used = usable_device(device)
     torch.backends.cudnn.allow_tf32 = False
 
     reference = Reference(folder, used, DTYPES[dtype])

@@ -20,6 +20,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 WAITING = 8  # jobs that may wait
 KEPT = 24  # finished jobs whose results can still be fetched
+MOST_BYTES = 400 * 2**20  # of their results together; the newest is kept whatever it takes
 
 
 class Cancelled(Exception):
@@ -35,16 +36,18 @@ class Job:
     """One piece of work.
 
     work: called with the job by the worker; returns the result. It reports by `report`, which
-    raises Cancelled once the job is cancelled.
+    raises Cancelled once the job is cancelled. Afterwards it is None, with the pictures it held.
+    size: bytes that the result takes, as far as `work` says so.
     """
 
-    work: Callable[[Job], Any]
+    work: Callable[[Job], Any] | None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     state: State = "queued"
     done: int = 0
     total: int = 0
     seconds: float = 0.0
     result: Any = None
+    size: int = 0
     error: Exception | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
@@ -80,12 +83,24 @@ class Worker:
             waiting = sum(other.state == "queued" for other in self._jobs.values())
             if waiting >= WAITING:
                 raise QueueFull(f"{waiting} requests are waiting already. Try again in a minute.")
-            finished = [id_ for id_, other in self._jobs.items() if other.finished.is_set()]
-            for id_ in finished[: max(0, len(finished) - KEPT + 1)]:
-                del self._jobs[id_]
+            self._forget_old()
             self._jobs[job.id] = job
         self._queue.put(job)
         return job
+
+    def forget(self, job: Job) -> None:
+        """Drop a finished job whose result nobody will fetch."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
+
+    def _forget_old(self) -> None:
+        """Drop finished jobs beyond KEPT and MOST_BYTES, the oldest first. Needs the lock."""
+        size = 0
+        finished = [job for job in self._jobs.values() if job.finished.is_set()]
+        for newer, job in enumerate(reversed(finished)):
+            size += job.size
+            if newer >= KEPT - 1 or (newer and size > MOST_BYTES):
+                del self._jobs[job.id]
 
     def find(self, id_: str) -> Job | None:
         return self._jobs.get(id_)
@@ -108,22 +123,34 @@ class Worker:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if job.cancelled.is_set():
-                continue
-            job.state = "running"
-            started = time.perf_counter()
-            try:
-                job.result = job.work(job)
-                job.report(job.done, job.total)
-                job.state = "done"
-            except Cancelled:
-                job.result = None
-                job.state = "cancelled"
-            except Exception as error:
-                if not isinstance(error, UserError):
-                    traceback.print_exc()  # for whoever runs the server; the page gets one line
-                job.error = error
-                job.state = "failed"
-            job.seconds = time.perf_counter() - started
-            job.finished.set()
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        """Wait for a job and do it; False at the end. No variable holds it while the next is
+        waited for.
+        """
+        job = self._queue.get()
+        if job is None:
+            return False
+        work, job.work = job.work, None
+        if job.cancelled.is_set():
+            return True
+        job.state = "running"
+        started = time.perf_counter()
+        try:
+            job.result = work(job)
+            job.report(job.done, job.total)
+            job.state = "done"
+        except Cancelled:
+            job.result = None
+            job.state = "cancelled"
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()  # for whoever runs the server; the page gets one line
+            error.__context__ = None  # it and the traceback hold every variable on their way
+            job.error = error.with_traceback(None)
+            job.state = "failed"
+        job.seconds = time.perf_counter() - started
+        job.finished.set()
+        return True

@@ -93,7 +93,7 @@ class Demo:
         self.worker = Worker()
         self.pictures = Pictures()
         self.loading = self.worker.submit(lambda job: load())
-        self.hosts = (*LOOPBACK, *hosts)
+        self.hosts = (*LOOPBACK, *map(without_port, hosts))
         self.people: dict[tuple, Any] = {}  # of the last few pictures
 
     @property
@@ -226,7 +226,9 @@ class Demo:
                 "model": ready.config.model.label,
                 "vton": __version__,
             }
-            return [png(one.picture, facts | {"seed": one.seed}) for one in drawn]
+            pictures = [png(one.picture, facts | {"seed": one.seed}) for one in drawn]
+            job.size = sum(map(len, pictures))
+            return pictures
 
         job = self.worker.submit(draw)
         return JSONResponse({"job": job.id}, status_code=202)
@@ -278,6 +280,8 @@ class Demo:
         except asyncio.CancelledError:
             job.cancel()
             raise
+        finally:
+            self.worker.forget(job)  # its result is the answer, and nobody knows its name
         if isinstance(job.error, UserError | Refused):
             raise job.error
         if job.error is not None:  # which the worker has printed
@@ -341,7 +345,11 @@ class Guard:
         origin = request.headers.get("origin")
         refused = None
         if without_port(host) not in self.hosts:
-            refused = Refused(421, "this address is not served here. Use the one that was printed.")
+            refused = Refused(
+                421,
+                "this address is not served here. Use the one that was printed, or start vton demo "
+                "with --allow-host and the name in the address.",
+            )
         elif scope["method"] not in ("GET", "HEAD") and origin not in (None, f"http://{host}"):
             refused = Refused(403, "requests from other sites are refused.")
         if refused is not None:
@@ -437,7 +445,8 @@ def number(
         return default
     right = type(value) is int or (kind is float and type(value) is float)
     if not right or not low <= value <= high:
-        raise Refused(422, f"{key} must be a number from {low:g} to {high:g}.")
+        what = "whole number" if kind is int else "number"
+        raise Refused(422, f"{key} must be a {what} from {low} to {high}.")
     return kind(value)
 
 

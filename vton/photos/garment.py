@@ -9,15 +9,18 @@ from PIL import Image
 
 from vton.data import labels, pose
 from vton.data.boxes import bounding_box
+from vton.photos import reading
 from vton.photos.backends import Networks
 from vton.photos.errors import PhotoError
 from vton.photos.framing import SAME_SHAPE, visible
+from vton.photos.grounds import PLAUSIBLE
 from vton.photos.person import LEAST_SIDE, SIZE
 from vton.photos.small import CERTAIN
 
 FILLS = 0.9  # share of the picture's width or height that the garment takes up
 SMALLEST = 0.35  # a garment that takes up less than this of its picture is cut out and enlarged
 A_FACE = 0.003  # share of the picture
+RECTANGLE = 0.97  # share of its box from which something opaque is a whole picture, no garment
 
 
 @dataclass
@@ -38,8 +41,8 @@ def prepare_garment(
 ) -> PreparedGarment:
     """Find the garment of a photograph and put it on white.
 
-    photo: upright RGB. size: height, width of the picture. Raises PhotoError, saying what is wrong
-    with the photograph and what to do.
+    photo: upright RGB, or RGBA as `reading.in_rgb` gives it. size: height, width of the picture.
+    Raises PhotoError, saying what is wrong with the photograph and what to do.
     """
     if min(photo.size) < LEAST_SIDE:
         raise PhotoError(
@@ -47,8 +50,13 @@ def prepare_garment(
             f"the garment's photo is {photo.width}x{photo.height}; at least {LEAST_SIDE} pixels a "
             "side are needed. Use the original picture, not a thumbnail.",
         )
+    silhouette = None
+    if photo.mode == "RGBA":
+        silhouette = outlined(photo.getchannel("A"))
+        photo = reading.on_white(photo)
     _require_nobody(photo, networks)
-    silhouette = networks.garment_mask.silhouette(photo)
+    if silhouette is None:
+        silhouette = networks.garment_mask.silhouette(photo)
     warnings = []
     if max(photo.size) < size[0] / 3:
         warnings.append(f"the garment's photo is small ({photo.width}x{photo.height})")
@@ -57,6 +65,17 @@ def prepare_garment(
         warnings.append("the garment reaches the edge of its photo: a part of it may be missing")
     picture, mask = on_white(photo, silhouette, size)
     return PreparedGarment(picture, mask, warnings)
+
+
+def outlined(alpha: Image.Image) -> np.ndarray | None:
+    """(H, W) bool: the garment that a picture's transparency outlines.
+
+    None where it outlines none: a picture with a transparent margin or rounded corners.
+    """
+    mask = np.asarray(alpha) >= 128
+    if not PLAUSIBLE[0] < mask.mean() < PLAUSIBLE[1]:
+        return None
+    return mask if mask[bounding_box(mask).slices].mean() < RECTANGLE else None
 
 
 def on_white(

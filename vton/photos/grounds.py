@@ -59,7 +59,7 @@ def on_plain_ground(pixels: np.ndarray) -> np.ndarray:
             "garment",
             f"the garment does not lie on a plain ground (it varies by {spread.max():.0f} grey "
             f"levels, {UNEVEN:.0f} are allowed). Photograph it on a plain sheet, or use "
-            "garment_mask=network:FILE.",
+            "--garment-mask network:FILE.",
         )
     noise = np.maximum(spread, 1.0)
     away = np.sqrt((((lab - ground) / noise) ** 2).sum(2))

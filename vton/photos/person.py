@@ -161,8 +161,8 @@ def one_of(people: list[np.ndarray], photo: Image.Image, choice: Choice) -> np.n
     if choice != "largest":
         raise PhotoError(
             "person",
-            f"{len(people)} persons are in the photo, which should show one. Crop it, or choose "
-            "the largest with --person largest.",
+            f"{len(people)} persons are in the photo, which should show one. Crop it, or have the "
+            "largest taken: --person largest, or the box below the photo on the page.",
         )
     return max(people, key=lambda person: trunk(certain(person) * _scale(photo))[1])
 

@@ -431,7 +431,7 @@ def _read_captions(
         found = False
         for category, own in garments.items():
             if words[0] in _names(own):
-                garment = _one(words[0], own, "")
+                garment = _one(words[0], own, f"line {number} of {path}: garments/")
                 captions[ids[garment], category] = " ".join(words[1:])
                 found = True
         if not found:

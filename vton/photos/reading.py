@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data")
 
 
 def read_picture(source: Path | bytes, picture: str, name: str = "") -> Image.Image:
-    """An upright RGB picture; transparency lies on white.
+    """An upright RGB picture; transparency lies on white, a garment's is kept, see `in_rgb`.
 
     source: a file, or its content. picture: which of the pictures given it is, for PhotoError.
     name: how messages call it; by default the path. Raises PhotoError.
@@ -139,6 +139,7 @@ def _too_many(picture: str, called: str, count: str) -> PhotoError:
 def in_rgb(image: Image.Image, picture: str = "person", called: str = "") -> Image.Image:
     """An upright sRGB picture; transparency lies on white.
 
+    Of a garment it is kept (RGBA): it may be the garment's outline.
     picture, called: which of the pictures given it is, and its name in messages. Raises PhotoError.
     """
     called = called or f"the {picture}'s picture"
@@ -150,10 +151,18 @@ def in_rgb(image: Image.Image, picture: str = "person", called: str = "") -> Ima
     image = _in_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+        if picture != "garment":
+            image = on_white(image)
+    else:
+        image = image.convert("RGB")
     image.info.pop("icc_profile", None)  # or it would be written beside numbers of sRGB
     return image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB of an RGBA picture laid on white."""
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _of_deep_grey(image: Image.Image, picture: str, called: str) -> Image.Image:

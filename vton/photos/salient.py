@@ -28,7 +28,7 @@ class Salient:
         self.path = Path(where).expanduser()
         if not where or not self.path.is_file():
             raise UserError(
-                "the garment mask backend network needs an ONNX file: garment_mask=network:FILE"
+                "the garment mask backend network needs an ONNX file: --garment-mask network:FILE"
                 f"{f' ({where} is none)' if where else ''}. For example `curl -LO {EXAMPLE}` (MIT)."
             )
         runtime = package("onnxruntime", "the garment mask backend network")
