@@ -20,7 +20,7 @@ from vton.commands.comparison import METHODS_OWN, plan_ablation, plan_as_json, p
 from vton.config import ConfigError, ablation, choices, flatten, load
 from vton.cost import counting
 from vton.errors import UserError
-from vton.metrics.results import read_results, write_results
+from vton.metrics.results import Row, read_results, write_results
 from vton.training.checkpoint import AtomicCheckpointIO
 
 COST = {
@@ -286,6 +286,20 @@ def test_processes_share_the_runs_out(unread, capfd):
     assert run_comparison(unread, execute) == []
     # the other run, then, after a line on waiting for the first, this one
     assert asked == [("train", False), ("eval", False), ("train", True), ("eval", False)]
+
+
+@pytest.mark.parametrize(("rows_of", "done"), [(2, False), (None, False), (4, True)])
+def test_rows_of_an_earlier_checkpoint_are_not_the_runs(rows_of, done, tmp_path):
+    """Somebody evaluated last.ckpt of step 2 before the training of 4 was done."""
+    run = plan_models(*TWO, f"runs={tmp_path}").runs[1]
+    run.folder.checkpoints.mkdir(parents=True)
+    run.folder.weights.touch()
+    run.folder.finish({"steps": 4})
+    training = rows_of and {"steps": rows_of}
+    row = Row("tryondiffusion", "synthetic", "test", "unpaired", "image", "all", "exact", 1, {})
+    row.provenance = {"training": training}
+    write_results(run.folder.results, [row])
+    assert run.done == done
 
 
 def test_a_run_that_fails_does_not_stop_the_others(unread):

@@ -18,15 +18,20 @@ from tests.data.folders import (
     write_viton_hd,
 )
 from tests.metrics.dressed import TinyExtractor
-from tests.running import command, trained, vton
+from tests.running import Stopped, command, trained, vton
 from vton import cli
+from vton.commands import sampling
+from vton.commands.sampling import PictureWriter, Sampler
 from vton.data.dataset import Persons, TryOnDataset, open_folder
 from vton.data.sample import TryOnBatch
 from vton.errors import UserError
+from vton.files import file_digest
 from vton.metrics import inception
 from vton.metrics.results import read_results
 from vton.metrics.target import targets_of
+from vton.runs import provenance
 from vton.runs.assemble import checkpoint_path, data_module, load_module
+from vton.runs.cascade import load_stage
 from vton.runs.folder import RunFolder
 from vton.runs.provenance import training_facts
 from vton.training.checkpoint import AtomicCheckpointIO
@@ -127,11 +132,14 @@ def test_predictions_do_not_join_pictures_of_other_pairs(run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_any_number_of_processes_measures_every_pair_once(run):
-    """4 pairs on 1, 2 and 3 processes (gloo): the same pictures and scores, to the last bit."""
+    """4 pairs on 1, 2 and 3 processes (gloo): the same pictures and scores, to the last bit. One
+    pair has a control, so that some processes draw none.
+    """
     tables = []
     for processes in (1, 2, 3):
         shared = [f"trainer.devices={processes}", "trainer.strategy=ddp"] if processes > 1 else []
-        settings = ("eval.metrics=[ssim,psnr,lpips,fid,kid]", "eval.pictures=2", *shared)
+        few = ("eval.shuffled_pairs=1", "eval.pictures=2")
+        settings = ("eval.metrics=[ssim,psnr,lpips,fid,kid]", *few, *shared)
         vton("eval", "--run", str(run), *settings)
         rows = read_results(run / "results.json")
         assert rows[0].provenance["processes"] == processes
@@ -139,7 +147,8 @@ def test_any_number_of_processes_measures_every_pair_once(run):
     for rows in tables[1:]:
         for row, expected in zip(rows, tables[0], strict=True):
             assert (row.model, row.order) == (expected.model, expected.order)
-            assert (row.region, row.n) == (expected.region, 4)
+            assert (row.region, row.n) == (expected.region, expected.n)
+            assert row.n == (1 if row.model.endswith("[shuffled]") else 4)
             assert row.metrics == expected.metrics
 
 
@@ -198,6 +207,75 @@ def test_a_checkpoint_is_scored_by_its_average_and_speaks_for_itself(run, tmp_pa
     assert all(torch.equal(loaded[name], average[name]) for name in average)
     loaded = load_module(folder, config, "best").state_dict()
     assert all(torch.equal(loaded[name], average[name] + 0.5) for name in average)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_facts_are_those_of_the_weights_though_a_training_replaces_them(
+    times, run, tmp_path, monkeypatch
+):
+    """Between loading and hashing, once or faster than anyone reads."""
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    config = folder.load_config()
+    replaced = []
+
+    def load_and_replace(*arguments):
+        module = load_module(*arguments)
+        if len(replaced) < times:
+            replaced.append(read_checkpoint(folder.last))
+            replaced[-1]["global_step"] += 1
+            for weight in replaced[-1]["callbacks"]["EMA"]["average"].values():
+                weight.add_(0.5)
+            AtomicCheckpointIO().save_checkpoint(replaced[-1], folder.last)
+        return module
+
+    monkeypatch.setattr(provenance, "load_module", load_and_replace)
+    if times > 1:
+        with pytest.raises(UserError, match=r"replaces .*last\.ckpt faster than it can be read"):
+            provenance.load_with_facts(folder, config, config, "last")
+        return
+    module, facts = provenance.load_with_facts(folder, config, config, "last")
+    assert facts["training"]["steps"] == 3
+    assert facts["checkpoint_sha256"] == file_digest(folder.last)
+    loaded = module.state_dict()
+    average = read_checkpoint(folder.last)["callbacks"]["EMA"]["average"]
+    assert all(torch.equal(loaded[name], average[name]) for name in average)
+
+
+def test_processes_that_hold_different_weights_draw_nothing(monkeypatch):
+    writer = PictureWriter((64, 48))
+    writer.setup(None, None, "predict")
+    monkeypatch.setattr(sampling, "from_every_process", lambda own: [own, "another"])
+    with pytest.raises(UserError, match="replaced the checkpoint while the processes loaded it"):
+        writer.setup(None, None, "predict")
+
+
+def test_a_second_evaluation_is_refused_while_one_is_under_way(run, capsys):
+    with RunFolder(run).evaluation_lock():
+        said = refusal(capsys, "eval", "--run", str(run), *FEW)
+    assert f"Another process is evaluating {run}." in said
+
+
+def test_a_kill_while_former_pictures_are_removed_leaves_the_new_ones(run, tmp_path, monkeypatch):
+    stage = load_stage(RunFolder(shutil.copytree(run, tmp_path / "run")), "eval.shuffled=false")
+    data = data_module(stage.config)
+    sampler = Sampler(stage, "weights")
+    drawn = stage.run.predictions / "paired"
+    sampler.draw_all(data, "paired")
+    (drawn / "former.png").touch()
+    remove = shutil.rmtree
+
+    def remove_and_die(path, **options):
+        was_there = Path(path).exists()
+        remove(path, **options)
+        if was_there:
+            raise Stopped
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_die)
+    with pytest.raises(Stopped):
+        sampler.draw_all(data, "paired")
+    assert sorted(path.stem for path in drawn.iterdir()) == sorted(
+        data.eval_dataset("paired").pair_ids
+    )
 
 
 @pytest.mark.parametrize(

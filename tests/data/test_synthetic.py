@@ -1,7 +1,13 @@
 """The renderer: exact annotations, real file formats, determinism, whole folders."""
 
 import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -574,7 +580,7 @@ def test_ensure_renders_once(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "write", lambda *a, **k: pytest.fail("rendered again"))
     ensure(root, **ARGUMENTS)
     assert files(root) == before
-    assert [path.name for path in root.parent.iterdir()] == ["set"]
+    assert {path.name for path in root.parent.iterdir()} == {"set", ".set.lock"}
     assert json.loads((root / STAMP).read_text())["renderer"] == writing.RENDERER_VERSION
 
 
@@ -585,7 +591,50 @@ def test_a_failed_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(writing.write_viton_hd, "write_lists", fail)
     with pytest.raises(OSError, match="disk full"):
         ensure(tmp_path / "set", **ARGUMENTS)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".set.lock"]
+
+
+def render_or_die(root: Path, started: Path, lists: Callable | None) -> None:
+    """`ensure` in a process of its own, which says that it renders; without `lists` it is killed
+    before its last files.
+    """
+
+    def write_lists(*arguments):
+        with open(started, "a") as file:
+            file.write("x")
+        if lists is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1)  # the others come
+        lists(*arguments)
+
+    writing.write_viton_hd.write_lists = write_lists
+    ensure(root, **ARGUMENTS)
+
+
+def test_of_three_processes_one_renders_and_what_a_killed_one_left_goes(tmp_path):
+    root, started = tmp_path / "set", tmp_path / "started"
+    context = multiprocessing.get_context("fork")
+
+    def exit_codes(count: int, lists: Callable | None) -> list[int]:
+        arguments = (root, started, lists)
+        processes = [context.Process(target=render_or_die, args=arguments) for _ in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert exit_codes(1, None) == [-signal.SIGKILL] and not root.exists()
+    assert exit_codes(3, writing.write_viton_hd.write_lists) == [0, 0, 0]
+    assert started.read_text() == "xx"
+    assert {path.name for path in tmp_path.iterdir()} == {"set", ".set.lock", "started"}
+
+
+def test_a_link_to_an_empty_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "disk")
+    ensure(tmp_path / "set", **ARGUMENTS)
+    assert (tmp_path / "set").is_symlink() and (tmp_path / "disk" / STAMP).exists()
 
 
 def test_ensure_accepts_what_another_process_finished_first(tmp_path, monkeypatch):
@@ -597,7 +646,7 @@ def test_ensure_accepts_what_another_process_finished_first(tmp_path, monkeypatc
 
     monkeypatch.setattr(writing, "write", write_twice)
     ensure(root, **ARGUMENTS)
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert {path.name for path in tmp_path.iterdir()} == {"set", ".set.lock"}
 
 
 def test_ensure_names_the_parameters_that_differ(tmp_path):

@@ -167,6 +167,14 @@ def test_what_fails_after_the_start_takes_it_back(tmp_path, rendered, monkeypatc
     assert not (tmp_path / "one/config.yaml").exists()
 
 
+def test_of_several_processes_the_first_one_writes_the_folder(tmp_path, rendered):
+    """It alone knows whether another training has the folder's lock."""
+    config = load(f"runs={tmp_path}", "name=one", f"data.root={rendered}", *SMALL)
+    run, _, _ = assemble.prepare_run(config, is_first=False)
+    assert not run.config.exists() and not run.data.exists()
+    assert (run.codec / "done").exists()  # whoever comes first fits the codec
+
+
 def test_the_training_list_may_not_change_before_a_resume(tmp_path):
     run = RunFolder.of(load(f"runs={tmp_path}", "name=one"))
     run.start(load(f"runs={tmp_path}", "name=one"))

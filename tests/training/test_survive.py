@@ -16,14 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.running import (
     SMALL,
+    Stopped,
     assert_equal,
     assert_same_training,
     command,
     copied_after,
     gradient_distance,
+    stop,
+    stopping_after,
     trained,
 )
 from vton import cli, registry
@@ -292,6 +296,50 @@ def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):
         again.exit_code() == 0
         and f"Resuming {again.run.path} at step {step} of" in again.log.read_text()
     )
+
+
+def logged_steps(run: RunFolder) -> list[int]:
+    """The steps whose loss is in the event files, as they lie there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return [event.step for event in events.Scalars("train/loss")] if "train/loss" in tags else []
+
+
+def test_curves_have_every_step_once_wherever_a_run_was_ended(tmp_path, rendered, monkeypatch):
+    """Before its first checkpoint, and by kill -9 after one. By itself TensorBoard writes events
+    every two minutes, within which this test may end or not.
+    """
+    never = functools.partialmethod(SummaryWriter.__init__, flush_secs=10**6)
+    monkeypatch.setattr(SummaryWriter, "__init__", never)
+    settings = ("gardiff", tmp_path, rendered)
+    more = (*PLAIN, "train.checkpoint_every=2", "train.steps=4")
+    with stopping_after(1):
+        trained(*settings, "run", *more)
+    assert not RunFolder(tmp_path / "run").last.exists()
+    with copied_after(3, tmp_path / "run", tmp_path / "killed"):
+        run = trained(*settings, "run", *more)
+    assert logged_steps(run) == [1, 2, 3, 4]
+    assert logged_steps(RunFolder(tmp_path / "killed"))[:2] == [1, 2]
+    assert logged_steps(trained(*settings, "killed", *more)) == [1, 2, 3, 4]
+
+
+def test_a_kill_between_weights_and_what_is_said_of_them(tmp_path, rendered, monkeypatch):
+    """Two steps, then two more: what training.json said of the first two is gone until it can say
+    four.
+    """
+    settings = ("gardiff", tmp_path, rendered, "run", *PLAIN)
+    run = trained(*settings, "train.steps=2")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(RunFolder, "finish", stop)
+        trained(*settings, "train.steps=4")
+    assert read_checkpoint(run.last)["global_step"] == 4 and run.trained() == {}
+    partial = run.checkpoints / ".weights.safetensors.1"
+    partial.touch()  # of a kill while they were being written
+    assert trained(*settings, "train.steps=4").trained()["steps"] == 4
+    assert not partial.exists()
 
 
 @pytest.mark.slow

@@ -96,14 +96,20 @@ class ComparisonRun:
 
     @property
     def done(self) -> bool:
-        """Whether every row that the table needs from this run is there."""
-        if self.folder.trained().get("steps") != self.config.train.steps:
+        """Whether every row that the table needs from this run is there.
+
+        Rows of an earlier checkpoint, which anyone may have evaluated while the run trained, are
+        none of them.
+        """
+        steps = self.config.train.steps
+        if self.folder.trained().get("steps") != steps or not self.folder.results.exists():
             return False
-        if not self.folder.results.exists():
-            return False
-        if not self.config.eval.baselines:
-            return True
-        return any(is_baseline(row) for row in read_results(self.folder.results))
+        rows = read_results(self.folder.results)
+        for row in rows:
+            training = row.provenance.get("training") or {}
+            if training.get("steps") != steps:
+                return False
+        return not self.config.eval.baselines or any(is_baseline(row) for row in rows)
 
     def commands(self) -> list[list[str]]:
         """What makes up the run, as arguments of `vton`; each resumes where it was interrupted.

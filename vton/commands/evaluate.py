@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from vton.data.module import TryOnDataModule
 from vton.data.ranges import normalise
 from vton.data.sample import CATEGORIES, Order
 from vton.errors import UserError
+from vton.files import replacing
 from vton.metrics.extractors import SET_METRICS
 from vton.metrics.pictures import PictureFolder
 from vton.metrics.results import Row, write_results
 from vton.metrics.target import Method
+from vton.processes import is_first_process
 from vton.report.grid import try_on_grid
 from vton.report.tables import print_table, table_json
 from vton.runs.assemble import checkpoint_path, data_module
@@ -63,9 +66,20 @@ def evaluate(
     configured order, then scored. Writes each run's predictions/, results and picture grids.
     intervals: as for `print_table`.
     """
-    started = time.perf_counter()
     stages = stage.in_order()
-    data_modules = open_data(stages, checkpoint, stage.config.eval.orders)
+    with ExitStack() as locks:
+        if is_first_process():
+            for part in stages:
+                locks.enter_context(part.run.evaluation_lock())
+        return sample_and_score(stages, checkpoint, as_json, intervals)
+
+
+def sample_and_score(
+    stages: Sequence[Stage], checkpoint: str, as_json: bool, intervals: bool
+) -> list[Row]:
+    """`evaluate`, while no other process evaluates these runs. stages: first to last"""
+    started = time.perf_counter()
+    data_modules = open_data(stages, checkpoint, stages[-1].config.eval.orders)
     for part, data in zip(stages, data_modules, strict=True):
         if part.config.eval.places:
             known_places(part.config, data)  # raises where nobody knows them
@@ -181,7 +195,8 @@ def save_grids(sampled: SampledStage) -> None:
         batch = sampled.data.val_batch(order, stage.config.eval.pictures)
         outputs = [normalise(method(batch).pictures) for method in columns.values()]
         grid = try_on_grid(batch, *outputs, titles=list(columns))
-        Image.fromarray(grid).save(stage.run.grid(folder.name))
+        with replacing(stage.run.grid(folder.name)) as temporary:
+            Image.fromarray(grid).save(temporary, "PNG")
 
 
 def print_report(rows: Sequence[Row], stage: Stage, seconds: float, intervals: bool) -> None:

@@ -19,7 +19,7 @@ from vton.data.module import TryOnDataModule
 from vton.data.sample import Order, TryOnBatch
 from vton.data.synthetic.correspondence import Correspondence
 from vton.errors import UserError
-from vton.files import write_atomically
+from vton.files import replacing, write_atomically
 from vton.models.base import TryOnModule
 from vton.progress import Progress
 from vton.report.places import PlaceErrors, Watch, places_grid
@@ -54,7 +54,8 @@ def measure_places(
                 order,
             )
             continue
-        Image.fromarray(grid).save(stage.run.path / f"places_{order}.png")
+        with replacing(stage.run.path / f"places_{order}.png") as temporary:
+            Image.fromarray(grid).save(temporary, "PNG")
         measured[order] = errors
     if measured:
         content = {order: errors.as_json() for order, errors in measured.items()}

@@ -23,15 +23,17 @@ from vton.data.compact import CompactSample
 from vton.data.module import TryOnDataModule
 from vton.data.sample import Order
 from vton.data.transforms import unpad_picture
+from vton.errors import UserError
 from vton.metrics.pictures import SILHOUETTES, as_pictures, write_pictures
 from vton.models.base import PicturesAndSilhouettes
 from vton.models.precision import for_sampling
+from vton.processes import from_every_process
 from vton.progress import Progress
 from vton.report.places import PlaceErrors
-from vton.runs.assemble import data_module, load_module
+from vton.runs.assemble import data_module
 from vton.runs.cascade import Stage, WithLowres
 from vton.runs.folder import RunFolder
-from vton.runs.provenance import drawing_facts
+from vton.runs.provenance import load_with_facts
 from vton.runs.warp import RunWarp
 from vton.training.trainer import make_trainer
 
@@ -49,7 +51,7 @@ class SampledStage:
     warp: RunWarp | None  # the learned warp that gets a baseline row
     device: torch.device
     seconds: dict[Order, dict[str, float]]  # per picture, by method
-    facts: dict[str, Any]  # how the pictures were made; filled on the first process
+    facts: dict[str, Any]  # how the pictures were made
     # how far from the true places the garment is read; filled on the first process
     places: dict[Order, PlaceErrors]
 
@@ -58,9 +60,6 @@ def sample_stage(stage: Stage, data: TryOnDataModule, checkpoint: str) -> Sample
     """Draw the pictures of the stage in every configured order."""
     config = stage.config
     sampler = Sampler(stage, checkpoint)
-    facts = {}
-    if sampler.trainer.is_global_zero:  # now: a training under way replaces last.ckpt and best.ckpt
-        facts = drawing_facts(stage.run, config, checkpoint)
     seconds = {}
     for order in config.eval.orders:
         seconds[order] = sampler.draw_all(data, order)
@@ -70,7 +69,7 @@ def sample_stage(stage: Stage, data: TryOnDataModule, checkpoint: str) -> Sample
     places = {}
     if config.eval.places and sampler.trainer.is_global_zero:
         places = measure_places(sampler.module.to(device), data, stage)
-    return SampledStage(stage, data, learned_warp(config), device, seconds, facts, places)
+    return SampledStage(stage, data, learned_warp(config), device, seconds, sampler.facts, places)
 
 
 def sampled_methods(stage: Stage) -> list[str]:
@@ -113,7 +112,10 @@ class Sampler:
         plain = replace(config.train, precision="fp32")
         replicated = replace(config, trainer=config.trainer.replicated(), train=plain)
         self.trainer = make_trainer(replicated, callbacks=[self.writer])
-        self.module = load_module(stage.run, config, checkpoint)
+        self.module, self.facts = load_with_facts(stage.run, config, stage.config, checkpoint)
+        # Of a small list some processes get no pair.
+        self.module.allow_zero_length_dataloader_with_multiple_devices = True
+        self.writer.weights = self.facts["checkpoint_sha256"]
 
     def draw_all(self, data: TryOnDataModule, order: Order) -> dict[str, float]:
         """Draw the pictures of an order and of its control into the run folder.
@@ -125,8 +127,10 @@ class Sampler:
             folder = prediction_folder(self.stage.run, method, order)
             # What was drawn before stays until its successor is complete.
             partial = folder.with_name(f".{folder.name}.partial")
+            former = folder.with_name(f".{folder.name}.former")
             if self.trainer.is_global_zero:
                 shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(former, ignore_errors=True)
             self.trainer.strategy.barrier()
             before = None
             if self.stage.before is not None:
@@ -134,8 +138,10 @@ class Sampler:
             started = time.perf_counter()
             self.draw(data, order, partial, before, shuffled=method.endswith(CONTROL))
             if self.trainer.is_global_zero:
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.exists():
+                    folder.rename(former)
                 partial.rename(folder)
+                shutil.rmtree(former, ignore_errors=True)
             self.trainer.strategy.barrier()
             pairs = len(data.eval_dataset(order))
             if method.endswith(CONTROL):
@@ -178,7 +184,16 @@ class PictureWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.size = size
         self.folder = Path()
+        self.weights = ""  # digest of the file that this process has loaded
         self.progress: Progress
+
+    def setup(self, trainer, module, stage) -> None:
+        """Raises UserError unless all processes draw with the same weights."""
+        if len(set(from_every_process(self.weights))) > 1:
+            raise UserError(
+                "A training has replaced the checkpoint while the processes loaded it: they hold "
+                "different ones. Run the same command again."
+            )
 
     def write_on_batch_end(
         self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx

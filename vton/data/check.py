@@ -31,6 +31,7 @@ from vton.data.dataset import TryOnDataset, dataset_root, open_folder
 from vton.data.folder import REQUIRED, Folder, PairFiles, Split
 from vton.data.images import FileError, Origin
 from vton.data.labels import GARMENT_LABELS
+from vton.data.loading import end_with_parent
 from vton.data.pairs import Pair
 from vton.data.sample import DataError, Order
 from vton.data.shards import ShardError
@@ -413,6 +414,7 @@ def _run(config: DataConfig, folder: Folder, tasks: list[_Task], workers: int) -
 
 def _open_in_worker(config: DataConfig) -> None:
     global _folder
+    end_with_parent()
     _folder = open_folder(config)
 
 

@@ -1,4 +1,5 @@
-"""Loader processes and signals: they work until the trainer ends them, and never outlive it.
+"""Processes that load, check and render data: they work until their parent ends them, and never
+outlive it.
 
 A cluster that stops a job signals the whole process group. The trainer then finishes its step and
 writes a checkpoint, for which it needs batches; so loader processes ignore the signal. But
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -19,6 +22,18 @@ def ignore_stop_signals(worker: int) -> None:
     """DataLoader's `worker_init_fn`: leave the signals that stop a run to the trainer."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """ProcessPoolExecutor's `initializer`: where the parent is killed, its processes end too, which
+    would wait for work for ever.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @atexit.register

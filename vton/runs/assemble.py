@@ -18,7 +18,6 @@ from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
 from vton.models.lora import load_base
 from vton.models.precision import DTYPES, codec_precision
-from vton.processes import is_first_process
 from vton.runs.checkpoint import averaged
 from vton.runs.codec import prepare_codec
 from vton.runs.folder import RunFolder
@@ -27,12 +26,15 @@ from vton.weights.pretrained import load_state, read_checkpoint, read_safetensor
 from vton.weights.unfilled import unfilled
 
 
-def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
+def prepare_run(
+    config: ExperimentConfig, is_first: bool = True
+) -> tuple[RunFolder, TryOnDataModule, TrainedModule]:
     """The run folder, started, its data, and its module as training finds it.
 
     The folder is started when everything is checked that can be checked before: that it is this
     experiment's, settings, data and pair lists. Where the preparation fails after all, the start is
-    undone, so that a corrected command does not find another experiment there.
+    undone, so that a corrected command does not find another experiment there. Of several processes
+    the first one starts it: it has the folder's lock.
     """
     run = RunFolder.of(config)
     fresh = not run.config.exists()
@@ -53,11 +55,11 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
         data.eval_dataset("unpaired")
     root = str(data.root.resolve() if isinstance(data.root, Path) else data.root)
     remark = run.compare_data(root, pairs.pair_ids)
-    if remark and is_first_process():
-        print(f"vton: {remark}", file=sys.stderr)
-
-    run.start(config)
-    run.remember_data(root, pairs.pair_ids)
+    if is_first:
+        if remark:
+            print(f"vton: {remark}", file=sys.stderr)
+        run.start(config)
+        run.remember_data(root, pairs.pair_ids)
     try:
         codec = prepare_codec(run, config, data)
         # Again, because fitting a codec draws numbers and loading it does not.
@@ -68,7 +70,7 @@ def prepare_run(config: ExperimentConfig) -> tuple[RunFolder, TryOnDataModule, T
             start_from(module, Path(config.train.start_from).expanduser())
         return run, data, module
     except Exception:
-        if fresh:
+        if is_first and fresh:
             run.take_back()
         raise
 

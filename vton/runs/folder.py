@@ -24,7 +24,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from glob import glob
 from pathlib import Path
@@ -179,6 +179,12 @@ class RunFolder:
             file.unlink(missing_ok=True)
         self._remove_if_empty(self.checkpoints)
 
+    def remove_partial(self) -> None:
+        """Remove what a killed training has left of a checkpoint that it was writing."""
+        for partial in self.checkpoints.glob(".*"):
+            if partial.is_file():
+                partial.unlink()
+
     def compare_data(self, root: str, pair_ids: Sequence[str]) -> str:
         """What is to be said about going on with these training pairs, "" for nothing.
 
@@ -220,20 +226,33 @@ class RunFolder:
         ends.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.path / ".train.lock").acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"Another process is training in {self.path}. "
-                "Let it finish or end it, or name another run (name=...)."
-            ) from None
-        with lock:
+        with self._lock(
+            ".train.lock",
+            f"Another process is training in {self.path}. "
+            "Let it finish or end it, or name another run (name=...).",
+        ):
             try:
                 yield
             finally:
                 if not self.config.exists():  # nothing was started
                     (self.path / ".train.lock").unlink(missing_ok=True)
                     self._remove_if_empty(self.path)
+
+    def evaluation_lock(self) -> AbstractContextManager:
+        """Keep other evaluations out of the folder: their pictures would mix with this one's.
+
+        Raises UserError where one is under way.
+        """
+        return self._lock(
+            ".eval.lock",
+            f"Another process is evaluating {self.path}. Let it finish or end it.",
+        )
+
+    def _lock(self, name: str, refusal: str) -> AbstractContextManager:
+        try:
+            return FileLock(self.path / name).acquire(timeout=0)
+        except Timeout:
+            raise UserError(refusal) from None
 
     def finish(self, training: dict) -> None:
         """Write training.json: the last thing that training does."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from vton.config import ExperimentConfig, to_yaml
+from vton.errors import UserError
 from vton.files import file_digest
-from vton.runs.assemble import checkpoint_path
+from vton.models.base import TrainedModule
+from vton.runs.assemble import checkpoint_path, load_module
 from vton.runs.checkpoint import training_so_far
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import read_checkpoint
 
+ATTEMPTS = 5  # to read a checkpoint that is being replaced
 # Settings of training that stand in every row.
 TRAIN_SETTINGS = (
     "batch_size",
@@ -23,6 +27,40 @@ TRAIN_SETTINGS = (
     "schedule",
     "precision",
 )
+
+
+def load_with_facts(
+    run: RunFolder, config: ExperimentConfig, recorded: ExperimentConfig, checkpoint: str
+) -> tuple[TrainedModule, dict[str, Any]]:
+    """`load_module`, and `drawing_facts` of the very file that was loaded.
+
+    A training under way replaces last.ckpt and best.ckpt, also in between; then both are read
+    again. recorded: the configuration of the facts. Raises UserError, also where that happens every
+    time.
+    """
+    path = checkpoint_path(run, checkpoint)
+    for _ in range(ATTEMPTS):
+        before = identity(path)
+        try:
+            module = load_module(run, config, checkpoint)
+            facts = drawing_facts(run, recorded, checkpoint)
+        except UserError:  # such as pieces that are gone
+            if identity(path) == before:
+                raise
+            continue
+        if identity(path) == before:
+            return module, facts
+        del module  # before the next is loaded
+    raise UserError(
+        f"A training replaces {path} faster than it can be read. Raise its train.checkpoint_every, "
+        "or wait for its end."
+    )
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from the one that takes its place."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def drawing_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -14,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
+from vton.data.loading import end_with_parent
 from vton.data.sample import DataError
 from vton.data.synthetic import write_dresscode, write_viton_hd
 from vton.data.synthetic.catalogue import Catalogue, Defects, Entry, Layout
@@ -77,35 +78,40 @@ def ensure(
     """The same as `write`, but does nothing if `root` already holds this data set.
 
     Rendering happens in a temporary folder beside `root`, which is renamed when complete, so `root`
-    is never half written. Raises DataError if `root` holds something else.
+    is never half written. Of several processes one renders and the others wait; what a killed one
+    left behind is removed. Raises DataError if `root` holds something else.
     """
-    root = Path(root)
+    root = Path(root).resolve()  # a link to an empty folder elsewhere stays one
     catalogue = _catalogue(layout, size, train, test, seed, defects, other_clothes)
     if _holds(root, catalogue):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    partial_root = Path(tempfile.mkdtemp(prefix=f".{root.name}-partial-", dir=root.parent))
-    try:
-        write(
-            partial_root,
-            layout=layout,
-            size=size,
-            train=train,
-            test=test,
-            seed=seed,
-            workers=workers,
-            defects=defects,
-            other_clothes=other_clothes,
-        )
-        partial_root.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
-        try:
-            partial_root.rename(root)
-        except OSError:
-            # Somebody else finished first: theirs is as good if it is the same data set.
-            if not _holds(root, catalogue):
-                raise
-    finally:
+    with FileLock(root.with_name(f".{root.name}.lock")):
+        if _holds(root, catalogue):
+            return
+        partial_root = root.with_name(f".{root.name}.partial")
         shutil.rmtree(partial_root, ignore_errors=True)
+        try:
+            write(
+                partial_root,
+                layout=layout,
+                size=size,
+                train=train,
+                test=test,
+                seed=seed,
+                workers=workers,
+                defects=defects,
+                other_clothes=other_clothes,
+            )
+            try:
+                partial_root.rename(root)
+            except OSError:
+                # Somebody else finished first, on a disk whose locks do not reach as far as it
+                # does: theirs is as good if it is the same data set.
+                if not _holds(root, catalogue):
+                    raise
+        finally:
+            shutil.rmtree(partial_root, ignore_errors=True)
 
 
 def _catalogue(
@@ -157,7 +163,8 @@ def _run(
         return
     # A fork of a process that already runs torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+    processes = min(workers, len(chunks))
+    with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         yield from pool.map(function, chunks)
 
 
@@ -203,9 +210,3 @@ def _holds(root: Path, catalogue: Catalogue) -> bool:
             "has."
         )
     return True
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
