@@ -322,14 +322,21 @@ def test_control_keeps_names_and_truth_but_exchanges_garments(run):
 ELSEWHERE = ("eval.shuffled=false", "eval.baselines=false", "eval.pictures=2")
 
 
-def test_missing_data_is_noticed_before_pictures_are_replaced(run, tmp_path, capsys):
-    """Another data set with a missing file: what the run had drawn before stays."""
+@pytest.fixture
+def drawn_before(run, capsys) -> tuple[Path, dict[str, bytes]]:
+    """The folder of the run's unpaired pictures, and its content, whichever tests ran before."""
     drawn = run / "predictions" / "unpaired"
     if not drawn.is_dir():
         assert command("eval", "--run", str(run), *FEW) == 0
         capsys.readouterr()
     before = {path.name: path.read_bytes() for path in drawn.glob("*.png")}
     assert before
+    return drawn, before
+
+
+def test_missing_data_is_noticed_before_pictures_are_replaced(run, drawn_before, tmp_path, capsys):
+    """Another data set with a missing file: what the run had drawn before stays."""
+    drawn, before = drawn_before
     root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))
     for name in ("cloth/01002_00.jpg", "image-parse-v3/01001_00.png"):
         (root / "test" / name).unlink()
@@ -339,9 +346,8 @@ def test_missing_data_is_noticed_before_pictures_are_replaced(run, tmp_path, cap
     assert {path.name: path.read_bytes() for path in drawn.glob("*.png")} == before
 
 
-def test_a_picture_that_breaks_midway_leaves_the_former_ones(run, tmp_path, capsys):
-    drawn = run / "predictions" / "unpaired"
-    before = {path.name: path.read_bytes() for path in drawn.glob("*.png")}
+def test_a_picture_that_breaks_midway_leaves_the_former_ones(run, drawn_before, tmp_path, capsys):
+    drawn, before = drawn_before
     root = write_viton_hd(tmp_path / "data", train=1, test=4, size=(64, 48))
     photo = root / "test/image/01003_00.jpg"
     photo.write_bytes(photo.read_bytes()[:300])

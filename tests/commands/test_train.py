@@ -16,7 +16,7 @@ from tests.running import (
     trained,
     vton,
 )
-from vton import registry
+from tests.sweeps import soon_and_later
 from vton.config import load
 from vton.models.unet import build_unet
 from vton.runs.folder import RunFolder
@@ -24,7 +24,7 @@ from vton.training.preemption import Preemption
 from vton.weights.pretrained import read_checkpoint
 
 
-@pytest.mark.parametrize("model", [*registry.names(), "tryondiffusion model.stage=sr256"])
+@pytest.mark.parametrize("model", [*soon_and_later(), "tryondiffusion model.stage=sr256"])
 def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
     """4 steps equal 2, a kill and the same command again, in the middle of an epoch of 6 pairs and
     of warm-up and cosine.

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.batches import random_batch, tiny_module
-from vton import registry
+from tests.models.test_every_model import module_in
+from tests.sweeps import soon_and_later
 from vton.config import load
-from vton.cost.counting import counted, describe, picture_flops, step_flops
+from vton.cost.counting import cost, counted, describe, picture_flops, step_flops
 from vton.cost.memory import Autocast, FusedAttention, LiveMemory, phase, weight_bytes
 from vton.cost.meta import deciding_numbers, require_works
 
@@ -114,7 +115,23 @@ def test_shared_weights_count_once():
     )
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", soon_and_later())
+def test_info_counts_without_allocating(model):
+    """At full size."""
+    rows = describe(load(f"model={model}", "preset=paper"))
+    assert sum(row["trained"] for row in rows["networks"]) > 0
+    assert rows["flops"]["denoise"] > 0
+    assert torch.zeros(1).device.type == "cpu"  # the meta device is left when info is done
+
+
+@pytest.mark.parametrize("model", soon_and_later())
+def test_its_cost_is_counted(model):
+    counts = cost(module_in("as published", model).config)
+    assert 0 < counts["trained_parameters"] <= counts["parameters"]
+    assert counts["step_flops"] > counts["picture_flops"] > 0 and counts["sampling_bytes"] > 0
+
+
+@pytest.mark.parametrize("model", soon_and_later())
 def test_guidance_doubles_the_step_and_nothing_else(model):
     described = describe(load(f"model={model}", "preset=tiny", "sampler.guidance=2"))
     assert described["trained"] > 0 and described["flops"]["denoise"] > 0
@@ -265,7 +282,7 @@ def test_fused_attention_has_gradients():
     assert all(tensor.grad.shape == tensor.shape for tensor in (query, key, value))
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", soon_and_later())
 def test_training_in_half_precision_passes_the_check_before_it(model):
     """Networks in bf16 that stay as they are meet float32 ones that learn."""
     require_works(load(f"model={model}", "preset=paper", "train.precision=bf16"))

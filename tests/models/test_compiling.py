@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from tests.batches import random_batch, randomised, tiny_module
 from tests.running import command, trained
-from vton import registry
+from tests.sweeps import soon_and_later
 from vton.models import compiling
 from vton.models.base import TrainedModule
 from vton.models.unet import garment_taps
@@ -54,19 +54,7 @@ def require_same(model: str, *overrides: str, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(pictures[1], pictures[0], atol=10 * tolerance, rtol=0)
 
 
-# Blocks of diffusers, and networks of its own. `make test-slow` has the other architectures.
-SOON = ("gardiff", "tryondiffusion")
-
-
-def models() -> list:
-    chosen = []
-    for name in registry.names():
-        marks = () if name in SOON else pytest.mark.slow
-        chosen.append(pytest.param(name, marks=marks))
-    return chosen
-
-
-@pytest.mark.parametrize("model", models())
+@pytest.mark.parametrize("model", soon_and_later())
 def test_losses_gradients_and_pictures_are_the_same(model):
     require_same(model)
 

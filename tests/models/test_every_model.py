@@ -1,4 +1,7 @@
-"""Every registered architecture: what a new one inherits by having a folder under vton/models."""
+"""Every registered architecture: what a new one inherits by having a folder under vton/models.
+
+What it costs is in tests/cost/test_counting.py, and that it learns in test_overfitting.py.
+"""
 
 from dataclasses import asdict, replace
 
@@ -8,7 +11,6 @@ import torch
 from tests.batches import as_loaded, random_batch, randomised, tiny_module
 from vton import registry
 from vton.config import as_override, flatten, load
-from vton.cost.counting import cost, describe
 from vton.diffusion import noise
 from vton.diffusion.sampling import drawing, sample
 from vton.diffusion.solvers import sampling_times
@@ -218,31 +220,3 @@ def test_the_picture_depends_on_the_garment(model):
     }
     shuffled = replace(batch, **other)
     assert (module.generate(batch) - module.generate(shuffled)).abs().max() > 1e-3
-
-
-def test_it_overfits_four_pairs(model):
-    module = tiny_module(model, "train.lr=2e-3", "train.warmup_steps=1", "train.schedule=constant")
-    optimizer = module.configure_optimizers()["optimizer"]
-    batch, losses = random_batch(4), []
-    for step in range(30):
-        batch.position = [4 * step + i for i in range(4)]
-        loss = module.training_step(batch, step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
-
-
-def test_info_counts_without_allocating(model):
-    """At full size; tests/cost counts the tiny presets."""
-    rows = describe(load(f"model={model}", "preset=paper"))
-    assert sum(row["trained"] for row in rows["networks"]) > 0
-    assert rows["flops"]["denoise"] > 0
-    assert torch.zeros(1).device.type == "cpu"  # the meta device is left when info is done
-
-
-def test_its_cost_is_counted(model):
-    counts = cost(module_in("as published", model).config)
-    assert 0 < counts["trained_parameters"] <= counts["parameters"]
-    assert counts["step_flops"] > counts["picture_flops"] > 0 and counts["sampling_bytes"] > 0

@@ -83,6 +83,9 @@ def test_read_by_taps_names_exactly_what_gets_a_gradient(unet):
 
 
 def test_gradient_checkpointing_gives_the_same_taps_and_gradients(unet):
+    calls = []
+    unet.down_blocks[1].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
+
     def gradients():
         unet.zero_grad()
         taps = garment_taps(unet.train(), *inputs())
@@ -90,8 +93,11 @@ def test_gradient_checkpointing_gives_the_same_taps_and_gradients(unet):
         return taps, [p.grad.clone() for p in read_by_taps(unet)]
 
     plain_taps, plain = gradients()
+    assert len(calls) == 1
     unet.enable_gradient_checkpointing()
     taps, found = gradients()
+    assert len(calls) == 3  # computed again on the way back
+    assert taps.keys() == plain_taps.keys()
     assert all(torch.equal(taps[name], plain_taps[name]) for name in taps)
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 

@@ -135,8 +135,14 @@ def test_is_thin_reads_results_only_and_keeps_no_outputs(path):
             assert not isinstance(node, ast.ImportFrom) or node.module == "vton.report.views"
 
 
-def test_runs_from_start_to_end_in_a_kernel_and_its_page_needs_no_network():
-    page = run_notebook(NOTEBOOKS / "ablation_gardiff.ipynb", VTON_RESULTS="")
+def test_runs_from_start_to_end_in_a_kernel_and_its_page_needs_no_network(tmp_path):
+    """The kernel has not imported what takes seconds and shows nothing."""
+    notebook = nbformat.read(NOTEBOOKS / "ablation_gardiff.ipynb", as_version=4)
+    heavy = "{'torchmetrics', 'torchvision', 'lightning', 'diffusers'}"
+    notebook.cells.append(new_code_cell(f"import sys\n'heavy', sorted({heavy} & set(sys.modules))"))
+    nbformat.write(notebook, tmp_path / "ablation_gardiff.ipynb")
+    page = run_notebook(tmp_path / "ablation_gardiff.ipynb", VTON_RESULTS="")
+    assert repr(("heavy", [])) in html.unescape(page)
     assert "<title>ablation_gardiff</title>" in page
     assert '<h2 id="Published">' in page
     assert "arXiv" in page

@@ -3,6 +3,7 @@
 Networks are small and random.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,11 +192,14 @@ def test_a_stage_alone_is_called_so_and_replaces_nothing(base, rows):
     assert not equal(chained, pictures(run.predictions / "paired_from_truth"))
 
 
-def test_two_processes_hand_over_the_same_pictures(base, rows, tmp_path):
-    expected = pictures(base.path / "sr256" / "predictions" / "unpaired_shuffled")
+@pytest.mark.slow
+def test_two_processes_hand_over_the_same_pictures(base, rows):
+    drawn = base.path / "sr256" / "predictions" / "unpaired_shuffled"
+    expected = pictures(drawn)
+    shutil.rmtree(drawn)
     few = ("eval.baselines=false", "trainer.devices=2", "trainer.strategy=ddp")
     done = vton("eval", "--run", str(base.path), *few)
-    assert equal(expected, pictures(base.path / "sr256" / "predictions" / "unpaired_shuffled"))
+    assert equal(expected, pictures(drawn))
     assert "tryondiffusion-sr256: enlarges pictures of" in done.stdout
 
 

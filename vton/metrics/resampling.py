@@ -17,14 +17,16 @@ both methods cancels. Rows keep deviations for this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from scipy import stats
 from torch import Tensor
 
 from vton.errors import UserError
-from vton.metrics.distributions import SetDistance
+
+if TYPE_CHECKING:  # its import takes seconds, which tables and notebooks would wait for
+    from vton.metrics.distributions import SetDistance
 
 DRAWS = 200  # bootstrap samples of a mean
 PARTS = 50  # subsets of a distance between sets
