@@ -170,6 +170,7 @@ def test_gradient_checkpointing_changes_nothing(model):
     losses, gradients, calls = [], [], []
     for overrides in ((), switches):
         module, called = randomised(tiny_module(model, *overrides)).train(), []
+        assert module.blocks(), "its BLOCKS names no class of its networks' layers"
         for block in module.blocks():
             block.register_forward_pre_hook(lambda *_, called=called: called.append(1))
         losses.append(module.training_step(random_batch(2), 0))

@@ -86,6 +86,17 @@ def test_weights_of_hidden_layers_get_it_and_the_rest_get_adamw():
         assert torch.equal(parameter, ours[name]) == (name not in names), name
 
 
+def test_an_architecture_names_its_own_first_and_last_layers(monkeypatch):
+    module = tiny_module("catvton")
+    monkeypatch.setattr(type(module), "OUTER", ("to_q",))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    by_muon = {id(p) for group in groups if group["muon"] for p in group["params"]}
+    weights = {n: id(p) in by_muon for n, p in module.named_parameters() if n.endswith("weight")}
+    assert not any(chosen for name, chosen in weights.items() if name.endswith("to_q.weight"))
+    assert all(chosen for name, chosen in weights.items() if name.endswith("attn1.to_k.weight"))
+    assert all(chosen for name, chosen in weights.items() if name.endswith("conv_in.weight"))
+
+
 def test_an_update_is_what_the_definition_says():
     """Two steps of equal weights, one matrix at a time."""
     module = network()

@@ -12,6 +12,8 @@ import torch
 
 import vton.models
 from tests.batches import random_batch
+from tests.models import test_waiting as waiting
+from tests.report import test_attention as attention
 from tests.running import trained
 from vton.config import CONFIGS, load
 from vton.cost.counting import describe
@@ -49,3 +51,14 @@ def test_the_example_trains_and_samples(mine, tmp_path, rendered):
     module = load_module(stage.run, stage.config, "weights")
     pictures = module.generate(random_batch(2, size=(64, 48)))
     assert pictures.shape == (2, 3, 64, 48) and torch.isfinite(pictures).all()
+
+
+def test_it_works_on_a_gpu(mine):
+    """As far as the meta device tells."""
+    waiting.test_a_training_step_waits_for_nothing("model=mine")
+    waiting.test_a_step_of_sampling_waits_for_nothing("mine")
+
+
+def test_without_attention_to_the_garment_it_has_nothing_to_show(mine):
+    with pytest.raises(pytest.skip.Exception):
+        attention.test_every_architecture_that_reads_places_shows_where_it_looks("mine")

@@ -32,6 +32,7 @@ and what it may change:
     wearing              which samples read their garment, after dropout
     reads                the fields of a batch that it reads; loaders make only these
     can_sample           whether a batch holds what sampling needs
+    BLOCKS, COMPILED, ATTENTIONS, OUTER    layers of networks that are not diffusers' own
 
 A model that is no try-on architecture but is trained and scored by the same commands (the learned
 warp) extends TrainedModule, the part that has nothing to do with diffusion.
@@ -66,7 +67,7 @@ from vton.models.codecs import Codec
 from vton.models.compiling import compile_blocks
 from vton.models.flow import FlowLayer, flow_layers, flow_losses, over_layers
 from vton.models.lora import add_lora, is_lora
-from vton.models.optimizers import build_optimizer
+from vton.models.optimizers import OUTER_LAYERS, build_optimizer
 from vton.models.partial import train_only
 from vton.models.placement import suit_device
 from vton.models.precision import DTYPES, cast, codec_precision, stored, take_own_dtype
@@ -110,6 +111,8 @@ class TrainedModule(LightningModule):
     # The same for trainer.compile, and the attention layers inside, which are not compiled.
     COMPILED: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
     ATTENTIONS: tuple[type[nn.Module], ...] = (Attention,)
+    # Names of the layers that train.optimizer=muon leaves to AdamW: a network's first and last.
+    OUTER: tuple[str, ...] = OUTER_LAYERS
 
     def __init__(self, config: ExperimentConfig, codec: Codec):
         super().__init__()

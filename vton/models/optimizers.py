@@ -23,7 +23,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
 MOMENTUM = 0.95
 UPDATE_RMS = 0.2  # of AdamW's updates, so that both take the same learning rate (arXiv 2502.16982)
-# Names, at any depth: a network's ends, and the last layer of every transformer block.
+# Names, at any depth, in diffusers' networks: a network's ends, and the last layer of every
+# transformer block.
 OUTER_LAYERS = ("conv_in", "conv_out", "proj_out")
 
 
@@ -50,7 +51,7 @@ def build_optimizer(
     if train.optimizer == "adamw8bit":
         options.pop("fused")
         return adamw_8bit()(list(groups), **options)
-    return Muon(split_groups(groups, hidden_weights(module)), **options)
+    return Muon(split_groups(groups, hidden_weights(module, module.OUTER)), **options)
 
 
 def adamw_8bit() -> type[torch.optim.Optimizer]:
@@ -65,11 +66,11 @@ def adamw_8bit() -> type[torch.optim.Optimizer]:
     return AdamW8bit
 
 
-def hidden_weights(module: nn.Module) -> set[nn.Parameter]:
-    """Weights of linear and convolutional layers but those named OUTER_LAYERS."""
+def hidden_weights(module: nn.Module, outer: tuple[str, ...] = OUTER_LAYERS) -> set[nn.Parameter]:
+    """Weights of linear and convolutional layers but those named `outer`."""
     weights = set()
     for name, layer in module.named_modules():
-        hidden = name.rpartition(".")[2] not in OUTER_LAYERS
+        hidden = name.rpartition(".")[2] not in outer
         if hidden and isinstance(layer, (nn.Linear, nn.Conv2d)):
             weights.add(layer.weight)
     return weights
