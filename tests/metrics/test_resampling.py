@@ -64,7 +64,7 @@ def test_intervals_of_set_distances_are_as_wide_as_the_values_vary(name, order):
         distance = DISTANCES[name](x, y)
         persons = dict(zip(names, names, strict=True)) if order == "together" else {}
         parts, factor = resampling.parts(names, persons, names)
-        values.append(distance.whole())
+        values.append(distance.value())
         deviations = resampling.deviations_of_distance(distance, parts, factor)
         estimates.append(deviations.std().item())
     assert 0.75 < np.mean(estimates) / np.std(values, ddof=1) < 1.5
@@ -77,7 +77,7 @@ def test_a_part_is_the_distance_of_the_parts(width):
     found = FrechetDistance(x, y).part(rows, columns)
     assert found == pytest.approx(frechet_distance(x[rows], y[columns]), rel=1e-9)
     part = GaussianDistance(x, y).part(rows, columns)
-    assert part == pytest.approx(GaussianDistance(x[rows], y[columns]).whole(), rel=1e-9)
+    assert part == pytest.approx(GaussianDistance(x[rows], y[columns]).value(), rel=1e-9)
 
 
 def test_persons_stay_together_with_their_pictures():

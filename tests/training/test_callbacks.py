@@ -279,8 +279,8 @@ def test_a_clock_that_was_put_back_does_not_remove_the_newest_checkpoint(tmp_pat
         earlier.touch()
         os.utime(earlier, (2**32 + step, 2**32 + step))
     checkpoints.run.last.touch()
-    checkpoints.unsettled = 3
-    checkpoints.settle(trainer(global_step=3))
+    checkpoints.pending_step = 3
+    checkpoints.finish_pending(trainer(global_step=3))
     left = {path.name for path in checkpoints.run.checkpoints.iterdir()}
     assert left == {"last.ckpt", "last_00000002.ckpt", "last_00000003.ckpt"}
 

@@ -46,7 +46,7 @@ def kernel_distance(
     x_ND: Tensor, y_MD: Tensor, subsets: int, size: int, degree: int, seed: int
 ) -> float:
     """`PolynomialDistance` of two sets as a number, for callers that need no parts of them."""
-    return PolynomialDistance(x_ND, y_MD, subsets, size, degree, seed).whole()
+    return PolynomialDistance(x_ND, y_MD, subsets, size, degree, seed).value()
 
 
 class SetDistance(Protocol):
@@ -55,7 +55,7 @@ class SetDistance(Protocol):
     Rows (of x) and columns (of y) are places, int64; a part has at least two of each.
     """
 
-    def whole(self) -> float: ...
+    def value(self) -> float: ...
 
     def part(self, rows: Tensor, columns: Tensor) -> float: ...
 
@@ -67,7 +67,7 @@ class FrechetDistance:
         self.x = x_ND.double()
         self.y = y_MD.double()
 
-    def whole(self) -> float:
+    def value(self) -> float:
         return frechet_distance(self.x, self.y)
 
     def part(self, rows: Tensor, columns: Tensor) -> float:
@@ -115,7 +115,7 @@ class PolynomialDistance:
         self.size = min(size, len(x), len(y))
         self.seed = seed
 
-    def whole(self) -> float:
+    def value(self) -> float:
         n, m = self.between.shape
         if self.size == n == m:
             value = maximum_mean_discrepancy(self.within_x, self.between, self.within_y)
@@ -160,7 +160,7 @@ class GaussianDistance:
         self.within_y = self._kernel(y, y)
         self.between = self._kernel(x, y)
 
-    def whole(self) -> float:
+    def value(self) -> float:
         total = self.within_x.mean() + self.within_y.mean() - 2 * self.between.mean()
         return float(self.SCALE * total)
 

@@ -106,7 +106,7 @@ class _SetMetric(KeyedMetric):
             raise ValueError(
                 f"{self.name} needs two pictures in each set, got {len(made)} and {len(real)}."
             )
-        return torch.tensor(self._distance(made, real).whole(), dtype=torch.float64)
+        return torch.tensor(self._distance(made, real).value(), dtype=torch.float64)
 
     def _distance(self, made_ND: Tensor, real_MD: Tensor) -> SetDistance:
         """The distance of features of pictures (N, D) and (M, D)."""

@@ -143,7 +143,7 @@ def _distances(
             drawn, factor = resampling.parts(pair_ids, tally.persons, person_ids)
         if drawn:
             spread = resampling.deviations_of_distance(distance, drawn, factor)
-        yield extractors.name(metric), distance.whole(), spread
+        yield extractors.name(metric), distance.value(), spread
 
 
 def _distance(metric: str, x_ND: Tensor, y_MD: Tensor, protocol: Protocol) -> SetDistance:

@@ -73,7 +73,9 @@ class Checkpoints(Callback):
         self.global_batch, self.keep_last, self.keep_best = global_batch, keep_last, keep_best
         self.scores: dict[int, float] = {}  # of the best, by step
         self.saved_at = -1
-        self.unsettled: int | None = None  # step of the last.ckpt that may still be being written
+        self.pending_step: int | None = (
+            None  # step of the last.ckpt that may still be being written
+        )
 
     def on_train_start(self, trainer, module) -> None:
         if trainer.is_global_zero:
@@ -98,11 +100,11 @@ class Checkpoints(Callback):
         if step == self.saved_at:
             return
         self.require_finite(trainer, module)
-        self.settle(trainer)
+        self.finish_pending(trainer)
         together(lambda: self.write_last(trainer))
-        self.saved_at = self.unsettled = step
+        self.saved_at = self.pending_step = step
         if not isinstance(trainer.strategy, FSDP2):
-            self.settle(trainer)
+            self.finish_pending(trainer)
 
     def write_last(self, trainer) -> None:
         try:
@@ -112,7 +114,7 @@ class Checkpoints(Callback):
             trainer.strategy.barrier()  # where trainer.save_checkpoint lets the others wait
             raise
 
-    def settle(self, trainer) -> None:
+    def finish_pending(self, trainer) -> None:
         """Wait for the last.ckpt that is being written, and count it among those that stay. Raises
         UserError.
         """
@@ -121,11 +123,11 @@ class Checkpoints(Callback):
     def finish_last(self, trainer) -> None:
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.finish_writing()
-        step, self.unsettled = self.unsettled, None
+        step, self.pending_step = self.pending_step, None
         if step is None or not trainer.is_global_zero:
             return
         if self.keep_last > 1:
-            also_as(self.run.last, self.run.numbered("last", step))
+            link_or_copy(self.run.last, self.run.numbered("last", step))
             newest = self.run.numbered("last", step)  # also by a clock that was put back
             earlier = set(self.run.checkpoints.glob("last_*.ckpt")) - {newest}
             by_age = sorted(earlier, key=lambda path: path.stat().st_mtime_ns)
@@ -143,7 +145,7 @@ class Checkpoints(Callback):
         if step not in self.scores:
             return
         self.require_finite(trainer, module)
-        state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
+        state = whole_weights(trainer.strategy) | (self.ema.unsharded_average() if self.ema else {})
         together(lambda: self.write_best(trainer, state, is_first=step == ranked[0][0]))
 
     def write_best(self, trainer, state: dict[str, Tensor], is_first: bool) -> None:
@@ -157,7 +159,7 @@ class Checkpoints(Callback):
         trainer.strategy.checkpoint_io.save_checkpoint(content, path)
         if self.keep_best > 1:
             if is_first:
-                also_as(path, self.run.best)
+                link_or_copy(path, self.run.best)
             kept = {self.run.numbered("best", step) for step in self.scores}
             for old in set(self.run.checkpoints.glob("best_*.ckpt")) - kept:
                 old.unlink()
@@ -175,8 +177,8 @@ class Checkpoints(Callback):
             )
 
     def on_train_end(self, trainer, module) -> None:
-        self.settle(trainer)
-        state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
+        self.finish_pending(trainer)
+        state = whole_weights(trainer.strategy) | (self.ema.unsharded_average() if self.ema else {})
 
         def export() -> None:
             if trainer.is_global_zero:
@@ -224,7 +226,7 @@ def lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def also_as(path: Path, name: Path) -> None:
+def link_or_copy(path: Path, name: Path) -> None:
     """A second name for the file, which takes no room; a copy where file systems know no links.
     Raises UserError.
     """

@@ -60,7 +60,7 @@ class EMA(Callback):
             weight.copy_(average)
             average.copy_(own)
 
-    def whole(self) -> dict[str, Tensor]:
+    def unsharded_average(self) -> dict[str, Tensor]:
         """The average unsharded: every process has to ask, and where it is sharded only the first
         is answered.
         """

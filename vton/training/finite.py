@@ -84,7 +84,9 @@ class FiniteNumbers(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         step = trainer.global_step + 1
         norm = trainer.precision_plugin.gradient_norm = gradient_norm(module, optimizer)
-        self.steps.append(StepNumbers(step, self.batches, None if self.scaled else whole(norm)))
+        self.steps.append(
+            StepNumbers(step, self.batches, None if self.scaled else unsharded_norm(norm))
+        )
         self.batches = []
         logs = step % self.log_every == 0
         at_once = self.policy == "skip" or not is_behind(trainer.strategy.root_device)
@@ -95,7 +97,9 @@ class FiniteNumbers(Callback):
                 return
             self.skipped_in_a_row = 0
             if logs and norm is not None:
-                trainer.logger.log_metrics({"train/grad_norm": whole(norm).item()}, step=step)
+                trainer.logger.log_metrics(
+                    {"train/grad_norm": unsharded_norm(norm).item()}, step=step
+                )
 
     def require_finite(self, trainer) -> None:
         """Raise TrainingError if a step since the last look was not finite."""
@@ -188,5 +192,5 @@ def gradient_norm(module, optimizer) -> Tensor | None:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def whole(norm: Tensor | None) -> Tensor | None:
+def unsharded_norm(norm: Tensor | None) -> Tensor | None:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

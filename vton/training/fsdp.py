@@ -160,12 +160,12 @@ class FSDP2(ModelParallelStrategy):
                     average[name] = torch.empty_like(parameter.detach())
         tensors |= {AVERAGE + name: value for name, value in average.items()}
         read_pieces(folder, tensors, alone=False)
-        self.take(tensors, checkpoint["optimizer_states"], IN_PIECES)
+        self.load_pieces(tensors, checkpoint["optimizer_states"], IN_PIECES)
         if average:
             checkpoint["callbacks"]["EMA"]["average"] = average
         return checkpoint
 
-    def take(self, tensors: dict[str, Tensor], states: list[dict], options) -> None:
+    def load_pieces(self, tensors: dict[str, Tensor], states: list[dict], options) -> None:
         """Put tensors, named as in `pieces`, into the module and the optimizers."""
         weights: dict[str, Tensor] = {}
         moments: list[dict] = [{} for _ in states]

@@ -91,14 +91,14 @@ class HeldOut(Callback):
         with self.ema.applied(module) if self.ema else nullcontext():
             for order, held_out in self.pairs.items():
                 if module.can_sample(held_out.scored):
-                    scores |= self.look(trainer, module, order, held_out, step)
+                    scores |= self.score_order(trainer, module, order, held_out, step)
         module.train()
         self.step = step
         # The first process's scores: what is saved by them must be the same on all processes, and
         # their last digits may differ.
         self.scores = trainer.strategy.broadcast(scores)
 
-    def look(
+    def score_order(
         self, trainer, module, order: str, held_out: HeldOutPairs, step: int
     ) -> dict[str, float]:
         """Draw, score and show the pairs of an order; returns the mean scores.

@@ -59,7 +59,7 @@ class Preemption(Callback):
             return
         received = set().union(*from_every_process(self.received))
         self.checkpoints.save_last(trainer, module)
-        self.checkpoints.settle(trainer)
+        self.checkpoints.finish_pending(trainer)
         if trainer.is_global_zero:
             print(
                 f"Stopped by a signal at step {trainer.global_step}; the same command continues.",
