@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pkgutil
 import sys
@@ -29,6 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 success, 1 a check failed, 2 wrong usage or input, 130 and 143 ended by a signal.
     """
     args = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text of this terminal's encoding. stderr escapes them anyway.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = pkgutil.resolve_name(args.run)(args)
     except UserError as error:

@@ -203,6 +203,86 @@ def test_the_mask_can_be_painted_by_keyboard(page, files):
     assert not page.mask().any()
 
 
+def test_the_keyboards_brush_is_seen_and_the_browsers_own_keys_stay_its_own(page, files, browser):
+    page.choose("person", files / "person.png")
+    canvas, brush = page.one("#canvas"), page.one("#brush")
+    assert not brush.is_displayed()
+    page.one("#garment .camera").send_keys(Keys.SHIFT, Keys.TAB)
+    browser.execute_script("arguments[0].focus({ focusVisible: true })", canvas)
+    assert brush.is_displayed()
+    before = brush.location
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    assert brush.location["x"] > before["x"] and brush.location["y"] == before["y"]
+    assert brush.size["width"] == int(page.one("#size").get_attribute("value"))
+    ignored = browser.execute_script(
+        """const zoom = new KeyboardEvent("keydown", { key: "+", ctrlKey: true, cancelable: true });
+        arguments[0].dispatchEvent(zoom);
+        return [zoom.defaultPrevented, document.querySelector("#size").value]""",
+        canvas,
+    )
+    assert ignored == [False, "40"]
+    canvas.send_keys(Keys.TAB)
+    assert not brush.is_displayed()
+
+
+HOLD = """
+    const real = window.fetch;
+    window.held = [];
+    window.fetch = (path, options) => path === arguments[0]
+      ? new Promise((go) => window.held.push(() => go(real(path, options)))) : real(path, options);
+"""
+
+
+@pytest.mark.parametrize("kind", ["person", "garment"])
+@pytest.mark.parametrize("path", ["/pictures/{}", "/{}"])
+def test_the_picture_that_was_chosen_last_counts(page, files, browser, kind, path):
+    """The answers about the first one come when the second one is there."""
+    wrong = {"person": "nobody", "garment": "person"}[kind]
+    browser.execute_script(HOLD, path.format(kind))
+    page.one(f"#{kind} .file").send_keys(str(files / f"{wrong}.png"))
+    until(lambda: browser.execute_script("return held.length === 1"))
+    page.one(f"#{kind} .file").send_keys(str(files / f"{kind}.png"))
+    until(lambda: browser.execute_script("return held.length === 2"))
+    browser.execute_script("held[1]()")
+    until(lambda: browser.execute_script(f"return Boolean(state.{kind}?.good)"))
+    chosen = browser.execute_script(f"return state.{kind}.picture")
+    browser.execute_script("held[0]()")
+    time.sleep(1)
+    assert page.error(kind) == ""
+    assert browser.execute_script(f"return state.{kind}.picture") == chosen
+    assert not browser.execute_script(
+        f"return document.querySelector('#{kind} .drop').matches('.busy')"
+    )
+
+
+def test_pictures_chosen_before_the_networks_are_there_are_looked_at_then(browser, try_on, files):
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait(60)
+        return try_on
+
+    with serving(Demo(load)) as port:
+        browser.get(f"http://127.0.0.1:{port}/")
+        for kind in ("person", "garment"):
+            browser.find_element(By.CSS_SELECTOR, f"#{kind} .file").send_keys(
+                str(files / f"{kind}.png")
+            )
+            until(lambda kind=kind: browser.execute_script(f"return Boolean(state.{kind})"))
+        loaded.set()
+        until(lambda: browser.find_element(By.CSS_SELECTOR, "#go").is_enabled())
+
+
+def test_a_file_ends_the_camera(page, files, browser):
+    page.click("#person .camera")
+    until(lambda: page.text("#person .camera") == "Take picture")
+    page.choose("person", files / "person.png")
+    assert page.text("#person .camera") == "Camera" and not page.one("#person video").is_displayed()
+    assert (
+        browser.execute_script("return document.querySelector('#person video').srcObject") is None
+    )
+
+
 def test_an_empty_mask_is_an_error_beside_the_person(page, files):
     page.choose("person", files / "person.png")
     page.choose("garment", files / "garment.png")
@@ -232,6 +312,12 @@ def test_of_several_people_the_largest_can_be_chosen(page, files):
     page.click("#largest")
     until(lambda: page.mask().any())
     assert page.error("person") == ""
+    frame, stage = page.one("#frame"), page.one("#canvas")
+    assert frame.is_displayed() and frame.rect["width"] < 0.6 * stage.rect["width"]
+    assert frame.rect["x"] > stage.rect["x"] + 0.4 * stage.rect["width"]
+    assert "inside the dashed frame" in page.text("#person .tools")
+    page.choose("person", files / "person.png")
+    assert not frame.is_displayed() and "dashed" not in page.text("#person .tools")
 
 
 def test_a_photo_can_be_dropped_and_taken(page, person_png, browser):
@@ -290,6 +376,25 @@ def test_progress_moves_and_cancel_stops(browser, try_on, files):
             slow.steps.release(5)
             time.sleep(0.1)
             assert slow.drawn == drawn < 50 and page.one("#go").is_enabled()
+        finally:
+            slow.steps.release(10_000)
+
+
+def test_leaving_the_page_stops_its_job(browser, try_on, files):
+    slow = Slow(try_on)
+    with serving(Demo(lambda: slow)) as port:
+        try:
+            page = Page(browser, port)
+            page.choose("person", files / "person.png")
+            page.choose("garment", files / "garment.png")
+            page.click("#go")
+            slow.steps.release(1)
+            until(lambda: slow.drawn == 1)
+            job = browser.execute_script("return state.job")
+            browser.get("about:blank")
+            time.sleep(1)
+            slow.steps.release(1)
+            assert Client(port).finished(job)["state"] == "cancelled"
         finally:
             slow.steps.release(10_000)
 

@@ -1,4 +1,8 @@
+import io
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from tests.photos import people
 from tests.photos.test_reading import wide_profile
 from tests.running import command
 from tests.tryon.runs import tiny_run
+from vton.commands.tryon import output_files, save
 from vton.config import ConfigError
 from vton.data.dataset import TryOnDataset
 from vton.errors import UserError
@@ -107,11 +112,26 @@ def test_steps_and_guidance_are_those_asked_for(try_on, person, garments):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"count": 17}, {"seed": -1}, {"steps": 0}, {"guidance": -1.0}]
-)
+    "wrong",
+    [
+        {"count": 0}, {"count": 17}, {"seed": -1}, {"seed": 2**31}, {"seed": 2**31 - 1, "count": 2},
+        {"steps": 0}, {"guidance": -1.0},
+    ],
+)  # fmt: skip
 def test_numbers_out_of_bounds(try_on, person, garments, wrong):
     with pytest.raises(ConfigError):
         try_on.draw(person, garments[:1], **wrong)
+
+
+def test_the_last_seed_that_the_message_names_is_one(try_on, person, garments):
+    (drawn,) = try_on.draw(person, garments[:1], seed=2**31 - 1, steps=1)
+    assert drawn.seed == 2**31 - 1
+
+
+def test_a_device_that_is_not_here(run):
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(UserError, match=f"--device {device}: not usable here"):
+            TryOn(run.path, device=device)
 
 
 def test_what_watching_raises_stops_the_drawing(try_on, person, garments):
@@ -165,11 +185,44 @@ def test_a_mask_painted_on_a_reduced_copy_is_placed_as_on_the_photo(try_on):
     scale = 1536 / 600 * 384 / person.frame.width
     assert small.sum() == pytest.approx(150 * 120 * scale**2, rel=0.05)
     assert with_mask(person, reduced.resize((599, 799))).mask.any()  # a pixel off
+    assert with_mask(person, reduced).warnings == person.warnings
+    reduced.paste(255, (0, 760, 600, 800))  # on the ground, below what is drawn
+    (warning,) = set(with_mask(person, reduced).warnings) - set(person.warnings)
+    assert "of the mask lies outside the part of the photo that is drawn" in warning
     with pytest.raises(PhotoError, match="Paint the mask on the photo itself"):
         with_mask(person, Image.new("L", (600, 780), 255))
     # Of exactly the frame's size it is the frame's.
     own = Image.fromarray(person.mask).convert("L")
     assert np.array_equal(with_mask(person, own).mask, person.mask)
+
+
+def test_the_commands_mask_is_always_one_of_the_photo(run, try_on, tmp_path):
+    """A copy of the photo may well have the size of the frame's mask, which nobody sees there."""
+    photo = people.photo(1, (0.22, 0.62, 0.35)).resize((1536, 2048))
+    person = try_on.person(photo)
+    assert person.frame.height < 1900 and person.mask.shape == (512, 384)
+    left, top = round((person.frame.left + 500) / 4), round((person.frame.top + 600) / 4)
+    painted = Image.new("L", (384, 512))
+    painted.paste(255, (left, top, left + 60, top + 50))
+    painted.save(tmp_path / "mask.png")
+    photo.save(tmp_path / "person.png")
+    people.garment(2)[0].save(tmp_path / "garment.png")
+    photos = [str(tmp_path / name) for name in ("person.png", "garment.png")]
+    asked = ["--run", str(run.path), "--mask", str(tmp_path / "mask.png"), "--steps", "1"]
+    assert command("tryon", *photos, *asked, "--out", str(tmp_path / "out.png")) == 0
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    rows, columns = (drawn != np.asarray(photo)).any(2).nonzero()
+    seam = 0.03 * person.frame.height
+    assert 4 * top - seam < rows.min() < 4 * top + seam
+    assert 4 * (left + 60) - seam < columns.max() < 4 * (left + 60) + seam
+
+
+def test_a_mask_changes_a_person_that_was_prepared_before(try_on, person, garments):
+    painted = Image.new("L", person.photo.size)
+    painted.paste(255, (150, 200, 220, 260))
+    picture = try_on(person, garments[0], mask=painted, steps=1)
+    rows, _ = (np.asarray(picture) != np.asarray(person.photo)).any(2).nonzero()
+    assert rows.min() > 180 and rows.max() < 280
 
 
 def test_other_pictures_in_the_place_of_a_mask_are_refused(try_on, person):
@@ -272,3 +325,57 @@ def test_the_command_writes_pictures(run, tmp_path, capsys):
     assert not out.exists()
     assert command(*arguments[:-1], str(tmp_path / "out.gif")) == 2
     assert command(*arguments[:-1], str(tmp_path / "none/out.png")) == 2
+
+
+def test_names_that_are_no_text_are_written_and_printed(run, tmp_path, monkeypatch):
+    people.photo(1).save(tmp_path / "person.png")
+    people.garment(2)[0].save(tmp_path / "garment.png")
+    photos = [str(tmp_path / name) for name in ("person.png", "garment.png")]
+    out = tmp_path / os.fsdecode(b"M\xfcller.png")  # in Latin-1, on a disk of today
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    asked = ["--run", str(run.path), "--steps", "1", "--out", str(out)]
+    assert command("tryon", *photos, *asked) == 0
+    terminal.flush()
+    assert b"M\\udcfcller.png: seed 0" in terminal.buffer.getvalue()
+    assert Image.open(out).size == people.photo(1).size
+
+
+def test_the_command_writes_over_nothing_that_it_reads(tmp_path, capsys):
+    people.photo(1).save(tmp_path / "me.png")
+    people.garment(2)[0].save(tmp_path / "top_1.png")
+    before = (tmp_path / "me.png").read_bytes()
+    photos = [str(tmp_path / name) for name in ("me.png", "top_1.png")]
+    for out, more, read in (
+        (photos[0], [], "me.png"),
+        (tmp_path / "../" / tmp_path.name / "me.png", [], "me.png"),
+        (tmp_path / "top.png", ["--count", "2"], "top_1.png"),
+        (tmp_path / "new.png", ["--mask", photos[0]], None),
+    ):
+        assert command("tryon", *photos, "--run", "none", "--out", str(out), *more) == 2
+        told = capsys.readouterr().err
+        assert ("would write over" in told) == (read is not None) and (read or "") in told
+    assert (tmp_path / "me.png").read_bytes() == before
+
+
+def test_where_pictures_go(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder. Name a file in it, such as .*tryon.png"):
+        output_files(tmp_path, 1)
+    (tmp_path / "old.png").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        output_files(tmp_path / "old.png", 1)
+    with pytest.raises(ConfigError, match="pictures end in"):
+        output_files(Path("-"), 1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".webp"])
+def test_a_picture_that_cannot_be_written_whole_leaves_the_one_before(suffix, tmp_path):
+    path = tmp_path / f"out{suffix}"
+    save(people.photo(1), path)
+    before = path.read_bytes()
+    assert Image.open(path).size == people.photo(1).size
+    broken = people.photo(1).copy()
+    broken.save = lambda file, kind, **options: Path(file).write_bytes(b"half") and 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        save(broken, path)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [path.name]

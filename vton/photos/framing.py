@@ -54,10 +54,13 @@ class Frame:
         moved[:, 1] = (joints[:, 1] * self.height + self.top) / size[1]
         return moved
 
+    @property
+    def box(self) -> Box:
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
     def shows(self, size: tuple[int, int]) -> bool:
         """Whether a pixel at least of a photograph of size (width, height) lies in the frame."""
-        box = (self.left, self.top, self.left + self.width, self.top + self.height)
-        left, top, right, bottom = visible(box, size)
+        left, top, right, bottom = visible(self.box, size)
         return right - left >= 1 and bottom - top >= 1
 
     def cut(self, photo: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -67,11 +70,10 @@ class Frame:
 
         The edges are repeated blurred, so that they do not draw stripes.
         """
-        box = (self.left, self.top, self.left + self.width, self.top + self.height)
-        inside = visible(box, photo.size)
+        inside = visible(self.box, photo.size)
         height, width = size
-        if inside == box:
-            return photo.resize((width, height), Image.Resampling.BICUBIC, box)
+        if inside == self.box:
+            return photo.resize((width, height), Image.Resampling.BICUBIC, self.box)
         # The visible part at its place, then the edges outwards.
         x = [round((side - self.left) / self.width * width) for side in (inside[0], inside[2])]
         y = [round((side - self.top) / self.height * height) for side in (inside[1], inside[3])]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,11 +23,12 @@ from vton.models.base import TryOnModule
 from vton.models.precision import for_sampling
 from vton.photos.backends import Networks
 from vton.photos.errors import PhotoError
-from vton.photos.framing import Layout
+from vton.photos.framing import Frame, Layout, visible
 from vton.photos.garment import PreparedGarment, prepare_garment
 from vton.photos.person import Choice, PreparedPerson, prepare_person, require_mask
 from vton.photos.prepare import described
 from vton.photos.reading import in_grey, in_rgb, read_picture
+from vton.processes import usable_device
 from vton.runs.assemble import load_module
 from vton.runs.cascade import Stage, factor, load_stage, reduced_size
 from vton.runs.folder import RunFolder
@@ -41,6 +41,7 @@ Watch = Callable[[int, int], None]
 
 LEAST_HEIGHT = 512  # px at which photographs are read, however small the run's pictures
 SEEDS = 2**31
+LOST = 0.05  # share of a mask outside the frame from which it is said
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class TryOn:
                 f"{stage.run.path} reads a picture of the same person in other clothes, which a "
                 "photo is not. Use another run."
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device)
         self.modules: list[TryOnModule] = []
         self.warps: list[RunWarp | None] = []
         for part in self.stages:
@@ -151,6 +152,8 @@ class TryOn:
         """
         if not isinstance(person, PreparedPerson):
             person = self.person(person, category, mask)
+        elif mask is not None:
+            person = with_mask(person, mask)
         several = isinstance(garment, list | tuple)
         garments = []
         for one in garment if several else [garment]:
@@ -200,7 +203,7 @@ class TryOn:
         default their colours. watch: see `Watch`; what it raises ends the drawing. Raises
         ConfigError for numbers out of bounds.
         """
-        if not 1 <= count <= 16 or not 0 <= seed < SEEDS - count:
+        if not 1 <= count <= 16 or not 0 <= seed <= SEEDS - count:
             raise ConfigError(
                 f"count={count}, seed={seed}: 1 to 16 pictures, with seeds from 0 to {SEEDS - 1}."
             )
@@ -303,12 +306,19 @@ def with_mask(person: PreparedPerson, mask: Image.Image) -> PreparedPerson:
     """
     mask = in_grey(mask)
     height, width = person.mask.shape
+    warnings = list(person.warnings)
     if mask.size == (width, height) and mask.size != person.photo.size:
         frame = mask
     elif same_shape(mask.size, person.photo.size):
         if mask.size != person.photo.size:
             mask = mask.resize(person.photo.size, Image.Resampling.BILINEAR)
         frame = person.frame.cut(mask.convert("RGB"), (height, width)).convert("L")
+        lost = share_outside(mask, person.frame)
+        if lost > LOST:
+            warnings.append(
+                f"{lost:.0%} of the mask lies outside the part of the photo that is drawn, and "
+                "stays as it is"
+            )
     else:
         raise PhotoError(
             "mask",
@@ -317,7 +327,14 @@ def with_mask(person: PreparedPerson, mask: Image.Image) -> PreparedPerson:
         )
     chosen = np.asarray(frame) >= 128
     require_mask(chosen)
-    return replace(person, mask=chosen)
+    return replace(person, mask=chosen, warnings=warnings)
+
+
+def share_outside(mask: Image.Image, frame: Frame) -> float:
+    """How much of what is white on a photo's mask lies outside a frame of the photo."""
+    white = np.asarray(mask) >= 128
+    left, top, right, bottom = (round(side) for side in visible(frame.box, mask.size))
+    return 1 - white[top:bottom, left:right].sum() / max(1, white.sum())
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -68,15 +68,20 @@ function sentence(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
 
 // ---- pictures: chosen, dropped, pasted, photographed, or the example ----
 
+const chosen = {}; // the blob of each card that was chosen last: answers about others come too late
+
 async function take(kind, blob) {
   clearErrors(kind, "");
   showNotes(kind, []);
   const own = card(kind);
   const drop = $(".drop", own);
+  const late = () => chosen[kind] !== blob;
+  chosen[kind] = blob;
   state[kind] = null;
+  stopCamera(own);
   if (kind === "person") forgetMask();
   if (blob.size > state.most) {
-    showStage(own);
+    drop.classList.remove("busy");
     refresh();
     showError(new Refusal(`The picture has ${Math.round(blob.size / 2 ** 20)} MB; at most ${Math.round(state.most / 2 ** 20)} MB are allowed.`, kind));
     return;
@@ -88,18 +93,21 @@ async function take(kind, blob) {
     const uploaded = await ask(`/pictures/${kind}`, {
       method: "POST", headers: { "Content-Type": type }, body: blob,
     });
+    if (late()) return;
     const image = $("img", own);
     if (image.src) URL.revokeObjectURL(image.src);
     image.src = URL.createObjectURL(blob);
     await image.decode();
+    if (late()) return;
     state[kind] = uploaded;
     showStage(own);
-    if (kind === "person") await detect(); else await lookAtGarment();
+    if (state.ready) await look[kind](); // else `begin` does
   } catch (error) {
+    if (late()) return;
     showError(error, kind);
     showStage(own);
   } finally {
-    drop.classList.remove("busy");
+    if (!late()) drop.classList.remove("busy");
     refresh();
   }
 }
@@ -114,9 +122,12 @@ function showStage(own) {
 }
 
 async function lookAtGarment() {
-  const seen = await post("/garment", { picture: state.garment.picture });
+  clearErrors("garment");
+  const own = state.garment;
+  const seen = await post("/garment", { picture: own.picture });
+  if (own !== state.garment) return; // another picture was chosen meanwhile
   showNotes("garment", seen.warnings);
-  state.garment.good = true;
+  own.good = true;
 }
 
 async function detect() {
@@ -126,11 +137,35 @@ async function detect() {
   const seen = await post("/person", {
     picture: own.picture, category: state.category, people: people(),
   });
-  if (own !== state.person) return; // another picture was chosen meanwhile
+  if (own !== state.person) return;
   showNotes("person", seen.warnings);
-  own.frame = seen.frame;
+  showFrame(seen.frame);
   own.good = true;
   await useMask(seen.mask);
+}
+
+// What is drawn of the photo, in shares of its size; nothing to see where it is all of it.
+function showFrame([left, top, width, height]) {
+  const cut = left > 0.005 || top > 0.005 || left + width < 0.995 || top + height < 0.995;
+  const sides = { left, top, width, height };
+  for (const side in sides) $("#frame").style[side] = `${100 * sides[side]}%`;
+  $("#frame").hidden = $("#inside").hidden = !cut;
+}
+
+const look = { person: detect, garment: lookAtGarment };
+
+async function lookAgain(kind) {
+  const own = state[kind];
+  if (!own || !state.ready) return;
+  const drop = $(".drop", card(kind));
+  drop.classList.add("busy");
+  try {
+    await look[kind]();
+  } catch (error) {
+    if (own === state[kind]) showError(error, kind);
+  }
+  if (own === state[kind]) drop.classList.remove("busy");
+  refresh();
 }
 
 function people() { return $("#largest").checked ? "largest" : "only"; }
@@ -220,6 +255,7 @@ function forgetMask() {
   mask.painted = false;
   mask.undo = [];
   $(".tools").hidden = true;
+  $("#frame").hidden = true;
 }
 
 async function useMask(url) {
@@ -238,6 +274,7 @@ async function useMask(url) {
   paint.putImageData(pixels, 0, 0);
   mask.painted = false;
   mask.undo = [];
+  mask.cursor = null;
   $("#undo").disabled = true;
   $(".tools").hidden = false;
 }
@@ -290,6 +327,25 @@ function place(event) {
   };
 }
 
+// A ring where the brush is, of its size.
+function showBrush(at) {
+  const brush = $("#brush");
+  const scale = canvas.clientWidth / canvas.width;
+  brush.style.width = brush.style.height = `${$("#size").value}px`;
+  brush.style.left = `${at.x * scale}px`;
+  brush.style.top = `${at.y * scale}px`;
+  brush.hidden = false;
+}
+
+// Where the keys have moved it; at first the middle.
+function cursor() {
+  return mask.cursor ??= { x: canvas.width / 2, y: canvas.height / 2 };
+}
+
+canvas.addEventListener("focus", () => { if (canvas.matches(":focus-visible")) showBrush(cursor()); });
+for (const name of ["blur", "pointerleave"]) {
+  canvas.addEventListener(name, () => { $("#brush").hidden = true; });
+}
 canvas.addEventListener("pointerdown", (event) => {
   if (!state.person?.good || event.button > 0) return;
   canvas.setPointerCapture(event.pointerId);
@@ -298,6 +354,7 @@ canvas.addEventListener("pointerdown", (event) => {
   dab(mask.stroke, mask.stroke);
 });
 canvas.addEventListener("pointermove", (event) => {
+  showBrush(place(event));
   if (!mask.stroke) return;
   for (const one of event.getCoalescedEvents?.() ?? [event]) {
     const to = place(one);
@@ -310,26 +367,28 @@ for (const name of ["pointerup", "pointercancel"]) {
 }
 
 canvas.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own, such as its zoom
   const step = Math.max(2, radius() / 2);
   const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
-  mask.cursor ??= { x: canvas.width / 2, y: canvas.height / 2 };
+  const from = cursor();
   if (event.key in moves) {
     const [dx, dy] = moves[event.key];
     const to = {
-      x: Math.min(Math.max(mask.cursor.x + dx, 0), canvas.width),
-      y: Math.min(Math.max(mask.cursor.y + dy, 0), canvas.height),
+      x: Math.min(Math.max(from.x + dx, 0), canvas.width),
+      y: Math.min(Math.max(from.y + dy, 0), canvas.height),
     };
-    if (event.shiftKey) { remember(); dab(mask.cursor, to); }
+    if (event.shiftKey) { remember(); dab(from, to); }
     mask.cursor = to;
   } else if (event.key === " ") {
     remember();
-    dab(mask.cursor, mask.cursor);
+    dab(from, from);
   } else if (event.key === "e" || event.key === "E") {
     const other = erasing() ? "brush" : "eraser";
     $(`input[name=tool][value=${other}]`).checked = true;
   } else if (event.key === "+" || event.key === "-") {
     $("#size").value = Number($("#size").value) + (event.key === "+" ? 8 : -8);
   } else return;
+  showBrush(cursor());
   event.preventDefault();
 });
 
@@ -342,19 +401,10 @@ $("#clear").addEventListener("click", () => {
   remember();
   paint.clearRect(0, 0, canvas.width, canvas.height);
 });
-$("#detect").addEventListener("click", redetect);
+$("#detect").addEventListener("click", () => lookAgain("person"));
 $("#show").addEventListener("change", (event) => {
   canvas.style.opacity = event.target.checked ? 1 : 0;
 });
-
-async function redetect() {
-  if (!state.person) return;
-  const drop = $(".drop", card("person"));
-  drop.classList.add("busy");
-  try { await detect(); } catch (error) { showError(error, "person"); }
-  drop.classList.remove("busy");
-  refresh();
-}
 
 // White where the mask is set, on black, as the server wants it.
 function maskUrl() {
@@ -375,7 +425,7 @@ function maskUrl() {
 $("#dice").addEventListener("click", () => {
   $("#seed").value = Math.floor(Math.random() * 2147483643);
 });
-$("#largest").addEventListener("change", redetect);
+$("#largest").addEventListener("change", () => lookAgain("person"));
 
 function settings() {
   const read = (id) => {
@@ -399,7 +449,7 @@ function offer(categories) {
     input.name = "category";
     input.value = category;
     input.checked = index === 0;
-    input.addEventListener("change", () => { state.category = category; redetect(); });
+    input.addEventListener("change", () => { state.category = category; lookAgain("person"); });
     label.append(input, text);
     return label;
   }));
@@ -443,6 +493,11 @@ $("#cancel").addEventListener("click", async () => {
   if (!state.job) return;
   $("#cancel").disabled = true;
   try { await ask(`/jobs/${state.job}`, { method: "DELETE" }); } catch (error) { showError(error); }
+});
+
+// Nobody would fetch what it draws, and others wait.
+window.addEventListener("pagehide", () => {
+  if (state.job) fetch(`/jobs/${state.job}`, { method: "DELETE", keepalive: true });
 });
 
 async function follow(job, asked) {
@@ -512,7 +567,8 @@ async function begin() {
         state.most = about.most_bytes;
         offer(about.categories);
         state.ready = true;
-        if (state.person) redetect();
+        lookAgain("person");
+        lookAgain("garment");
         break;
       }
       if (about.state === "failed") {
