@@ -45,6 +45,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that is written only after long work.
+
+    Raises UserError naming the path if it is a folder, or if no file can be written there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror} ({error.filename}).") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: no permission to write in {path.parent}.")
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, read a piece at a time."""
     with open(path, "rb") as file:

@@ -20,6 +20,7 @@ from tests.metrics.tiny_vision import (
     write_vton_iqa,
 )
 from vton import cli
+from vton.commands import metrics_arguments
 from vton.commands.metrics import read, score_folders
 from vton.config import EvalConfig
 from vton.metrics import inception, vision
@@ -401,6 +402,17 @@ def test_no_picture_is_left_out_silently(capsys, pair, tmp_path):
     assert len(said.splitlines()) == 1
     (stray / "stray.png").rename(stray / "stray.txt")
     assert run(capsys, stray, tmp_path / "truth2", *CHEAP)[0]["n"] == 2
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_scoring(
+    capsys, pair, tmp_path, monkeypatch
+):
+    pred, target = pair
+    monkeypatch.setattr(metrics_arguments, "score_folders", lambda *_, **__: pytest.fail("scored"))
+    (tmp_path / "file").touch()
+    for out, problem in [(tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "File exists")]:
+        said = refusal(capsys, "--pred", pred, "--target", target, "--out", out, *CHEAP)
+        assert str(out) in said and problem in said and len(said.splitlines()) == 1
 
 
 def test_a_listed_person_in_two_garments(capsys, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from vton.data.igpair import LACKING, is_igpair
 from vton.data.packing import write_folder
 from vton.data.shards import SHARD_MB
 from vton.data.source import open_source
-from vton.files import write_atomically
+from vton.files import require_writable, write_atomically
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode
 
@@ -41,6 +41,8 @@ def check(config: ExperimentConfig, as_json: bool, out: str | None) -> int:
 
     out: a file for the whole list, as JSON where its name ends so.
     """
+    if out:
+        require_writable(Path(out))
     problems = check_folder(config.data, workers=config.data.workers)
     if out:
         in_json = Path(out).suffix == ".json"

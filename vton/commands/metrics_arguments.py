@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vton.commands.metrics import score_folders
 from vton.config import ConfigError, EvalConfig, as_override, load, nearest
+from vton.files import require_writable
 from vton.metrics.extractors import SET_METRICS
 from vton.metrics.matching import OPTIONAL_FOLDERS, Folders
 from vton.metrics.protocol import METRICS
@@ -28,6 +29,8 @@ def run(args: Namespace) -> None:
     config = settings(args)
     folders = chosen_folders(args)
     device = str(usable_device(args.device))
+    if args.out:
+        require_writable(Path(args.out))
     data = args.data or folder_name(folders.target)
     name = args.name or folder_name(folders.pred)
     methods = [(name, folders)]
