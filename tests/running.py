@@ -100,11 +100,12 @@ class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
+def stop(*arguments) -> None:
+    raise Stopped
+
+
 @contextmanager
 def stopping_after(step: int):
-    def stop() -> None:
-        raise Stopped
-
     with pytest.raises(Stopped), after_step(step, stop):
         yield
 

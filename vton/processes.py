@@ -27,8 +27,11 @@ def is_first_process() -> bool:
     """Whether this is the process that speaks for all, also before they are connected."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
-    # torchrun sets the first, Lightning's own launcher the second.
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    if "RANK" in os.environ:  # torchrun
+        return os.environ["RANK"] == "0"
+    # Lightning's own launcher, on each node, or SLURM's srun, over all of them.
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))
+    return rank == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 @contextmanager
@@ -82,6 +85,23 @@ def from_every_process(value: T) -> list[T]:
     values = [value] * world
     distributed.all_gather_object(values, value)
     return values
+
+
+def together(act: Callable[[], T]) -> T:
+    """What `act` returns here, unless it fails on some process, such as the one that writes files.
+
+    Every process must call it. A UserError or OSError, of the lowest rank, is raised on all of
+    them, so that none waits for one that has left.
+    """
+    failure: Exception | None = None
+    try:
+        result = act()
+    except (UserError, OSError) as error:
+        failure = error
+    for anyones in from_every_process(failure):
+        if anyones is not None:
+            raise anyones
+    return result
 
 
 def gathered(measure: Callable[[], T]) -> list[T] | None:

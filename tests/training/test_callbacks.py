@@ -2,6 +2,8 @@
 drawn.
 """
 
+import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from tests.batches import random_batch, randomised, tiny_module
 from vton.metrics.pixelwise import output_psnr
 from vton.runs.folder import RunFolder
-from vton.training import telemetry
+from vton.training import held_out, telemetry
 from vton.training.checkpoint import Checkpoints
 from vton.training.console import Console
 from vton.training.ema import EMA
@@ -237,6 +239,52 @@ def test_held_out_pictures_are_drawn_as_predictions_are(plugin, at_once):
         assert look.scores[f"val/paired/{name}"] == pytest.approx(values.mean().item(), rel=1e-6)
 
 
+def test_held_out_pairs_are_shared_out_when_the_processes_are_connected(monkeypatch):
+    """Three pairs on two processes: two each, one of them on both."""
+    batch = random_batch(3)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch[:1])}, every=2, at_once=2, ema=None)
+    monkeypatch.setattr(held_out, "process_share", lambda: (1, 2))
+    look.on_train_start(None, None)
+    share = look.pairs["paired"]
+    assert share.scored.pair_id == [batch.pair_id[2], batch.pair_id[0]]
+    assert share.shown.pair_id == batch.pair_id[:1]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_held_out_picture_that_is_none_stops_every_process_with_its_step_and_pair(
+    here, monkeypatch
+):
+    module, batch = tiny_module("gardiff"), random_batch(2)
+    theirs = ({}, {}, [] if here else ["theirs"])
+    monkeypatch.setattr(held_out, "from_every_process", lambda own: [own, theirs])
+    generate = module.generate
+
+    def spoilt(batch):
+        pictures = generate(batch)
+        pictures[1, 0, 0, 0] = torch.nan if here else 0
+        return pictures
+
+    monkeypatch.setattr(module, "generate", spoilt)
+    look = HeldOut({"paired": HeldOutPairs(batch, batch[:1])}, every=2, at_once=2, ema=None)
+    named = batch.pair_id[1] if here else "theirs"
+    with pytest.raises(TrainingError, match=rf"Step 2: .* pair {named} \(paired\) holds NaN"):
+        look.on_train_batch_end(trainer(global_step=2), module, None, None, 1)
+
+
+def test_a_clock_that_was_put_back_does_not_remove_the_newest_checkpoint(tmp_path):
+    checkpoints = Checkpoints(RunFolder(tmp_path), every=1, ema=None, keep_last=2)
+    checkpoints.run.checkpoints.mkdir()
+    for step in (1, 2):
+        earlier = checkpoints.run.numbered("last", step)
+        earlier.touch()
+        os.utime(earlier, (2**32 + step, 2**32 + step))
+    checkpoints.run.last.touch()
+    checkpoints.unsettled = 3
+    checkpoints.settle(trainer(global_step=3))
+    left = {path.name for path in checkpoints.run.checkpoints.iterdir()}
+    assert left == {"last.ckpt", "last_00000002.ckpt", "last_00000003.ckpt"}
+
+
 class Steps:
     """A trainer, module and optimizer whose steps cost what they are told to."""
 
@@ -279,6 +327,15 @@ def test_where_looking_waits_it_is_named_before_weights_are_saved(queued, tmp_pa
     with pytest.raises(TrainingError, match="Loss is nan at step 2, samples pair2"):
         checkpoints.save_last(steps.trainer, steps.module)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_looking_waits_it_is_named_before_pictures_are_drawn(queued):
+    steps = Steps(FiniteNumbers("stop", log_every=10))
+    steps.take(math.nan)
+    steps.trainer.global_step = 2
+    look = HeldOut({}, every=2, at_once=1, ema=None, finite=steps.finite)
+    with pytest.raises(TrainingError, match="Loss is nan at step 1, samples pair1"):
+        look.on_train_batch_end(steps.trainer, steps.module, None, None, 1)
 
 
 def test_where_looking_waits_skipping_looks_at_every_step(queued, capsys):

@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 
 from tests.running import (
     SMALL,
+    Stopped,
     assert_equal,
     assert_same_training,
     command,
     copied_after,
     gradient_distance,
+    stop,
+    stopping_after,
     trained,
 )
 from vton import cli, registry
@@ -292,6 +295,41 @@ def test_slurms_signal_requeues_the_job(processes, tmp_path, rendered):
         again.exit_code() == 0
         and f"Resuming {again.run.path} at step {step} of" in again.log.read_text()
     )
+
+
+def logged_steps(run: RunFolder) -> list[int]:
+    """The steps whose loss is in the event files, as they lie there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss")]
+
+
+def test_curves_have_every_step_once_though_a_run_ended_before_its_first_checkpoint(
+    tmp_path, rendered
+):
+    settings = ("gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=2")
+    with stopping_after(1):
+        trained(*settings, "train.checkpoint_every=2")
+    assert not RunFolder(tmp_path / "run").last.exists()
+    assert logged_steps(trained(*settings, "train.checkpoint_every=2")) == [1, 2]
+
+
+def test_a_kill_between_weights_and_what_is_said_of_them(tmp_path, rendered, monkeypatch):
+    """Two steps, then two more: what training.json said of the first two is gone until it can say
+    four.
+    """
+    settings = ("gardiff", tmp_path, rendered, "run", *PLAIN)
+    run = trained(*settings, "train.steps=2")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(RunFolder, "finish", stop)
+        trained(*settings, "train.steps=4")
+    assert read_checkpoint(run.last)["global_step"] == 4 and run.trained() == {}
+    partial = run.checkpoints / ".weights.safetensors.1"
+    partial.touch()  # of a kill while they were being written
+    assert trained(*settings, "train.steps=4").trained()["steps"] == 4
+    assert not partial.exists()
 
 
 @pytest.mark.slow

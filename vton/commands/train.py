@@ -48,7 +48,9 @@ def train(config: ExperimentConfig) -> RunFolder:
     # The first process locks the folder for all, before Lightning starts the others.
     lock = RunFolder.of(config).training_lock() if first else nullcontext()
     with lock:
-        run, data, module = prepare_run(config)
+        run, data, module = prepare_run(config, first)
+        if first:
+            run.remove_partial()
         if config.data.encoded:
             use_encodings(module, data)
 
@@ -66,7 +68,7 @@ def train(config: ExperimentConfig) -> RunFolder:
         telemetry = Telemetry(config.train.log_every, config.train.batch_size, planned)
         trainer.callbacks += callbacks(config, run, data, telemetry, global_batch)
         trainer.logger = TensorBoardLogger(
-            run.tensorboard, name="", version="", purge_step=done + 1 if done else None
+            run.tensorboard, name="", version="", purge_step=done + 1
         )
         if first:
             announce(run, config, so_far)
@@ -150,7 +152,7 @@ def callbacks(
         pairs = {}
         for order in ("paired", "unpaired"):
             pairs[order] = held_out_pairs(data, order, train.val_pairs, train.pictures)
-        held_out = HeldOut(pairs, train.picture_every, config.eval.batch_size, ema)
+        held_out = HeldOut(pairs, train.picture_every, config.eval.batch_size, ema, finite)
     checkpoints = Checkpoints(
         run,
         train.checkpoint_every,

@@ -42,7 +42,12 @@ def training_so_far(checkpoint: dict) -> dict:
 
 
 def export_weights(run: RunFolder, state: dict[str, Tensor]) -> None:
-    """The trained weights as safetensors, whole or not at all. Raises UserError."""
+    """The trained weights as safetensors, whole or not at all. Raises UserError.
+
+    training.json, which speaks of the weights before, goes first: whenever the process dies, it
+    never speaks of others.
+    """
+    run.training.unlink(missing_ok=True)
     write_tensors(run.weights, {name: tensor.detach().cpu() for name, tensor in state.items()})
 
 

@@ -14,7 +14,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from vton.errors import UserError
 from vton.files import replacing
+from vton.processes import together
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 from vton.training.ema import EMA, local
@@ -74,10 +76,7 @@ class Checkpoints(Callback):
         self.unsettled: int | None = None  # step of the last.ckpt that may still be being written
 
     def on_train_start(self, trainer, module) -> None:
-        if trainer.is_global_zero:  # what a killed run was writing
-            for partial in self.run.checkpoints.glob(".*"):
-                if partial.is_file():
-                    partial.unlink()
+        if trainer.is_global_zero:
             remove_unnamed(self.run.checkpoints)
         for optimizer in trainer.optimizers:
             lay_out_like_weights(optimizer)
@@ -100,13 +99,25 @@ class Checkpoints(Callback):
             return
         self.require_finite(trainer, module)
         self.settle(trainer)
-        trainer.save_checkpoint(self.run.last)
+        together(lambda: self.write_last(trainer))
         self.saved_at = self.unsettled = step
         if not isinstance(trainer.strategy, FSDP2):
             self.settle(trainer)
 
+    def write_last(self, trainer) -> None:
+        try:
+            trainer.save_checkpoint(self.run.last)
+        except (UserError, OSError):
+            trainer.strategy.barrier()  # where trainer.save_checkpoint lets the others wait
+            raise
+
     def settle(self, trainer) -> None:
-        """Wait for the last.ckpt that is being written, and count it among those that stay."""
+        """Wait for the last.ckpt that is being written, and count it among those that stay. Raises
+        UserError.
+        """
+        together(lambda: self.finish_last(trainer))
+
+    def finish_last(self, trainer) -> None:
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.finish_writing()
         step, self.unsettled = self.unsettled, None
@@ -114,10 +125,10 @@ class Checkpoints(Callback):
             return
         if self.keep_last > 1:
             also_as(self.run.last, self.run.numbered("last", step))
-            by_age = sorted(
-                self.run.checkpoints.glob("last_*.ckpt"), key=lambda path: path.stat().st_mtime_ns
-            )
-            for old in by_age[: -self.keep_last]:
+            newest = self.run.numbered("last", step)  # also by a clock that was put back
+            earlier = set(self.run.checkpoints.glob("last_*.ckpt")) - {newest}
+            by_age = sorted(earlier, key=lambda path: path.stat().st_mtime_ns)
+            for old in by_age[: 1 - self.keep_last]:
                 old.unlink()
         remove_unnamed(self.run.checkpoints)
 
@@ -130,16 +141,21 @@ class Checkpoints(Callback):
         self.scores = dict(ranked[: self.keep_best])
         if step not in self.scores:
             return
-        first = step == ranked[0][0]
-        path = self.run.best if self.keep_best == 1 else self.run.numbered("best", step)
         self.require_finite(trainer, module)
         state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
-        if trainer.is_global_zero:
-            others = {c.state_key: c.state_dict() for c in trainer.callbacks if c is not self.ema}
-            content = {"state_dict": state, "callbacks": others, "global_step": step}
-            trainer.strategy.checkpoint_io.save_checkpoint(content, path)
-        if self.keep_best > 1 and trainer.is_global_zero:
-            if first:
+        together(lambda: self.write_best(trainer, state, is_first=step == ranked[0][0]))
+
+    def write_best(self, trainer, state: dict[str, Tensor], is_first: bool) -> None:
+        """The files of the step's weights; none on other processes than the first."""
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        path = self.run.best if self.keep_best == 1 else self.run.numbered("best", step)
+        others = {c.state_key: c.state_dict() for c in trainer.callbacks if c is not self.ema}
+        content = {"state_dict": state, "callbacks": others, "global_step": step}
+        trainer.strategy.checkpoint_io.save_checkpoint(content, path)
+        if self.keep_best > 1:
+            if is_first:
                 also_as(path, self.run.best)
             kept = {self.run.numbered("best", step) for step in self.scores}
             for old in set(self.run.checkpoints.glob("best_*.ckpt")) - kept:
@@ -160,8 +176,12 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer, module) -> None:
         self.settle(trainer)
         state = whole_weights(trainer.strategy) | (self.ema.whole() if self.ema else {})
-        if trainer.is_global_zero:
-            export_weights(self.run, state)
+
+        def export() -> None:
+            if trainer.is_global_zero:
+                export_weights(self.run, state)
+
+        together(export)
 
     def state_dict(self) -> dict:
         return {"scores": self.scores, "global_batch": self.global_batch}

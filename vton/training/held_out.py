@@ -22,30 +22,33 @@ from vton.report.attention import attention_grid, attention_maps
 from vton.report.flow import flow_grid, garment_reads
 from vton.report.grid import try_on_grid
 from vton.training.ema import EMA
+from vton.training.finite import FiniteNumbers, TrainingError
 from vton.training.telemetry import ends_step
 
 
 class HeldOutPairs(NamedTuple):
     """Held-out pairs of one order."""
 
-    scored: TryOnBatch  # this process's share
-    shown: TryOnBatch  # the first pairs of all shares
+    scored: TryOnBatch  # all of them; in training this process's share
+    shown: TryOnBatch  # the first of them
+
+    def share(self) -> HeldOutPairs:
+        """What this process scores.
+
+        Every process has as many, so that all of them make equally many passes through the network:
+        a pair may come to two of them, and counts once.
+        """
+        rank, world = process_share()
+        share = math.ceil(len(self.scored) / world)
+        own = [(rank * share + place) % len(self.scored) for place in range(share)]
+        return self._replace(scored=self.scored[own])
 
 
 def held_out_pairs(data: TryOnDataModule, order: Order, count: int, shown: int) -> HeldOutPairs:
-    """`count` pairs spread over the test list and split over the processes.
-
-    Every process has as many, so that all of them make equally many passes through the network: a
-    pair may come to two of them, and counts once.
-    """
-    rank, world = process_share()
-    every = data.val_places(order, count)
-    share = math.ceil(len(every) / world)
-    own = [(rank * share + place) % len(every) for place in range(share)]
+    """`count` pairs spread over the test list."""
     pairs = data.eval_dataset(order)
-    scored = TryOnBatch.collate([pairs[every[place]] for place in own])
-    first = TryOnBatch.collate([pairs[place] for place in every[:shown]])
-    return HeldOutPairs(scored, first)
+    every = TryOnBatch.collate([pairs[place] for place in data.val_places(order, count)])
+    return HeldOutPairs(every, every[:shown])
 
 
 class HeldOut(Callback):
@@ -56,19 +59,33 @@ class HeldOut(Callback):
     shows the garment. at_once: pairs that pass through the networks together.
     """
 
-    def __init__(self, pairs: dict[str, HeldOutPairs], every: int, at_once: int, ema: EMA | None):
+    def __init__(
+        self,
+        pairs: dict[str, HeldOutPairs],
+        every: int,
+        at_once: int,
+        ema: EMA | None,
+        finite: FiniteNumbers | None = None,
+    ):
         self.pairs = pairs  # by order
         self.every = every
         self.at_once = at_once
         self.ema = ema
+        self.finite = finite
         self.step = 0  # of the last pictures
         self.scores: dict[str, float] = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        """Share the pairs out, now that the processes are connected."""
+        self.pairs = {order: pairs.share() for order, pairs in self.pairs.items()}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
         if not due or not ends_step(trainer, batch_idx):
             return
+        if self.finite:  # which names the step that spoilt the weights, where pictures cannot
+            self.finite.require_finite(trainer)
         scores = {}
         module.eval()
         with self.ema.applied(module) if self.ema else nullcontext():
@@ -84,22 +101,35 @@ class HeldOut(Callback):
     def look(
         self, trainer, module, order: str, held_out: HeldOutPairs, step: int
     ) -> dict[str, float]:
-        """Draw, score and show the pairs of an order; returns the mean scores."""
+        """Draw, score and show the pairs of an order; returns the mean scores.
+
+        Raises TrainingError, on all processes, where a picture holds NaN on one of them.
+        """
         shown, size = set(held_out.shown.pair_id), module.config.data.picture_size
         pictures: dict[str, Tensor] = {}
         scores: dict[str, dict[str, float]] = {}  # by pair
+        spoilt: list[str] = []  # pairs whose pictures are none
         for places in torch.arange(len(held_out.scored)).split(self.at_once):
             batch = held_out.scored[places.tolist()].to(module.device)
             with trainer.precision_plugin.forward_context():  # hooks run outside of it
                 drawn = module.generate(batch).float()
             for row, pair in enumerate(batch.pair_id):
+                if not drawn[row].isfinite().all():
+                    spoilt.append(pair)
                 scores[pair] = score(drawn[row : row + 1], batch[row : row + 1], size)
                 if pair in shown:
                     pictures[pair] = drawn[row].cpu()
         of_all: dict[str, list[float]] = {}
-        for others_pictures, others_scores in from_every_process((pictures, scores)):
-            pictures |= others_pictures
-            scores |= others_scores
+        for theirs in from_every_process((pictures, scores, spoilt)):
+            pictures |= theirs[0]
+            scores |= theirs[1]
+            spoilt = sorted({*spoilt, *theirs[2]})
+        if spoilt:
+            raise TrainingError(
+                f"Step {step}: the picture of held-out pair {spoilt[0]} ({order}) holds NaN. The "
+                "last checkpoint is from before; go on from it without looking: "
+                "train.picture_every=0."
+            )
         self.show(trainer, module, order, held_out.shown, pictures, step)
         for of_pair in scores.values():
             for name, value in of_pair.items():
