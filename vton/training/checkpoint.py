@@ -108,7 +108,6 @@ class Checkpoints(Callback):
 
     def write_last(self, trainer) -> None:
         try:
-            trainer.logger.experiment.flush()  # curves reach as far as what goes on from here
             trainer.save_checkpoint(self.run.last)
         except (UserError, OSError):
             trainer.strategy.barrier()  # where trainer.save_checkpoint lets the others wait
