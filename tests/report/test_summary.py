@@ -118,7 +118,7 @@ def test_markdown_says_what_was_equal():
     shared.provenance["training"]["global_batch"] = 32
     assert "of 8 (x 1) on each of 4 processes in fp32" in markdown(over_seeds([shared]))
     assert "Training seeds: 0 and 1 (gardiff), 0 (idm_vton), 0 (gardiff[shuffled])." in text
-    assert "sample standard deviation" in text and "Commits: 0123456789ab" in text
+    assert "sample standard deviation" in text and "Commits: 0123456789ab, fedcba987654." in text
     assert text.count("fixed random weights") == 1 and "## Every metric" in text
 
 

@@ -21,8 +21,10 @@ def caption(rows: Sequence[Row]) -> list[str]:
         sentences += _changes(runs)
     if learned:
         sentences += _seeds(learned)
-    commits = _each_once(row.provenance.get("commit", "unknown")[:12] for row in rows)
-    return [*sentences, COST_NOTE, f"Commits: {commits}."]
+    commits: list[str] = []
+    for row in rows:
+        commits += row.provenance["commits"]
+    return [*sentences, COST_NOTE, f"Commits: {_each_once(commit[:12] for commit in commits)}."]
 
 
 def _data(rows: Sequence[Row]) -> str:

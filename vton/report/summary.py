@@ -98,7 +98,8 @@ def write_tables(folder: Path, intervals: bool = False) -> list[Row]:
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """One row for all training seeds of a method: means, and in provenance `seeds` and `spread`.
+    """One row for all training seeds of a method: means, and in provenance `seeds`, `commits` and
+    `spread`.
 
     The spread is the sample standard deviation (n - 1). A metric that a seed lacks has no mean, and
     provenance.absent says so. Raises UserError when rows were measured differently, or seeds of a
@@ -220,7 +221,9 @@ def _averaged(rows: Sequence[Row]) -> Row:
         if len(rows) > 1:
             spread[metric] = statistics.stdev(values)
     gaps = _gaps(rows, seeds)
-    provenance = first.provenance | gaps | {"seeds": seeds, "costs": _mean_costs(rows)}
+    commits = list(dict.fromkeys(row.provenance.get("commit", "unknown") for row in rows))
+    facts = {"seeds": seeds, "commits": commits, "costs": _mean_costs(rows)}
+    provenance = first.provenance | gaps | facts
     if spread:
         provenance["spread"] = spread
     if len(rows) > 1:
