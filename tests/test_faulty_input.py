@@ -876,12 +876,14 @@ def test_no_number_is_nan_or_beyond_64_bits(model):
     config = load(f"model={model}")
     numbers = [key for key, value in flatten(asdict(config)).items() if type(value) in (int, float)]
     assert len(numbers) > 50
+    settings = OmegaConf.structured(config)
+    check_bounds(settings)
     for key in numbers:
-        settings = OmegaConf.structured(config)
-        beyond = 2**64 if isinstance(OmegaConf.select(settings, key), int) else math.nan
-        OmegaConf.update(settings, key, beyond)
+        number = OmegaConf.select(settings, key)
+        OmegaConf.update(settings, key, 2**64 if isinstance(number, int) else math.nan)
         with pytest.raises(ConfigError, match=re.escape(key)):
             check_bounds(settings)
+        OmegaConf.update(settings, key, number)
 
 
 RUN_CONFIGS = {
@@ -1110,7 +1112,7 @@ PICTURES: dict[str, tuple[str, Harm, str | None]] = {
     "prompts: truncated": ("prompts.json", written('{"a": '), "not readable as JSON"),
     "prompts: endless brackets": ("prompts.json", written("[" * 100_000), "not readable as JSON"),
     "prompts: a list": ("prompts.json", written("[]"), "expected prompts by name"),
-    "out: a folder": ("rows.json", folder_instead, "Is a directory"),
+    "out: a folder": ("rows.json", folder_instead, "is a folder. Name a file"),
 }
 
 
