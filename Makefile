@@ -88,7 +88,7 @@ tensorboard: $(READY) ## Show curves, pictures, attention and results of every r
 test: $(READY) ## Run the tests: 10 to 20 minutes on 2 cores; use WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## Run the slow tests (stops, kills, two processes): 8 minutes on 2 cores
+test-slow: $(READY) ## Run the slow tests (stops, kills, two processes): 10 to 15 minutes on 2 cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-full: $(READY) ## Run the paper presets at full size on the CPU: make test-full SCRATCH=DIR (hours, 40 GB of disk, 24 GiB of memory)
