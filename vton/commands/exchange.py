@@ -67,7 +67,7 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     read_published = checkpoint_code(model, "read_published")
     published = read_published(path)
     require_determined(published, overrides, path)
-    # Not resolved: files of the hub's cache are links to such that are named by their digest.
+    # Not resolved: files of the hub's cache are links to files that are named by their digests.
     stem = Path(os.path.abspath(path)).stem
     name = as_override("name", f"{model}-{stem}")
     given = (f"model={model}", "preset=paper", name, *published.settings, *overrides)

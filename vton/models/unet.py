@@ -29,8 +29,12 @@ from vton.weights.pretrained import PUBLISHED_METADATA, from_pretrained, read_js
 
 # What the configuration of every published UNet says.
 SHAPING = (
-    *("in_channels", "out_channels", "cross_attention_dim"),
-    *("block_out_channels", "down_block_types", "up_block_types"),
+    "in_channels",
+    "out_channels",
+    "cross_attention_dim",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
 )
 
 # ---- building ----

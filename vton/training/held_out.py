@@ -108,33 +108,35 @@ class HeldOut(Callback):
         shown, size = set(held_out.shown.pair_id), module.config.data.picture_size
         pictures: dict[str, Tensor] = {}
         scores: dict[str, dict[str, float]] = {}  # by pair
-        spoilt: list[str] = []  # pairs whose pictures are none
+        not_finite: list[str] = []  # pairs whose pictures hold NaN or infinity
         for places in torch.arange(len(held_out.scored)).split(self.at_once):
             batch = held_out.scored[places.tolist()].to(module.device)
             with trainer.precision_plugin.forward_context():  # hooks run outside of it
                 drawn = module.generate(batch).float()
             for row, pair in enumerate(batch.pair_id):
                 if not drawn[row].isfinite().all():
-                    spoilt.append(pair)
+                    not_finite.append(pair)
                 scores[pair] = score(drawn[row : row + 1], batch[row : row + 1], size)
                 if pair in shown:
                     pictures[pair] = drawn[row].cpu()
-        of_all: dict[str, list[float]] = {}
-        for theirs in from_every_process((pictures, scores, spoilt)):
-            pictures |= theirs[0]
-            scores |= theirs[1]
-            spoilt = sorted({*spoilt, *theirs[2]})
-        if spoilt:
+        for their_pictures, their_scores, their_not_finite in from_every_process(
+            (pictures, scores, not_finite)
+        ):
+            pictures |= their_pictures
+            scores |= their_scores
+            not_finite = sorted({*not_finite, *their_not_finite})
+        if not_finite:
             raise TrainingError(
-                f"Step {step}: the picture of held-out pair {spoilt[0]} ({order}) holds NaN. The "
-                "last checkpoint is from before; go on from it without looking: "
-                "train.picture_every=0."
+                f"Step {step}: the picture of held-out pair {not_finite[0]} ({order}) holds NaN. "
+                "The last checkpoint is from before; train.picture_every=0 resumes from it without "
+                "held-out pictures."
             )
         self.show(trainer, module, order, held_out.shown, pictures, step)
-        for of_pair in scores.values():
-            for name, value in of_pair.items():
-                of_all.setdefault(f"val/{order}/{name}", []).append(value)
-        means = {name: math.fsum(values) / len(values) for name, values in of_all.items()}
+        values_by_name: dict[str, list[float]] = {}
+        for pair_scores in scores.values():
+            for name, value in pair_scores.items():
+                values_by_name.setdefault(f"val/{order}/{name}", []).append(value)
+        means = {name: math.fsum(values) / len(values) for name, values in values_by_name.items()}
         if means:
             trainer.logger.log_metrics(means, step=step)
         return means

@@ -17,9 +17,7 @@ UNPICKLER = "WeightsUnpickler error: "
 
 
 def mistaken(path: Path) -> str:
-    """What lies in place of a file of weights or settings; "" where it may be such a file, or may
-    not be read.
-    """
+    """What the file is instead of weights or settings; "" if it may be one, or cannot be read."""
     try:
         with open(path, "rb") as file:
             start = file.read(256)
@@ -30,13 +28,13 @@ def mistaken(path: Path) -> str:
     if start.startswith(LFS_POINTER):
         return "it is a Git LFS pointer to the file: run `git lfs pull` in its repository"
     if WEB_PAGE.match(start):
-        return "it is a web page, as a hub's login or error page: fetch the file itself"
+        return "it is a web page, such as a hub's login or error page: fetch the file itself"
     return ""
 
 
 def unreadable(path: Path) -> str:
-    """Why a file of weights or settings cannot be read, as far as its first bytes show; "" where
-    they are sound.
+    """Why a file of weights or settings cannot be read, as far as its first bytes show; "" if they
+    are sound.
     """
     if not path.is_file():
         return "it is not there"
@@ -50,12 +48,12 @@ def unreadable(path: Path) -> str:
 
 
 def refusal(error: Exception) -> str:
-    """What an error in reading a torch file says, without torch's advice to load it unsafely."""
+    """Why torch refused a file, without its advice to load it unsafely."""
     found = REFUSED.search(str(error))
     if found:
         return (
-            f"it holds a {found[1]}, and nothing but tensors, numbers and strings is read: have "
-            "its tensors saved alone where it is trusted"
+            f"it holds a {found[1]}, and only tensors, numbers and strings are read: if you trust "
+            "the file, save its tensors alone"
         )
     _, from_unpickler, reason = str(error).rpartition(UNPICKLER)
     if not from_unpickler:
