@@ -81,11 +81,14 @@ def test_unreadable_results_name_the_file(tmp_path, content):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"metrics": {"ssim": float("nan")}}, "row 0 has metrics.ssim=nan, which is no number"),
-        ({"metrics": {"ssim": None}}, "row 0 has metrics.ssim=None, which is no number"),
-        ({"metrics": [0.9]}, "row 0 has metrics=[0.9], which are no values by name"),
-        ({"provenance": None}, "row 0 has provenance=None, which are no values by name"),
-        ({"n": "4"}, "row 0 has n='4', which is no number of pairs"),
+        (
+            {"metrics": {"ssim": float("nan")}},
+            "row 0 has metrics.ssim=nan, which is not a finite number",
+        ),
+        ({"metrics": {"ssim": None}}, "row 0 has metrics.ssim=None, which is not a finite number"),
+        ({"metrics": [0.9]}, "row 0 has metrics=[0.9], where values by name are expected"),
+        ({"provenance": None}, "row 0 has provenance=None, where values by name are expected"),
+        ({"n": "4"}, "row 0 has n='4', which is not a number of pairs"),
     ],
 )
 def test_values_that_no_table_can_hold_are_named(tmp_path, changes, problem):

@@ -150,17 +150,17 @@ def _wrong_value(row: Row) -> str:
     """The first value that no row can have, in words; "" where there is none."""
     for name in ("model", "data", "split", "order", "region", "category", "protocol"):
         if not isinstance(getattr(row, name), str):
-            return f"{name}={_shortly(getattr(row, name))}, which is no text"
+            return f"{name}={_shortly(getattr(row, name))}, which is not text"
     if row.order not in ("paired", "unpaired") or row.region not in ("image", "garment"):
         return f"order={_shortly(row.order)} and region={_shortly(row.region)}, which no row has"
     if type(row.n) is not int or row.n < 0:
-        return f"n={_shortly(row.n)}, which is no number of pairs"
+        return f"n={_shortly(row.n)}, which is not a number of pairs"
     for name in ("metrics", "provenance"):
         if not isinstance(getattr(row, name), dict):
-            return f"{name}={_shortly(getattr(row, name))}, which are no values by name"
+            return f"{name}={_shortly(getattr(row, name))}, where values by name are expected"
     for name, value in row.metrics.items():
         if type(value) not in (int, float) or not math.isfinite(value):
-            return f"metrics.{name}={_shortly(value)}, which is no number"
+            return f"metrics.{name}={_shortly(value)}, which is not a finite number"
     for name, kind in FACTS.items():
         value = row.provenance.get(name)
         if value is not None and not isinstance(value, kind):
