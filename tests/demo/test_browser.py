@@ -228,8 +228,14 @@ def test_the_keyboards_brush_is_seen_and_the_browsers_own_keys_stay_its_own(page
 HOLD = """
     const real = window.fetch;
     window.held = [];
-    window.fetch = (path, options) => path === arguments[0]
-      ? new Promise((go) => window.held.push(() => go(real(path, options)))) : real(path, options);
+    window.answered = 0;
+    window.fetch = async (path, options) => {
+      if (path !== arguments[0]) return real(path, options);
+      await new Promise((go) => window.held.push(go));
+      const answer = await real(path, options);
+      window.answered += 1;
+      return answer;
+    };
 """
 
 
@@ -247,7 +253,8 @@ def test_the_picture_that_was_chosen_last_counts(page, files, browser, kind, pat
     until(lambda: browser.execute_script(f"return Boolean(state.{kind}?.good)"))
     chosen = browser.execute_script(f"return state.{kind}.picture")
     browser.execute_script("held[0]()")
-    time.sleep(1)
+    until(lambda: browser.execute_script("return answered === 2"))
+    time.sleep(1)  # for what the page makes of it
     assert page.error(kind) == ""
     assert browser.execute_script(f"return state.{kind}.picture") == chosen
     assert not browser.execute_script(
@@ -382,7 +389,8 @@ def test_progress_moves_and_cancel_stops(browser, try_on, files):
 
 def test_leaving_the_page_stops_its_job(browser, try_on, files):
     slow = Slow(try_on)
-    with serving(Demo(lambda: slow)) as port:
+    demo = Demo(lambda: slow)
+    with serving(demo) as port:
         try:
             page = Page(browser, port)
             page.choose("person", files / "person.png")
@@ -392,9 +400,7 @@ def test_leaving_the_page_stops_its_job(browser, try_on, files):
             until(lambda: slow.drawn == 1)
             job = browser.execute_script("return state.job")
             browser.get("about:blank")
-            time.sleep(1)
-            slow.steps.release(1)
-            assert Client(port).finished(job)["state"] == "cancelled"
+            assert demo.worker.find(job).cancelled.wait(20)
         finally:
             slow.steps.release(10_000)
 
