@@ -176,7 +176,7 @@ def test_an_unsafe_pickle_is_refused_and_runs_nothing(tmp_path):
     ClipTower(CLIPVisionConfig(**TOWER)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.bin").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"it holds a \S*open, and nothing but tensors"):
+    with pytest.raises(UserError, match=r"it holds a \S*open, and only tensors"):
         from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
     assert not marker.exists()
 
