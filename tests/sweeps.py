@@ -8,6 +8,7 @@ from vton import registry
 # (tryondiffusion) say soon whether what they share is broken. An architecture that somebody adds is
 # none of these and is tested at once.
 LATER = ("catvton", "idm_vton", "imagdressing", "ladi_vton", "leffa", "stableviton")
+SHIPPED = ("gardiff", "tryondiffusion", *LATER)
 
 
 def soon_and_later(names: list[str] | None = None) -> list:

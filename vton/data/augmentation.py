@@ -19,6 +19,7 @@ from vton.config import AugmentConfig
 from vton.data import densepose, labels, pose
 from vton.data.boxes import Size, bounding_box
 from vton.data.record import Record
+from vton.data.sample import CANVAS
 
 LABEL_MIRROR = torch.from_numpy(labels.MIRROR)
 PART_MIRROR = torch.from_numpy(densepose.MIRROR)
@@ -79,21 +80,6 @@ class Changes:
         )
 
 
-# Fields of a sample that lie on the person's canvas.
-CANVAS = (
-    "person",
-    "agnostic",
-    "agnostic_mask",
-    "warped_garment",
-    "warped_mask",
-    "pose_map",
-    "keypoints",
-    "parse",
-    "densepose",
-    "truth",
-    "truth_garment_mask",
-    "person_other",
-)
 CHANGED = {  # fields of a sample that each setting of AugmentConfig may change
     "flip": (*CANVAS, "garment", "garment_mask"),
     "affine": CANVAS,

@@ -18,30 +18,13 @@ from torch.utils.data import Dataset
 
 from vton.data.boxes import Size, margins
 from vton.data.ranges import from_unit, normalise
-from vton.data.sample import TryOnBatch, TryOnSample, require_all_or_none, stacked
+from vton.data.sample import CANVAS, TryOnBatch, TryOnSample, require_all_or_none, stacked
 
 Fields = frozenset[str]
 
 # The fields of a sample that hold tensors. `lowres` comes from the stage before, `encoded` from
 # another folder.
-EVERYTHING: Fields = frozenset(
-    (
-        "person",
-        "agnostic",
-        "agnostic_mask",
-        "garment",
-        "garment_mask",
-        "warped_garment",
-        "warped_mask",
-        "pose_map",
-        "keypoints",
-        "parse",
-        "densepose",
-        "truth",
-        "truth_garment_mask",
-        "person_other",
-    )
-)
+EVERYTHING: Fields = frozenset((*CANVAS, "garment", "garment_mask"))
 WARP: Fields = frozenset({"warped_garment", "warped_mask"})
 # The other parts that a field is made of.
 MADE_OF = {

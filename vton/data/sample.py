@@ -22,6 +22,21 @@ from vton.processes import to_device
 
 CATEGORIES = ("upper_body", "lower_body", "dresses")
 JOINTS = 18
+# Fields of a sample that lie on the person's canvas. Further tensors: garment and garment_mask.
+CANVAS = (
+    "person",
+    "agnostic",
+    "agnostic_mask",
+    "warped_garment",
+    "warped_mask",
+    "pose_map",
+    "keypoints",
+    "parse",
+    "densepose",
+    "truth",
+    "truth_garment_mask",
+    "person_other",
+)
 
 Category = Literal["upper_body", "lower_body", "dresses"]
 Order = Literal["paired", "unpaired"]

@@ -243,10 +243,10 @@ def _each_once(
     it is.
     """
     names: dict[str, str] = {}
-    told = bool(listed) and any(name.person for name in named.values())
+    only_listed = bool(listed) and any(name.person for name in named.values())
     for name, path in predictions.items():
         person, garment = named[name]
-        if told and not person:
+        if only_listed and not person:
             continue
         beside = listed.get(person, ())
         if not garment and len(beside) > 1:
