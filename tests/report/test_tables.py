@@ -150,6 +150,14 @@ def test_rows_measured_differently_do_not_share_a_table(changes, word, make):
         make([row("gardiff"), row("idm_vton", **changes)])
 
 
+def test_other_masks_do_not_share_a_table():
+    """They decide what is painted. Of pictures from elsewhere nobody may know them."""
+    hull, box = (row(name, provenance=details() | {"mask": name}) for name in ("hull", "box"))
+    with pytest.raises(UserError, match="measured differently: mask is hull and box"):
+        table_markdown([hull, box])
+    assert "mask hull" in table_markdown([row("elsewhere"), hull])
+
+
 def test_a_control_of_fewer_pairs_shares_the_table_and_says_so():
     fewer = {"n": 3, "provenance": details() | {"pairs_sha256": "q"}}
     rows = [row("gardiff"), row("gardiff[shuffled]", **fewer), row("baseline/mean_colour")]

@@ -1,8 +1,8 @@
 """Tables of results: on screen, in Markdown, as JSON. One table is one order, region and category.
 
 Rows share a table only where they were measured the same way: same data and split, same size, same
-protocol and version, same pairs, same metric networks, and in a comparison the same budget.
-Everything else is refused, not footnoted.
+masks, same protocol and version, same pairs, same metric networks, and in a comparison the same
+budget. Everything else is refused, not footnoted.
 """
 
 from __future__ import annotations
@@ -257,6 +257,8 @@ def _conditions(row: Row) -> dict[str, Any]:
         "metric networks": settings.get("networks"),
         "reference": _reference(row),
     }
+    if row.provenance.get("mask"):  # unknown of other methods' pictures, unless --mask-rule says
+        conditions["mask"] = row.provenance["mask"]
     if is_baseline(row):  # learns nothing, so it has no budget
         return conditions
     budget = row.provenance.get("comparison", {}).get("budget")
@@ -311,10 +313,8 @@ def _title(key: GroupKey, rows: Sequence[Row]) -> str:
     if category != "all":
         place += f", {category}"
     title = f"{place}: n = {row.n}, protocol {row.rules}"
-    masks = {row.provenance.get("mask") for row in rows} - {None, ""}
-    if masks:
-        title += f", mask {' and '.join(sorted(masks))}"
-    return title
+    mask = next(filter(None, (row.provenance.get("mask") for row in rows)), "")
+    return f"{title}, mask {mask}" if mask else title
 
 
 def _random_notes(rows: Sequence[Row]) -> list[str]:
