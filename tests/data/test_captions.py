@@ -123,9 +123,11 @@ def test_all_caption_files_of_a_split_share_a_line(tmp_path, caplog):
         (root / category / "dc_caption.txt").write_text(f"{number:06d}_1.jpg shirt\n")
     with caplog.at_level(logging.WARNING, "vton"):
         open_loaders(config("dresscode", root))
-    (message,) = [line for line in caplog.messages if "have no caption" in line]
-    assert message.startswith("dresscode train: 2 of 2 garments")
+    message, held_out = [line for line in caplog.messages if "have no caption" in line]
+    assert held_out.startswith("dresscode test: 1 of 3 garments")  # where a category has no file
+    assert message.startswith("dresscode train: 3 of 3 garments")
     assert "upper_body/dc_caption.txt, " in message and "dresses/dc_caption.txt." in message
+    assert "lower_body/dc_caption.txt (absent), " in message
 
 
 def test_every_category_has_its_own_fallback(tmp_path):

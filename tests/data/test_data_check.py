@@ -8,13 +8,16 @@ import pytest
 from PIL import Image
 
 from tests.data import folders
-from tests.data.folders import body_25, config, figure, save, write_json
+from tests.data.folders import TO_DRESSCODE, body_25, config, figure, save, write_json
 from vton.cli import main
 from vton.data import check, labels
 from vton.data.check import check_folder, format_problems
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.sample import DataError
 from vton.data.source import fingerprint
+
+SKIRT = TO_DRESSCODE[labels.SKIRT]
+LEGS = (labels.PANTS, labels.LEFT_LEG, labels.RIGHT_LEG)
 
 
 def of(problems, severity="required"):
@@ -158,6 +161,7 @@ def test_known_oddities_are_notes(tmp_path, root):
     assert not of(problems)
     lines = "\n".join(notes(problems))
     assert "1 unpaired lines are in fact paired: 01000_00" in lines
+    assert "test keypoints show nobody" in lines
     assert "1 pairs are listed more than once: 01001_00" in lines
     assert "garments have no caption; they get 'shirts'" in lines
     assert "no folder with agnostic mask" in lines
@@ -178,6 +182,28 @@ def test_person_without_anything_to_paint(root):
     assert "train parse map shows no garment of upper_body" in "\n".join(notes(problems))
 
 
+def test_person_whom_the_mask_rule_leaves_as_they_are(tmp_path):
+    """A long skirt under a rule that knows trousers and legs alone: data check says what training
+    would meet on the way.
+    """
+    root = folders.write_dresscode(tmp_path / "d")
+    path = root / "lower_body/label_maps/000004_4.png"
+    parse = np.array(Image.open(path))
+    lower = np.isin(parse, [TO_DRESSCODE[label] for label in LEGS])
+    save(path, np.where(lower, np.uint8(SKIRT), parse), labels.DRESSCODE_PALETTE)
+    shares = {"category": "lower_body", "mask_rule": "ladi"}
+    settings = config("dresscode", root, **shares)
+    (problem,) = of(check_folder(settings))
+    assert problem.path == str(path) and problem.sample_id == "lower_body/000004"
+    assert "leave data.mask_rule=ladi nothing to paint" in problem.message
+    pairs = TryOnDataset(open_folder(settings), "train", "paired")
+    with pytest.raises(DataError, match=r"lower_body/000004.*nothing to paint"):
+        pairs[0]
+    with pytest.raises(DataError, match="Training does not start"):
+        check.require_clean(settings)
+    check.require_clean(config("dresscode", root, category="lower_body"))  # another rule
+
+
 def test_processes_find_what_one_process_finds(root, monkeypatch):
     for name, damage in BREAKAGES.items():
         damage(root / name)
@@ -186,9 +212,13 @@ def test_processes_find_what_one_process_finds(root, monkeypatch):
     assert check_folder(config("viton_hd", root), workers=2) == alone
 
 
-def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkeypatch):
+def test_training_refuses_a_broken_folder_and_remembers_a_clean_one(root, monkeypatch, caplog):
     settings = config("viton_hd", root)
+    nobody = root / "test/openpose_json/01000_00_keypoints.json"
+    write_json(nobody, {"version": 1.3, "people": []})
     check.require_clean(settings)
+    (said,) = caplog.messages
+    assert said.startswith("viton_hd test 01000_00: keypoints show nobody")
     calls = []
 
     def counted(*args):

@@ -1,10 +1,14 @@
 """DensePose pictures: colours to parts and back, through JPEG, in both data sets."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
 from tests.data.folders import config, figure, save, write_dresscode, write_viton_hd
 from vton.data import densepose
+from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.data.images import Origin
 from vton.data.sample import DataError
@@ -56,9 +60,37 @@ def test_pictures_win_over_labels_only_where_all_categories_have_them(tmp_path):
         save(tmp_path / f"upper_body/image-densepose/{identity}_0.jpg", densepose.draw_parts(parts))
     everything = open_folder(config("dresscode", tmp_path, densepose=True))
     assert everything.place("densepose", "train", "paired").folder == "dense"
+    notes = [problem.message for problem in check_folder(everything.config)]
+    absent = "image-densepose/ is absent in lower_body and dresses, so no category reads it"
+    assert f"paired: DensePose picture: {absent}" in notes
     upper = open_folder(config("dresscode", tmp_path, densepose=True, category="upper_body"))
     assert upper.place("densepose", "train", "paired").folder == "image-densepose"
     assert (TryOnDataset(upper, "train", "paired").record(0).densepose == 5).any()
+
+
+def test_labels_are_read_as_png_where_there_is_a_jpeg_too(tmp_path):
+    write_dresscode(tmp_path, count=1)
+    picture = tmp_path / "dresses/dense/000004_5.jpg"
+    save(picture, densepose.draw_parts(figure(4)["parts"]))
+    settings = config("dresscode", tmp_path, densepose=True, category="dresses")
+    record = TryOnDataset(open_folder(settings), "train", "paired").record(0)
+    assert np.array_equal(record.densepose, figure(4)["parts"])
+    problems = check_folder(settings)
+    assert {problem.severity for problem in problems} == {"note"}
+    words = f"DensePose picture: 1 files are not read, .*: {picture} beside 000004_5.png"
+    assert any(re.match(words, problem.message) for problem in problems)
+
+
+def test_categories_without_the_folder_are_named(tmp_path):
+    write_dresscode(tmp_path, count=1)
+    for category in ("lower_body", "dresses"):
+        shutil.rmtree(tmp_path / category / "dense")
+    words = r"dense/ is absent in lower_body and dresses: add it, or choose another data\.category"
+    with pytest.raises(DataError, match=words):
+        folder = open_folder(config("dresscode", tmp_path, densepose=True))
+        TryOnDataset(folder, "train", "paired")
+    upper = config("dresscode", tmp_path, densepose=True, category="upper_body")
+    assert len(TryOnDataset(open_folder(upper), "train", "paired")) == 1
 
 
 def test_absent_folder_is_an_error_only_when_asked_for(tmp_path):

@@ -1,5 +1,7 @@
 """Rendered folders through the readers of the real layouts: every order and optional part."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,6 +30,22 @@ def test_settings_have_folders_of_their_own(module):
     assert dataset_root(one).name == f"{one.synthetic.layout}-96x72-3-3-5"
     other = SyntheticConfig(layout=one.synthetic.layout, train=3, test=3, seed=6)
     assert dataset_root(DataConfig(root=one.root, size=SIZE, synthetic=other)) != dataset_root(one)
+
+
+def test_the_rendered_folder_itself_may_be_named(module):
+    """Nothing is rendered inside it, whatever the settings."""
+    itself = dataset_root(module.config)
+    before = sorted(itself.iterdir())
+    named = replace(module.config, root=f"{itself}/")
+    TryOnDataModule(named, seed=0, batch_size=2, eval_batch_size=4).prepare_data()
+    assert dataset_root(named) == itself
+    other = replace(named, synthetic=replace(named.synthetic, seed=6))
+    data = TryOnDataModule(other, seed=0, batch_size=2, eval_batch_size=4)
+    with pytest.raises(DataError, match=r"^[^\n]* is a rendered data set itself, [^\n]*-6, which"):
+        data.prepare_data()
+    (problem,) = check_folder(other)
+    assert "is a rendered data set itself" in problem.message
+    assert sorted(itself.iterdir()) == before
 
 
 def test_rendered_folder_is_sound(module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -25,19 +26,21 @@ from typing import Literal
 import numpy as np
 from filelock import FileLock
 
-from vton.config import DataConfig
+from vton.config import DataConfig, MaskRule, data_root
 from vton.data import crosscheck, images
 from vton.data.dataset import TryOnDataset, dataset_root, open_folder
+from vton.data.derived.agnostic import agnostic_mask
 from vton.data.folder import REQUIRED, Folder, PairFiles, Split
 from vton.data.images import FileError, Origin
 from vton.data.labels import GARMENT_LABELS
 from vton.data.loading import end_with_parent
 from vton.data.pairs import Pair
-from vton.data.sample import DataError, Order
+from vton.data.sample import Category, DataError, Order
 from vton.data.shards import ShardError
 from vton.data.source import fingerprint
 from vton.progress import track
 
+log = logging.getLogger(__name__)
 Severity = Literal["required", "optional", "note"]
 Size = tuple[int, int]
 _BrokenId = tuple[Split, bool, str]  # split, whether it is a garment's id, and the id
@@ -68,10 +71,11 @@ DEPENDS_ON = {"warped_mask": "warped_garment", "truth_parse": "truth"}
 PUBLISHED_OPTIONS = ("garment_mask", "agnostic_mask", "densepose", "warped_garment")
 NAMED_IDS = 8  # ids that a note names
 EXAMPLES = 3  # files that are named for each kind of problem
+SMALL_MAP = 128  # px of the shorter side at which a rule is tried first
 POOL_FROM = 1000  # groups of files below which starting processes takes longer than reading
 CHUNK = 64  # groups of files handed to a process at once
 
-CHECKS = 3  # raise it whenever a check is added, so that clean folders are checked again
+CHECKS = 4  # raise it whenever a check is added, so that clean folders are checked again
 # Settings that the result of a check depends on, besides the files.
 SETTINGS = (
     "name",
@@ -83,6 +87,8 @@ SETTINGS = (
     "warp_folder",
     "warp_folder_unpaired",
     "warp_key",
+    "mask_rule",
+    "caption_source",
     "densepose",
     "list_train",
     "list_paired",
@@ -154,7 +160,7 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
     try:
         folder = open_folder(config)
     except DataError as error:
-        return [Problem(config.name, "", "", str(dataset_root(config)), "required", str(error))]
+        return [Problem(config.name, "", "", data_root(config), "required", str(error))]
     problems: list[Problem] = []
     checked: list[TryOnDataset] = []
     for split, order in PAIR_LISTS:
@@ -236,6 +242,7 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
         problems = check_folder(config, workers)
         broken = [problem for problem in problems if problem.severity == "required"]
         if not broken:
+            _warn_of_notes(problems)
             marker.touch()
             return
     refusal = "Training does not start: replacing samples would falsify a comparison."
@@ -245,6 +252,14 @@ def require_clean(config: DataConfig, workers: int = 1) -> None:
         f"{broken[0]} This and {len(broken) - 1} more required files below {dataset_root(config)} "
         f"cannot be used. {images.ADVICE} {refusal}"
     )
+
+
+def _warn_of_notes(problems: Sequence[Problem]) -> None:
+    """One line on the files that can be used but are odd: nothing else says so before training."""
+    odd = [problem for problem in problems if problem.severity == "note" and problem.sample_id]
+    if odd:
+        more = f" {len(odd) - 1:,} more notes on single files: `make data-check`."
+        log.warning("%s%s", odd[0], more if len(odd) > 1 else "")
 
 
 def format_problems(problems: Sequence[Problem], where: str = "") -> str:
@@ -325,10 +340,16 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
             notes.append(
                 f"{order}: there is a folder with {what}, but none with {needed}: left out"
             )
-    absent = [part for part in PUBLISHED_OPTIONS if folder.place(part, split, order) is None]
+    absent = []
+    for part in (part for part in folder.parts if part not in REQUIRED):
+        partly = folder.partly_absent(part, split, order)
+        if partly:
+            notes.append(f"{order}: {folder.parts[part].what}: {partly}, so no category reads it")
+        elif part in PUBLISHED_OPTIONS and folder.place(part, split, order) is None:
+            absent.append(folder.parts[part].what)
     if absent:
-        names = ", ".join(folder.parts[part].what for part in absent)
-        notes.append(f"{order}: no folder with {names}")
+        notes.append(f"{order}: no folder with {', '.join(absent)}")
+    notes += _several_formats(pairs)
     same = [pair.person for pair in pairs.pairs if pair.person == pair.garment]
     if order == "unpaired" and same:
         notes.append(f"{len(same)} unpaired lines are in fact paired: {_first(same)}")
@@ -338,6 +359,19 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
             f"{order}: {len(repeated)} pairs are listed more than once: {_first(repeated)}"
         )
     return [_note(pairs, note) for note in notes]
+
+
+def _several_formats(pairs: TryOnDataset) -> Iterator[str]:
+    """A note for each part of which files differ in their format alone: one of them is read."""
+    folder = pairs.folder
+    for part, kind in folder.parts.items():
+        passed_over = folder.passed_over(part, pairs.split, pairs.order)
+        if passed_over:
+            path, taken = next(iter(passed_over.items()))
+            yield (
+                f"{kind.what}: {len(passed_over):,} files are not read, because there is one of "
+                f"the same name in another format: {path} beside {taken}. Remove one of the two"
+            )
 
 
 def _captions(pairs: TryOnDataset) -> list[Problem]:
@@ -475,27 +509,39 @@ def _doubts(files: PairFiles, contents: dict[str, np.ndarray], task: _Task) -> I
         error = files.origin(part).error(words, files.path(part))
         problem = _problem(error, files, part, task)
         yield problem if certain else replace(problem, severity="note")
-    parse = contents.get("parse")
-    if parse is not None and not np.isin(parse, GARMENT_LABELS[task.pair.category]).any():
-        words = f"parse map shows no garment of {task.pair.category}"
-        advice = "Without keypoints there is nothing to paint."
+    parse, joints = contents.get("parse"), contents.get("keypoints")
+    if joints is not None and not joints[:, 2].any():
+        words = "keypoints show nobody"
+        advice = "The pose map stays black; masks and warps come from the parse map alone."
+        error = files.origin("keypoints").error(words, files.path("keypoints"), advice)
+        yield replace(_problem(error, files, "keypoints", task), severity="note")
+    if parse is None:
+        return
+    category, rule = task.pair.category, files.folder.config.mask_rule
+    derived = "agnostic_mask" not in task.required
+    if derived and joints is not None and not _paints(parse, joints, category, rule):
+        words = f"parse map and keypoints leave data.mask_rule={rule} nothing to paint"
+        advice = f"It finds no garment of {category}. Choose another rule, or drop the pair."
         error = files.origin("parse").error(words, files.path("parse"), advice)
-        severity = _severity_without_garment(files, task)
-        yield replace(_problem(error, files, "parse", task), severity=severity)
+        yield _problem(error, files, "parse", task)
+    elif not np.isin(parse, GARMENT_LABELS[category]).any():
+        words = f"parse map shows no garment of {category}"
+        error = files.origin("parse").error(words, files.path("parse"))
+        yield replace(_problem(error, files, "parse", task), severity="note")
 
 
-def _severity_without_garment(files: PairFiles, task: _Task) -> Severity:
-    """How severe a parse map without the garment is.
+def _paints(parse: np.ndarray, joints: np.ndarray, category: Category, rule: MaskRule) -> bool:
+    """Whether a rule derives a mask that is not empty.
 
-    A note if there is something to paint all the same: a mask from a folder, or one drawn around
-    the joints.
+    parse: (H, W) in vton.data.labels; joints: (18, 3) in [0, 1]. A small copy of the map answers
+    for nearly all people at a fraction of the cost; where it says no, the map itself is asked.
     """
-    if "agnostic_mask" in task.required:
-        return "note"
-    try:
-        return "note" if files.joints()[:, 2].any() else "required"
-    except DataError:
-        return "note"  # reported as the keypoints' own problem
+    step = max(1, min(parse.shape) // SMALL_MAP)
+    for labels in (np.ascontiguousarray(parse[::step, ::step]), parse):
+        height, width = labels.shape
+        if agnostic_mask(labels, joints * np.float32([width, height, 1]), category, rule).any():
+            return True
+    return False
 
 
 def _garment_of(files: PairFiles) -> dict[str, np.ndarray]:

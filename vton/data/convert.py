@@ -8,7 +8,6 @@ and DensePose ids of other numbering are written anew, in the official colours.
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -72,7 +71,10 @@ def convert(config: DataConfig, out: Path, shards: bool = False) -> dict[str, in
         else:
             if out.exists():
                 out.rmdir()
-            shutil.move(written, out)
+            try:
+                written.rename(out)
+            except OSError as error:  # another process was first
+                raise DataError(f"{out} cannot be written: {error.strerror}.") from None
     return counts
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ from vton.data.source import Source, lexists, open_source
 from vton.data.viton_hd import VitonHD
 
 log = logging.getLogger(__name__)
-_warned: set[str] = set()  # lists of unpaired pairs that this process has warned of
+_warned: set[str] = set()  # lists and folders that this process has warned of
 READERS: dict[str, type[Folder]] = {"viton_hd": VitonHD, "dresscode": DressCode}
 # Grey level from which a pixel of a stored warped garment belongs to its white surround.
 SURROUND = 245
@@ -38,17 +40,36 @@ SURROUND = 245
 def dataset_root(config: DataConfig) -> Source:
     """The folder or shards to read.
 
-    Rendered data has one per setting below data.root, so that settings never mix.
+    Rendered data has one per setting below data.root, so that settings never mix. data.root may
+    also name that folder itself. Raises DataError if it names one of other settings.
     """
     root = configuration.data_root(config)
     if config.name == "synthetic":
-        rendered = config.synthetic
-        height, width = config.picture_size
-        size = f"{height}x{width}"
-        root += f"/{rendered.layout}-{size}-{rendered.train}-{rendered.test}-{rendered.seed}"
-        if rendered.other_clothes:
-            root += "-other"
+        name = rendered_name(config)
+        if PurePosixPath(root).name != name:
+            _require_not_rendered(root, name)
+            root += f"/{name}"
     return open_source(root, config.shards_kept, config.columns)
+
+
+def rendered_name(config: DataConfig) -> str:
+    """The name of the folder that holds the rendered data of these settings."""
+    rendered = config.synthetic
+    height, width = config.picture_size
+    name = f"{rendered.layout}-{height}x{width}-{rendered.train}-{rendered.test}-{rendered.seed}"
+    return f"{name}-other" if rendered.other_clothes else name
+
+
+def _require_not_rendered(root: str, name: str) -> None:
+    """Raise DataError if `root` is a rendered data set, below which another would be rendered."""
+    from vton.data.synthetic.writing import STAMP  # real data does not need the renderer
+
+    if "://" not in root and lexists(open_source(root) / STAMP):
+        raise DataError(
+            f"synthetic: {root} is a rendered data set itself, not the folder of {name}, which "
+            f"these settings ask for. Name the folder above it in data.root, or give the settings "
+            f"of its {STAMP} and keep its name."
+        )
 
 
 def open_folder(config: DataConfig) -> Folder:
@@ -115,6 +136,7 @@ class TryOnDataset(Dataset):
         self.folder = folder
         self.split = split
         self.order = order
+        self.warped = warped
         self.size = config.picture_size
         self.templates = Templates(config.person_caption, config.garment_caption)
         # What is wrong with a list of unpaired pairs that are all paired, "" for any other list.
@@ -126,8 +148,8 @@ class TryOnDataset(Dataset):
         if shuffled and self.warp_source == "folder":
             self.warp_source = "geometric"
         self._require_places_asked_for()
+        self._warn_of_partly_absent()
         self._warp = warp
-        self.warped = warped
         if self.warp_source not in ("folder", "learned"):
             self._warp = warp_source(self.warp_source)
         if self.warp_source == "folder":
@@ -164,6 +186,27 @@ class TryOnDataset(Dataset):
         if self.folder.config.person_other and self._place("person_other") is None:
             advice = "Use data.person_other=false for models without it."
             raise self._absent("person_other", "data.person_other=true", advice)
+
+    def _warn_of_partly_absent(self) -> None:
+        """Warn, once per folder, of what is derived although some categories have it."""
+        derived = ["garment_mask"]
+        if self.mask_source == "derive" and self.folder.config.mask_source == "auto":
+            derived.append("agnostic_mask")
+        if self.warped and self.folder.config.warp_source == "auto":
+            derived.append("warped_garment")
+        for part in derived:
+            if self._place(part) is not None:
+                continue
+            partly = self.folder.partly_absent(part, self.split, self.order)
+            if partly and (key := f"{self.folder.root} {partly}") not in _warned:
+                _warned.add(key)
+                what = self.folder.parts[part].what
+                log.warning(
+                    "%s: %s; the %s is derived in all categories.",
+                    self.folder.dataset,
+                    partly,
+                    what,
+                )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -253,22 +296,41 @@ class TryOnDataset(Dataset):
         garment_mask = f"folder:{silhouettes.folder}" if silhouettes else "derive:near_white"
         return {"warp": warp, "mask": mask, "garment_mask": garment_mask}
 
+    def learned_from(self) -> dict[str, str]:
+        """What a training learns from besides the listed pictures, for the memory of a run.
+
+        The sources that `sources` names, the folders of other parts that have several known ones,
+        and the digest of all annotations.
+        """
+        learned = dict(self.sources)
+        if not self.warped:
+            del learned["warp"]
+        for part in ("parse", "densepose", "person_other"):
+            if part == "parse" or getattr(self.folder.config, part):
+                learned[part] = f"folder:{self._place(part).folder}"
+        annotations = [self._files(pair).annotation() for pair in self.pairs]
+        digest = hashlib.sha256("\n".join(annotations).encode("utf-8", "surrogateescape"))
+        learned["captions"] = f"sha256 {digest.hexdigest()[:16]}"
+        return learned
+
     def without_caption(self, where_absent: bool) -> str:
         """One line on the garments that get data.caption_fallback, "" if there are none.
 
-        where_absent: also count the garments whose caption file does not exist, although a data set
-        needs none. Raises DataError.
+        where_absent: also count the garments of data sets without any caption file, which need
+        none. Raises DataError.
         """
         config = self.folder.config
         if config.caption_source == "fallback":  # every garment has its category's
+            return ""
+        categories = self.folder.categories
+        files = [self.folder.caption_file(self.split, category) for category in categories]
+        if not where_absent and not any(map(lexists, files)):
             return ""
         garments = [replace(pair, person=pair.garment) for pair in self.pairs]
         count = 0
         left_out: dict[Pair, Source] = {}
         for garment in dict.fromkeys(garments):
             file = self.folder.caption_file(self.split, garment.category)
-            if not where_absent and not lexists(file):
-                continue
             count += 1
             if self.folder.annotation(self.split, garment) is None:
                 left_out[garment] = file
@@ -488,6 +550,9 @@ class TryOnDataset(Dataset):
     def _absent(self, part: str, setting: str, advice: str) -> DataError:
         names = ", ".join(f"{place.folder}/" for place in self.folder.places(part, self.order))
         what = self.folder.parts[part].what
+        partly = self.folder.partly_absent(part, self.split, self.order)
+        if partly:
+            advice = f"{partly}: add it, or choose another data.category. {advice}"
         return DataError(
             f"{self.folder.dataset} {self.split} {self.order}: {setting} needs a folder with the "
             f"{what} of every pair; looked for {names} below {self.folder.root}. {advice}"

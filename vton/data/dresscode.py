@@ -49,7 +49,7 @@ class DressCode(Folder):
         # IDM-VTON's pictures and the set's own labels come from different DensePose runs: one of
         # them for all splits.
         "densepose": file_kind(
-            "DensePose picture", "image-densepose/{person}_0", "dense/{person}_5"
+            "DensePose picture", "image-densepose/{person}_0", "dense/{person}_5.png"
         ),
         "person_other": file_kind(
             "picture of the person in other clothes",

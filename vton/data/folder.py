@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,16 +28,20 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Place:
-    """A folder name and the file stem in it, with {person} and {garment} for the ids."""
+    """A folder name and the file stem in it, with {person} and {garment} for the ids.
+
+    suffix: that of the file to take where several have this stem, "" for the first of the kind's
+    """
 
     folder: str
     stem: str
+    suffix: str = ""
 
     @classmethod
     def parse(cls, path: str) -> Place:
-        """From "folder/stem"."""
-        folder, stem = path.split("/")
-        return cls(folder, stem)
+        """From "folder/stem" or "folder/stem.suffix"."""
+        folder, name = path.split("/")
+        return cls(folder, PurePath(name).stem, PurePath(name).suffix)
 
     def stem_of(self, pair: Pair) -> str:
         return self.stem.format(person=pair.person, garment=pair.garment)
@@ -55,6 +59,10 @@ class FileKind:
     def of_garment(self) -> bool:
         """Whether the file belongs to the garment alone, so that errors name the garment's id."""
         return all("{person}" not in place.stem for place in self.places)
+
+    def suffixes_at(self, place: Place) -> tuple[str, ...]:
+        """The suffixes a file may have, the place's own first."""
+        return tuple(sorted(self.suffixes, key=lambda suffix: suffix != place.suffix))
 
 
 def file_kind(what: str, *paths: str, suffixes: tuple[str, ...] = SUFFIXES) -> FileKind:
@@ -88,7 +96,7 @@ class Folder(ABC):
         self.root = root
         self.config = config
         self.dataset = dataset
-        self._listings: dict[tuple[Source, tuple[str, ...]], dict[str, str]] = {}
+        self._listings: dict[tuple[Source, tuple[str, ...]], Listing] = {}
         self._places: dict[tuple[str, Split, Order], Place | None] = {}
         # The folders that were searched: the folder itself, and its file names by stem.
         self._listed: dict[tuple, tuple[Source, dict[str, str]]] = {}
@@ -211,10 +219,10 @@ class Folder(ABC):
                 f"{self.dataset} {split}: no folder for the {kind.what} below {base}; known names: "
                 f"{names}. {ADVICE}"
             )
-        key = (place.folder, split, pair.category, kind.suffixes)
+        key = (part, split, order, pair.category)
         if key not in self._listed:
             folder = self.base(split, pair.category) / place.folder
-            self._listed[key] = folder, self._names_by_stem(folder, kind.suffixes)
+            self._listed[key] = folder, self._listing(folder, kind.suffixes_at(place)).by_stem
         folder, names = self._listed[key]
         stem = place.stem_of(pair)
         name = names.get(composed(stem))
@@ -261,6 +269,37 @@ class Folder(ABC):
                 )
         return all(folder.is_dir() for folder in folders)
 
+    def partly_absent(self, part: str, split: Split, order: Order) -> str:
+        """Which categories lack a folder that others have, so that none of them reads it.
+
+        "" if there is no such folder. The first known one that some categories have is named.
+        """
+        for place in self.places(part, order):
+            if place == self.place(part, split, order):
+                break
+            lacking = []
+            for category in self.categories:
+                if not (self.base(split, category) / place.folder).is_dir():
+                    lacking.append(category)
+            if 0 < len(lacking) < len(self.categories):
+                return f"{place.folder}/ is absent in {' and '.join(lacking)}"
+        return ""
+
+    def passed_over(self, part: str, split: Split, order: Order) -> dict[str, str]:
+        """Files of a part that are not read because one of the same name in another format is.
+
+        By path; the values are the names of the files that are read.
+        """
+        place = self.place(part, split, order)
+        found = {}
+        if place is not None:
+            for base in self.bases(split):
+                folder = base / place.folder
+                listing = self._listing(folder, self.parts[part].suffixes_at(place))
+                for name, taken in listing.passed_over.items():
+                    found[str(folder / name)] = taken
+        return found
+
     def _crossed(self, split: Split, order: Order, pair: Pair) -> bool:
         """Whether the list names the garment first, as some scripts do by mistake.
 
@@ -302,11 +341,11 @@ class Folder(ABC):
         if place is None:
             return False
         folder = self.base(split, pair.category) / place.folder
-        names = self._names_by_stem(folder, self.parts[part].suffixes)
-        return composed(place.stem_of(pair)) in names
+        listing = self._listing(folder, self.parts[part].suffixes_at(place))
+        return composed(place.stem_of(pair)) in listing.by_stem
 
-    def _names_by_stem(self, folder: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """The names of a folder's files by composed stem. The folder is listed once.
+    def _listing(self, folder: Source, suffixes: tuple[str, ...]) -> Listing:
+        """The files of a folder, which is listed once.
 
         Of files with one stem, that with the earliest of `suffixes` is taken.
         """
@@ -319,8 +358,22 @@ class Folder(ABC):
                     f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}."
                 ) from None
             files.sort(key=lambda path: (-suffixes.index(path.suffix.lower()), path.name))
-            self._listings[key] = {composed(path.stem): path.name for path in files}
+            by_stem = {composed(path.stem): path.name for path in files}
+            passed_over = {}
+            if len(by_stem) < len(files):
+                for path in files:
+                    taken = by_stem[composed(path.stem)]
+                    if path.name != taken:
+                        passed_over[path.name] = taken
+            self._listings[key] = Listing(by_stem, passed_over)
         return self._listings[key]
+
+
+class Listing(NamedTuple):
+    """The names of a folder's files."""
+
+    by_stem: dict[str, str]  # of the files that are read, by composed stem
+    passed_over: dict[str, str]  # name of a file that is not -> that of the same stem that is
 
 
 @dataclass(frozen=True)

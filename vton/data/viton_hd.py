@@ -80,7 +80,7 @@ class VitonHD(Folder):
         "agnostic_mask": file_kind("agnostic mask", *AGNOSTIC_FOLDERS),
         # GP-VTON's `densepose` holds part ids in grey.
         "densepose": file_kind(
-            "DensePose picture", "image-densepose/{person}", "densepose/{person}"
+            "DensePose picture", "image-densepose/{person}", "densepose/{person}.png"
         ),
         "person_other": file_kind(
             "picture of the person in other clothes",
