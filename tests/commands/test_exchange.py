@@ -48,6 +48,9 @@ def test_import_evaluate_export(published_idm_vton, tmp_path, capsys):
     )
     here = f"runs={tmp_path / 'runs'}"
     small = ("data.size=[64,48]", *few, here)
+    with RunFolder(run).training_lock():
+        code, error = vton("import", "idm_vton", folder, *small, capsys=capsys)
+        assert code == 2 and f"Another process is training in {run}, or prepares to." in error
     assert vton("import", "idm_vton", folder, *small, capsys=capsys) == (0, "")
     stored = yaml.safe_load((run / "config.yaml").read_text())
     assert stored["trainer"] == {} and "precision" not in stored["train"]  # no machine's

@@ -8,10 +8,11 @@ from tests.sweeps import SHIPPED
 from vton import registry
 from vton.commands.exchange import export_run, import_run, whole_weights
 from vton.config import ConfigError, load
+from vton.errors import UserError
 from vton.models.base import TryOnModule
 from vton.models.codecs import run_codec
 from vton.models.lora import attention_layers, base_name, is_lora, load_base, merged
-from vton.runs.assemble import load_module, start_from
+from vton.runs.assemble import base_weights, load_module, start_from
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import load_state, read_safetensors, write_tensors
 
@@ -101,6 +102,12 @@ def test_a_published_checkpoint_is_tuned_and_exported(published_idm_vton, tmp_pa
     batch = random_batch(2)
     drawn = load_module(run, config, "weights").generate(batch)
     assert torch.equal(drawn, module.eval().generate(batch))
+    run.remember_data("", [], base_weights(config))
+    load_module(run, config, "weights")
+    next(iter(before.values())).add_(1)  # the imported run was trained on
+    write_tensors(imported.weights, before)
+    with pytest.raises(UserError, match=r"train\.start_from was weights of sha256 .*, now weights"):
+        load_module(run, config, "weights")
 
 
 def test_shards_are_refused():

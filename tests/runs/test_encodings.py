@@ -13,15 +13,18 @@ import torch
 from tests.data.folders import write_viton_hd
 from tests.running import SMALL, assert_equal
 from vton import registry
+from vton.commands.data import cache
 from vton.commands.train import train
 from vton.config import ConfigError, load
 from vton.data.dataset import open_folder
 from vton.data.packing import write_folder
 from vton.data.sample import DataError
 from vton.data.shards import SHARD_MB, ShardError, ShardWriter
+from vton.errors import UserError
 from vton.models.codecs import LinearCodec
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode, frozen_readings, use_encodings
+from vton.runs.folder import RunFolder
 from vton.weights.pretrained import read_checkpoint
 
 PLAIN = ("data.augment.flip=0", "data.augment.colour=0")  # tiny's other changes are off already
@@ -142,6 +145,15 @@ def test_a_folder_of_anything_else_is_never_replaced(root, tmp_path):
         with pytest.raises(ShardError, match="which nothing here may delete"):
             encode(*build("gardiff", root, where))
         assert sorted(where.rglob("*")) == before
+
+
+def test_nothing_is_prepared_in_a_folder_where_somebody_trains(root, tmp_path):
+    config = build("gardiff", root, tmp_path / "encoded", f"runs={tmp_path}", "name=one")[0].config
+    run = RunFolder.of(config)
+    with run.training_lock():
+        with pytest.raises(UserError, match=r"Another process is training in .*/one, or prepares"):
+            cache(config)
+        assert not run.config.exists() and not (tmp_path / "encoded").exists()
 
 
 def test_encoders_run_without_tf32(root, tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
+import numpy as np
 import pytest
 
-from tests.data.folders import write_viton_hd
+from tests.data.folders import save, write_json, write_viton_hd
 from tests.running import SMALL, trained
 from vton.commands.train import train
 from vton.config import ConfigError, load, load_file
@@ -13,6 +15,10 @@ from vton.errors import UserError
 from vton.files import write_atomically
 from vton.runs import assemble
 from vton.runs.folder import RunFolder, differences, environment
+
+MASK = np.zeros((96, 72), np.uint8)
+MASK[20:60, 20:50] = 255
+TAG = {"tag_name": "item", "tag_category": "blouse"}
 
 
 def test_start_writes_configuration_and_environment(tmp_path):
@@ -93,7 +99,7 @@ def test_newest_run_is_the_one_trained_last(tmp_path):
 
 def test_one_process_trains_in_a_folder(tmp_path):
     with RunFolder(tmp_path / "run").training_lock():
-        expected = f"Another process is training in {tmp_path / 'run'}. "
+        expected = f"Another process is training in {tmp_path / 'run'}, "
         with pytest.raises(UserError, match=expected), RunFolder(tmp_path / "run").training_lock():
             pass
         with RunFolder(tmp_path / "other").training_lock():
@@ -177,20 +183,24 @@ def test_of_several_processes_the_first_one_writes_the_folder(tmp_path, rendered
 def test_the_training_list_may_not_change_before_a_resume(tmp_path):
     run = RunFolder.of(load(f"runs={tmp_path}", "name=one"))
     run.start(load(f"runs={tmp_path}", "name=one"))
-    run.remember_data("/data/a", ["x__x", "y__y"])
-    assert run.compare_data("/data/a", ["y__y"]) == ""  # nothing was learned yet
+    run.remember_data("/data/a", ["x__x", "y__y"], {"warp": "learned:w, sha256 1"})
+    assert run.compare_data("/data/a", ["y__y"], {}) == ""  # nothing was learned yet
     run.last.write_bytes(b"x")
-    assert run.compare_data("/data/a", ["x__x", "y__y"]) == ""
-    said = run.compare_data("/data/b", ["x__x", "y__y"])
+    same = {"warp": "learned:w, sha256 1", "captions": "of whom an older run knows nothing"}
+    assert run.compare_data("/data/a", ["x__x", "y__y"], same) == ""
+    words = "learned from other files: warp was learned:w, sha256 1, now learned:w, sha256 2. Re"
+    with pytest.raises(UserError, match=words):  # trained on since
+        run.compare_data("/data/a", ["x__x", "y__y"], {"warp": "learned:w, sha256 2"})
+    said = run.compare_data("/data/b", ["x__x", "y__y"], same)
     assert "goes on with the pictures of /data/b; it began with /data/a" in said
     for other in (["y__y", "x__x"], ["x__x"], ["x__x", "z__z"]):
         with pytest.raises(UserError, match="trained on another list of pairs: 2 of /data/a"):
-            run.compare_data("/data/a", other)
+            run.compare_data("/data/a", other, same)
     run.data.write_text("{")
     with pytest.raises(UserError, match="Remove it"):
-        run.compare_data("/data/a", ["x__x"])
+        run.compare_data("/data/a", ["x__x"], same)
     run.data.unlink()
-    assert run.compare_data("/data/a", ["x__x"]) == ""  # of a run that older code began
+    assert run.compare_data("/data/a", ["x__x"], same) == ""  # of a run that older code began
 
 
 def test_another_list_is_refused_by_the_command(tmp_path):
@@ -203,4 +213,13 @@ def test_another_list_is_refused_by_the_command(tmp_path):
     with pytest.raises(UserError, match="another list of pairs"):
         trained("gardiff", tmp_path, root, "one", "train.steps=2", *settings)
     (root / "train_pairs.txt").write_text("\n".join(lines))
+    for number in range(4):  # found where masks were derived before
+        save(root / f"train/agnostic-mask/{number:05d}_00_mask.png", MASK)
+    tags = root / "train/vitonhd_train_tagged.json"
+    write_json(tags, {"data": [{"file_name": "00001_00.jpg", "tag_info": [TAG]}]})
+    words = "mask was derive:safe, now folder:agnostic-mask; captions was sha256 .*, now sha256"
+    with pytest.raises(UserError, match=words):
+        trained("gardiff", tmp_path, root, "one", "train.steps=2", *settings)
+    shutil.rmtree(root / "train/agnostic-mask")
+    tags.unlink()
     trained("gardiff", tmp_path, root, "one", "train.steps=2", *settings)

@@ -257,7 +257,7 @@ def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(
         *PLAIN,
     )
     assert command("train", *settings, "train.steps=9") == 2
-    refused = f"vton: Another process is training in {started.run.path}. "
+    refused = f"vton: Another process is training in {started.run.path}, "
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(refused)]
     assert started.process.is_alive() and started.run.config.stat().st_mtime_ns == before
     os.kill(started.process.pid, signal.SIGKILL)

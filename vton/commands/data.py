@@ -18,6 +18,7 @@ from vton.data.source import open_source
 from vton.files import require_writable, write_atomically
 from vton.runs.assemble import data_module, prepare_run
 from vton.runs.encodings import encode
+from vton.runs.folder import RunFolder
 
 
 def run(args: Namespace) -> int:
@@ -72,8 +73,8 @@ def shard(config: ExperimentConfig, out: str | None, shard_mb: float) -> None:
         raise ConfigError("vton data shard needs --out FOLDER, which data.root then names.")
     folder = open_folder(config.data)
     target = Path(out)
-    if config.data.name == "synthetic":  # rendered data lies one level below data.root
-        target = target / folder.root.name
+    if config.data.name == "synthetic" and target.name != folder.root.name:
+        target = target / folder.root.name  # rendered data lies one level below data.root
     written = write_folder(folder, target, shard_mb)
     megabytes = sum(size for _, size in written.names) / 1e6
     print(
@@ -102,7 +103,11 @@ def convert_set(args: Namespace) -> None:
 
 
 def cache(config: ExperimentConfig) -> None:
-    """Compute what frozen encoders say of the training pairs into data.encoded."""
-    _, data, module = prepare_run(config)
+    """Compute what frozen encoders say of the training pairs into data.encoded.
+
+    Raises UserError while a process trains in the run folder, which is started here.
+    """
+    with RunFolder.of(config).training_lock():
+        _, data, module = prepare_run(config)
     computed, kept = encode(module, data)
     print(f"{config.data.encoded}: {computed:,} pairs computed, {kept:,} kept.")

@@ -59,7 +59,7 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
     The full-size setting is assumed (preset=paper) where neither the files nor the overrides say
     otherwise. The run records no machine: trainer and precision are those of wherever it is read,
     unless an override gives them. Raises UserError for files that are absent, broken or of another
-    model, and if the run folder holds weights.
+    model, and if the run folder holds weights or a process trains in it.
     """
     registry.config_class(model)
     if not path.exists():
@@ -84,12 +84,13 @@ def import_run(model: str, path: Path, *overrides: str) -> RunFolder:
         codec = build_codec(config.codec)
         load_state(codec.vae, published.codec, path)
     keys = [override.partition("=")[0] for override in given]
-    run.start(config, to_yaml_of_no_machine(config, keys))
-    if codec is not None:
-        keep_codec(run, codec)
-    if published.extra:
-        write_tensors(run.checkpoints / EXTRA, published.extra)
-    write_tensors(run.weights, published.state)
+    with run.training_lock():
+        run.start(config, to_yaml_of_no_machine(config, keys))
+        if codec is not None:
+            keep_codec(run, codec)
+        if published.extra:
+            write_tensors(run.checkpoints / EXTRA, published.extra)
+        write_tensors(run.weights, published.state)
     return run
 
 

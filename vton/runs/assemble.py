@@ -14,6 +14,7 @@ from vton.config import ExperimentConfig
 from vton.cost.meta import require_works, settings_named
 from vton.data.module import TryOnDataModule
 from vton.errors import UserError
+from vton.files import file_digest
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
 from vton.models.lora import load_base
@@ -54,12 +55,13 @@ def prepare_run(
         data.eval_dataset("paired")
         data.eval_dataset("unpaired")
     root = str(data.root.resolve() if isinstance(data.root, Path) else data.root)
-    remark = run.compare_data(root, pairs.pair_ids)
+    learned_from = pairs.learned_from() | base_weights(config)
+    remark = run.compare_data(root, pairs.pair_ids, learned_from)
     if is_first:
         if remark:
             print(f"vton: {remark}", file=sys.stderr)
         run.start(config)
-        run.remember_data(root, pairs.pair_ids)
+        run.remember_data(root, pairs.pair_ids, learned_from)
     try:
         codec = prepare_codec(run, config, data)
         # Again, because fitting a codec draws numbers and loading it does not.
@@ -73,6 +75,17 @@ def prepare_run(
         if is_first and fresh:
             run.take_back()
         raise
+
+
+def base_weights(config: ExperimentConfig) -> dict[str, str]:
+    """The digest of another run's weights that LoRA's matrices are added to, {} if there are none.
+
+    No checkpoint of the run holds them.
+    """
+    path = RunFolder(Path(config.train.start_from).expanduser()).weights
+    if not (config.lora_rank and config.train.start_from and path.exists()):
+        return {}
+    return {"train.start_from": f"weights of sha256 {file_digest(path)[:16]}"}
 
 
 def start_from(module: TrainedModule, folder: Path) -> None:
@@ -110,7 +123,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
 
     An architecture's are in train.precision, as all of its networks then: see
     `TrainedModule.compute_in`. checkpoint: "weights", "last" or "best". Raises UserError naming
-    what is absent or broken.
+    what is absent or broken, and where the weights below LoRA's are not those it was trained on.
     """
     path = checkpoint_path(run, checkpoint)
     codec = run_codec(config.codec, run.codec, DTYPES[codec_precision(config)])
@@ -129,6 +142,7 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
         load_state(module, read(), path)
         return module.eval()
     if config.lora_rank:  # the file holds LoRA's matrices alone
+        run.require_same_sources(base_weights(config))
         module = build()
         if config.train.start_from:
             start_from(module, Path(config.train.start_from).expanduser())

@@ -1,7 +1,8 @@
 """The run folder `runs/<name>/`: what a run is made of and what it leaves behind.
 
 config.yaml, environment.json           settings, commit and package versions
-data.json                               where the training pairs lay, how many, and their digest
+data.json                               where the training pairs lay, how many, their digest, and
+                                        where masks, warps, captions and LoRA's base came from
 codec/                                  the codec, if it was fitted for this run
 checkpoints/                            last.ckpt, best.ckpt, weights.safetensors; with
                                         train.keep_last or train.keep_best above 1 also
@@ -23,7 +24,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from glob import glob
@@ -185,33 +186,69 @@ class RunFolder:
             if partial.is_file():
                 partial.unlink()
 
-    def compare_data(self, root: str, pair_ids: Sequence[str]) -> str:
+    def compare_data(
+        self, root: str, pair_ids: Sequence[str], learned_from: Mapping[str, str]
+    ) -> str:
         """What is to be said about going on with these training pairs, "" for nothing.
+
+        learned_from: what settings do not tell, by name: which masks, warps and captions, and which
+            weights lie below LoRA's
 
         Raises UserError where they are not those that the run has learned from: places of the
         training stream, which a checkpoint counts, would mean other pairs.
         """
         if not self.data.exists() or not (self.has_checkpoint or (self.codec / "done").exists()):
             return ""
-        try:
-            before = json.loads(self.data.read_text(encoding="utf-8"))
-            n, digest, where = before["pairs"], before["sha256"], before["root"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{self.data} is not readable ({error}). Remove it; it is written again."
-            ) from None
+        n, digest, where, _ = self._remembered_data()
         if digest != digest_of_list(pair_ids):
             raise UserError(
                 f"{self.path} was trained on another list of pairs: {n:,} of {where}, now "
                 f"{len(pair_ids):,} of {root}. Restore that list, or name another run (name=...)."
             )
+        self.require_same_sources(learned_from)
         if where != root:
             return f"{self.path} goes on with the pictures of {root}; it began with {where}."
         return ""
 
-    def remember_data(self, root: str, pair_ids: Sequence[str]) -> None:
+    def require_same_sources(self, now: Mapping[str, str]) -> None:
+        """Raise UserError if any of these is not what the run has learned from.
+
+        now: as learned_from of `compare_data`, or some of it
+        """
+        if not self.data.exists():
+            return
+        *_, before = self._remembered_data()
+        changed = []
+        for name, source in now.items():
+            if before.get(name, source) != source:  # older runs remember none
+                changed.append(f"{name} was {before[name]}, now {source}")
+        if changed:
+            raise UserError(
+                f"{self.path} has learned from other files: {'; '.join(changed)}. Restore them, or "
+                "name another run (name=...)."
+            )
+
+    def _remembered_data(self) -> tuple[int, str, str, dict[str, str]]:
+        """Pairs, digest, root and sources of data.json. Raises UserError for a broken file."""
+        try:
+            known = json.loads(self.data.read_text(encoding="utf-8"))
+            sources = dict(known.get("learned_from", {}))
+            return known["pairs"], known["sha256"], known["root"], sources
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{self.data} is not readable ({error}). Remove it; it is written again."
+            ) from None
+
+    def remember_data(
+        self, root: str, pair_ids: Sequence[str], learned_from: Mapping[str, str]
+    ) -> None:
         """Write data.json."""
-        known = {"root": root, "pairs": len(pair_ids), "sha256": digest_of_list(pair_ids)}
+        known = {
+            "root": root,
+            "pairs": len(pair_ids),
+            "sha256": digest_of_list(pair_ids),
+            "learned_from": dict(learned_from),
+        }
         write_atomically(self.data, json.dumps(known, indent=1))
 
     def _remove_if_empty(self, folder: Path) -> None:
@@ -220,7 +257,8 @@ class RunFolder:
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:
-        """Keep other trainings out of the folder. Raises UserError where one is under way.
+        """Keep other trainings out of the folder, and what prepares one. Raises UserError where
+        one is under way.
 
         The lock is the operating system's, on .train.lock, and ends with this process, however that
         ends.
@@ -228,7 +266,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock(
             ".train.lock",
-            f"Another process is training in {self.path}. "
+            f"Another process is training in {self.path}, or prepares to. "
             "Let it finish or end it, or name another run (name=...).",
         ):
             try:
