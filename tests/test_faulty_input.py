@@ -140,6 +140,21 @@ def deep(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
 
 
+def shallow(image: Image.Image) -> Image.Image:
+    """8-bit values in a file of 16 bits."""
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16))
+
+
+def in_format(suffix: str) -> Harm:
+    """The picture in another format, under its own suffix."""
+
+    def harm(path: Path, _) -> None:
+        Image.open(path).convert("RGB").save(path.with_suffix(suffix))
+        path.unlink()
+
+    return harm
+
+
 def inverted(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - np.asarray(image))
 
@@ -337,6 +352,22 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
     ),
     "photo: grey": (PHOTO, saved(lambda image: image.convert("L")), grey),
     "photo: 16 bit": (PHOTO, saved(deep, format="PNG"), grey),
+    "photo: 8 bit in 16": (PHOTO, saved(shallow, format="PNG"), "image shows nothing: all of it"),
+    "photo: WebP": (
+        PHOTO,
+        in_format(".webp"),
+        "image is missing .* There is 01000_00.webp, which is not read",
+    ),
+    "garment: grey throughout": (
+        CLOTH,
+        saved(lambda image: image.point(lambda _: 128)),
+        "garment shows nothing: all of it has one colour",
+    ),
+    "parse map: JPEG": (
+        PARSE,
+        in_format(".jpg"),
+        r"parse map is missing .* There is 01000_00.jpg, which is not read: .* end in .png\.",
+    ),
     "photo: EXIF-rotated": (PHOTO, lying, same("person", 0.02)),
     "photo: EXIF that is none": (
         PHOTO,
@@ -541,7 +572,7 @@ VITON_HD: dict[str, tuple[str, Harm, str | Works]] = {
     "list: out of the folder": (
         LIST,
         written("../../etc/passwd a.jpg\n"),
-        "line 1 .* plain file names",
+        "line 1 .* plain file names .* without the folders before them",
     ),
     "list: out of it by the garment": (
         LIST,

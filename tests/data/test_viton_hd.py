@@ -105,7 +105,9 @@ def test_paired_truth_is_the_person_and_its_garment_region(root):
 
 def test_colours_are_in_rgb_order(tmp_path):
     write_viton_hd(tmp_path, train=1, test=1)
-    save(tmp_path / "test/image/01000_00.jpg", np.full((96, 72, 3), (250, 10, 20), np.uint8))
+    person = np.full((96, 72, 3), (250, 10, 20), np.uint8)
+    person[:2] = 255  # a picture of one colour is refused
+    save(tmp_path / "test/image/01000_00.jpg", person)
     person = dataset(tmp_path, order="paired")[0].person
     assert person[0].mean() > 0.9 and person[1:].mean() < -0.8
 

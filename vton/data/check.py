@@ -365,7 +365,10 @@ def _several_formats(pairs: TryOnDataset) -> Iterator[str]:
     """A note for each part of which files differ in their format alone: one of them is read."""
     folder = pairs.folder
     for part, kind in folder.parts.items():
-        passed_over = folder.passed_over(part, pairs.split, pairs.order)
+        try:
+            passed_over = folder.passed_over(part, pairs.split, pairs.order)
+        except DataError:
+            continue  # a folder that cannot be listed, reported with its files
         if passed_over:
             path, taken = next(iter(passed_over.items()))
             yield (

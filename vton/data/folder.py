@@ -75,6 +75,9 @@ def warp_places(*pairs: tuple[str, str]) -> tuple[tuple[Place, Place], ...]:
     return tuple((Place.parse(garment), Place.parse(mask)) for garment, mask in pairs)
 
 
+# Suffixes of pictures that people have, whether they are read or not.
+PICTURES = {*SUFFIXES, ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
+
 # Every sample needs these. Other parts can be derived, or are needed by some models only.
 REQUIRED = ("person", "garment", "parse", "keypoints")
 
@@ -233,6 +236,10 @@ class Folder(ABC):
         advice = RESTORE_OR_DROP
         if kind.of_garment and split == "test" and order == "paired":
             advice = "Restore it, or evaluate unpaired pairs alone (eval.orders=[unpaired])."
+        unread = self._listing(folder, kind.suffixes_at(place)).unread.get(composed(stem))
+        if unread:
+            readable = " or ".join(kind.suffixes)
+            advice = f"There is {unread}, which is not read: {kind.what} files end in {readable}."
         if self._crossed(split, order, pair):
             advice = "Are the columns of the pair list crossed? Person comes first."
         raise origin.error(f"{kind.what} is missing", folder / (stem + suffix), advice)
@@ -352,11 +359,12 @@ class Folder(ABC):
         key = (folder, suffixes)
         if key not in self._listings:
             try:
-                files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+                listed = list(folder.iterdir())
             except OSError as error:
                 raise DataError(
                     f"{self.dataset}: folder cannot be listed ({folder}): {error.strerror}."
                 ) from None
+            files = [path for path in listed if path.suffix.lower() in suffixes]
             files.sort(key=lambda path: (-suffixes.index(path.suffix.lower()), path.name))
             by_stem = {composed(path.stem): path.name for path in files}
             passed_over = {}
@@ -365,7 +373,9 @@ class Folder(ABC):
                     taken = by_stem[composed(path.stem)]
                     if path.name != taken:
                         passed_over[path.name] = taken
-            self._listings[key] = Listing(by_stem, passed_over)
+            others = [path for path in listed if path.suffix.lower() in PICTURES - set(suffixes)]
+            unread = {composed(path.stem): path.name for path in others}
+            self._listings[key] = Listing(by_stem, passed_over, unread)
         return self._listings[key]
 
 
@@ -374,6 +384,7 @@ class Listing(NamedTuple):
 
     by_stem: dict[str, str]  # of the files that are read, by composed stem
     passed_over: dict[str, str]  # name of a file that is not -> that of the same stem that is
+    unread: dict[str, str]  # of pictures in formats that are not read, by composed stem
 
 
 @dataclass(frozen=True)
@@ -406,7 +417,11 @@ class PairFiles:
         path = self.path(part)
         if path is None:
             return None
-        return images.read_photo(path, self.folder.parts[part].what, self.origin(part), size)
+        what, origin = self.folder.parts[part].what, self.origin(part)
+        photo = images.read_photo(path, what, origin, size)
+        if part in ("person", "garment"):
+            images.require_content(photo, what, path, origin)
+        return photo
 
     def mask(self, part: str, size: tuple[int, int] | None) -> np.ndarray | None:
         """(H, W) bool, None if the part is absent.

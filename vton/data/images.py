@@ -48,6 +48,7 @@ GREY_SHARE = 0.08  # share of the picture that such squares may fill
 INVERTED = 0.8  # an agnostic mask that sets more of the picture than this counts as inverted
 NEAR_WHITE = 225  # darkest background of an in-shop picture, grey levels; VITON-HD's is 240 to 255
 BACKGROUND_NOISE = 10  # grey levels by which JPEG and uneven light move a plain background
+PLAIN = 2  # grey levels within which a whole photograph is of one colour
 SPECK = 5e-4  # share of the picture below which a connected region is JPEG noise
 PLAUSIBLE = (0.01, 0.95)  # share of an in-shop picture that a garment can fill
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats that change labels at every edge
@@ -115,6 +116,14 @@ def read_photo(
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def require_content(photo: Image.Image, what: str, path: Source, origin: Origin) -> None:
+    """Raise DataError for an RGB picture of one colour: 8-bit values stored as 16-bit ones, for
+    instance, are all black.
+    """
+    if all(high - low <= PLAIN for low, high in photo.getextrema()):
+        raise origin.error(f"{what} shows nothing: all of it has one colour", path, RESTORE)
 
 
 def photo_size(path: Source) -> tuple[int, int] | None:

@@ -114,7 +114,8 @@ def _id(name: str, where: str) -> str:
     stem = name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
     if stem in ("", ".", "..") or any(character in stem for character in "/\\\0:"):
         raise DataError(
-            f"{where} names {name!r}; ids are plain file names inside the data set's folders."
+            f"{where} names {name!r}; ids are plain file names inside the data set's folders. "
+            "Write the names without the folders before them."
         )
     return stem
 
