@@ -13,6 +13,7 @@ from vton.models.codecs import (
     latent_mask,
     load_codec,
 )
+from vton.models.ldm import SD_SCALING, for_stable_diffusion
 from vton.runs.codec import reconstruction_psnr as psnr
 
 
@@ -79,6 +80,21 @@ def test_kl_codec_trains_saves_and_loads(device, tmp_path):
     codec.save(tmp_path)
     loaded = load_codec(config, tmp_path)
     assert loaded.factor == 2 and torch.equal(loaded.encode(images), codec.encode(images))
+
+
+def test_an_autoencoder_for_another_scaling_factor_gives_the_same_latents_and_pictures():
+    config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4)
+    torch.manual_seed(0)
+    codec, other = build_codec(config), build_codec(config)
+    codec.vae.register_to_config(scaling_factor=0.6)
+    other.vae.load_state_dict(for_stable_diffusion(codec.vae.state_dict(), codec.scaling))
+    assert other.scaling == SD_SCALING
+    images = smooth_images(2)
+    z = codec.encode(images)
+    torch.testing.assert_close(other.encode(images), z)
+    torch.testing.assert_close(other.decode(z), codec.decode(z))
+    spread, expected = other.posterior(images).std * SD_SCALING, codec.posterior(images).std * 0.6
+    torch.testing.assert_close(spread, expected)
 
 
 def test_a_kl_codec_may_be_fitted_for_a_step():

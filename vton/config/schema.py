@@ -158,6 +158,9 @@ class CodecConfig:
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
     widths: PositiveInts = (128, 256, 512, 512)
+    # kl from a file: factor of the latents, for files that do not show it (an autoencoder alone);
+    # 0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL. null: what the weights say
+    scaling: Annotated[float | None, Bounds(0, open_low=True)] = None
     layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
     groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
