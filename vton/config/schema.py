@@ -626,11 +626,12 @@ class ExperimentConfig:
         rescaled = sampler.zero_terminal_snr
         if rescaled is None:
             rescaled = objective.zero_terminal_snr
-        if rescaled and objective.prediction == "epsilon" and sampler.spacing != "leading":
+        if rescaled and objective.prediction == "epsilon" and self.starts_at_last_timestep():
             raise ConfigError(
-                f"sampler.spacing={sampler.spacing} starts where zero_terminal_snr leaves pure "
-                "noise, from which objective.prediction=epsilon cannot recover a sample; "
-                "use leading, or v_prediction or sample."
+                f"sampler.spacing={sampler.spacing} with sampler.steps={sampler.steps} starts "
+                "where zero_terminal_snr leaves pure noise, from which "
+                "objective.prediction=epsilon cannot recover a sample; use leading and another "
+                "number of steps, or v_prediction or sample."
             )
         if sampler.spacing == "trained":
             self._check_trained_spacing(rescaled)
@@ -654,6 +655,19 @@ class ExperimentConfig:
                 f"{objective.train_timesteps} allows with sampler.solver={sampler.solver} and "
                 f"sampler.spacing={sampler.spacing}: at most {most}."
             )
+
+    def starts_at_last_timestep(self) -> bool:
+        """Whether sampling starts at the last timestep of training. diffusers' leading spacing
+        counts whole strides from 1: 30 of 1,000 start at 958, but 500 at 999.
+        """
+        sampler, total = self.sampler, self.objective.train_timesteps
+        if sampler.spacing != "leading":
+            return True
+        if sampler.solver in ("dpmpp_2m", "unipc"):
+            strides, stride = sampler.steps, total // (sampler.steps + 1)
+        else:
+            strides, stride = sampler.steps - 1, total // sampler.steps
+        return 1 + strides * stride == total - 1
 
     def _check_trained_spacing(self, rescaled: bool):
         objective, sampler = self.objective, self.sampler
