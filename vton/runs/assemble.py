@@ -16,6 +16,7 @@ from vton.data.module import TryOnDataModule
 from vton.errors import UserError
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.models.hub_settings import other_prediction
 from vton.models.lora import load_base
 from vton.models.precision import DTYPES, codec_precision
 from vton.runs.checkpoint import averaged
@@ -56,8 +57,8 @@ def prepare_run(
     root = str(data.root.resolve() if isinstance(data.root, Path) else data.root)
     remark = run.compare_data(root, pairs.pair_ids)
     if is_first:
-        if remark:
-            print(f"vton: {remark}", file=sys.stderr)
+        for said in filter(None, (remark, other_prediction(config))):
+            print(f"vton: {said}", file=sys.stderr)
         run.start(config)
         run.remember_data(root, pairs.pair_ids)
     try:
