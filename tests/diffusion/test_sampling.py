@@ -337,6 +337,9 @@ def test_plms_evaluates_the_second_timestep_twice_and_arrives():
     z = sample(Exact(), {"truth": truth}, drawing((4, 6, 5), draws, CPU), config, objective)
     assert visited == [801, 601, 601, 401, 201, 1]
     torch.testing.assert_close(z, truth, atol=0.15, rtol=0)
+    # Where the steps do not divide 1,000, StableVITON's README says how the public code differs.
+    uneven = make_solver(SamplerConfig(solver="plms", steps=30), objective).timesteps.tolist()
+    assert (len(uneven), uneven[0], uneven[-1]) == (31, 958, 1)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class CodecConfig:
     pretrained: str = ""
     subfolder: str = "vae"
     # kl: of weights and arithmetic. auto: train.precision, but fp32 if the run trains the codec or
-    # its config.json says force_upcast
+    # its config.json says force_upcast, or its file is SDXL's
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels

@@ -234,6 +234,11 @@ def build_codec(config: CodecConfig, dtype: torch.dtype = torch.float32) -> Code
         dtype=dtype,
         subfolder=config.subfolder,
     )
+    if vae.config.latents_mean is not None or vae.config.latents_std is not None:
+        raise UserError(
+            f"codec.pretrained={config.pretrained}: its config.json has latents_mean and "
+            "latents_std, which are not supported; use SDXL's autoencoder."
+        )
     check_scaling(config, vae.config.scaling_factor, "its config.json")
     return KLCodec(vae)
 
