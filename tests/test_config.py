@@ -201,7 +201,7 @@ def test_a_run_takes_data_and_trainer_from_their_files(tmp_path):
 
 
 def test_epsilon_cannot_start_from_pure_noise():
-    """Leading spacing never visits the last timestep: IDM-VTON samples so."""
+    """Leading spacing seldom visits the last timestep: IDM-VTON samples without it."""
     rescaled = ("preset=paper", "objective.zero_terminal_snr=true")
     load(*rescaled)
     load(*rescaled, "sampler.zero_terminal_snr=false", "sampler.spacing=trailing")

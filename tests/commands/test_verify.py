@@ -85,6 +85,14 @@ def test_settings_of_another_kind_are_said_in_one_line(changed):
         verify(changed)
 
 
+def test_a_scheduler_that_ours_is_not_is_no_fault_of_a_tensor(changed):
+    config = json.loads((changed / "config.json").read_text())
+    config["scheduler"]["set_alpha_to_one"] = True
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: scheduler\.set_alpha_to_one=True is not "):
+        verify(changed)
+
+
 def test_no_outputs_are_no_success(changed):
     for path in changed.glob("*outputs*.safetensors"):
         save_file({}, path)

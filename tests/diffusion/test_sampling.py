@@ -11,7 +11,8 @@ from vton.diffusion import noise
 from vton.diffusion.denoiser import Known, Step
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import drawing, sample
-from vton.diffusion.solvers import sampling_times
+from vton.diffusion.solvers import check_scheduler, make_solver, sampling_times
+from vton.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -131,6 +132,52 @@ def test_a_step_between_trained_timesteps_is_ddims():
 def test_what_trained_spacing_cannot_do_is_refused(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         load("model=gardiff", "preset=tiny", "sampler.spacing=trained", *settings)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m", "unipc"])
+def test_leading_steps_that_visit_the_last_timestep_are_those_of_the_solver(solver):
+    """Of all numbers of steps: 500 of 1,000 start at t = 999, 30 at 958."""
+    plain = load("preset=paper", f"sampler.solver={solver}", "sampler.spacing=leading")
+    objective = Objective(plain.objective)
+    for steps in (1, 2, 3, 30, 332, 333, 499, 500, 998):
+        plain.sampler.steps = steps
+        starts_at = int(make_solver(plain.sampler, objective).timesteps.max())
+        assert plain.starts_at_last_timestep() == (starts_at == 999), steps
+    rescaled = ("preset=paper", "objective.zero_terminal_snr=true", "sampler.steps=500")
+    with pytest.raises(ConfigError, match=r"steps=500 starts where .* leaves pure noise"):
+        load(*rescaled, "sampler.solver=ddim")
+
+
+@pytest.mark.parametrize(
+    ("solver", "published", "refused"),
+    [
+        ("ddim", {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}, ""),
+        ("ddim", {"set_alpha_to_one": True}, "x: set_alpha_to_one=True is not what .*=False"),
+        ("ddim", {"steps_offset": 0}, "steps_offset=0"),
+        ("ddim", {"clip_sample": True}, "clip_sample=True"),
+        ("ddim", {"thresholding": True}, "thresholding=True"),
+        ("ddim", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
+        ("ddim", {"prediction_type": "v_prediction"}, "prediction_type=v_prediction"),
+        ("ddim", {"beta_end": 0.02}, "beta_end"),
+        ("ddim", {"trained_betas": [0.1]}, "trained_betas"),
+        # Read by other schedulers only, or without what makes them act.
+        ("ddim", {"skip_prk_steps": False, "variance_type": "learned", "clip_sample_range": 3}, ""),
+        ("ddpm", {"set_alpha_to_one": False, "sample_max_value": 3.0}, ""),
+        ("ddpm", {"variance_type": "fixed_large"}, "variance_type"),
+        ("plms", {"skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": True}, ""),
+        ("plms", {"skip_prk_steps": False}, "skip_prk_steps"),
+        ("dpmpp_2m", {"solver_order": 3}, "solver_order"),
+        ("dpmpp_2m", {"use_karras_sigmas": True}, "use_karras_sigmas"),
+        ("unipc", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+    ],
+)
+def test_what_a_published_scheduler_does_otherwise_is_named(solver, published, refused):
+    sampler, objective = SamplerConfig(solver=solver), Objective(ObjectiveConfig())
+    if not refused:
+        check_scheduler(published, sampler, objective, "x: ")
+        return
+    with pytest.raises(UserError, match=refused):
+        check_scheduler(published, sampler, objective, "x: ")
 
 
 def test_guidance_one_makes_one_pass_per_step_and_more_makes_two():
@@ -290,6 +337,9 @@ def test_plms_evaluates_the_second_timestep_twice_and_arrives():
     z = sample(Exact(), {"truth": truth}, drawing((4, 6, 5), draws, CPU), config, objective)
     assert visited == [801, 601, 601, 401, 201, 1]
     torch.testing.assert_close(z, truth, atol=0.15, rtol=0)
+    # Where the steps do not divide 1,000, StableVITON's README says how the public code differs.
+    uneven = make_solver(SamplerConfig(solver="plms", steps=30), objective).timesteps.tolist()
+    assert (len(uneven), uneven[0], uneven[-1]) == (31, 958, 1)
 
 
 @pytest.mark.parametrize(

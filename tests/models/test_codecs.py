@@ -1,5 +1,7 @@
 """Codecs: reconstruction, shapes, gradients, save and load."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,7 +14,9 @@ from vton.models.codecs import (
     fit_codec,
     latent_mask,
     load_codec,
+    small_autoencoder,
 )
+from vton.models.ldm import SD_SCALING, for_stable_diffusion
 from vton.runs.codec import reconstruction_psnr as psnr
 
 
@@ -81,6 +85,21 @@ def test_kl_codec_trains_saves_and_loads(device, tmp_path):
     assert loaded.factor == 2 and torch.equal(loaded.encode(images), codec.encode(images))
 
 
+def test_an_autoencoder_for_another_scaling_factor_gives_the_same_latents_and_pictures():
+    config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4)
+    torch.manual_seed(0)
+    codec, other = build_codec(config), build_codec(config)
+    codec.vae.register_to_config(scaling_factor=0.6)
+    other.vae.load_state_dict(for_stable_diffusion(codec.vae.state_dict(), codec.scaling))
+    assert other.scaling == SD_SCALING
+    images = smooth_images(2)
+    z = codec.encode(images)
+    torch.testing.assert_close(other.encode(images), z)
+    torch.testing.assert_close(other.decode(z), codec.decode(z))
+    spread, expected = other.posterior(images).std * SD_SCALING, codec.posterior(images).std * 0.6
+    torch.testing.assert_close(spread, expected)
+
+
 def test_a_kl_codec_may_be_fitted_for_a_step():
     config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4, fit_steps=1)
     codec = build_codec(config)
@@ -109,6 +128,21 @@ def test_a_missing_pretrained_folder_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         build_codec(CodecConfig(name="kl", pretrained=str(tmp_path / "absent")))
     assert "codec.pretrained" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_a_folder_says_of_its_latents_is_not_left_out(tmp_path):
+    config = CodecConfig(name="kl", widths=(8, 16), channels=4, layers=1, groups=4)
+    vae = small_autoencoder(config)
+    vae.register_to_config(scaling_factor=0.13025)
+    vae.save_pretrained(tmp_path / "vae")
+    pretrained = replace(config, pretrained=str(tmp_path))
+    assert build_codec(pretrained).scaling == 0.13025
+    with pytest.raises(UserError, match=r"scaling=0\.18215, but .* 0\.13025 by its config\.json"):
+        build_codec(replace(pretrained, scaling=0.18215))
+    vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match=r"latents_mean and latents_std, which are not supported"):
+        build_codec(pretrained)
 
 
 def test_psnr_of_a_known_error():

@@ -212,6 +212,17 @@ def test_a_codec_is_float32_where_its_folder_asks_for_it(published, tmp_path):
     assert codec_precision(said) == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [("stable-diffusion-xl-v1-base/vae", "fp32"), ("stable-diffusion-v1", "fp16")],
+)
+def test_sdxls_codec_from_a_file_is_float32_as_from_its_folder(architecture, precision, tmp_path):
+    path = tmp_path / "vae.safetensors"
+    write_tensors(path, {"x": torch.zeros(1)}, {"modelspec.architecture": architecture})
+    codec = ("codec.name=kl", f"codec.pretrained={path}", "train.precision=fp16")
+    assert codec_precision(load("model=gardiff", "preset=tiny", *codec)) == precision
+
+
 def test_a_codec_that_the_run_fits_is_float32():
     assert codec_precision(load("model=gardiff", "preset=tiny", "train.precision=bf16")) == "fp32"
     fresh = load("model=gardiff", "preset=small", "train.precision=bf16")

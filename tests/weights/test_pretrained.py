@@ -277,6 +277,37 @@ def test_both_ways_to_read_a_folder_prefer_full_precision(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(read[name], tensor)
 
 
+def test_both_ways_to_read_a_folder_take_its_shards_before_a_whole_file(tmp_path):
+    """As diffusers does where a folder was saved twice; transformers does the opposite."""
+    vae = TINY_VAE()
+    vae.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    zeros = {name: torch.zeros_like(x) for name, x in vae.state_dict().items()}
+    save_file(zeros, tmp_path / "diffusion_pytorch_model.safetensors", PUBLISHED_METADATA)
+    loaded = from_pretrained(AutoencoderKL, str(tmp_path), key="codec")
+    read = read_weights_folder(tmp_path)
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(read[name], tensor)
+
+
+def test_weights_that_the_configuration_has_no_place_for_are_not_left_out(tmp_path):
+    """A field that is missing there takes its default: the network would lose layers."""
+
+    def without(name: str) -> None:
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config[name]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+
+    TINY_VAE(layers_per_block=2).save_pretrained(tmp_path)
+    without("layers_per_block")
+    with pytest.raises(UserError, match=r"hold .*resnets\.2.* no place"):
+        from_pretrained(AutoencoderKL, str(tmp_path), key="codec")
+    ClipTower(CLIPVisionConfig(**TOWER | {"num_hidden_layers": 14})).save_pretrained(tmp_path)
+    without("num_hidden_layers")
+    with pytest.raises(UserError, match=r"hold .*layers\.12\..* no place"):
+        from_pretrained(ClipTower, str(tmp_path), key="model.clip.pretrained")
+
+
 def test_keys_are_listed_ten_at_a_time():
     own = {f"layer.{i}": torch.zeros(2) for i in range(30)}
     state = {f"other.{i}": torch.zeros(2) for i in range(3)} | {"layer.29": torch.zeros(5)}
@@ -383,15 +414,18 @@ def test_a_folder_without_readable_weights_says_what_it_holds(tmp_path):
         read_weights_folder(tmp_path)
 
 
-@pytest.mark.parametrize("form", ["whole", "in pieces", "pickle"])
-def test_a_folder_with_the_half_precision_variant_alone_is_read(form, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "variant"),
+    [("whole", "fp16"), ("in pieces", "fp16"), ("pickle", "fp16"), ("whole", "bf16")],
+)
+def test_a_folder_with_the_half_precision_variant_alone_is_read(form, variant, tmp_path):
     torch.manual_seed(0)
     vae = TINY_VAE()
     options = {"max_shard_size": "20KB"} if form == "in pieces" else {}
     vae.half().save_pretrained(
-        tmp_path / "vae", variant="fp16", safe_serialization=form != "pickle", **options
+        tmp_path / "vae", variant=variant, safe_serialization=form != "pickle", **options
     )
-    assert stored_variant(tmp_path / "vae") == "fp16"
+    assert stored_variant(tmp_path / "vae") == variant
     loaded = from_pretrained(AutoencoderKL, str(tmp_path), key="codec.pretrained", subfolder="vae")
     assert loaded.dtype == torch.float32
     for name, tensor in vae.state_dict().items():

@@ -152,12 +152,15 @@ class CodecConfig:
     pretrained: str = ""
     subfolder: str = "vae"
     # kl: of weights and arithmetic. auto: train.precision, but fp32 if the run trains the codec or
-    # its config.json says force_upcast
+    # its config.json says force_upcast, or its file is SDXL's
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
     channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
     widths: PositiveInts = (128, 256, 512, 512)
+    # kl from a file: factor of the latents, for files that do not show it (an autoencoder alone);
+    # 0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL. null: what the weights say
+    scaling: Annotated[float | None, Bounds(0, open_low=True)] = None
     layers: PositiveInt = 2  # kl from scratch or a file: ResNet blocks per level
     groups: PositiveInt = 32  # kl from scratch or a file: GroupNorm
     fit_images: PositiveInt = 256  # linear: training pictures the basis is fitted on
@@ -623,11 +626,12 @@ class ExperimentConfig:
         rescaled = sampler.zero_terminal_snr
         if rescaled is None:
             rescaled = objective.zero_terminal_snr
-        if rescaled and objective.prediction == "epsilon" and sampler.spacing != "leading":
+        if rescaled and objective.prediction == "epsilon" and self.starts_at_last_timestep():
             raise ConfigError(
-                f"sampler.spacing={sampler.spacing} starts where zero_terminal_snr leaves pure "
-                "noise, from which objective.prediction=epsilon cannot recover a sample; "
-                "use leading, or v_prediction or sample."
+                f"sampler.spacing={sampler.spacing} with sampler.steps={sampler.steps} starts "
+                "where zero_terminal_snr leaves pure noise, from which "
+                "objective.prediction=epsilon cannot recover a sample; use leading and another "
+                "number of steps, or v_prediction or sample."
             )
         if sampler.spacing == "trained":
             self._check_trained_spacing(rescaled)
@@ -651,6 +655,19 @@ class ExperimentConfig:
                 f"{objective.train_timesteps} allows with sampler.solver={sampler.solver} and "
                 f"sampler.spacing={sampler.spacing}: at most {most}."
             )
+
+    def starts_at_last_timestep(self) -> bool:
+        """Whether sampling starts at the last timestep of training. diffusers' leading spacing
+        counts whole strides from 1: 30 of 1,000 start at 958, but 500 at 999.
+        """
+        sampler, total = self.sampler, self.objective.train_timesteps
+        if sampler.spacing != "leading":
+            return True
+        if sampler.solver in ("dpmpp_2m", "unipc"):
+            strides, stride = sampler.steps, total // (sampler.steps + 1)
+        else:
+            strides, stride = sampler.steps - 1, total // sampler.steps
+        return 1 + strides * stride == total - 1
 
     def _check_trained_spacing(self, rescaled: bool):
         objective, sampler = self.objective, self.sampler

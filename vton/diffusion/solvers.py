@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from vton.config import SamplerConfig
 from vton.diffusion.objective import Objective
+from vton.errors import UserError
 
 SOLVERS = {
     "ddim": DDIMScheduler,
@@ -21,6 +26,15 @@ SOLVERS = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "plms": PNDMScheduler,
+}
+# The scheduler that a solver computes the same as, where it is another one.
+EQUIVALENT = {"ddpm": DDPMScheduler}
+# Fields of schedulers that do nothing unless another field has this value.
+IDLE = {
+    "steps_offset": ("timestep_spacing", "leading"),
+    "clip_sample_range": ("clip_sample", True),
+    "dynamic_thresholding_ratio": ("thresholding", True),
+    "sample_max_value": ("thresholding", True),
 }
 MULTISTEP = ("dpmpp_2m", "unipc")
 SCHEDULE_KEYS = (
@@ -99,6 +113,8 @@ def _clean_sample_options(config: SamplerConfig) -> dict:
     options = {"final_sigmas_type": config.final_sigma} if multistep else {}
     if config.dynamic_threshold:
         options["thresholding"] = True
+        if not multistep:
+            options["clip_sample"] = False  # it would have no effect beside thresholding
         options["dynamic_thresholding_ratio"] = config.dynamic_threshold
         options["sample_max_value"] = float("inf")
     elif not multistep:
@@ -120,6 +136,32 @@ def model_times(solver, config: SamplerConfig, objective: Objective) -> Tensor:
 def sampling_times(config: SamplerConfig, objective: Objective) -> Tensor:
     """(steps,) t that the network is given in the course of sampling."""
     return model_times(make_solver(config, objective), config, objective)
+
+
+def check_scheduler(
+    scheduler: Mapping, config: SamplerConfig, objective: Objective, where: str
+) -> None:
+    """Raise UserError for the first field of a diffusers scheduler that our solver does otherwise.
+
+    scheduler: its fields; one that is absent is not compared. where: what precedes a field's name
+    in the message. Fields that only other schedulers read do nothing, as published files hold them.
+    """
+    ours = dict(make_solver(config, objective).config)
+    if config.solver == "ddpm":
+        # diffusers' fixed_large also acts in the last step.
+        variance = config.ddpm_variance
+        ours["variance_type"] = f"ddpm_variance {variance:g}" if variance else "fixed_small"
+    theirs = EQUIVALENT.get(config.solver, SOLVERS[config.solver])
+    for name in inspect.signature(theirs.__init__).parameters:
+        if name not in scheduler or name not in ours or scheduler[name] == ours[name]:
+            continue
+        deciding, value = IDLE.get(name, ("", ""))
+        if deciding and scheduler.get(deciding, ours[deciding]) != value:
+            continue
+        raise UserError(
+            f"{where}{name}={scheduler[name]} is not what sampler.solver={config.solver} does: "
+            f"{name}={ours[name]}."
+        )
 
 
 def variance_ratio(solver, index: int) -> Tensor:

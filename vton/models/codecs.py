@@ -21,10 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vton.config import CodecConfig, ConfigError
+from vton.errors import UserError
 from vton.models.ldm import (
+    SD_SCALING,
+    SDXL_SCALING,
     autoencoder_names,
     autoencoder_to_diffusers,
     autoencoder_to_ldm,
+    latent_scaling,
     read_autoencoder,
 )
 from vton.models.precision import without_autocast
@@ -230,6 +234,12 @@ def build_codec(config: CodecConfig, dtype: torch.dtype = torch.float32) -> Code
         dtype=dtype,
         subfolder=config.subfolder,
     )
+    if vae.config.latents_mean is not None or vae.config.latents_std is not None:
+        raise UserError(
+            f"codec.pretrained={config.pretrained}: its config.json has latents_mean and "
+            "latents_std, which are not supported; use SDXL's autoencoder."
+        )
+    check_scaling(config, vae.config.scaling_factor, "its config.json")
     return KLCodec(vae)
 
 
@@ -259,7 +269,35 @@ def autoencoder_from_file(config: CodecConfig) -> AutoencoderKL:
     their_names = autoencoder_to_ldm(vae.state_dict(), names)
     check_state(their_names, state, path, owner="the codec")
     load_state(vae, autoencoder_to_diffusers(state, names), path)
+    vae.register_to_config(scaling_factor=file_scaling(config, path))
     return vae
+
+
+def file_scaling(config: CodecConfig, path: Path) -> float:
+    """The factor of the latents of a checkpoint file: what the file shows, else `codec.scaling`.
+
+    Raises UserError if neither says it, or both differently.
+    """
+    shown = latent_scaling(path)
+    if shown is not None:
+        check_scaling(config, shown, "its text encoder or metadata")
+        return shown
+    if config.scaling is None:
+        raise UserError(
+            f"codec.pretrained={config.pretrained}: nothing in the file says by which factor its "
+            f"latents are scaled; set codec.scaling={SD_SCALING} if it is Stable Diffusion 1's or "
+            f"2's autoencoder, {SDXL_SCALING} if it is SDXL's."
+        )
+    return config.scaling
+
+
+def check_scaling(config: CodecConfig, shown: float, where: str) -> None:
+    """Raise UserError if `codec.scaling` is set and not what the weights come with."""
+    if config.scaling not in (None, shown):
+        raise UserError(
+            f"codec.scaling={config.scaling:g}, but codec.pretrained={config.pretrained} has "
+            f"{shown:g} by {where}; set codec.scaling=null."
+        )
 
 
 def load_codec(config: CodecConfig, folder: Path) -> Codec:

@@ -1,8 +1,8 @@
 """Settings of ours from the configuration files of hub-format folders, for imports.
 
-Each function reads one subfolder of a diffusers folder and returns overrides of the configuration
-(`vton.weights.published.settings_of`). All raise UserError naming the file that is absent,
-broken or describes what our settings cannot.
+Each function but `other_prediction` reads one subfolder of a diffusers folder and returns overrides
+of the configuration (`vton.weights.published.settings_of`). All raise UserError naming the file
+that is absent, broken or describes what our settings cannot.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
+from vton.config import ExperimentConfig, ObjectiveConfig, SamplerConfig
+from vton.diffusion.objective import Objective
+from vton.diffusion.solvers import check_scheduler
 from vton.errors import UserError, one_line
 from vton.models.settings import UNetConfig
 from vton.models.unet import unet_arguments
-from vton.weights.pretrained import read_json
+from vton.weights.pretrained import hub_file, read_json
 from vton.weights.published import settings_of
 
 # Arguments of UNet2DConditionModel that may differ without changing the network.
@@ -47,8 +50,8 @@ def configured_shape(arguments: dict) -> dict:
     """The fields of UNetConfig that these arguments set."""
     blocks = arguments["down_block_types"]
 
-    def per_level(name: str) -> list:
-        value = arguments.get(name, 1)
+    def per_level(name: str, default: int) -> list:
+        value = arguments.get(name, default)  # diffusers' own defaults
         return list(value) if isinstance(value, list | tuple) else [value] * len(blocks)
 
     pooled = 0
@@ -58,8 +61,8 @@ def configured_shape(arguments: dict) -> dict:
     return {
         "widths": list(arguments["block_out_channels"]),
         "attention": [block.startswith("CrossAttn") for block in blocks],
-        "heads": per_level("attention_head_dim"),
-        "depth": per_level("transformer_layers_per_block"),
+        "heads": per_level("attention_head_dim", 8),
+        "depth": per_level("transformer_layers_per_block", 1),
         "layers": arguments.get("layers_per_block", 2),
         "context": arguments["cross_attention_dim"],
         "groups": arguments.get("norm_num_groups", 32),
@@ -162,12 +165,38 @@ def codec_settings(path: Path, subfolder: str) -> list[str]:
     return source_settings("codec", path, subfolder) + settings_of("codec", shape)
 
 
+def other_prediction(config: ExperimentConfig) -> str:
+    """What to say of a pretrained UNet that predicts something else than the run's; "" if nothing.
+
+    Stable Diffusion 2.1 (v) and its base (epsilon) have the same tensors: only the scheduler's file
+    beside them tells. Nothing is said where that is not on this machine.
+    """
+    wanted = config.objective.prediction
+    for name, part in vars(config.model).items():
+        if not isinstance(part, UNetConfig) or not part.pretrained:
+            continue
+        file = hub_file(part.pretrained, "scheduler", "scheduler_config.json")
+        found = read_json(file).get("prediction_type", "epsilon") if file else wanted
+        if found != wanted:
+            return (
+                f"model.{name}.pretrained={part.pretrained} predicts {found}, says its "
+                f"scheduler_config.json, but objective.prediction={wanted}: training would first "
+                f"have to unlearn that. Check the folder, or set objective.prediction={found}."
+            )
+    return ""
+
+
 def noise_settings(folder: Path) -> list[str]:
-    """The objective that folder/scheduler_config.json describes; nothing where it is absent."""
+    """The objective and the ancestral sampler that folder/scheduler_config.json describes; nothing
+    where it is absent. Raises UserError for what they cannot be.
+    """
     file = folder / "scheduler_config.json"
     if not file.exists():
         return []
-    scheduler = DDPMScheduler.from_config(read_json(file)).config
+    try:
+        scheduler = DDPMScheduler.from_config(read_json(file)).config
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: {one_line(error)}") from None
     objective = {
         "schedule": scheduler.beta_schedule,
         "train_timesteps": scheduler.num_train_timesteps,
@@ -176,5 +205,10 @@ def noise_settings(folder: Path) -> list[str]:
         "prediction": scheduler.prediction_type,
         "zero_terminal_snr": scheduler.rescale_betas_zero_snr,
     }
-    sampler = {"spacing": scheduler.timestep_spacing}
+    sampler = {
+        "spacing": scheduler.timestep_spacing,
+        "clip_sample": float(scheduler.clip_sample_range) if scheduler.clip_sample else 0.0,
+    }
+    ours = SamplerConfig(solver="ddpm", **sampler)
+    check_scheduler(scheduler, ours, Objective(ObjectiveConfig(**objective)), f"{file}: ")
     return settings_of("objective", objective) + settings_of("sampler", sampler)

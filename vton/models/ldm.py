@@ -11,6 +11,7 @@ tensor's name begins with decides.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +20,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vton.errors import UserError
-from vton.weights.pretrained import below, read_checkpoint, read_safetensors
+from vton.weights.pretrained import below, read_checkpoint, read_safetensors, safetensors_header
 
 FIRST_STAGE = "first_stage_model."  # of the autoencoder's tensors in a whole checkpoint
 # Of what an autoencoder's own training adds: its discriminator's loss, and averages or their count.
 AUTOENCODER_TRAINING = ("loss.", "model_ema.")
 SECTION = "state_dict"  # of the tensors in the file of a training
+# The factor that brings latents to about unit variance: of Stable Diffusion 1 and 2, and of SDXL.
+SD_SCALING, SDXL_SCALING = 0.18215, 0.13025
+TEXT_ENCODERS = {"cond_stage_model.": SD_SCALING, "conditioner.": SDXL_SCALING}
+# Beginnings of `modelspec.architecture` in a safetensors header (Stability AI's ModelSpec).
+ARCHITECTURES = {
+    "stable-diffusion-v1": SD_SCALING,
+    "stable-diffusion-v2": SD_SCALING,
+    "stable-diffusion-xl-v1": SDXL_SCALING,
+}
+OWN_STATISTICS = ("edm_mean", "edm_std")  # of Playground 2.5's latents, beside SDXL's names
 
 Names = list[tuple[str, str]]
 Place = tuple[str, str]
@@ -159,6 +170,30 @@ def autoencoder_to_ldm(state: Mapping[str, Tensor], names: Names) -> dict[str, T
     return to_ldm(convolutions, names)
 
 
+# ---- the autoencoder's latents ----
+
+
+def for_stable_diffusion(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+    """An autoencoder, in either library's names, as one for Stable Diffusion's scaling factor.
+
+    scaling: its own. For formats that hold no factor and mean that one. The last layer before the
+    latents and the first behind them take up the ratio: scaled latents and pictures stay what they
+    are, up to rounding. With Stable Diffusion's factor every tensor stays as it is.
+    """
+    changed = dict(state)
+    ratio = scaling / SD_SCALING
+    if ratio == 1:
+        return changed
+    channels = state["post_quant_conv.weight"].shape[1]
+    weight, bias = state["quant_conv.weight"].clone(), state["quant_conv.bias"].clone()
+    weight[:channels] *= ratio  # the mean; the rest is the log of the variance
+    bias[:channels] *= ratio
+    bias[channels:] += 2 * math.log(ratio)
+    changed |= {"quant_conv.weight": weight, "quant_conv.bias": bias}
+    changed["post_quant_conv.weight"] = state["post_quant_conv.weight"] / ratio
+    return changed
+
+
 # ---- files ----
 
 
@@ -181,6 +216,33 @@ def read_autoencoder(path: Path) -> dict[str, Tensor]:
     """An autoencoder from a whole checkpoint, or from its own file. Raises UserError."""
     state = read_ldm_checkpoint(path, FIRST_STAGE)
     return autoencoder_of(below(state, FIRST_STAGE) or state)
+
+
+def latent_scaling(path: Path) -> float | None:
+    """The factor of an autoencoder's latents, as far as its file shows it.
+
+    It is in no tensor, and Stable Diffusion's and SDXL's autoencoders have the same names and
+    shapes. The text encoders in a whole checkpoint tell them apart, and so does the architecture in
+    a safetensors header. None: the file has neither. Raises UserError naming a file that cannot be
+    read, or whose latents are normalised by more than a factor.
+    """
+    if path.suffix == ".safetensors":
+        names, metadata = safetensors_header(path)
+    else:
+        names, metadata = list(read_ldm_checkpoint(path)), {}
+    if any(name in OWN_STATISTICS for name in names):
+        raise UserError(
+            f"{path}: its latents have a mean and spread of their own (edm_mean, edm_std), which "
+            "are not supported; use SDXL's autoencoder."
+        )
+    for prefix, scaling in TEXT_ENCODERS.items():
+        if any(name.startswith(prefix) for name in names):
+            return scaling
+    architecture = metadata.get("modelspec.architecture", "")
+    for beginning, scaling in ARCHITECTURES.items():
+        if architecture.startswith(beginning):
+            return scaling
+    return None
 
 
 def autoencoder_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

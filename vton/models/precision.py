@@ -5,7 +5,8 @@
     frozen networks     stored and computed in train.precision: nothing updates them, and autocast
                         would cast their weights anew in every call
     codec               codec.precision; auto: train.precision, but float32 where the run fits it
-                        itself, and where its folder says `force_upcast: true`
+                        itself, and where its folder says `force_upcast: true` or its file is
+                        SDXL's
     sampling            all of it in eval.precision, weights too; null: train.precision
 
 On CPUs train.precision is fp32 unless the configuration says otherwise.
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vton.config import CodecConfig, ExperimentConfig
+from vton.models.ldm import SDXL_SCALING, latent_scaling
 from vton.weights.pretrained import hub_file, read_json
 from vton.weights.unfilled import read_later
 
@@ -53,9 +56,13 @@ def codec_precision(config: ExperimentConfig) -> str:
 
 
 def asks_for_float32(config: CodecConfig) -> bool:
-    """Whether the autoencoder's config.json says `force_upcast: true`, as SDXL's own does, which
-    overflows in float16. A file that is not on this machine yet says nothing.
+    """Whether the autoencoder overflows in float16, as SDXL's own does: its config.json says
+    `force_upcast: true`, a checkpoint file has SDXL's scaling. A file that is not on this machine
+    yet says nothing.
     """
+    checkpoint = Path(config.pretrained).expanduser()
+    if checkpoint.is_file():
+        return (latent_scaling(checkpoint) or config.scaling) == SDXL_SCALING
     file = hub_file(config.pretrained, config.subfolder, "config.json")
     return file is not None and bool(read_json(file).get("force_upcast", False))
 

@@ -25,7 +25,7 @@ from vton.config import ObjectiveConfig, SamplerConfig
 from vton.diffusion.denoiser import Conditions, Denoiser
 from vton.diffusion.objective import Objective
 from vton.diffusion.sampling import sample
-from vton.diffusion.solvers import make_solver
+from vton.diffusion.solvers import check_scheduler, make_solver
 from vton.errors import UserError
 from vton.models.resampler import Resampler
 from vton.weights.pretrained import load_state, read_safetensors
@@ -81,6 +81,16 @@ class Reference:
         """weights_<part>.safetensors."""
         return self._read(f"weights_{part}.safetensors")
 
+    def check_scheduler(
+        self, sampler: SamplerConfig, objective: Objective, part: str = "scheduler"
+    ) -> None:
+        """Raise UserError for a field of config.json's scheduler that our solver does otherwise.
+
+        All fields that the solver's own scheduler has are compared, but for those that are absent.
+        """
+        where = f"{self.folder}/config.json: {part}."
+        check_scheduler(self.config[part], sampler, objective, where)
+
     def load(self, network: nn.Module, part: str, dtype: torch.dtype | None = None) -> nn.Module:
         """`ready` with all of weights_<part>.safetensors."""
         return self.ready(network, self.weights(part), dtype, f"weights_{part}.safetensors")
@@ -120,7 +130,12 @@ class Reference:
 
 
 def read_objective(scheduler: dict, **settings) -> Objective:
-    """The objective of a diffusers scheduler's configuration, with further settings of ours."""
+    """The objective of a diffusers scheduler's configuration, with further settings of ours.
+
+    Raises UserError for a table of its own.
+    """
+    if scheduler.get("trained_betas") is not None:
+        raise UserError("config.json: trained_betas is not supported; expected a beta_schedule.")
     return Objective(
         ObjectiveConfig(
             schedule=scheduler["beta_schedule"],

@@ -17,6 +17,7 @@ from vton.errors import UserError
 from vton.files import file_digest
 from vton.models.base import TrainedModule
 from vton.models.codecs import run_codec
+from vton.models.hub_settings import other_prediction
 from vton.models.lora import load_base
 from vton.models.precision import DTYPES, codec_precision
 from vton.runs.checkpoint import averaged
@@ -58,8 +59,8 @@ def prepare_run(
     learned_from = pairs.learned_from() | base_weights(config)
     remark = run.compare_data(root, pairs.pair_ids, learned_from)
     if is_first:
-        if remark:
-            print(f"vton: {remark}", file=sys.stderr)
+        for said in filter(None, (remark, other_prediction(config))):
+            print(f"vton: {said}", file=sys.stderr)
         run.start(config)
         run.remember_data(root, pairs.pair_ids, learned_from)
     try:

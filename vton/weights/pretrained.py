@@ -10,7 +10,8 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from vton.weights.unreadable import mistaken, refusal, unreadable
 # What published safetensors files say of themselves; accelerate warns of files that don't.
 PUBLISHED_METADATA = {"format": "pt"}
 # File names in a folder of the hub's layout, without suffix.
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+DIFFUSERS = "diffusion_pytorch_model"
+WEIGHT_NAMES = (DIFFUSERS, "model", "pytorch_model")
 # In the order of preference, which is the libraries' own: full precision before half, safetensors
 # before pickles. Other copies that folders hold (EMA, ONNX, OpenVINO, Flax) are not read.
 WEIGHT_KINDS = (("", ".safetensors"), ("", ".bin"), (".fp16", ".safetensors"), (".fp16", ".bin"))
@@ -78,8 +80,8 @@ def from_pretrained(
     network that a run's file holds whole, and is left unfilled where that file is about to be read.
     Weights that exist as the variant fp16 alone are read from it. Nothing is downloaded unless
     VTON_DOWNLOAD=1, and pickles that hold more than tensors are refused. Raises UserError naming
-    the configuration key, also where weights are missing or of other shapes: the libraries would
-    draw them at random and only warn.
+    the configuration key, also where weights are missing, of other shapes or left over: the
+    libraries would draw them at random, or leave them out, and only warn.
     """
     refuse_file(source, key)
     what = " ".join([cls.__name__, *filter(None, kwargs.values())])
@@ -128,7 +130,26 @@ def from_pretrained(
             f"{key}={source}: the weights of {what} do not fit its config.json: "
             f"{_first_ten(mismatched)}."
         )
+    unread = _unread(cls, info["unexpected_keys"])
+    if unread:
+        raise UserError(
+            f"{key}={source}: the weights of {what} hold {_first_ten(unread)}, for which its "
+            "config.json has no place: a field is wrong or missing there, or the weights are of "
+            "another network."
+        )
     return network
+
+
+def _unread(cls: type, unexpected: Iterable[str]) -> list[str]:
+    """Those of a file's further tensors that belong to the network, if its settings told of them.
+
+    transformers' files may hold the other tower of a CLIP, a projection or a buffer; only further
+    layers of the own tower are taken for a part of it.
+    """
+    if issubclass(cls, ModelMixin):
+        return sorted(unexpected)
+    other = "text_model." if "Vision" in cls.__name__ else "vision_model."
+    return sorted(name for name in unexpected if ".layers." in name and not name.startswith(other))
 
 
 def refuse_file(source: str, key: str) -> None:
@@ -280,8 +301,8 @@ def may_download() -> bool:
 def read_weights_folder(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights in one folder of the hub's layout, whole or in shards, as `read_weights` does.
 
-    The first of WEIGHT_KINDS is read. Raises UserError naming the folder if there are none, or the
-    file that is broken.
+    The first of WEIGHT_KINDS is read, or the only variant that there is. Raises UserError naming
+    the folder if there are none, or the file that is broken.
     """
     folder = Path(folder)
     file = _weights_in(folder)
@@ -297,10 +318,17 @@ def read_weights_folder(folder: Path, dtype: torch.dtype | None = None) -> dict[
 
 def _weights_in(folder: Path) -> Path | None:
     """The file or index of shards that is read; None where there is none."""
-    for variant, suffix in WEIGHT_KINDS:
+    kinds = list(WEIGHT_KINDS)
+    variant = stored_variant(folder)
+    if variant and variant != "fp16":  # bf16 alone, for instance: `from_pretrained` reads it too
+        kinds += [(f".{variant}", ".safetensors"), (f".{variant}", ".bin")]
+    for variant, suffix in kinds:
         for stem in WEIGHT_NAMES:
             whole = folder / f"{stem}{variant}{suffix}"
-            for file in (whole, *_indices(folder, stem, variant, suffix)):
+            files = [whole, *_indices(folder, stem, variant, suffix)]
+            if stem == DIFFUSERS:  # which reads shards first, where transformers does last
+                files.append(files.pop(0))
+            for file in files:
                 if file.is_file():
                     return file
     return None
@@ -357,7 +385,7 @@ def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tens
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"{path}: expected a mapping from names to tensors.")
-    return all_brought(state, dtype)
+    return pop_all(state, dtype)
 
 
 def read_safetensors(
@@ -368,14 +396,30 @@ def read_safetensors(
 
     prefix: where names begin with it, only those tensors are read.
     """
+    with opened_safetensors(path) as file:
+        names = file.offset_keys()  # in the order of the file
+        names = [name for name in names if name.startswith(prefix)] or names
+        return {name: in_dtype(file.get_tensor(name), dtype) for name in names}
+
+
+def safetensors_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a safetensors file's tensors, and its metadata; {} where it has none.
+
+    Raises UserError for an absent or broken file.
+    """
+    with opened_safetensors(path) as file:
+        return list(file.keys()), file.metadata() or {}
+
+
+@contextmanager
+def opened_safetensors(path: Path) -> Iterator[safe_open]:
+    """A safetensors file to read from. Raises UserError for an absent or broken one."""
     if not Path(path).is_file():
         raise UserError(f"No weights at {path}.")
     try:
         # Mapped, all of the file would stay in memory until its last tensor has been converted.
         with safe_open(path, framework="pt", backend="pread") as file:
-            names = file.offset_keys()  # in the order of the file
-            names = [name for name in names if name.startswith(prefix)] or names
-            return {name: brought(file.get_tensor(name), dtype) for name in names}
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({mistaken(path) or error}). "
@@ -383,28 +427,30 @@ def read_safetensors(
         ) from None
 
 
-def brought(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A floating-point tensor in dtype; all others, and with None all, as they are."""
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
-def all_brought(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """All of a state, which is empty afterwards: no more than one tensor is there twice."""
-    taken = {}
+def pop_all(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """All of a state as `in_dtype` does, from a state that is empty afterwards: no more than one
+    tensor is there twice.
+    """
+    popped = {}
     for name in list(state):
-        taken[name] = brought(state.pop(name), dtype)
-    return taken
+        popped[name] = in_dtype(state.pop(name), dtype)
+    return popped
 
 
-def copied(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """All of a state as `brought` does, each in memory of its own: tensors of a torch file lie in
+def copy_all(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """All of a state as `in_dtype` does, each in memory of its own: tensors of a torch file lie in
     that file, and two names may share one.
     """
-    taken = {}
+    copies = {}
     for name, tensor in state.items():
-        found = brought(tensor, dtype)
-        taken[name] = found.clone() if found is tensor else found
-    return taken
+        converted = in_dtype(tensor, dtype)
+        copies[name] = converted.clone() if converted is tensor else converted
+    return copies
 
 
 def write_tensors(
@@ -516,11 +562,11 @@ def load_state(
     if dtype is None:
         module.load_state_dict(state)
         return
-    taken = all_brought(state, dtype)
-    for name, tensor in taken.items():  # a file does not hold the order in memory
+    weights = pop_all(state, dtype)
+    for name, tensor in weights.items():  # a file does not hold the order in memory
         if own[name].dim() == 4 and own[name].is_contiguous(memory_format=torch.channels_last):
-            taken[name] = tensor.contiguous(memory_format=torch.channels_last)
-    module.load_state_dict(taken, assign=True)
+            weights[name] = tensor.contiguous(memory_format=torch.channels_last)
+    module.load_state_dict(weights, assign=True)
 
 
 def check_state(

@@ -2,6 +2,7 @@
 layout.
 """
 
+import json
 import logging
 
 import pytest
@@ -93,6 +94,17 @@ def test_appearance_loss_respects_its_timestep_limit(t_max, applied):
     assert ("appearance" in losses) == applied
 
 
+def test_the_appearance_loss_needs_some_signal():
+    """At the last timestep of a rescaled schedule epsilon implies a clean picture of 1 / 0."""
+    rescaled = (
+        *("objective.prediction=epsilon", "objective.zero_terminal_snr=true"),
+        "sampler.spacing=leading",
+    )
+    with pytest.raises(ConfigError, match=r"t_max=1000 takes the loss to the last timestep"):
+        tiny_module("gardiff", *rescaled)
+    tiny_module("gardiff", *rescaled, "model.appearance.t_max=999")
+
+
 def test_appearance_loss_is_zero_for_the_truth_and_has_gradients():
     module = tiny_module("gardiff", "codec.channels=48", "objective.prediction=sample")
     batch = random_batch(2)
@@ -145,6 +157,10 @@ def hub(tmp_path_factory):
         attention_head_dim=2,
     )
     unet.save_pretrained(folder / "base" / "unet")
+    config = folder / "base" / "unet" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["in_channels"]  # 4 by default
+    config.write_text(json.dumps(settings))
     AutoencoderKL(
         block_out_channels=(8, 8, 8),
         norm_num_groups=4,

@@ -2,13 +2,16 @@
 folders.
 """
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +31,12 @@ from vton.models.idm_vton.building import (
     load_image_prompt,
     widen_to_tryon,
 )
-from vton.models.idm_vton.checkpoint import read_published, write_garment_net, write_published
+from vton.models.idm_vton.checkpoint import (
+    published_scheduler,
+    read_published,
+    write_garment_net,
+    write_published,
+)
 from vton.models.unet import attention_names, build_unet, published_arguments
 from vton.weights.pretrained import check_state
 
@@ -109,11 +117,7 @@ def test_import_and_export_keep_every_byte(published_idm_vton, tmp_path, kind):
     for path in folder.rglob("*"):
         other = tmp_path / "again" / path.relative_to(folder)
         assert other.exists(), path
-        if (
-            path.is_file()
-            and path.parent.name not in ("unet", "scheduler")
-            and path.name != "model_index.json"
-        ):
+        if path.is_file() and path.parent.name != "unet":
             assert other.read_bytes() == path.read_bytes(), path
 
 
@@ -165,9 +169,30 @@ def truncated(folder):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def other_activation(folder):
-    path = folder / "unet/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"act_fn": "gelu"}))
+def edited(file, **changes):
+    """A change of the JSON file of that name, for `breaking`."""
+
+    def edit(folder):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def without(file, name, **changes):
+    """The same, with one field removed."""
+
+    def remove(folder):
+        edited(file, **changes)(folder)
+        path = folder / file
+        settings = json.loads(path.read_text())
+        del settings[name]
+        path.write_text(json.dumps(settings))
+
+    return remove
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +203,15 @@ def other_activation(folder):
             "holds no IDM-VTON TryonNet: its weights lack encoder_hid_proj.latents",
         ),
         (truncated, "not a readable safetensors file"),
-        (other_activation, "act_fn=gelu is not supported; expected silu"),
+        (edited("unet/config.json", act_fn="gelu"), "act_fn=gelu is not supported; expected silu"),
+        (edited(SCHEDULER, thresholding=True), r"scheduler_config\.json: thresholding=True is not"),
+        (edited(SCHEDULER, variance_type="learned"), "variance_type=learned is not"),
+        (edited(SCHEDULER, trained_betas=[0.1] * 1000), "trained_betas="),
+        (edited(SCHEDULER, beta_schedule="cosine"), r"scheduler_config\.json: cosine"),
+        (
+            without(SCHEDULER, "steps_offset", timestep_spacing="leading"),
+            "steps_offset=0 is not .* steps_offset=1",
+        ),
         (lambda folder: shutil.rmtree(folder / "vae"), "no config.json in vae"),
         (lambda folder: (folder / "unet/config.json").write_text("{"), "not a readable JSON file"),
         (lambda folder: shutil.rmtree(folder / "unet"), "holds no weights"),
@@ -187,6 +220,46 @@ def other_activation(folder):
 def test_broken_folders_say_what_is_wrong(published_idm_vton, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         read_published(breaking(change)(published_idm_vton[0], tmp_path))
+
+
+def test_what_changes_nothing_in_a_scheduler_is_no_error(published_idm_vton, tmp_path):
+    """Fields that other schedulers read, fields of a later diffusers, and defaults left out."""
+
+    def change(folder):
+        more = {"use_karras_sigmas": True, "set_alpha_to_one": False, "of_a_later_version": 1}
+        edited(SCHEDULER, clip_sample=True, clip_sample_range=2.0, **more)(folder)
+        without(SCHEDULER, "rescale_betas_zero_snr")(folder)
+        without("unet_encoder/config.json", "norm_eps")(folder)
+
+    found = read_published(breaking(change)(published_idm_vton[0], tmp_path))
+    assert {"sampler.clip_sample=2.0", "objective.zero_terminal_snr=false"} <= {*found.settings}
+
+
+def test_an_export_holds_the_scheduler_and_the_tokenizers_that_the_run_has(
+    published_idm_vton, tmp_path
+):
+    """All that diffusers and transformers have classes for loads as model_index.json says."""
+    folder, module = published_idm_vton
+    index = json.loads((folder / "model_index.json").read_text())
+    for name, (library, class_name) in (item for item in index.items() if item[0][0] != "_"):
+        if name != "unet":  # diffusers has no Resampler
+            cls = getattr(importlib.import_module(library), class_name)
+            loaded = cls.from_pretrained(folder / name)
+            assert type(loaded).__name__ == class_name
+    tokenizer = transformers.ByT5Tokenizer.from_pretrained(folder / "tokenizer")
+    assert tokenizer("a red top").input_ids == module.part("text").tokenizer("a red top").input_ids
+    scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler").config
+    sampler = module.config.sampler
+    assert scheduler.timestep_spacing == sampler.spacing
+    assert (scheduler.clip_sample, scheduler.steps_offset) == (sampler.clip_sample > 0, 1)
+
+    for name, value, match in (
+        ("dynamic_threshold", 0.9, "thresholding=False is not .* thresholding=True"),
+        ("ddpm_variance", 1.0, "variance_type=fixed_small"),
+    ):
+        other = replace(module.config, sampler=replace(sampler, **{name: value}))
+        with pytest.raises(UserError, match=match):
+            published_scheduler(other)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):

@@ -88,6 +88,14 @@ def test_an_imported_run_has_the_files_networks_and_codec_and_draws(tmp_path):
     assert all(torch.equal(kept[name], weights[f"vae.{name}"]) for name in kept)
     assert module.generate(random_batch(1)).isfinite().all()
 
+    # The format holds no scaling factor: the tensors take up what is not Stable Diffusion's.
+    settings = run.codec / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"scaling_factor": 0.5}))
+    export_run(run, tmp_path / "rescaled.safetensors")
+    rescaled = load_file(tmp_path / "rescaled.safetensors")["vae.post_quant_conv.weight"]
+    expected = weights["vae.post_quant_conv.weight"] * (0.18215 / 0.5)
+    torch.testing.assert_close(rescaled, expected)
+
 
 def test_what_nothing_reads_may_be_absent(tmp_path):
     whole = load_file(PUBLISHED)

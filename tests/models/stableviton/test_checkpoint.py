@@ -122,6 +122,7 @@ def test_a_run_from_scratch_is_exported_whole(tmp_path):
     run.start(config)
     torch.manual_seed(0)
     codec = build_codec(config.codec)
+    codec.vae.register_to_config(scaling_factor=0.6)  # as fitting sets it; the format holds none
     codec.save(run.codec)
     module = registry.module_class("stableviton")(config, codec).eval()
     write_tensors(run.weights, module.state_dict())
@@ -291,7 +292,7 @@ def test_a_codec_from_a_checkpoint_of_latent_diffusion(state, tmp_path):
     assert read_autoencoder(whole).keys() == read_autoencoder(alone).keys() == own.keys()
     image = torch.rand(1, 3, 64, 48) * 2 - 1
     first, second = (
-        build_codec(CodecConfig(pretrained=str(path), **shape)).encode(image)
+        build_codec(CodecConfig(pretrained=str(path), scaling=0.18215, **shape)).encode(image)
         for path in (whole, alone)
     )
     assert torch.equal(first, second) and first.shape == (1, 4, 8, 6)
@@ -299,6 +300,45 @@ def test_a_codec_from_a_checkpoint_of_latent_diffusion(state, tmp_path):
     torch.save(own, alone)
     with pytest.raises(UserError, match=r"alone\.ckpt does not fit the codec: 1 missing"):
         build_codec(CodecConfig(pretrained=str(alone), **shape))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize(
+    ("beside", "architecture", "given", "expected"),
+    [
+        ("cond_stage_model.x", "", None, 0.18215),
+        ("conditioner.embedders.0.x", "", None, 0.13025),
+        ("conditioner.embedders.0.x", "", 0.18215, r"scaling=0\.18215, but .* has 0\.13025"),
+        ("edm_mean", "", None, "mean and spread of their own"),
+        ("", "stable-diffusion-xl-v1-base/vae", None, 0.13025),
+        ("", "stable-diffusion-v1", None, 0.18215),
+        ("", "flux-1-dev", None, r"set codec\.scaling=0\.18215 if .* 0\.13025 if it is SDXL's"),
+        ("", "flux-1-dev", 0.13025, 0.13025),
+    ],
+)
+def test_the_scaling_of_a_files_latents_is_never_guessed(
+    suffix, beside, architecture, given, expected, state, tmp_path
+):
+    """The names and shapes of Stable Diffusion's and SDXL's autoencoders are the same."""
+    if suffix == "ckpt" and not beside:
+        architecture, expected = "", expected if given else "set codec.scaling="
+    path = tmp_path / f"vae.{suffix}"
+    own = {name: x for name, x in state.items() if name.startswith(FIRST_STAGE)}
+    if not beside:
+        own = {name.removeprefix(FIRST_STAGE): x for name, x in own.items()}
+    own |= {beside: torch.zeros(1)} if beside else {}
+    if suffix == "ckpt":
+        torch.save({"state_dict": own}, path)
+    else:
+        save_file(own, path, {"modelspec.architecture": architecture} if architecture else None)
+    config = CodecConfig(
+        pretrained=str(path), scaling=given, widths=(6, 6, 12, 12), layers=1, groups=3
+    )
+    if isinstance(expected, float):
+        assert build_codec(config).scaling == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            build_codec(config)
 
 
 def test_of_a_whole_safetensors_file_the_autoencoder_alone_is_read(state, tmp_path):

@@ -162,6 +162,7 @@ class Networks:
     def run(self, model: CatVton, settings: dict) -> Run:
         noise = [self.inputs["init_noise"], *self.inputs["step_noise"]]
         sampler = self.sampler(settings)
+        self.reference.check_scheduler(sampler, self.objective)
         return run_sampler(model, self.conditions(model), noise, sampler, self.objective)
 
     def branches(self, model: CatVton, settings: dict, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

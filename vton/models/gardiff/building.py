@@ -90,9 +90,8 @@ def load_base_unet(
             f"model.unet.pretrained={config.pretrained} has context width {context}, "
             f"model.unet.context is {config.context}."
         )
-    arguments = dict(base.config) | {"in_channels": groups * latent_channels}
-    with unfilled():
-        unet = UNet2DConditionModel.from_config(arguments)
+    with unfilled():  # by keyword: what config.json left out is dropped from the mapping
+        unet = UNet2DConditionModel.from_config(base.config, in_channels=groups * latent_channels)
     state = dict(base.state_dict())
     weight, source = state["conv_in.weight"], f"model.unet.pretrained={config.pretrained}"
     state["conv_in.weight"] = widen(weight, latent_channels, groups, person, source)

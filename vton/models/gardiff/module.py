@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from vton.config import ExperimentConfig
+from vton.config import ConfigError, ExperimentConfig
 from vton.data.ranges import from_bytes, to_bytes
 from vton.data.sample import TryOnBatch
 from vton.diffusion.denoiser import Conditions, Denoiser
@@ -44,6 +44,7 @@ class GarDiff(TryOnModule):
         )
 
     def build(self) -> Denoiser:
+        self.check_appearance()
         model: GarDiffConfig = self.config.model
         widths = (0, 0)
         if self.reads_clip:
@@ -61,6 +62,18 @@ class GarDiff(TryOnModule):
         if self.loss_in_float32 and self.config.codec.precision == "auto":
             self.codec.float()
         return self.network
+
+    def check_appearance(self) -> None:
+        """Raise ConfigError if the appearance loss would divide by a signal of zero."""
+        appearance, objective = self.config.model.appearance, self.config.objective
+        reads_last = appearance.weight and appearance.t_max >= objective.train_timesteps
+        if reads_last and objective.zero_terminal_snr and objective.prediction == "epsilon":
+            raise ConfigError(
+                f"model.appearance.t_max={appearance.t_max} takes the loss to the last timestep, "
+                "where objective.zero_terminal_snr leaves no signal and "
+                "objective.prediction=epsilon implies no clean picture; set model.appearance.t_max "
+                f"to at most {objective.train_timesteps - 1}, or v_prediction or sample."
+            )
 
     @property
     def reads_clip(self) -> bool:

@@ -180,6 +180,7 @@ def released_script(networks: Networks) -> dict[str, Tensor]:
         spacing=scheduler.get("timestep_spacing", "leading"),
         clip_sample=scheduler.get("clip_sample_range", 1.0) if scheduler["clip_sample"] else 0.0,
     )
+    networks.reference.check_scheduler(sampler, networks.objective)
     start = i["noise_init"]
     run = run_sampler(network, conditions, [start], sampler, networks.objective)
     return {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import DDPMScheduler
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from vton.config import ExperimentConfig
 from vton.diffusion.objective import Objective
+from vton.diffusion.solvers import SCHEDULE_KEYS, check_scheduler
 from vton.errors import UserError
 from vton.models.encoders import clip_image_encoder, text_encoder
 from vton.models.hub_settings import (
@@ -57,8 +59,6 @@ NETWORKS = {
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "unet_encoder": ("diffusers", "UNet2DConditionModel"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
@@ -184,6 +184,7 @@ def write_published(
             f"{config.sampler.spacing}: IDM-VTON's format holds a diffusers scheduler, which "
             "knows neither continuous times nor spacing=trained."
         )
+    published_scheduler(config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         folder = Path(temporary) / "folder"
@@ -202,10 +203,12 @@ def write_networks(folder: Path, state: dict[str, Tensor], config: ExperimentCon
     write_text(below(state, "text."), model.text, "model.text", folder, suffix="")
     write_text(below(state, "text_2."), model.text_2, "model.text_2", folder, suffix="_2")
     write_codec(config, folder / "vae")
-    write_scheduler(config, folder / "scheduler")
+    published_scheduler(config).save_pretrained(folder / "scheduler")
     index: dict = {"_class_name": "StableDiffusionXLInpaintPipeline"}
     for name, (library, class_name) in NETWORKS.items():
         index[name] = [library, class_name]
+    for name in ("tokenizer", "tokenizer_2"):
+        index[name] = ["transformers", tokenizer_class(folder / name)]
     write_json(folder / "model_index.json", index)
 
 
@@ -260,6 +263,13 @@ def write_text(
         shutil.copytree(hub_folder(source, subfolder, f"{key}.pretrained"), tokenizer_folder)
 
 
+def tokenizer_class(folder: Path) -> str:
+    """The class of a saved tokenizer: CLIP's, or that of bytes, which runs from scratch read."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    return settings.get("tokenizer_class", "CLIPTokenizer")
+
+
 def published_text(model: nn.Module) -> dict[str, Tensor]:
     """A text encoder's tensors under the names that all published ones have. transformers from 5 on
     writes some without their beginning; it reads both, older ones draw what they do not find.
@@ -282,10 +292,21 @@ def write_codec(config: ExperimentConfig, folder: Path) -> None:
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns("done", "quality.json"))
 
 
-def write_scheduler(config: ExperimentConfig, folder: Path) -> None:
-    noise = Objective(config.objective).scheduler_config
-    noise |= {"timestep_spacing": config.sampler.spacing, "steps_offset": 1, "clip_sample": False}
-    DDPMScheduler.from_config(noise).save_pretrained(folder)
+def published_scheduler(config: ExperimentConfig) -> DDPMScheduler:
+    """The scheduler that samples as the run does. Raises UserError where there is none."""
+    sampler = replace(config.sampler, solver="ddpm", eta=0.0)
+    objective = Objective(config.objective)
+    # Not from_config, which drops what the objective's own scheduler has by default.
+    scheduler = DDPMScheduler(
+        **{key: objective.scheduler_config[key] for key in SCHEDULE_KEYS},
+        rescale_betas_zero_snr=config.objective.zero_terminal_snr,
+        timestep_spacing=sampler.spacing,
+        steps_offset=1,
+        clip_sample=sampler.clip_sample > 0,
+        clip_sample_range=sampler.clip_sample or 1.0,
+    )
+    check_scheduler(scheduler.config, sampler, objective, "IDM-VTON's format: the scheduler's ")
+    return scheduler
 
 
 def loaded(encoder: nn.Module, state: dict[str, Tensor]) -> nn.Module:

@@ -19,7 +19,6 @@ from vton.data.ranges import from_unit
 from vton.diffusion.denoiser import Conditions
 from vton.diffusion.sampling import double
 from vton.diffusion.solvers import make_solver
-from vton.errors import UserError
 from vton.models.codecs import latent_mask
 from vton.models.encoders import ClipImageEncoder
 from vton.models.idm_vton.building import without_added_embedding
@@ -93,19 +92,7 @@ class Networks:
             spacing=scheduler["timestep_spacing"],
             clip_sample=clipped,
         )
-        self.require_known(scheduler)
-
-    def require_known(self, scheduler: dict) -> None:
-        """Raise UserError for what our solver does not do."""
-        known = {"variance_type": "fixed_small", "thresholding": False}
-        if scheduler["timestep_spacing"] == "leading":
-            known["steps_offset"] = 1
-        for name, value in known.items():
-            if scheduler.get(name, value) != value:
-                raise UserError(
-                    f"{self.reference.folder}/config.json: scheduler.{name}={scheduler[name]} is "
-                    f"not supported; expected {value}."
-                )
+        reference.check_scheduler(self.sampler, self.objective)
 
     def null_prompt(self) -> NullPrompt:
         i = self.inputs

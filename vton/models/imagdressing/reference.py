@@ -229,6 +229,7 @@ def sampling_call(networks: Networks, name: str, settings: dict) -> dict[str, Te
     )
     start = networks.inputs["init_latents"]
     objective = networks.objective("inference_scheduler")
+    networks.reference.check_scheduler(sampler, objective, "inference_scheduler")
     run = run_sampler(model, conditions, [start], sampler, objective)
     tensors = {"timesteps": run.timesteps, "latents_steps": torch.cat(run.latents)}
     tensors |= first_step(model, conditions, start, run.timesteps)

@@ -53,7 +53,7 @@ def load_base_unet(config: UNetConfig, inputs: int, latent_channels: int) -> UNe
             f"and model.unet.context={expected[1]}."
         )
     with unfilled():
-        unet = UNet2DConditionModel.from_config(dict(base.config) | {"in_channels": inputs})
+        unet = UNet2DConditionModel.from_config(base.config, in_channels=inputs)
     state = dict(base.state_dict())
     state["conv_in.weight"] = widen_base(state["conv_in.weight"], inputs)
     load_state(unet, state, config.pretrained, torch.float32)

@@ -359,6 +359,7 @@ def sampling_run(networks: Networks, name: str, settings: dict) -> dict[str, Ten
         guidance=max(scale, 1.0),  # their pipeline makes one pass at w <= 1
         spacing=scheduler.get("timestep_spacing", "leading"),
     )
+    networks.reference.check_scheduler(sampler, networks.objective)
     start = networks.inputs["init_latents"]
     run = run_sampler(model, conditions, [start], sampler, networks.objective)
     skips = []

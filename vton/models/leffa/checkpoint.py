@@ -21,6 +21,7 @@ from torch import Tensor
 from vton.config import ExperimentConfig
 from vton.errors import UserError
 from vton.models.codecs import is_fitted, run_codec
+from vton.models.ldm import for_stable_diffusion
 from vton.models.leffa.network import POSE_CHANNELS
 from vton.models.settings import UNetConfig
 from vton.models.unet import read_by_taps, unet_arguments, unet_shape
@@ -151,7 +152,7 @@ def vae_shape(state: Mapping[str, Tensor], source: Path) -> dict:
 def write_published(
     target: Path, state: dict[str, Tensor], config: ExperimentConfig, extra: dict[str, Tensor]
 ) -> None:
-    """The released layout again, with the run's codec.
+    """The released layout again, with the run's codec, for the factor that the released code has.
 
     Raises UserError for a run with a frozen UNet or with a codec that the format has no place for.
     """
@@ -174,5 +175,6 @@ def write_published(
     folder = Path(config.runs) / config.name / "codec"
     if is_fitted(config.codec) and not folder.is_dir():
         raise UserError(f"The run's codec is not at {folder}.")
-    vae = run_codec(config.codec, folder).vae.state_dict()
+    codec = run_codec(config.codec, folder)
+    vae = for_stable_diffusion(codec.vae.state_dict(), codec.scaling)
     write_mapping(target, {VAE + name: x for name, x in vae.items()} | extra | tensors)

@@ -27,7 +27,7 @@ from vton.models.leffa.network import Leffa
 from vton.models.rows import select_rows
 from vton.models.unet import execution_order, read_by_taps
 from vton.registry import register
-from vton.weights.pretrained import copied, load_state
+from vton.weights.pretrained import copy_all, load_state
 from vton.weights.unfilled import read_later, unfilled
 
 
@@ -59,9 +59,9 @@ class LeffaModule(TryOnModule):
         source = Path(model.pretrained)
         state, reference_state = read_networks(source)
         dtype = self.stored(model.unet)
-        load_state(unet, copied(state, dtype), source, dtype)
+        load_state(unet, copy_all(state, dtype), source, dtype)
         dtype = self.stored(model.reference_unet)
-        load_state(reference_unet, copied(reference_state, dtype), source, dtype)
+        load_state(reference_unet, copy_all(reference_state, dtype), source, dtype)
 
     def trained_parameters(self) -> list[dict]:
         """What the result of both UNets depends on: neither the unread cross-attention nor what

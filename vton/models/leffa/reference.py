@@ -278,6 +278,7 @@ def short_runs(networks: Networks) -> dict[str, Tensor]:
             once = int(times[len(times) // 2])
             tensors[f"{name}.reference_timestep"] = torch.tensor([once])
         conditions = networks.conditions("run", once)
+        networks.reference.check_scheduler(sampler, networks.objective)
         run = run_sampler(model, conditions, noise, sampler, networks.objective)
         tensors |= {
             f"{name}.timesteps": run.timesteps,

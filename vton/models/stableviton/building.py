@@ -26,7 +26,7 @@ from vton.models.stableviton.network import (
     ZeroCrossAttention,
 )
 from vton.models.unet import build_unet
-from vton.weights.pretrained import below, copied, load_state
+from vton.weights.pretrained import below, copy_all, load_state
 from vton.weights.unfilled import read_later, unfilled
 
 
@@ -80,7 +80,7 @@ def build_networks(
         is_trained = trained.get(name, True)
         if not read_later(is_trained):
             dtype = torch.float32 if is_trained else frozen_dtype
-            part = copied(below(state, f"{name}."), dtype)
+            part = copy_all(below(state, f"{name}."), dtype)
             load_state(network, part, f"{path} ({name})", dtype)
     return networks
 

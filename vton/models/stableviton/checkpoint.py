@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vton.config import CodecConfig, ExperimentConfig, ObjectiveConfig
 from vton.errors import UserError
-from vton.models.codecs import build_codec, load_codec
+from vton.models.codecs import build_codec, file_scaling, load_codec
 from vton.models.ldm import (
     FIRST_STAGE,
     SECTION,
@@ -36,6 +36,7 @@ from vton.models.ldm import (
     autoencoder_of,
     autoencoder_shape,
     autoencoder_to_ldm,
+    for_stable_diffusion,
     read_autoencoder,
     read_ldm_checkpoint,
     to_diffusers,
@@ -289,16 +290,16 @@ def frozen_networks(model: StableVitonConfig, state: dict[str, Tensor]) -> dict[
 
 
 def run_autoencoder(config: ExperimentConfig) -> dict[str, Tensor]:
-    """The run's autoencoder in latent diffusion's names."""
+    """The run's autoencoder in latent diffusion's names, for the public code's scaling factor."""
     codec: CodecConfig = config.codec
     file = Path(codec.pretrained).expanduser()
     if codec.pretrained and file.is_file():
-        return read_autoencoder(file)
+        return for_stable_diffusion(read_autoencoder(file), file_scaling(codec, file))
     own = Path(config.runs) / config.name / "codec"
     vae = (build_codec(codec) if codec.pretrained else load_codec(codec, own)).vae
     shape = vae.config
     names = autoencoder_names(len(shape.block_out_channels), shape.layers_per_block)
-    return autoencoder_to_ldm(vae.state_dict(), names)
+    return for_stable_diffusion(autoencoder_to_ldm(vae.state_dict(), names), shape.scaling_factor)
 
 
 def unused_tensors(networks: Mapping[str, Tensor], objective: ObjectiveConfig) -> dict[str, Tensor]:

@@ -251,6 +251,7 @@ def sampling_run(networks: Networks, name: str) -> dict[str, Tensor]:
         guidance=run["guidance_scale"],
         spacing="leading",
     )
+    networks.reference.check_scheduler(sampler, networks.objective)
     start = {"start": networks.person} if run["start"] == "noised_person" else {}
     conditions = networks.conditions(**start)
     steps = run_sampler(networks.model, conditions, [noise], sampler, networks.objective)
