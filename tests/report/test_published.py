@@ -150,6 +150,7 @@ def test_claims_follow_the_metric_and_leave_misprints_out(published):
     models = published.claims_between_models()
     fia = models.query("name == 'fia_vton/viton_hd' and row == 'gardiff' and than == 'idm_vton'")
     assert set(fia["metric"]) == {"ssim", "lpips"}  # its unpaired FID of IDM-VTON is a misprint
+    assert (models["row"] != models["than"]).all()  # StableVITON's table has it in two rows
     for model in ("gardiff", "catvton"):
         own = models[models["name"] == f"{model}/viton_hd"]
         own = own.query("row == @model and than == 'ladi_vton'")
@@ -215,6 +216,11 @@ def test_rows_of_ablations_are_rows_of_the_configuration(published):
         ),
         ("metrics: paired", "metrics: some", "metrics is some"),
         ("systems:", "methods:", r"lacks \['systems'\]"),
+        (
+            "  CatVTON: catvton",
+            "  CatVTON: my_vton",
+            r"papers of \['my_vton'\] are not in `papers`",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, old, new, problem):

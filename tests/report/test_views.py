@@ -7,11 +7,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from bs4 import BeautifulSoup
 
 from vton.errors import UserError
 from vton.metrics.results import Row, write_results
 from vton.report.agreement import directions, winners
 from vton.report.measured import RESULTS, read_measured
+from vton.report.printed import own_value
 from vton.report.published import read_published
 from vton.report.views import Ablation, Architectures
 
@@ -88,6 +90,28 @@ def results(tmp_path):
 
 def text(page):
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page._repr_html_())))
+
+
+def test_an_architectures_own_numbers_are_its_own_papers(tmp_path, published):
+    """LaDI-VTON and IDM-VTON stand in most of the others' tables too, with other numbers."""
+    view = Architectures(published, read_measured(tmp_path))
+    page = BeautifulSoup(view.published_claims("viton_hd")._repr_html_(), "html.parser")
+    heading, *lines = page.find_all("tr")
+    columns = [cell.get_text() for cell in heading.find_all("th")]
+    shown = {}
+    for line in lines:
+        name, *values = (cell.get_text() for cell in line.find_all(["th", "td"]))
+        shown[name] = values
+    assert list(shown) == [
+        *("gardiff", "idm_vton", "imagdressing", "tryondiffusion", "ladi_vton", "leffa", "catvton"),
+        *("stableviton", "stableviton (StableVITON with repaint)"),
+    ]
+    own = published.of_table("idm_vton/viton_hd").query("row == 'IDM-VTON'")
+    assert set(shown["idm_vton"]) - {"-"} == {own_value(line) for line in own.itertuples()}
+    lpips = columns.index("paired lpips ↓") - 1
+    assert shown["stableviton"][lpips] == "0.084"
+    assert shown["stableviton (StableVITON with repaint)"][lpips] == "0.073"
+    assert set(shown["imagdressing"]) == {"-"}
 
 
 def test_rows_are_found_in_any_folder_and_a_baseline_stands_once(results):

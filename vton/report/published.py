@@ -59,6 +59,10 @@ class Published:
             raise KeyError(name)
         return values
 
+    def of_own_papers(self) -> pd.DataFrame:
+        """What the papers of our architectures print about these architectures."""
+        return self.values.query("model != '' and paper == model")
+
     def rows_of(self, study: str) -> dict[str, str]:
         """The rows of an ablation in the paper's order, and how the paper calls each.
 
@@ -99,14 +103,18 @@ class Published:
         return pd.concat([claims, spoken[CLAIM]], ignore_index=True)
 
     def claims_between_models(self) -> pd.DataFrame:
-        """The claims of every table that holds two of our architectures, named as here."""
+        """The claims of every table that holds two of our architectures, named as here.
+
+        A table may hold one of them in two rows; how these differ is no claim about others.
+        """
         ours = self.values.query("model != '' and kind in ['comparison', 'requoted']")
         counts = ours.groupby("name", sort=False)["model"].nunique()
         claims = self.claims(list(counts.index[counts > 1]))
         models = dict(zip(ours["row"], ours["model"], strict=True))
         claims["row"] = claims["row"].map(models)
         claims["than"] = claims["than"].map(models)
-        return claims.dropna(subset=["row", "than"])
+        claims = claims.dropna(subset=["row", "than"])
+        return claims[claims["row"] != claims["than"]]
 
 
 def read_published(path: Path = PUBLISHED) -> Published:

@@ -63,6 +63,9 @@ def read_file(path: Path = PUBLISHED) -> PublishedTables:
     names = [table["name"] for table in stored["tables"] if "name" in table]
     if repeated := _repeated(names):
         _refuse(f"{path}: a table's name stands twice: {repeated}")
+    without = set(stored["systems"].values()) - stored["papers"].keys()
+    if without:
+        _refuse(f"{path}: papers of {sorted(without)} are not in `papers`")
     better = dict(stored["metrics"])
     for metric in DIGITS:
         better[metric] = "higher" if is_higher_better(metric) else "lower"

@@ -8,6 +8,7 @@ in results/.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pandas as pd
 
@@ -35,13 +36,18 @@ class Architectures(View):
 
     def published_claims(self, data: str, category: str = "all") -> Page:
         """Each architecture's own numbers on one data set, from its own paper; KID on one scale."""
-        own = self.published.values.query(
-            "kind == 'comparison' and data == @data and category == @category and model != ''"
+        own = self.published.of_own_papers().query(
+            "kind == 'comparison' and data == @data and category == @category"
         )
         cells: dict[tuple[str, str], dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {name: {} for name in self.names}  # by row of the paper
         for line in own.itertuples():
-            cells.setdefault((line.order, line.metric), {})[line.model] = own_value(line)
-        frame = pd.DataFrame(index=list(self.names))
+            variant = rows[line.model].setdefault(line.row, _variant(line, rows[line.model]))
+            cells.setdefault((line.order, line.metric), {})[variant] = own_value(line)
+        lines = []
+        for name, variants in rows.items():
+            lines += variants.values() or [name]
+        frame = pd.DataFrame(index=lines)
         for order, metric in sorted(cells, key=lambda key: (key[0], metric_place(key[1]))):
             frame[self._heading(f"{order} {metric}")] = pd.Series(cells[order, metric])
         notes = []
@@ -171,6 +177,11 @@ class Ablation(View):
         setting = values["setting"].iloc[0]
         seeds = ours[(ours["model"] == self.model) & (ours["setting"] == setting)]
         return seeds if seeds["run"].nunique() > 1 else seeds[:0]
+
+
+def _variant(line, before: Collection[str]) -> str:
+    """How a line's row is called: as the architecture, and what it adds if others came before."""
+    return f"{line.model} ({line.label})" if before else line.model
 
 
 def _victories(wins: pd.DataFrame) -> list[str]:
