@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 from pathlib import Path
@@ -12,6 +13,11 @@ def pytest_configure(config):
     """Tests see GPUs only where those marked gpu are chosen; trainer=auto would take them."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish():
+    """What the libraries hold stays; looking through it for garbage again and again costs time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

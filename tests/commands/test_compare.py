@@ -78,6 +78,7 @@ def killed_in_its_second_checkpoint(*settings):
     run_comparison(plan_models(*settings), Executed())
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path, capfd):
     settings = [
         *TWO,

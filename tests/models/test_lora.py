@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.batches import random_batch, randomised, tiny_module
-from tests.sweeps import SHIPPED
+from tests.sweeps import SHIPPED, soon_and_later
 from vton import registry
 from vton.commands.exchange import export_run, import_run, whole_weights
 from vton.config import ConfigError, load
@@ -29,7 +29,7 @@ def tuned_module(model: str) -> TryOnModule:
     return tiny_module(model, *LORA)
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", soon_and_later())
 def test_only_its_matrices_are_trained_and_saved(model):
     module = randomised(tuned_module(model))
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -50,7 +50,7 @@ def test_an_architecture_that_trains_all_of_it_is_tuned_on_its_attention(monkeyp
     assert trained and all(is_lora(name) for name in trained)
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", soon_and_later())
 def test_it_starts_as_the_model_and_its_sum_is_one(model):
     """B is zero at first; afterwards the merged weights paint what weights and matrices did."""
     plain, module = tiny_module(model), tuned_module(model)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.sweeps import soon_and_later
 from vton import registry
 from vton.config import load
 from vton.cost.meta import meta_batch, on_meta, set_everywhere
@@ -88,7 +89,7 @@ def test_a_training_step_waits_for_nothing(settings):
         module.training_step(batch, 0).backward()
 
 
-@pytest.mark.parametrize("model", [name for name in registry.names() if name != "warp"])
+@pytest.mark.parametrize("model", soon_and_later())
 def test_a_step_of_sampling_waits_for_nothing(model):
     plain = []
     if model == "imagdressing":

@@ -88,7 +88,13 @@ def shown(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def soon(path):
+    """The comparison has a hundred panels of bars: half a minute."""
+    marks = pytest.mark.slow if path.stem == "comparison" else ()
+    return pytest.param(path, marks=marks, id=path.stem)
+
+
+@pytest.mark.parametrize("path", [soon(path) for path in PATHS])
 def test_shows_the_results_of_this_repository(path, shown):
     page = "\n".join(shown(path))
     assert "<h4>" in page and "arXiv" in page  # published values with their source

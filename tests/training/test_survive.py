@@ -157,7 +157,7 @@ class Started:
     [
         pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, 2),
-        (signal.SIGINT, 130, 2),
+        pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_writes_a_checkpoint_and_its_exit_code(

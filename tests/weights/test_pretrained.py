@@ -120,6 +120,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_files_take_the_weights_once(tmp_path):
     """MiB that a process takes at most: 128 MiB of float32, and what is read of it in bfloat16."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,18 @@ def default_settings() -> dict:
 def read_settings(path: Path) -> dict:
     """The settings in a YAML file. Raises ConfigError naming it."""
     try:
+        state = path.stat()
+        return deepcopy(_read_once(path, state.st_mtime_ns, state.st_size))
+    except OSError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {first_line(error)}") from None
+
+
+@cache
+def _read_once(path: Path, mtime: int, size: int) -> dict:
+    """A comparison reads the same few files for each of its runs, which is half of loading them."""
+    try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
