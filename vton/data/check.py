@@ -341,7 +341,9 @@ def _notes(pairs: TryOnDataset) -> list[Problem]:
                 f"{order}: there is a folder with {what}, but none with {needed}: left out"
             )
     absent = []
-    for part in (part for part in folder.parts if part not in REQUIRED):
+    for part in folder.parts:
+        if part in REQUIRED:
+            continue
         partly = folder.partly_absent(part, split, order)
         if partly:
             notes.append(f"{order}: {folder.parts[part].what}: {partly}, so no category reads it")
