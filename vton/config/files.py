@@ -7,6 +7,7 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,21 @@ def default_settings() -> dict:
 def read_settings(path: Path) -> dict:
     """The settings in a YAML file. Raises ConfigError naming it."""
     try:
-        state = path.stat()
-        return deepcopy(_read_once(path, state.st_mtime_ns, state.st_size))
-    except OSError as error:
-        raise ConfigError(f"{path}: not readable as YAML: {first_line(error)}") from None
-
-
-@cache
-def _read_once(path: Path, mtime: int, size: int) -> dict:
-    """A comparison reads the same few files for each of its runs, which is half of loading them."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        content = deepcopy(_parsed(path.read_text(encoding="utf-8")))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}.")
     require_no_gaps(content, f"{path}: ")
     return content
+
+
+@cache
+def _parsed(text: str) -> Any:
+    """The content of a YAML file. Of the time that `load` takes, parsing the same few again and
+    again is half.
+    """
+    return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
 
 
 def require_no_gaps(settings: dict, where: str = "") -> None:
