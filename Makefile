@@ -85,7 +85,7 @@ tensorboard: $(READY) ## Show curves, pictures, attention and results of every r
 	@echo "The dashboard's layout: http://localhost:6006/#custom_scalars"
 	.venv/bin/tensorboard --logdir runs $(ARGS)
 
-test: $(READY) ## Run the tests: 10 to 20 minutes on 2 cores; use WORKERS=8 on more
+test: $(READY) ## Run the tests: 8 to 15 minutes on 2 cores; use WORKERS=8 on more
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the slow tests (stops, kills, two processes): 10 to 15 minutes on 2 cores
