@@ -79,6 +79,10 @@ def test_every_architecture_that_reads_by_attention_is_measured_by_layer_and_ste
 
     grid = places_grid(batch, pictures, truth, watch.read, errors.best.layer)
     assert grid.dtype == np.uint8 and grid.shape[2] == 3
+    first, last = min(watch.read), max(watch.read)
+    two = places_grid(batch, pictures, truth, watch.read, best=first)
+    one = places_grid(batch, pictures, truth, watch.read, best=last)
+    assert one.shape[1] < two.shape[1]  # the layer is both
 
 
 def test_two_batches_are_one_measurement():

@@ -215,11 +215,12 @@ def places_grid(
     """A pair a row, uint8 (H', W', 3): garment, output, and the garment's pixels on it in the
     colours of the places that they truly show, and that two layers read.
 
-    The first of the layers is the one with the least error, the second the last of all. places:
-    the garment picture in these colours, red to the right, green downwards.
+    The first of the layers is the one with the least error, the second the last of all; a layer
+    that is both stands once. places: the garment picture in these colours, red to the right, green
+    downwards.
     """
-    last = max(read)
-    titles = ["places", "output", "true", f"layer {best + 1}", f"layer {last + 1}"]
+    layers = sorted({best, max(read)})
+    titles = ["places", "output", "true", *(f"layer {layer + 1}" for layer in layers)]
     height, width = pictures.shape[-2:]
     shown = truth[..., 0].isfinite()
     aspect = truth.new_tensor([width / height, 1.0])
@@ -228,7 +229,8 @@ def places_grid(
     for row in range(len(batch)):
         picture, garment = pixels_of(pictures[row]), pixels_of(batch.garment[row])
         cells = [torch.lerp(garment, colours(whole, aspect), TINT), picture]
-        for places in (truth[row].nan_to_num() * aspect, read[best][row], read[last][row]):
+        read_here = [read[layer][row] for layer in layers]
+        for places in (truth[row].nan_to_num() * aspect, *read_here):
             spread = F.interpolate(
                 places.permute(2, 0, 1)[None].float(), (height, width), mode="nearest"
             )[0].permute(1, 2, 0)
