@@ -8,7 +8,6 @@ in results/.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import pandas as pd
 
@@ -39,15 +38,17 @@ class Architectures(View):
         own = self.published.of_own_papers().query(
             "kind == 'comparison' and data == @data and category == @category"
         )
+        # Further rows of an architecture in its paper's table keep their names there.
+        first = own.groupby("model")["row"].transform("first")
+        further = own["model"] + " (" + own["label"] + ")"
+        own = own.assign(shown=own["model"].where(own["row"] == first, further))
         cells: dict[tuple[str, str], dict[str, str]] = {}
-        rows: dict[str, dict[str, str]] = {name: {} for name in self.names}  # by row of the paper
         for line in own.itertuples():
-            variant = rows[line.model].setdefault(line.row, _variant(line, rows[line.model]))
-            cells.setdefault((line.order, line.metric), {})[variant] = own_value(line)
-        lines = []
-        for name, variants in rows.items():
-            lines += variants.values() or [name]
-        frame = pd.DataFrame(index=lines)
+            cells.setdefault((line.order, line.metric), {})[line.shown] = own_value(line)
+        rows = []
+        for name in self.names:
+            rows += [*own.loc[own["model"] == name, "shown"].unique()] or [name]
+        frame = pd.DataFrame(index=rows)
         for order, metric in sorted(cells, key=lambda key: (key[0], metric_place(key[1]))):
             frame[self._heading(f"{order} {metric}")] = pd.Series(cells[order, metric])
         notes = []
@@ -177,11 +178,6 @@ class Ablation(View):
         setting = values["setting"].iloc[0]
         seeds = ours[(ours["model"] == self.model) & (ours["setting"] == setting)]
         return seeds if seeds["run"].nunique() > 1 else seeds[:0]
-
-
-def _variant(line, before: Collection[str]) -> str:
-    """How a line's row is called: as the architecture, and what it adds if others came before."""
-    return f"{line.model} ({line.label})" if before else line.model
 
 
 def _victories(wins: pd.DataFrame) -> list[str]:
