@@ -104,7 +104,10 @@ def processes():
     forkserver._forkserver._stop()  # it would otherwise outlive the tests, with all it has imported
 
 
-def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def run_command(
+    arguments: list[str], environment: dict[str, str], log: str, start_method: str
+) -> None:
+    multiprocessing.set_start_method(start_method, force=True)  # the test's own is inherited
     os.setpgrp()  # with its loader processes, and without the test's
     os.environ.update(environment)
     signal.signal(
@@ -119,7 +122,14 @@ class Started:
     """`vton train` under way."""
 
     def __init__(
-        self, processes, runs: Path, rendered: Path, name: str, *more: str, **environment: str
+        self,
+        processes,
+        runs: Path,
+        rendered: Path,
+        name: str,
+        *more: str,
+        start_method: str = multiprocessing.get_all_start_methods()[0],
+        **environment: str,
     ):
         self.run, self.log = RunFolder(runs / name), runs / f"{name}.log"
         arguments = [
@@ -133,7 +143,7 @@ class Started:
             *more,
         ]
         self.process = processes.Process(
-            target=run_command, args=(arguments, environment, str(self.log))
+            target=run_command, args=(arguments, environment, str(self.log), start_method)
         )
         self.process.start()
 
@@ -153,15 +163,16 @@ class Started:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "workers"),
+    ("number", "code", "workers", "start_method"),
     [
-        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, 2),
-        pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, 0, "fork", marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, 2, "fork"),
+        pytest.param(signal.SIGTERM, 143, 2, "forkserver", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, 2, "fork", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_writes_a_checkpoint_and_its_exit_code(
-    number, code, workers, processes, tmp_path, rendered
+    number, code, workers, start_method, processes, tmp_path, rendered
 ):
     """At an odd step, where no checkpoint is due; what goes on afterwards is the same training.
 
@@ -171,7 +182,10 @@ def test_a_signal_writes_a_checkpoint_and_its_exit_code(
     # A look at held-out pairs gets a line in the log.
     looking = ("train.picture_every=5", "train.val_pairs=2", "train.pictures=1")
     rare = ("train.checkpoint_every=1000", f"data.workers={workers}", *looking)
-    started = Started(processes, tmp_path, rendered, "stopped", "train.steps=200", *rare)
+    settings = ("train.steps=200", *rare)
+    started = Started(
+        processes, tmp_path, rendered, "stopped", *settings, start_method=start_method
+    )
     while "step 5/" not in (started.log.read_text() if started.log.exists() else ""):
         assert started.process.is_alive()
         time.sleep(0.01)

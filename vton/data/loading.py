@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import forkserver, resource_tracker
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -22,6 +23,23 @@ def ignore_stop_signals(worker: int) -> None:
     """DataLoader's `worker_init_fn`: leave the signals that stop a run to the trainer."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def start_process_server() -> None:
+    """Start multiprocessing's fork server with the signals that stop a job blocked.
+
+    Python 3.14 starts processes through it by default on Linux. The server would end at such a
+    signal, and a trainer that has lost it takes the loaders for dead while they are at work.
+    Nothing is done where processes are started otherwise.
+    """
+    if multiprocessing.get_start_method() != "forkserver":
+        return
+    resource_tracker.ensure_running()  # first: it ends with SIGTERM unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()  # it inherits what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:

@@ -16,7 +16,7 @@ from vton.data.dataset import Persons, TryOnDataset, dataset_root, open_folder
 from vton.data.derived.warp import WarpSource
 from vton.data.encoded import Encodings
 from vton.data.folder import Split
-from vton.data.loading import ignore_stop_signals
+from vton.data.loading import ignore_stop_signals, start_process_server
 from vton.data.ranges import normalise
 from vton.data.sample import DataError, Order, TryOnBatch
 from vton.data.shards import ShardPath
@@ -198,6 +198,8 @@ class TryOnDataModule(LightningDataModule):
     def _loader(self, dataset, **kwargs) -> DataLoader:
         """A DataLoader with the configured workers; by default it collates TryOnSamples."""
         workers = self.config.workers
+        if workers:
+            start_process_server()
         return DataLoader(
             dataset,
             num_workers=workers,
