@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from vton.errors import UserError
 
+LONGEST_NAME = 200  # bytes, of names to which something is added
+
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the former text or this one, never half of it. Raises UserError."""
@@ -27,7 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Whenever the process dies, `path` is what it was before or the new file, whole and synced.
     Raises UserError, naming the path and the free space on its disk, if writing fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:  # disks take 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}")
     try:
         yield temporary
         sync(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from argparse import Namespace
@@ -68,6 +69,8 @@ def output_files(out: Path, count: int, given: Sequence[Path] = ()) -> list[Path
         raise ConfigError(f"--out {out}: pictures end in {', '.join(FORMATS)}.")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}.")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: no permission to write in {out.parent}.")
     targets = [out]
     if count != 1:
         targets = [out.with_stem(f"{out.stem}_{number}") for number in range(1, count + 1)]
