@@ -30,6 +30,20 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert np.array_equal(read(tmp_path / "a.png")[..., 0], (ramp / 257).round())
 
 
+def test_grey_of_more_than_sixteen_bits_does_not_wrap_around(tmp_path):
+    pixels = np.int32([[-5, 0, 65535, 66000]])
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    read = images.read_photo(tmp_path / "deep.tiff", "image", ORIGIN)
+    assert np.asarray(read)[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_a_picture_of_sixteen_bits_is_no_mask(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    with pytest.raises(DataError, match="the mask is grey over"):
+        images.read_mask(tmp_path / "depth.png", "the mask", ORIGIN, None, silhouette=False)
+
+
 def test_masks_are_thresholded_and_one_channel_of_three_is_taken(tmp_path):
     truth = np.zeros((32, 24), bool)
     truth[8:20, 6:18] = True

@@ -110,7 +110,7 @@ def read_photo(
         # Mode I does not tell whether the file has 8 or 16 bits.
         if image.mode != "I" or grey.max() > 255:
             grey = grey / DEEP
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -177,18 +177,19 @@ def read_mask(
 
 def grey_of_mask(image: Image.Image, what: str, path: Source, origin: Origin) -> np.ndarray:
     """(H, W) grey levels 0..255 of a mask. Raises DataError for other kinds of pictures."""
-    if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.float64) / DEEP
     if image.mode == "F":
         raise origin.error(f"{what} holds floating-point values", path, "Save it as 8-bit grey.")
-    if image.has_transparency_data:
+    deep = image.mode.startswith("I")
+    if image.has_transparency_data and not deep:
         image = image.convert("RGBA")
         low, high = image.getchannel("A").getextrema()
         if low < high:
             problem = f"{what} is a cut-out: its transparency outlines something"
             advice = "Save that outline as a grey picture of 0 and 255 without transparency."
             raise origin.error(problem, path, advice)
-    if image.mode in ("1", "L"):
+    if deep:
+        grey = np.asarray(image) / DEEP
+    elif image.mode in ("1", "L"):
         grey = np.asarray(image.convert("L"))
     else:
         red, green, blue = channels(image.convert("RGB"))
