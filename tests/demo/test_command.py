@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from tests.running import command
+from vton.commands.demo import in_url
 
 pytest.importorskip("uvicorn")
 
@@ -36,6 +37,19 @@ def test_a_run_that_is_not_there_ends_the_command(tmp_path, capsys):
     assert "is not a run folder" in capsys.readouterr().err
 
 
+def test_what_others_can_reach_is_said(tmp_path, capsys):
+    arguments = ["demo", "--run", str(tmp_path / "none"), "--port", "0"]
+    assert command(*arguments, "--host", "0.0.0.0") == 2
+    assert "other machines can reach the page" in capsys.readouterr().err
+    assert command(*arguments) == 2
+    assert "other machines" not in capsys.readouterr().err
+
+
+def test_addresses_stand_in_brackets():
+    hosts = ("::1", "[::1]", "localhost", "name:80")
+    assert [in_url(host) for host in hosts] == ["[::1]", "[::1]", "localhost", "name:80"]
+
+
 def test_a_port_that_is_taken(capsys):
     import socket
 
@@ -50,6 +64,7 @@ def test_a_port_that_is_taken(capsys):
     [
         (("--port", "99999"), "--port 99999: ports go from 0, which is any free one, to 65535"),
         (("--port", "-1"), "--port -1: ports go from 0"),
+        (("--host", ""), "--host is empty"),
         (("--host", "192.0.2.1"), "--host 192.0.2.1 is no address of this machine"),
         (("--host", "a" * 70), "a is no address of this machine"),
     ],

@@ -324,12 +324,14 @@ def test_the_page_itself_may_ask(client, person_png):
     assert client.upload("person", person_png, Origin=f"http://{address}", Host=address)[0] == 201
 
 
-def test_unknown_addresses(client):
-    for path in ("/nothing", "/jobs/unknown", "/jobs/unknown/0.png", "/example/cat.jpg",
-                 "/..%2f..%2fetc/passwd", "/page/page.js"):  # fmt: skip
-        assert client.send("GET", path)[0] == 404
+def test_unknown_addresses(answered, client):
+    number = "1" * 5000
+    for path in ("/nothing", "/jobs/unknown", "/jobs/unknown/0.png", f"/jobs/unknown/{number}.png",
+                 "/example/cat.jpg", "/..%2f..%2fetc/passwd", "/page/page.js"):  # fmt: skip
+        assert answered("GET", path)[0] == 404
     assert client.send("POST", "/pictures/cat", b"x", {"Content-Type": "image/png"})[0] == 404
-    assert client.send("PUT", "/jobs", b"x")[0] == 405
+    assert answered("PUT", "/jobs", b"x") == (405, "", "method not allowed at this address.")
+    assert client.send("PUT", "/jobs", b"x")[1]["allow"] == "POST"
 
 
 # ---- the queue ----

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
+import sys
 import threading
 from argparse import Namespace
 
@@ -20,8 +22,8 @@ def run(args: Namespace) -> None:
 
     listening = listen(args.host, args.port)
     port = listening.getsockname()[1]
-    address = f"[{args.host}]" if ":" in args.host else args.host
-    demo = Demo(lambda: load(args), hosts=(address, *args.allow_host))
+    address = in_url(args.host)
+    demo = Demo(lambda: load(args), hosts=(address, *map(in_url, args.allow_host)))
     config = uvicorn.Config(
         demo.app,
         log_level="warning",
@@ -36,6 +38,11 @@ def run(args: Namespace) -> None:
     server = uvicorn.Server(config)
     shown = "localhost" if args.host in ("127.0.0.1", "::1") else address
     print(f"Open http://{shown}:{port}/ (Ctrl-C stops it).", flush=True)
+    if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+        print(
+            "note: other machines can reach the page; there is no password and no encryption.",
+            file=sys.stderr,
+        )
 
     def watch() -> None:
         demo.loading.finished.wait()
@@ -55,8 +62,15 @@ def run(args: Namespace) -> None:
         raise demo.loading.error
 
 
+def in_url(host: str) -> str:
+    """A name or an address as it stands in URLs: those of IPv6 in brackets."""
+    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address. Raises UserError."""
+    if not host:  # to the system all addresses, which nobody asks for by saying nothing
+        raise UserError("--host is empty. Leave it out, or take 0.0.0.0 for all addresses.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

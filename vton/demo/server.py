@@ -108,9 +108,9 @@ class Demo:
             Route("/jobs", _answering(self.submit), methods=["POST"]),
             Route("/jobs/{id}", _answering(self.look), methods=["GET"]),
             Route("/jobs/{id}", _answering(self.cancel), methods=["DELETE"]),
-            Route("/jobs/{id}/{number:int}.png", _answering(self.picture)),
+            Route("/jobs/{id}/{number}.png", _answering(self.picture)),
         ]
-        return Guard(Starlette(routes=routes), self.hosts)
+        return Guard(Starlette(routes=routes, exception_handlers=NO_ROUTE), self.hosts)
 
     async def page(self, request: Request) -> Response:
         name, kind = PAGE[request.url.path]
@@ -252,10 +252,11 @@ class Demo:
 
     async def picture(self, request: Request) -> Response:
         job = self._job(request)
-        place = request.path_params["number"]
-        if job.state != "done" or place >= len(job.result):
+        drawn = job.result if job.state == "done" else []
+        pictures = {str(place): picture for place, picture in enumerate(drawn)}
+        if request.path_params["number"] not in pictures:
             raise Refused(404, "there is no such picture.")
-        return Response(job.result[place], media_type="image/png")
+        return Response(pictures[request.path_params["number"]], media_type="image/png")
 
     def _job(self, request: Request) -> Job:
         job = self.worker.find(request.path_params["id"])
@@ -358,6 +359,15 @@ class Guard:
         await self.app(scope, receive, send_guarded)
 
 
+async def _no_route(request: Request, error: Exception) -> Response:
+    answer = answer_of(Refused(error.status_code, f"{error.detail.lower()} at this address."))
+    answer.headers.update(error.headers or {})  # the methods that there are
+    return answer
+
+
+NO_ROUTE = {404: _no_route, 405: _no_route}
+
+
 def without_port(host: str) -> str:
     """The name of a Host header."""
     name, colon, port = host.rpartition(":")
@@ -405,7 +415,7 @@ async def body(request: Request, most: int, picture: str = "") -> bytes:
     length = request.headers.get("content-length", "0")
     message = f"at most {most // 2**20} MB are allowed. Save a smaller copy of the picture."
     too_long = Refused(413, message, picture)
-    if not length.isdigit() or int(length) > most:
+    if not length.isdecimal() or int(length) > most:
         raise too_long
     content = bytearray()
     chunks = request.stream()
