@@ -2,6 +2,7 @@ import io
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -232,6 +233,7 @@ def test_masks_are_white_where_to_repaint(mask):
         (strokes((0, 0, 0, 0), ground=(0, 0, 0, 255)), "is a cut-out"),  # rubbed out of black
         (NOISE, "it looks like a photograph. Masks are black and white"),
         (NOISE.convert("L").resize((512, 512)), "is grey over"),
+        (Image.fromarray(np.asarray(NOISE.convert("L")).astype(np.uint16) * 257), "is grey over"),
         (Image.new("F", (8, 8)), "holds floating-point values"),
     ],
 )
@@ -308,6 +310,38 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         read_picture(path, "person")
     with pytest.raises(PhotoError, match="cannot be read: No such file"):
         read_picture(tmp_path / "absent.jpg", "person")
+
+
+def test_a_file_without_an_end_is_not_read_to_it():
+    with pytest.raises(PhotoError, match="at most 40 MB are allowed"):
+        read_picture(Path("/dev/zero"), "person")
+
+
+@pytest.mark.parametrize("read", [lambda source: read_picture(source, "person"), read_mask])
+def test_what_python_hands_over_is_a_path_or_a_picture(read, tmp_path):
+    white = Image.new("L", (40, 30), 255)
+    white.save(tmp_path / "white.png")
+    for source in (white, str(tmp_path / "white.png")):
+        assert np.asarray(read(source)).min() == 255
+    (tmp_path / "cut.png").write_bytes(encoded(NOISE)[:3000])
+    for source, message in (
+        (Image.open(tmp_path / "cut.png"), "cannot be decoded: image file is truncated"),
+        (np.asarray(white), "is given as ndarray.*PIL.Image.fromarray makes one"),
+        (None, "is given as NoneType. Give a path"),
+        ("a\0.png", r"a\\x00.png cannot be read"),
+        (Path("two\nlines.png"), r"two\\nlines.png cannot be read"),
+    ):
+        with pytest.raises(PhotoError, match=message):
+            read(source)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_what_a_camera_wrote_beside_the_picture_goes_no_further(kind):
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    told = {"PNG": {}, "JPEG": {"comment": b"at home"}, "WEBP": {}}[kind]
+    photo = read_picture(encoded(SMALL, kind, exif=exif, xmp=b"<x>at home</x>", **told), "person")
+    assert b"at home" not in encoded(photo.resize((60, 80)), kind) and not photo.info
 
 
 def test_a_bomb_of_text_inside_a_png_is_refused():

@@ -115,7 +115,8 @@ def test_steps_and_guidance_are_those_asked_for(try_on, person, garments):
     "wrong",
     [
         {"count": 0}, {"count": 17}, {"seed": -1}, {"seed": 2**31}, {"seed": 2**31 - 1, "count": 2},
-        {"steps": 0}, {"guidance": -1.0},
+        {"steps": 0}, {"guidance": -1.0}, {"count": 1.5}, {"seed": 0.5}, {"seed": "1"},
+        {"steps": 2.5}, {"steps": "2"}, {"guidance": "2"}, {"captions": ["a top", "a shirt"]},
     ],
 )  # fmt: skip
 def test_numbers_out_of_bounds(try_on, person, garments, wrong):
@@ -154,13 +155,16 @@ def test_pictures_files_and_several_garments(try_on, tmp_path):
     assert len(several) == 2
     difference = np.abs(np.asarray(several[0]).astype(int) - np.asarray(one))
     assert difference.max() <= 4
+    assert try_on(people.photo(1), []) == []
 
 
-def test_a_mask_of_ones_own_decides_what_changes(try_on, garments):
+def test_a_mask_of_ones_own_decides_what_changes(try_on, garments, tmp_path):
     photo = people.photo(1)
     painted = Image.new("L", photo.size)
     painted.paste(255, (150, 200, 220, 260))
     person = try_on.person(photo, mask=painted)
+    painted.save(tmp_path / "mask.png")
+    assert np.array_equal(with_mask(person, tmp_path / "mask.png").mask, person.mask)
     picture = try_on.draw(person, garments[:1])[0].picture
     rows, columns = (np.asarray(picture) != np.asarray(photo)).any(2).nonzero()
     assert rows.min() > 180 and rows.max() < 280 and columns.min() > 130 and columns.max() < 240
@@ -358,7 +362,7 @@ def test_the_command_writes_over_nothing_that_it_reads(tmp_path, capsys):
     assert (tmp_path / "me.png").read_bytes() == before
 
 
-def test_where_pictures_go(tmp_path):
+def test_where_pictures_go(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"is a folder. Name a file in it, such as .*tryon.png"):
         output_files(tmp_path, 1)
     (tmp_path / "old.png").mkdir()
@@ -366,6 +370,12 @@ def test_where_pictures_go(tmp_path):
         output_files(tmp_path / "old.png", 1)
     with pytest.raises(ConfigError, match="pictures end in"):
         output_files(Path("-"), 1)
+    longest = tmp_path / f"{'x' * 251}.png"  # what disks take
+    save(people.photo(1), longest)
+    assert list(tmp_path.glob("*x.png")) == [longest]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write in"):
+        output_files(tmp_path / "out.png", 1)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".webp"])

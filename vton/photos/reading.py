@@ -7,6 +7,7 @@ looked at before anything is decoded.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -35,16 +36,20 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")
 
 
-def read_picture(source: Path | bytes, picture: str, name: str = "") -> Image.Image:
+Source = Path | str | bytes | Image.Image  # a file, its content, or what somebody has opened
+
+
+def read_picture(source: Source, picture: str, name: str = "") -> Image.Image:
     """An upright RGB picture; transparency lies on white, a garment's is kept, see `in_rgb`.
 
-    source: a file, or its content. picture: which of the pictures given it is, for PhotoError.
-    name: how messages call it; by default the path. Raises PhotoError.
+    source: what Pillow has opened already may have any format and size. picture: which of the
+    pictures given it is, for PhotoError. name: how messages call it; by default the path. Raises
+    PhotoError.
     """
     return _read(source, picture, name, lambda image, called: in_rgb(image, picture, called))
 
 
-def read_mask(source: Path | bytes, name: str = "") -> Image.Image:
+def read_mask(source: Source, name: str = "") -> Image.Image:
     """A painted mask as an upright grey picture, white where to repaint; see `in_grey`.
 
     source, name: as for `read_picture`. Raises PhotoError.
@@ -53,16 +58,19 @@ def read_mask(source: Path | bytes, name: str = "") -> Image.Image:
 
 
 def _read(
-    source: Path | bytes,
+    source: Source,
     picture: str,
     name: str,
     understand: Callable[[Image.Image, str], Image.Image],
 ) -> Image.Image:
     """What `understand` makes of the decoded picture and of how messages call it."""
-    called = name or (str(source) if isinstance(source, Path) else f"the {picture}'s picture")
-    content = _content(source, picture, called)
-    _require_one_kind(content, picture, called)
+    own = "the mask" if picture == "mask" else f"the {picture}'s picture"
+    called = name or (str(source) if isinstance(source, Path | str) else own)
     try:
+        if isinstance(source, Image.Image):
+            return understand(source, called)
+        content = _content(source, picture, called)
+        _require_one_kind(content, picture, called)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_size(image, picture, called)
             if animated(image):
@@ -83,21 +91,27 @@ def _read(
         ) from None
 
 
-def _content(source: Path | bytes, picture: str, called: str) -> bytes:
+def _content(source: Path | str | bytes, picture: str, called: str) -> bytes:
     if isinstance(source, bytes):
-        content = source
-    else:
+        content, size = source, len(source)
+    elif isinstance(source, Path | str):
         try:
-            size = source.stat().st_size
-            content = b"" if size > MOST_BYTES else source.read_bytes()
-        except OSError as error:
-            raise PhotoError(picture, f"{called} cannot be read: {error.strerror}.") from None
-        if size > MOST_BYTES:
-            raise _too_large(picture, called, size)
+            with open(source, "rb") as file:
+                content = file.read(MOST_BYTES + 1)
+                size = max(len(content), os.fstat(file.fileno()).st_size)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise PhotoError(picture, f"{called} cannot be read: {reason}.") from None
+    else:
+        raise PhotoError(
+            picture,
+            f"{called} is given as {type(source).__name__}. Give a path or a PIL picture; "
+            "PIL.Image.fromarray makes one of an array.",
+        )
     if not content:
         raise PhotoError(picture, f"{called} is empty (0 bytes). Choose the file again.")
-    if len(content) > MOST_BYTES:
-        raise _too_large(picture, called, len(content))
+    if size > MOST_BYTES:
+        raise _too_large(picture, called, size)
     return content
 
 
@@ -155,7 +169,9 @@ def in_rgb(image: Image.Image, picture: str = "person", called: str = "") -> Ima
             image = on_white(image)
     else:
         image = image.convert("RGB")
-    image.info.pop("icc_profile", None)  # or it would be written beside numbers of sRGB
+    # Or a profile would be written beside numbers of sRGB, and comments of a photo into pictures
+    # that are made of it.
+    image.info.clear()
     return image
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from vton.photos.framing import Frame, Layout, visible
 from vton.photos.garment import PreparedGarment, prepare_garment
 from vton.photos.person import Choice, PreparedPerson, prepare_person, require_mask
 from vton.photos.prepare import described
-from vton.photos.reading import in_grey, in_rgb, read_picture
+from vton.photos.reading import read_mask, read_picture
 from vton.processes import usable_device
 from vton.runs.assemble import load_module
 from vton.runs.cascade import Stage, factor, load_stage, reduced_size
@@ -142,7 +143,7 @@ class TryOn:
         garment: Picture | PreparedGarment | Sequence[Picture | PreparedGarment],
         *,
         category: Category = "upper_body",
-        mask: Image.Image | None = None,
+        mask: Picture | None = None,
         **options,
     ) -> Image.Image | list[Image.Image]:
         """The person in the garment, or in each of several, drawn as one batch.
@@ -165,13 +166,13 @@ class TryOn:
         self,
         photo: Picture,
         category: Category = "upper_body",
-        mask: Image.Image | None = None,
+        mask: Picture | None = None,
         choice: Choice = "only",
     ) -> PreparedPerson:
         """A photograph made ready. Raises PhotoError, UserError for a category never trained."""
         self.require_category(category)
         prepared = prepare_person(
-            opened(photo, "person"),
+            read_picture(photo, "person"),
             category,
             self.networks,
             layout=self.layout,
@@ -183,7 +184,9 @@ class TryOn:
 
     def garment(self, photo: Picture) -> PreparedGarment:
         """A garment's photograph made ready. Raises PhotoError."""
-        return prepare_garment(opened(photo, "garment"), self.networks, size=self.reading_size)
+        return prepare_garment(
+            read_picture(photo, "garment"), self.networks, size=self.reading_size
+        )
 
     def draw(
         self,
@@ -201,8 +204,13 @@ class TryOn:
 
         steps, guidance: by default those of the run's configuration. captions: of the garments, by
         default their colours. watch: see `Watch`; what it raises ends the drawing. Raises
-        ConfigError for numbers out of bounds.
+        ConfigError for numbers out of bounds, and for more or fewer captions than garments.
         """
+        whole(count=count, seed=seed)
+        if captions and len(captions) != len(garments):
+            raise ConfigError(f"{len(captions)} captions for {len(garments)} garments.")
+        if not garments:
+            return []
         if not 1 <= count <= 16 or not 0 <= seed <= SEEDS - count:
             raise ConfigError(
                 f"count={count}, seed={seed}: 1 to 16 pictures, with seeds from 0 to {SEEDS - 1}."
@@ -248,6 +256,10 @@ class TryOn:
 
     def samplers(self, steps: int | None, guidance: float | None) -> list[SamplerConfig]:
         """How every stage is sampled. Raises ConfigError for numbers out of bounds."""
+        if steps is not None:
+            whole(steps=steps)
+        if guidance is not None and not isinstance(guidance, Real):
+            raise ConfigError(f"guidance={guidance!r} is no number.")
         given = {"steps": steps, "guidance": guidance}
         changes = {name: value for name, value in given.items() if value is not None}
         samplers = []
@@ -266,6 +278,13 @@ class TryOn:
                 f"this run has learned {known} only, not {category}. Choose a run that was trained "
                 "on DressCode's layout (data.synthetic.layout=dresscode renders one).",
             )
+
+
+def whole(**numbers: object) -> None:
+    """Raise ConfigError for a number that is not whole, by its name."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral):
+            raise ConfigError(f"{name}={number!r} is no whole number.")
 
 
 def with_lowres(
@@ -297,14 +316,14 @@ def for_photos(data: DataConfig) -> DataConfig:
     )
 
 
-def with_mask(person: PreparedPerson, mask: Image.Image) -> PreparedPerson:
+def with_mask(person: PreparedPerson, mask: Picture) -> PreparedPerson:
     """The person with another region to repaint.
 
     mask: white where to repaint; painted on the photograph or a smaller or larger copy of it, or of
     exactly the size of `person.mask`, which is then taken for one of the frame. Raises PhotoError
     for a mask of another shape, an empty or a full one, and for another picture in its place.
     """
-    mask = in_grey(mask)
+    mask = read_mask(mask)
     height, width = person.mask.shape
     warnings = list(person.warnings)
     if mask.size == (width, height) and mask.size != person.photo.size:
@@ -340,10 +359,3 @@ def share_outside(mask: Image.Image, frame: Frame) -> float:
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two sizes have one aspect ratio, up to a pixel of the smaller picture."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
-
-
-def opened(photo: Picture, picture: str) -> Image.Image:
-    """A photograph from a path, or a PIL picture as upright RGB. Raises PhotoError."""
-    if isinstance(photo, Image.Image):
-        return in_rgb(photo, picture)
-    return read_picture(Path(photo), picture)
