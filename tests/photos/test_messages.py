@@ -100,6 +100,23 @@ def test_wrists_and_knees_that_are_cut_off_are_warnings():
     assert any(warning.startswith("both knees are not visible") for warning in warnings)
 
 
+def test_a_size_that_nothing_tells():
+    """Hips alone, as of a photo from the waist to above the knees."""
+    apart = (*range(8), 9, 10, 13, *range(14, 18))  # a knee without its hip's does not help
+    assert "so the person's size is unknown" in error_of(joints((*apart, 11)), "lower_body")
+    assert prepared(joints(apart), "lower_body").mask.any()
+
+
+def test_from_behind():
+    behind = joints()
+    behind[:, 0] = 1 - behind[:, 0]
+    (warning,) = prepared(behind).warnings
+    assert "seen from behind" in warning
+    sideways = joints()
+    sideways[[2, 5], 0] = 0.52, 0.48
+    assert prepared(sideways).warnings == []
+
+
 def test_lying_and_upside_down():
     photo = people.photo(1, FAR)
     lying = photo.rotate(90, expand=True)

@@ -164,6 +164,7 @@ def test_what_fails_stops_or_is_left_out(tmp_path, capsys):
 def test_only_pictures_of_the_folders_are_read(tmp_path, capsys):
     source = photos(tmp_path / "in", persons=1, garments=1)
     (source / "persons/folder.jpg").mkdir()
+    (source / "persons/.hidden").mkdir()
     (source / "persons/._somebody 0.jpg").write_bytes(b"macOS puts this beside it")
     (source / "garments/notes.txt").write_text("hello")
     (source / "garments/shirt.HEIC").write_bytes(b"another format")
@@ -171,9 +172,40 @@ def test_only_pictures_of_the_folders_are_read(tmp_path, capsys):
     arguments = ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "256x192"]
     assert command(*arguments, "--keep-going") == 1
     printed = capsys.readouterr()
-    assert "note: not read: notes.txt, shirt.HEIC. Pictures must end in .jpg" in printed.err
+    assert "note: not read: folder.jpg, notes.txt, shirt.HEIC. Pictures must" in printed.err
     assert printed.out.count("failed: ") == 1
     assert "link.jpg cannot be read: No such file or directory" in printed.out
+
+
+def test_a_category_that_is_none_is_said(tmp_path):
+    source = photos(tmp_path, persons=1, upper_body=1)
+    (source / "garments/dress").mkdir()
+    assert plan(source).unread == [source / "garments/dress"]
+
+
+def test_where_a_folder_cannot_go_is_said_before_anything_is_prepared(tmp_path, monkeypatch):
+    source = photos(tmp_path / "in", persons=1, garments=1)
+    monkeypatch.setattr(preparation, "read_picture", lambda *arguments: 1 / 0)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a link that leads nowhere"):
+        prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "link")
+    stamp = tmp_path / ".out-partial" / preparation.DONE / "settings.json"
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text("{")
+    with pytest.raises(UserError, match="was begun with other settings"):
+        prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "out")
+
+
+def test_names_that_would_break_a_line_are_escaped(tmp_path, capsys):
+    source = photos(tmp_path / "in", persons=1, garments=1)
+    (source / "persons/two\nlines.jpg").write_bytes(b"")
+    (source / "persons/red\x1b[31m.txt").write_bytes(b"")
+    arguments = ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "64x48"]
+    assert command(*arguments, "--keep-going") == 1
+    printed = capsys.readouterr()
+    assert r"persons/two\nlines.jpg is empty" in printed.out
+    assert printed.out.count("two") == 1 and printed.out.count("\n") == 3
+    assert r"not read: red\x1b[31m.txt" in printed.err and "\x1b" not in printed.err
 
 
 def test_names_of_every_kind(tmp_path):
@@ -275,7 +307,10 @@ def test_folders_that_are_wrong_say_so(tmp_path):
     with pytest.raises(UserError, match="two folders, persons/ and garments/"):
         plan(tmp_path)
     (tmp_path / "persons").mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match=r"holds no picture \(.jpg, .jpeg, .png, .webp\).$"):
+        plan(tmp_path)
+    (tmp_path / "persons/anna.heic").touch()
+    with pytest.raises(UserError, match=r"holds no picture .* anna.heic is none"):
         plan(tmp_path)
     source = photos(tmp_path / "in", persons=1, lower_body=1)
     with pytest.raises(UserError, match="use --layout dresscode"):

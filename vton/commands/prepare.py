@@ -11,6 +11,7 @@ from typing import get_args
 from vton.config import ConfigError, MaskRule, nearest
 from vton.errors import UserError
 from vton.photos.backends import Networks
+from vton.photos.errors import shown
 from vton.photos.person import SIZE
 from vton.photos.prepare import Outcome, plan, prepare
 from vton.photos.reading import SUFFIXES
@@ -35,10 +36,14 @@ def run(args: Namespace) -> int:
     )
     networks = chosen_networks(args)
     if planned.unread:
-        names = ", ".join(path.name for path in planned.unread[:3])
+        names = ", ".join(shown(path.name) for path in planned.unread[:3])
         more = f" and {len(planned.unread) - 3} more" if len(planned.unread) > 3 else ""
         endings = ", ".join(SUFFIXES)
-        print(f"note: not read: {names}{more}. Pictures must end in {endings}.", file=sys.stderr)
+        print(
+            f"note: not read: {names}{more}. Pictures must end in {endings}, and lie in persons/, "
+            "garments/, or garments/CATEGORY/.",
+            file=sys.stderr,
+        )
     outcome = prepare(planned, networks, Path(args.out), args.keep_going)
     report(outcome, planned.settings.layout)
     return int(bool(outcome.failed))
@@ -67,7 +72,7 @@ def mask_rule(name: str) -> MaskRule:
 
 def picture_size(text: str) -> tuple[int, int]:
     """Height and width of "HxW". Raises ConfigError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if not match:
         raise ConfigError(f"--size {text}: expected HEIGHTxWIDTH, such as {SIZE[0]}x{SIZE[1]}.")
     height, width = int(match[1]), int(match[2])
@@ -82,7 +87,7 @@ def report(outcome: Outcome, layout: str) -> None:
     """Print warnings and failures, what was written, and how to use it."""
     for source, warnings in outcome.warnings.items():
         for warning in warnings:
-            print(f"warning: {source}: {warning}.")
+            print(f"warning: {shown(source)}: {warning}.")
     for message in outcome.failed.values():
         print(f"failed: {message}")
     kept = f", {outcome.kept} of which were ready before" if outcome.kept else ""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from vton.errors import UserError
+
+CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 
 class PhotoError(UserError):
@@ -12,6 +17,11 @@ class PhotoError(UserError):
     """
 
     def __init__(self, picture: str, message: str):
-        super().__init__(message)
         self.picture = picture
-        self.message = message
+        self.message = shown(message)
+        super().__init__(self.message)
+
+
+def shown(text: str | Path) -> str:
+    """One line, with escapes for control characters: names of files may hold any."""
+    return re.sub(CONTROLS, lambda found: ascii(found[0])[1:-1], str(text))

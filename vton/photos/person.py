@@ -31,6 +31,7 @@ ARMS_REACH = 0.45  # how far a person's pixels may lie beside all joints, in tor
 LEAST_SIDE = 64  # px of a photograph
 LYING = 50  # degrees from upright
 UPSIDE_DOWN = 130
+FROM_BEHIND = 0.25  # torsos by which the right shoulder lies right of the left one
 EMPTY = 0.005  # share of the frame below which a mask is taken for empty
 KNEES = (pose.RIGHT_KNEE, pose.LEFT_KNEE)
 WRISTS = (pose.RIGHT_WRIST, pose.LEFT_WRIST)
@@ -106,7 +107,7 @@ def prepare_person(
     joints = certain(found)
     _require_joints(joints, category, layout)
     frame = person_frame(joints, photo.size, layout, size[1] / size[0])
-    warnings = _warnings(joints, category)
+    warnings = _warnings(joints * _scale(photo), category)
     warnings += _require_size(frame, size)
     picture = frame.cut(photo, size)
     framed = _inside(frame.to_frame(joints, photo.size))
@@ -257,9 +258,16 @@ def _require_joints(joints: np.ndarray, category: Category, layout: Layout) -> N
             "one shoulder is not visible: the photo is cut off there, or the person stands "
             "sideways. Use a photo from the front that shows both.",
         )
+    if trunk(joints)[1] == 0:
+        raise PhotoError(
+            "person",
+            "neither shoulders nor a whole thigh are visible, so the person's size is unknown. Use "
+            "a photo that shows more of the person.",
+        )
 
 
 def _warnings(joints: np.ndarray, category: Category) -> list[str]:
+    """What makes the result harder. joints: in pixels of the photo."""
     seen = joints[:, 2] > 0
     missing = []
     for name, pair in WISHED[category].items():
@@ -267,7 +275,13 @@ def _warnings(joints: np.ndarray, category: Category) -> list[str]:
         if absent:
             one = name.removesuffix("s")
             missing.append(f"both {name} are" if absent == 2 else f"one {one} is")
-    return [f"{what} not visible; the garment's end there is guesswork" for what in missing]
+    warnings = [f"{what} not visible; the garment's end there is guesswork" for what in missing]
+    right, left = joints[list(SHOULDERS)]
+    if seen[list(SHOULDERS)].all() and right[0] - left[0] > FROM_BEHIND * trunk(joints)[1]:
+        warnings.append(
+            "the person seems to be seen from behind; garments are drawn as from the front"
+        )
+    return warnings
 
 
 def _require_size(frame: Frame, size: tuple[int, int]) -> list[str]:

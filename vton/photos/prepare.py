@@ -24,7 +24,7 @@ from vton.data.synthetic.words import colour_name
 from vton.errors import UserError
 from vton.files import file_digest, write_atomically
 from vton.photos.backends import Networks
-from vton.photos.errors import PhotoError
+from vton.photos.errors import PhotoError, shown
 from vton.photos.framing import Layout
 from vton.photos.garment import prepare_garment
 from vton.photos.layouts import Files
@@ -71,7 +71,7 @@ class Plan:
     captions: dict[tuple[str, Category], str]  # of some garments
     settings: Settings
     listed: bool  # whether somebody has chosen the pairs
-    unread: list[Path] = field(default_factory=list)  # files beside the pictures that are none
+    unread: list[Path] = field(default_factory=list)  # files and folders beside the pictures
 
 
 @dataclass
@@ -123,8 +123,10 @@ def plan(
     elif layout == "viton_hd" and any(of_pair != "upper_body" for _, _, of_pair in listed):
         raise UserError("VITON-HD's layout holds tops only; use --layout dresscode.")
     told = _read_captions(captions, garments, ids) if captions else {}
-    folders = [persons[0].parent, *(own[0].parent for own in garments.values())]
-    unread = [path for folder in folders for path in sorted(folder.iterdir()) if _is_other(path)]
+    read = [persons[0].parent, *(own[0].parent for own in garments.values())]
+    unread = [path for folder in read for path in _others(folder)]
+    if photos / "garments" not in read:
+        unread += [path for path in _others(photos / "garments") if path not in read]
     return Plan(list(used), listed, told, Settings(layout, **settings), pairs is not None, unread)
 
 
@@ -137,6 +139,8 @@ def prepare(plan: Plan, networks: Networks, out: Path, keep_going: bool = False)
     settings = json.loads(json.dumps({"settings": asdict(plan.settings), "backends": facts}))
     if out.exists():
         return _existing(out, plan, settings)
+    if out.is_symlink():
+        raise UserError(f"{out} is a link that leads nowhere. Choose another --out, or remove it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     working = out.with_name(f".{out.name}-partial")
     _require_same(working, settings)
@@ -158,8 +162,8 @@ def prepare(plan: Plan, networks: Networks, out: Path, keep_going: bool = False)
                 records[item] = record
             except PhotoError as error:
                 message = str(error)
-                if str(item.path) not in message:
-                    message = f"{item.path}: {message}"
+                if shown(item.path) not in message:
+                    message = f"{shown(item.path)}: {message}"
                 if not keep_going:
                     raise UserError(
                         f"{message} {len(records)} of {len(plan.items)} photos are done and kept; "
@@ -303,7 +307,11 @@ def _require_same(working: Path, settings: dict[str, Any]) -> None:
     stamp.parent.mkdir(parents=True, exist_ok=True)
     if not stamp.exists():
         write_atomically(stamp, json.dumps(settings))
-    elif json.loads(stamp.read_text(encoding="utf-8")) != settings:
+    try:
+        same = json.loads(stamp.read_text(encoding="utf-8")) == settings
+    except ValueError:  # somebody has changed the file
+        same = False
+    if not same:
         raise UserError(
             f"{working} was begun with other settings ({stamp}). Use those again, or remove the "
             "folder to begin anew."
@@ -328,7 +336,8 @@ def _pictures(folder: Path) -> list[Path]:
         )
     files = sorted(path for path in folder.iterdir() if _is_picture(path))
     if not files:
-        raise UserError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
+        others = "".join(f" {shown(path.name)} is none." for path in _others(folder)[:1])
+        raise UserError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).{others}")
     return files
 
 
@@ -340,9 +349,10 @@ def _is_picture(path: Path) -> bool:
     return named and (path.is_file() or path.is_symlink())
 
 
-def _is_other(path: Path) -> bool:
-    """Whether it is a file that may be meant as a picture, of a kind that is not read."""
-    return path.suffix.lower() not in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _others(folder: Path) -> list[Path]:
+    """Files and folders of a folder that may be meant as pictures, and are not read as such."""
+    others = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in others if not _is_picture(path))
 
 
 def _by_category(folder: Path, category: Category) -> dict[Category, list[Path]]:
