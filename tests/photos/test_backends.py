@@ -220,21 +220,48 @@ def test_torchscript_paints_parts_inside_the_box(tmp_path):
     assert (parts[:, 52:] == 0).all() and (parts[105:] == 0).all()
 
 
-def test_a_network_of_salient_objects_by_onnx(tmp_path):
+class _Other(torch.nn.Module):
+    def forward(self, picture: torch.Tensor):
+        return picture[0], picture, picture
+
+
+def test_another_torchscript_file_is_one_line(tmp_path):
+    path = tmp_path / "other.torchscript"
+    torch.jit.script(_Other()).save(str(path))
+    with pytest.raises(UserError, match="does not read a picture as DensePose's files do"):
+        backend("densepose", f"torchscript:{path}").parts(PICTURE)
+
+
+def onnx_of(path, operator, read, given, **attributes):
+    """A network of one operator. read, given: shapes."""
     onnx = pytest.importorskip("onnx")
-    node = onnx.helper.make_node("ReduceMean", ["picture"], ["map"], axes=[1], keepdims=1)
+    node = onnx.helper.make_node(operator, ["picture"], ["map"], **attributes)
     kind = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
-        [node], "salient",
-        [onnx.helper.make_tensor_value_info("picture", kind, [1, 3, 32, 24])],
-        [onnx.helper.make_tensor_value_info("map", kind, [1, 1, 32, 24])],
+        [node], "network",
+        [onnx.helper.make_tensor_value_info("picture", kind, read)],
+        [onnx.helper.make_tensor_value_info("map", kind, given)],
     )  # fmt: skip
     opset = [onnx.helper.make_opsetid("", 17)]
-    path = tmp_path / "salient.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return backend("garment mask", f"network:{path}")
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 32, 24], [1, 3], [3, 32, 24]])
+def test_another_onnx_file_is_one_line(tmp_path, shape):
+    network = onnx_of(tmp_path / "other.onnx", "Identity", shape, shape)
+    with pytest.raises(UserError, match=r"does not read a picture \(1, 3, H, W\) and give a map"):
+        network.silhouette(PICTURE)
+
+
+def test_a_network_of_salient_objects_by_onnx(tmp_path):
+    network = onnx_of(
+        tmp_path / "salient.onnx", "ReduceMean", [1, 3, 32, 24], [1, 1, 32, 24],
+        axes=[1], keepdims=1,
+    )  # fmt: skip
     pixels = np.zeros((64, 48, 3), np.uint8)
     pixels[16:48, 12:36] = 255
-    mask = backend("garment mask", f"network:{path}").silhouette(Image.fromarray(pixels))
+    mask = network.silhouette(Image.fromarray(pixels))
     assert mask[20:44, 16:32].all() and not mask[:12].any()
 
 

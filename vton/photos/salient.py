@@ -38,7 +38,6 @@ class Salient:
             )
         except Exception as error:
             raise UserError(f"{self.path} is no ONNX file: {one_line(error)}.") from None
-        (self.input, *_) = self.session.get_inputs()
 
     @cached_property
     def facts(self) -> Facts:
@@ -46,18 +45,13 @@ class Salient:
         return Facts("network", str(self.path), licence, file_digest(self.path))
 
     def silhouette(self, picture: Image.Image) -> np.ndarray:
-        sides = [side if isinstance(side, int) else SIDE for side in self.input.shape[2:]]
-        reduced = picture.resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
-        array = (np.asarray(reduced, np.float32) / 255 - MEAN) / DEVIATION
-        batch = array.astype(np.float32).transpose(2, 0, 1)[None]
         try:
-            salient = np.asarray(self.session.run(None, {self.input.name: batch})[0], np.float32)
+            salient = self._map(picture)
         except Exception as error:
             raise UserError(
-                f"{self.path} does not read a picture (1, 3, {sides[0]}, {sides[1]}): "
+                f"{self.path} does not read a picture (1, 3, H, W) and give a map (1, 1, h, w): "
                 f"{one_line(error)}."
             ) from None
-        salient = salient.reshape(salient.shape[-2:])
         if salient.min() < 0 or salient.max() > 1:  # logits
             salient = 1 / (1 + np.exp(-salient))
         grown = Image.fromarray(salient).resize(picture.size, Image.Resampling.BILINEAR)
@@ -69,3 +63,13 @@ class Salient:
                 "whole garment with some ground around it.",
             )
         return mask
+
+    def _map(self, picture: Image.Image) -> np.ndarray:
+        """What the network gives, (h, w)."""
+        (read,) = self.session.get_inputs()
+        height, width = (side if isinstance(side, int) else SIDE for side in read.shape[2:])
+        reduced = picture.resize((width, height), Image.Resampling.BICUBIC)
+        array = (np.asarray(reduced, np.float32) / 255 - MEAN) / DEVIATION
+        batch = array.astype(np.float32).transpose(2, 0, 1)[None]
+        salient = np.asarray(self.session.run(None, {read.name: batch})[0], np.float32)
+        return salient.reshape(salient.shape[-2:])

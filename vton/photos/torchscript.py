@@ -50,13 +50,16 @@ class TorchScript:
 
     @torch.no_grad()
     def parts(self, picture: Image.Image) -> np.ndarray:
-        array = np.ascontiguousarray(np.asarray(picture)[..., ::-1].transpose(2, 0, 1))
         try:
-            boxes, coarse, fine, *_ = self.network(torch.from_numpy(array))
-        except (RuntimeError, ValueError, TypeError) as error:
+            return self._parts(picture)
+        except Exception as error:
             raise UserError(
                 f"{self.path} does not read a picture as DensePose's files do: {one_line(error)}."
             ) from None
+
+    def _parts(self, picture: Image.Image) -> np.ndarray:
+        array = np.ascontiguousarray(np.asarray(picture)[..., ::-1].transpose(2, 0, 1))
+        boxes, coarse, fine, *_ = self.network(torch.from_numpy(array))
         parts = np.zeros((picture.height, picture.width), np.uint8)
         # The largest person last, so that it lies over others.
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
