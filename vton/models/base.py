@@ -400,7 +400,7 @@ class TryOnModule(TrainedModule, Denoiser):
             with torch.no_grad():
                 return self.codec.encode(getattr(batch, field))
 
-        return Reading(("codec",), (field,), compute, (self.codec.scaling,))
+        return Reading(("codec",), (field,), compute, self.codec.statistics)
 
     def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
         """A reading of a batch, (B, ...), or of some of its rows, ascending and each once.
