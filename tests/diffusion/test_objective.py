@@ -1,5 +1,9 @@
 """Objective against diffusers' schedulers (all timesteps) and against its own algebra."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -111,3 +115,22 @@ def test_timestep_power_moves_draws_towards_noise():
     noisy = Objective(ObjectiveConfig(timestep_power=2.0)).timesteps(u)
     assert uniform.min() >= 0 and noisy.max() <= 999
     assert abs(uniform.float().mean() - 499.5) < 15 and abs(noisy.float().mean() - 666) < 15
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "continuous_cosine"])
+def test_a_network_of_rectified_flow_fits_in_as_the_documentation_says(schedule):
+    """What docs/architectures.md makes of its velocity is v."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+    found = {}
+    exec(re.search(r"```python\n(def denoise.*?)```", page.read_text(), re.DOTALL)[1], found)
+    objective = Objective(ObjectiveConfig(schedule=schedule, prediction="v_prediction"))
+    t, x0, eps = objective.at(torch.linspace(0, 1, 9)), latents(9), latents(9, 1)
+
+    def transformer(z, sigma, _):
+        sigma = sigma[:, None, None, None]
+        torch.testing.assert_close(z, (1 - sigma) * x0 + sigma * eps)
+        return eps - x0
+
+    module = SimpleNamespace(objective=objective, transformer=transformer)
+    prediction = found["denoise"](module, objective.add_noise(x0, eps, t), t, {}, {})
+    torch.testing.assert_close(prediction, objective.target(x0, eps, t))

@@ -16,6 +16,7 @@ from vton.models.codecs import (
     load_codec,
     small_autoencoder,
 )
+from vton.models.ladi_vton.emasc import decode_with_skips
 from vton.models.ldm import SD_SCALING, for_stable_diffusion
 from vton.runs.codec import reconstruction_psnr as psnr
 
@@ -143,6 +144,26 @@ def test_what_a_folder_says_of_its_latents_is_not_left_out(tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     with pytest.raises(UserError, match=r"latents_mean and latents_std, which are not supported"):
         build_codec(pretrained)
+
+
+def test_latents_are_shifted_as_the_folder_says(tmp_path):
+    """As Stable Diffusion 3's autoencoder asks for."""
+    config = CodecConfig(name="kl", widths=(8, 16), channels=16, layers=1, groups=4)
+    torch.manual_seed(0)
+    vae, images = small_autoencoder(config), smooth_images(2)
+    vae.register_to_config(scaling_factor=1.5, shift_factor=0.25)
+    vae.save_pretrained(tmp_path / "vae")
+    codec = build_codec(replace(config, pretrained=str(tmp_path)))
+    with torch.no_grad():
+        modes, z = vae.encode(images).latent_dist.mode(), codec.encode(images)
+        torch.testing.assert_close(z, (modes - 0.25) * 1.5)
+        torch.testing.assert_close(codec.unscaled(z), modes)
+        pictures = vae.decode(modes).sample
+        torch.testing.assert_close(codec.decode(z), pictures)
+        skips = [pictures.new_zeros(()) for _ in range(3)]  # of each level, and of the picture
+        torch.testing.assert_close(decode_with_skips(codec, z, skips), pictures)
+    # Latents that were stored without the shift are computed again.
+    assert codec.statistics == (1.5, 0.25) and build_codec(config).statistics == (SD_SCALING,)
 
 
 def test_psnr_of_a_known_error():

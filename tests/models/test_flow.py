@@ -1,13 +1,15 @@
 """The flow loss as a setting of every architecture; its numbers are in leffa/test_reference.py."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.batches import random_batch, randomised, smooth, tiny_module
-from vton.config import ConfigError, FlowLossConfig, load
+from tests.sweeps import SHIPPED
+from vton import registry
+from vton.config import ConfigError, FlowLossConfig, flatten, load
 from vton.cost.counting import step_flops
 from vton.models.attention import GarmentRead, read_garment, record_attention, record_reads
 from vton.models.flow import (
@@ -26,6 +28,7 @@ ON = (
     "model.flow_loss.from_step=0",
     "model.condition_dropout=0.0",
 )
+ADDED = [name for name in registry.names() if name not in SHIPPED]
 ATTENDING = ["catvton", "idm_vton", "imagdressing", "leffa", "stableviton", "tryondiffusion"]
 SETTINGS = FlowLossConfig()
 
@@ -124,8 +127,18 @@ def test_layers_are_summed_or_averaged():
 # ---- as a setting of architectures ----
 
 
-@pytest.mark.parametrize("model", ATTENDING)
+def require_places(model: str) -> None:
+    """Skip the test for an added architecture that has no attention to places of the garment."""
+    if model in ADDED:
+        try:
+            tiny_module(model, *ON).training_step(random_batch(1), 0)
+        except ConfigError:
+            pytest.skip("reads no garment tokens that have places")
+
+
+@pytest.mark.parametrize("model", [*ATTENDING, *ADDED])
 def test_it_teaches_queries_and_garment_keys(model):
+    require_places(model)
     batch = random_batch(2)
     module = randomised(tiny_module(model, *ON))
     total = module.training_step(batch, 0)
@@ -142,19 +155,14 @@ def test_it_teaches_queries_and_garment_keys(model):
     for (name, ours), theirs in zip(module.named_parameters(), plain.parameters(), strict=True):
         if ours.grad is not None and not torch.equal(ours.grad, theirs.grad):
             changed.append(name)
-    assert any("to_q" in name for name in changed)
+    assert changed if model in ADDED else any("to_q" in name for name in changed)
 
 
-@pytest.mark.parametrize("model", ATTENDING)
+@pytest.mark.parametrize("model", [*ATTENDING, *ADDED])
 def test_gradient_checkpointing_changes_nothing(model):
-    settings = {
-        "catvton": ["model.unet.gradient_checkpointing"],
-        "tryondiffusion": ["model.base.gradient_checkpointing"],
-        "imagdressing": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
-        "idm_vton": [f"model.{n}.gradient_checkpointing" for n in ("unet", "garment_unet")],
-        "leffa": [f"model.{n}.gradient_checkpointing" for n in ("unet", "reference_unet")],
-        "stableviton": ["model.unet.gradient_checkpointing"],
-    }[model]
+    require_places(model)
+    names = flatten(asdict(load(f"model={model}").model))
+    settings = [f"model.{name}" for name in names if name.endswith("gradient_checkpointing")]
     gradients = []
     for overrides in ((), [f"{name}=true" for name in settings]):
         module = randomised(tiny_module(model, *ON, *overrides)).train()

@@ -155,7 +155,8 @@ class CodecConfig:
     # its config.json says force_upcast, or its file is SDXL's
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patch: PositiveInt = 4  # linear: side of a patch, px
-    channels: PositiveInt = 4  # linear, and kl from scratch or a file: latent channels
+    # latent channels; where a folder says them itself, `vton info` still counts with these
+    channels: PositiveInt = 4
     # kl from scratch or a file: channels per level; Stable Diffusion's by default
     widths: PositiveInts = (128, 256, 512, 512)
     # kl from a file: factor of the latents, for files that do not show it (an autoencoder alone);

@@ -299,9 +299,21 @@ class TryOnModule(TrainedModule, Denoiser):
         self._keeps_readings = False
         self._kept_readings: dict[tuple[str, int], tuple[Tensor, TryOnBatch]] = {}
         denoiser = self.build()
+        self._check_built(denoiser)
         # Not registered as a part of the module: its networks are attributes already, under the
         # names that checkpoints have.
         self.__dict__["denoiser"] = self if denoiser is None else denoiser
+
+    def _check_built(self, denoiser: object) -> None:
+        """Raise TypeError for what `build` must not return, and for names that would be taken for
+        another thing: `self.denoiser` is the Denoiser, whatever network has that name.
+        """
+        build = f"{type(self).__name__}.build"
+        if denoiser is not None and not isinstance(denoiser, Denoiser):
+            raise TypeError(f"{build} returns a {type(denoiser).__name__}, not a Denoiser or None")
+        for name, _ in self.named_children():
+            if name == "denoiser" or hasattr(type(self), name):
+                raise TypeError(f"{build} calls a network {name!r}, a name of the contract's own")
 
     @classmethod
     def fields_read(cls, config: ExperimentConfig) -> frozenset[str] | None:
@@ -317,7 +329,8 @@ class TryOnModule(TrainedModule, Denoiser):
         """Create the networks as attributes or by `add`, and return the Denoiser made of them.
 
         Return None if the module itself is the Denoiser. `self.config` and `self.codec` are set
-        before. It must also work on the meta device.
+        before. It must also work on the meta device. No network may be called `denoiser` or as a
+        method.
         """
 
     @abstractmethod
@@ -400,7 +413,7 @@ class TryOnModule(TrainedModule, Denoiser):
             with torch.no_grad():
                 return self.codec.encode(getattr(batch, field))
 
-        return Reading(("codec",), (field,), compute, (self.codec.scaling,))
+        return Reading(("codec",), (field,), compute, self.codec.statistics)
 
     def reading(self, name: str, batch: TryOnBatch, rows: Sequence[int] | None = None) -> Tensor:
         """A reading of a batch, (B, ...), or of some of its rows, ascending and each once.

@@ -55,7 +55,9 @@ class Codec(nn.Module):
 
     channels: int  # of the latents
     factor: int  # pixels per latent cell along one side
-    scaling: float = 1.0  # factor in `encode`, for models that need latents without it
+    # `encode` gives (latents - shift) * scaling, for models that need them without it
+    scaling: float = 1.0
+    shift: float = 0.0
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -64,6 +66,16 @@ class Codec(nn.Module):
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Latents -> (B, 3, H, W), about [-1, 1], not clamped. Differentiable."""
+
+    @property
+    def statistics(self) -> tuple[float, ...]:
+        """What decides the result of `encode` besides weights and pictures."""
+        return (self.scaling, self.shift) if self.shift else (self.scaling,)
+
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Latents as the network behind the codec has them, of those that `encode` gives."""
+        z = z / self.scaling
+        return z + self.shift if self.shift else z
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -164,7 +176,7 @@ class LinearCodec(Codec):
 
 
 class KLCodec(Codec):
-    """AutoencoderKL: posterior modes times the folder's scaling_factor.
+    """AutoencoderKL: posterior modes, less the folder's shift_factor, times its scaling_factor.
 
     It computes in the dtype of its weights, whatever autocast says, and returns float32. Large
     pictures go through a few at a time: decoding one of 1024x768 takes 2.2 GiB in float32.
@@ -180,13 +192,19 @@ class KLCodec(Codec):
     def scaling(self) -> float:
         return self.vae.config.scaling_factor
 
+    @property
+    def shift(self) -> float:
+        return self.vae.config.shift_factor or 0.0
+
     def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
-        """The distribution of latents (B, channels, h, w) before `scaling`."""
+        """The distribution of latents (B, channels, h, w), less `shift`, before `scaling`."""
         moments = []
         with without_autocast(image):
             for part in image.split(self.pictures_at_once(image.shape[-2:])):
                 moments.append(self.vae.encode(part.to(self.vae.dtype)).latent_dist.parameters)
-            return DiagonalGaussianDistribution(torch.cat(moments).float())
+            posterior = DiagonalGaussianDistribution(torch.cat(moments).float())
+        posterior.mean = posterior.mean - self.shift
+        return posterior
 
     def encode(self, image: Tensor) -> Tensor:
         return self.posterior(image).mode() * self.scaling
@@ -196,7 +214,7 @@ class KLCodec(Codec):
         pictures = []
         with without_autocast(z):
             for part in z.split(self.pictures_at_once((height, width))):
-                latents = (part.float() / self.scaling).to(self.vae.dtype)
+                latents = self.unscaled(part.float()).to(self.vae.dtype)
                 pictures.append(self.vae.decode(latents).sample)
             return torch.cat(pictures).float()
 

@@ -167,7 +167,7 @@ class CatvtonModule(TryOnModule):
             readings["agnostic"] = self.latents("agnostic")
         else:
             readings["other"] = Reading(
-                ("codec",), ("person", "person_other"), self.read_other, (self.codec.scaling,)
+                ("codec",), ("person", "person_other"), self.read_other, self.codec.statistics
             )
         readings["garment"] = self.latents("garment")
         if self.reads_text:

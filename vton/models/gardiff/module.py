@@ -115,8 +115,8 @@ class GarDiff(TryOnModule):
             readings["agnostic"] = self.latents("agnostic")
         else:
             fields = ("person", "warped_garment", "agnostic_mask")
-            settings = (self.codec.scaling,)
-            readings["composite"] = Reading(("codec",), fields, self.encode_composite, settings)
+            statistics = self.codec.statistics
+            readings["composite"] = Reading(("codec",), fields, self.encode_composite, statistics)
         if self.reads_clip:
             settings = (model.mode, model.clip_tokens, model.clip_rescale, model.clip.fit)
             readings["clip"] = Reading(("clip",), ("garment",), self.read_garment, settings)
@@ -195,8 +195,8 @@ class GarDiff(TryOnModule):
             begin=self.begin(),
             clip=clip,
             garment=garment,
-            x_a=agnostic / self.codec.scaling,
-            x_w=garment / self.codec.scaling,
+            x_a=self.codec.unscaled(agnostic),
+            x_w=self.codec.unscaled(garment),
             mask=batch.warped_mask,
         )
 

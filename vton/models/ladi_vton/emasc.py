@@ -107,7 +107,7 @@ def decode_with_skips(codec: Codec, z: Tensor, skips: list[Tensor]) -> Tensor:
             return F.pixel_shuffle(patches + skips[0].float(), codec.factor)
         dtype = codec.vae.dtype
         skips = [skip.to(dtype) for skip in skips]
-        return decode_autoencoder(codec.vae, z.to(dtype) / codec.scaling, skips).float()
+        return decode_autoencoder(codec.vae, codec.unscaled(z.to(dtype)), skips).float()
 
 
 def decode_autoencoder(vae: AutoencoderKL, z: Tensor, skips: list[Tensor]) -> Tensor:

@@ -118,7 +118,7 @@ class LadiVton(TryOnModule):
                 posterior = self.codec.posterior(getattr(batch, field))
                 return torch.cat([posterior.mean, posterior.std], dim=1) * self.codec.scaling
 
-        return Reading(("codec",), (field,), compute, (self.codec.scaling, "posterior"))
+        return Reading(("codec",), (field,), compute, (*self.codec.statistics, "posterior"))
 
     def drawn(self, name: str, batch: TryOnBatch) -> Tensor:
         """Latents (B, C, h, w) of one of the batch's pictures."""
