@@ -48,7 +48,7 @@ def test_weights_without_a_checkpoint_are_not_trained_over(tmp_path, rendered):
     run = RunFolder(tmp_path / "one")
     run.checkpoints.mkdir(parents=True)
     run.weights.write_bytes(b"published")
-    with pytest.raises(UserError, match="weights.safetensors.*train.start_from=.*one") as error:
+    with pytest.raises(UserError, match=r"weights\.safetensors.*train\.start_from=.*one") as error:
         trained("gardiff", tmp_path, rendered, "one", "train.steps=1")
     assert "\n" not in str(error.value)
     assert run.weights.read_bytes() == b"published" and not run.config.exists()
