@@ -18,6 +18,7 @@ from tests.running import (
 )
 from tests.sweeps import soon_and_later
 from vton.config import load
+from vton.errors import UserError
 from vton.models.unet import build_unet
 from vton.runs.folder import RunFolder
 from vton.training.preemption import Preemption
@@ -40,6 +41,17 @@ def test_stopped_and_resumed_equals_uninterrupted(model, tmp_path, rendered):
     assert all(torch.equal(weights[name], value) for name, value in average.items())
     tags = {path.name.split(".")[0] for path in whole.tensorboard.iterdir()}
     assert "events" in tags
+
+
+def test_weights_without_a_checkpoint_are_not_trained_over(tmp_path, rendered):
+    """Those of an import, for instance: nothing leads on from them, and they are not taken up."""
+    run = RunFolder(tmp_path / "one")
+    run.checkpoints.mkdir(parents=True)
+    run.weights.write_bytes(b"published")
+    with pytest.raises(UserError, match=r"weights\.safetensors.*train\.start_from=.*one") as error:
+        trained("gardiff", tmp_path, rendered, "one", "train.steps=1")
+    assert "\n" not in str(error.value)
+    assert run.weights.read_bytes() == b"published" and not run.config.exists()
 
 
 @pytest.mark.slow

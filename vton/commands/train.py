@@ -48,6 +48,7 @@ def train(config: ExperimentConfig) -> RunFolder:
     # The first process locks the folder for all, before Lightning starts the others.
     lock = RunFolder.of(config).training_lock() if first else nullcontext()
     with lock:
+        require_checkpoint(RunFolder.of(config))
         run, data, module = prepare_run(config, first)
         if first:
             run.remove_partial()
@@ -83,6 +84,18 @@ def train(config: ExperimentConfig) -> RunFolder:
             counted = {"steps": trainer.global_step, "global_batch": global_batch}
             run.finish({**counted, **telemetry.state_dict()})
     return run
+
+
+def require_checkpoint(run: RunFolder) -> None:
+    """Raise UserError for a folder of weights without a checkpoint, an import for instance: its
+    training would begin without these weights, and replace them.
+    """
+    if run.weights.exists() and not run.last.exists():
+        raise UserError(
+            f"{run.weights} would be replaced: without {run.last.name} beside it, training starts "
+            f"anew. Name another run (name=...); train.start_from={run.path} has it start from "
+            "these weights."
+        )
 
 
 def read_progress(run: RunFolder, global_batch: int) -> dict:

@@ -41,6 +41,15 @@ def test_only_the_largest_region_stays_and_its_holes_are_filled():
     assert np.array_equal(redrawn(point), point)
 
 
+def test_what_the_outline_encloses_decides_which_region_is_the_largest():
+    """As cv2.contourArea: 39 x 39 for the square of 1,600 px, 3 x 419 for the strip of 1,680."""
+    mask = np.zeros((60, 440), dtype=bool)
+    mask[2:42, 10:50] = True
+    square = mask.copy()
+    mask[50:54, 10:430] = True
+    assert np.array_equal(redrawn(mask), square)
+
+
 def test_a_disc_moves_at_its_rim_alone():
     y, x = np.mgrid[:80, :80]
     distance = np.hypot(x - 40, y - 40)

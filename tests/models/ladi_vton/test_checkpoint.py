@@ -203,6 +203,10 @@ def test_files_that_are_not_ladi_vton(released, tmp_path):
         assert "\n" not in str(error.value)
 
     refused("name LaDI-VTON's UNet", released / "emasc_vitonhd.pth")
+    adapter = torch.load(released / "inversion_adapter_vitonhd.pth", weights_only=True)
+    cut = {name: x for name, x in adapter.items() if name != "encoder_layers.0.mlp.fc1.bias"}
+    torch.save(cut, released / "inversion_adapter_vitonhd.pth")
+    refused(r"not an inversion adapter.*mlp\.fc1\.bias")
     torch.save(unet(8).state_dict(), released / "unet_vitonhd.pth")
     refused(r"it reads 8 channels, expected 31 or 27")
     torch.save(unet(31).state_dict(), released / "unet_vitonhd.pth")

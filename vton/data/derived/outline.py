@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from vton.data.derived import shapes
 
@@ -28,20 +29,25 @@ class Point:
 
 
 def redrawn(mask: np.ndarray) -> np.ndarray:
-    """The largest 8-connected region of a mask (H, W) bool as the polygon of its dominant points.
-
-    An empty mask stays empty.
+    """The 8-connected region of a mask (H, W) bool whose dominant points enclose most, as the
+    polygon of these points. An empty mask stays empty.
     """
-    region = shapes.largest_component(mask)
-    if not region.any():
-        return region
-    codes, origin = follow_border(region)
-    corners = dominant_points(codes, origin)
+    regions, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if not count:
+        return np.zeros(mask.shape, dtype=bool)
+    outlines = [dominant_points(*follow_border(regions == 1 + k)) for k in range(count)]
+    corners = max(outlines, key=enclosed)
     drawn = np.zeros(mask.shape, dtype=bool)
     for start, end in zip(corners, [*corners[1:], corners[0]], strict=True):
         for x, y in line_pixels(start, end):
             drawn[y, x] = True
     return shapes.fill_holes(drawn)
+
+
+def enclosed(corners: list[Pixel]) -> float:
+    """Area of the polygon through the middles of pixels."""
+    x, y = np.array(corners).T
+    return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def follow_border(region: np.ndarray) -> tuple[list[int], Pixel]:

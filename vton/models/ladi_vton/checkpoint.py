@@ -143,9 +143,13 @@ def stock_heads(widths: list[int], linear_projection: bool) -> list[int]:
 
 def adapter_settings(state: dict[str, Tensor], file: Path, context: int) -> list[str]:
     """Words, layers, and the CLIP tower's width; its heads are in no tensor."""
+    numbers = {name.split(".")[1] for name in state if name.startswith("encoder_layers.")}
     try:
         width = len(state["post_layernorm.weight"])
         hidden, outputs = len(state["layers.0.weight"]), len(state["layers.6.weight"])
+        shape = {"width": width}
+        if numbers:
+            shape["mlp"] = len(state["encoder_layers.0.mlp.fc1.bias"])
     except KeyError as error:
         raise UserError(f"{file}: not an inversion adapter (no {error}).") from None
     if hidden != 4 * width or outputs % context:
@@ -153,10 +157,6 @@ def adapter_settings(state: dict[str, Tensor], file: Path, context: int) -> list
             f"{file}: an inversion adapter of width {width} with {hidden} hidden values and "
             f"{outputs} outputs; expected {4 * width}, and words of the UNet's context {context}."
         )
-    numbers = {name.split(".")[1] for name in state if name.startswith("encoder_layers.")}
-    shape = {"width": width}
-    if numbers:
-        shape["mlp"] = len(state["encoder_layers.0.mlp.fc1.bias"])
     settings = settings_of("model.adapter", {"words": outputs // context, "layers": len(numbers)})
     return settings_of("model.clip", shape) + settings
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.nn import functional as F
+
+from vton.data.repaint import feathered
 
 
 def on_white(picture: NDArray, size: tuple[int, int]) -> NDArray:
@@ -39,11 +41,7 @@ def resize_mask(mask: NDArray, size: tuple[int, int]) -> NDArray:
 
 
 def repaint(painted: NDArray, person: NDArray, mask: NDArray) -> NDArray:
-    """`painted` inside the mask (0..255), `person` outside, blended over its blurred edge.
-
-    The blur's radius is a hundredth of the height, made odd; fractions are cut off.
-    """
-    radius = painted.shape[0] // 100 | 1
-    blurred = Image.fromarray(mask).filter(ImageFilter.GaussianBlur(radius))
-    share = np.asarray(blurred)[..., None] / 255
-    return (person * (1 - share) + painted * share).astype(np.uint8)
+    """`painted` inside the mask (0..255), `person` outside, blended over its blurred edge."""
+    channels_first = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (painted, person)]
+    blend = feathered(*channels_first, torch.from_numpy(mask), parts=100)
+    return blend.permute(1, 2, 0).numpy()
