@@ -152,7 +152,8 @@ VALUE = torch.tensor([1000.0, 2.0], dtype=torch.float64)
 )
 def test_float64_tells_rounding_from_faults(reference, ours, passed, finding):
     stored, computed = (VALUE + torch.tensor([0.0, off]) for off in (reference, ours))
-    check = explained(check_tensor("x", stored, computed, Kind.CALL), stored, computed, VALUE)
+    verdict = check_tensor("x", stored, computed, Kind.CALL)
+    check = explained(verdict, stored, computed, VALUE, largest=1000.0)
     assert check.passed == passed and check.finding.startswith(finding)
     if passed and ours:
         assert check.reference_rounding == pytest.approx(abs(reference), rel=1e-6)
@@ -163,13 +164,40 @@ def test_float64_tells_rounding_from_faults(reference, ours, passed, finding):
 
 def test_bounds_that_are_relative_stay_relative():
     stored, computed = VALUE + 2.0, VALUE + torch.tensor([-1.0, 0.0])
-    check = explained(check_tensor("x", stored, computed, Kind.STEPS), stored, computed, VALUE)
+    verdict = check_tensor("x", stored, computed, Kind.STEPS)
+    check = explained(verdict, stored, computed, VALUE, largest=1000.0)
     assert check.passed and check.bound == "relative 0.004" and check.widened
+
+
+@pytest.mark.parametrize(
+    ("reference", "ours", "passed"),
+    [(1e-8, -2e-8, True), (0.0, 2e-8, True), (1e-3, 2e-8, False), (1e-8, 1e-3, False)],
+)
+def test_a_gradient_that_is_zero_has_no_scale_of_its_own(reference, ours, passed):
+    stored, computed, precise = (torch.tensor([x]).double() for x in (reference, ours, 3e-17))
+    verdict = check_tensor("x", stored, computed, Kind.GRADIENT)
+    check = explained(verdict, stored, computed, precise, largest=0.1)
+    assert not verdict.passed and check.passed == check.widened == passed
+    assert check.finding.startswith("zero but for rounding" if passed else "fault")
+
+
+def test_gradients_of_biases_before_a_norm_of_single_channels_hold(tmp_path):
+    """They are zero, and 1e-8 in float32, of whatever sign."""
+    folder = tmp_path / "idm_vton"
+    shutil.copytree(VECTORS / "idm_vton", folder)
+    name = "train.grad.down_blocks.0.resnets.0.conv1.bias"
+    outputs = load_file(folder / "outputs.safetensors")
+    noise = torch.randn(8, generator=torch.Generator().manual_seed(0)) * 1e-8
+    save_file(outputs | {name: noise}, folder / "outputs.safetensors")
+    checks = {check.name: check for check in verify(folder)}
+    assert all(check.passed for check in checks.values())
+    assert checks[name].widened and checks[name].finding == "zero but for rounding"
 
 
 def test_what_is_always_float32_is_not_called_rounding():
     stored, computed = VALUE, VALUE.float() + 1
-    check = explained(check_tensor("x", stored, computed, Kind.CALL), stored, computed, computed)
+    verdict = check_tensor("x", stored, computed, Kind.CALL)
+    check = explained(verdict, stored, computed, computed, largest=1000.0)
     assert not check.passed and "always computed in float32" in check.finding
     assert check.our_rounding is None
 

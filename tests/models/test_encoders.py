@@ -21,12 +21,17 @@ TOWER = {
 TEXT = {"width": 16, "layers": 2, "heads": 2, "mlp": 32, "vocabulary": 384, "length": 24}
 
 
-def test_crop_is_clips_own_preprocessing():
-    """Against Pillow's bicubic resize of the shorter side and a centre crop, to one grey level."""
+@pytest.mark.parametrize(("width", "height", "resized_height"), [(96, 128, 42), (49, 98, 64)])
+def test_crop_is_clips_own_preprocessing(width, height, resized_height):
+    """Against Pillow's bicubic resize of the shorter side and a centre crop, to one grey level.
+
+    98 * (32 / 49) is less than 64 in floating point, and CLIP's 32 * 98 / 49 is not.
+    """
     coarse = np.random.default_rng(0).integers(40, 216, (8, 6, 3), dtype=np.uint8)
-    image = np.array(Image.fromarray(coarse).resize((96, 128), Image.Resampling.BILINEAR))
-    resized = Image.fromarray(image).resize((32, 42), Image.Resampling.BICUBIC)
-    expected = np.array(resized)[5:37].transpose(2, 0, 1) / 255
+    image = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
+    resized = Image.fromarray(image).resize((32, resized_height), Image.Resampling.BICUBIC)
+    top = (resized_height - 32) // 2
+    expected = np.array(resized)[top : top + 32].transpose(2, 0, 1) / 255
     encoder = clip_image_encoder(ClipConfig(**TOWER, fit="crop"))
     pixels = encoder.pixels(torch.from_numpy(image.transpose(2, 0, 1))[None] / 127.5 - 1)[0]
     found = pixels * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)

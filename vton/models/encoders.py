@@ -70,9 +70,8 @@ class ClipImageEncoder(nn.Module):
         if self.fit == "squash":
             square = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True)
         else:
-            height, width = image.shape[-2:]
-            scale = self.size / min(height, width)
-            size = (max(self.size, int(height * scale)), max(self.size, int(width * scale)))
+            shorter = min(image.shape[-2:])
+            size = [side * self.size // shorter for side in image.shape[-2:]]
             image = F.interpolate(image, size, mode="bicubic", antialias=True)
             square = center_crop(image, self.size)
         return self.normalise(square.clamp(0, 1))

@@ -61,6 +61,17 @@ def test_garment_tokens_reach_the_picture_only_inside_the_mask_of_their_layer():
     assert torch.equal(one, two)
 
 
+def test_clips_patches_alone_have_places_in_the_shop_picture():
+    """Here latents are 20x10: their 50 patches, of the warped garment, are a square and one too."""
+    module = tiny_module("gardiff", size=(80, 40))
+    conditions = module.condition(random_batch(1, (80, 40)))
+    assert (conditions["f_clip"].shape[1], conditions["f_vae"].shape[1]) == (17, 50)
+    assert module.garment_places(17) == (4, 4)
+    assert module.garment_places(50) is None
+    for override in ("model.clip.fit=crop", "model.clip_tokens=pooled", "model.branches=[vae]"):
+        assert tiny_module("gardiff", override).garment_places(17) is None
+
+
 def test_null_tokens_are_the_projection_of_zeros_and_latents_stay():
     module = tiny_module("gardiff")
     conditions = module.condition(random_batch(2))

@@ -8,12 +8,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.models.imagdressing.small import unet
+from tests.models.imagdressing.small import drawn, dresser, inputs, unet
 from vton.commands.exchange import export_run, import_run
 from vton.config import load
 from vton.cost.meta import on_meta
 from vton.errors import UserError
-from vton.models.imagdressing.checkpoint import load_faceid, read_published, write_published
+from vton.models.imagdressing.checkpoint import (
+    load_dresser,
+    load_faceid,
+    read_published,
+    write_published,
+)
 from vton.models.imagdressing.faceid import FaceID
 from vton.runs.folder import RunFolder
 from vton.weights.pretrained import check_state, read_checkpoint
@@ -169,6 +174,33 @@ def test_faceid_files(nested, tmp_path):
     assert all(torch.equal(x, state[name]) for name, x in face.state_dict().items())
     with pytest.raises(UserError, match="does not fit FaceID"):
         load_faceid(path, unet(0))
+
+
+def test_plugins_follow_a_base_in_half_precision(tmp_path):
+    """A base UNet in bfloat16, all else as files and encoders give it, in float32."""
+    model = dresser("face")
+    save_file(model.face.state_dict(), tmp_path / "face.safetensors")
+    theirs = {
+        "ref_unet": model.garment_unet,
+        "proj": model.projector,
+        "adapter_modules": model.adapter,
+    }
+    module = {}
+    for part, network in theirs.items():
+        for name, tensor in network.state_dict().items():
+            module[f"{part}.{name}"] = tensor
+    torch.save({"module": module}, tmp_path / "dressing.pt")
+    latents = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base = torch.nn.Module.to(unet(1), dtype)
+        face = load_faceid(tmp_path / "face.safetensors", base)
+        loaded = load_dresser(tmp_path / "dressing.pt", base, face=face)
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
+        with torch.no_grad():
+            conditions = loaded.condition(**inputs([0, 1], "face"))
+            latents[dtype] = drawn(loaded, conditions, [0, 1], 3.0)
+    exact, half = latents.values()
+    assert (half - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
 def test_files_that_are_not_faceid_plus(tmp_path):

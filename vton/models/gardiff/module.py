@@ -8,7 +8,6 @@ Here a batch becomes the tensors that the networks work on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -243,6 +242,9 @@ class GarDiff(TryOnModule):
         """CLIP's patches behind its class token, where they show the whole garment; other tokens
         have no places.
         """
-        side = math.isqrt(tokens - 1)
-        whole = self.config.model.clip.fit == "squash" and side > 1 and side**2 == tokens - 1
-        return (side, side) if whole else None
+        reads_patches = self.reads_clip and not self.reads_summary
+        if not reads_patches or self.config.model.clip.fit != "squash":
+            return None
+        tower = self.part("clip").tower.config
+        side = tower.image_size // tower.patch_size
+        return (side, side) if tokens == 1 + side**2 else None

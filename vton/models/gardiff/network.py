@@ -57,7 +57,8 @@ class GarmentFocusedProcessor(nn.Module):
         self, attention: Attention, masked: tuple[bool, ...] = (False, False), scale: float = 1.0
     ):
         super().__init__()
-        self.masked, self.scale = masked, scale
+        self.masked = masked
+        self.scale = scale
         if len(masked) == 2:
             inner, context = attention.to_k.weight.shape
             self.to_k_adapter = nn.Linear(context, inner, bias=False)

@@ -380,9 +380,8 @@ def tap_shapes(unet: UNet2DConditionModel, size: tuple[int, int]) -> list[tuple[
     """
     levels, padding = len(unet.config.block_out_channels), unet.config.downsample_padding
     sizes = [tuple(size)]
-    for _ in range(
-        levels - 1
-    ):  # stride-2 convolutions of side 3; without padding diffusers adds one row and column
+    for _ in range(levels - 1):
+        # Stride-2 convolutions of side 3; without padding diffusers adds one row and column.
         sizes.append(tuple((side + (2 * padding or 1) - 3) // 2 + 1 for side in sizes[-1]))
 
     def shape(name: str) -> tuple[int, int]:

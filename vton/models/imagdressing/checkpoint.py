@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from vton.config import ExperimentConfig
 from vton.errors import UserError
@@ -164,7 +164,8 @@ def write_published(
 def load_dresser(path: Path, unet: UNet2DConditionModel, **plugins) -> Dresser:
     """The released weights around a dressing UNet: SD 1.5's or a community model's of its shape.
 
-    plugins: `controls` and `face` of Dresser. Raises UserError.
+    Device and dtype are those of `unet`. plugins: `controls` and `face` of Dresser. Raises
+    UserError.
     """
     states, _ = split_published(read_module(Path(path)), path)
     try:
@@ -187,15 +188,15 @@ def load_dresser(path: Path, unet: UNet2DConditionModel, **plugins) -> Dresser:
     }
     for name, network in networks.items():
         load_state(network, states[name], path)
-        network.to(unet.device, unet.dtype).eval()
+        in_manner_of(unet, network)
     return Dresser(unet, **networks, **plugins)
 
 
 def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:
     """A FaceID-Plus or PlusV2 file for the attention layers of `unet`.
 
-    settings: scales, shortcut, cut_text. Raises UserError for other files, FaceID without Plus
-    among them.
+    Device and dtype are those of `unet`. settings: scales, shortcut, cut_text. Raises UserError for
+    other files, FaceID without Plus among them.
     """
     state = {}
     for section, tensors in read_ip_adapter(Path(path)).items():
@@ -206,7 +207,13 @@ def load_faceid(path: Path, unet: UNet2DConditionModel, **settings) -> FaceID:
     except KeyError as error:
         raise UserError(f"{path}: not a FaceID-Plus file for SD 1.5: no {error}.") from None
     load_state(face, state, path)
-    return face.eval().requires_grad_(False)
+    return in_manner_of(unet, face).requires_grad_(False)
+
+
+def in_manner_of(unet: UNet2DConditionModel, network: nn.Module) -> nn.Module:
+    """The network in evaluation mode, on the UNet's device and in its dtype."""
+    # diffusers' own `to` warns of layers to be kept in float32, of which these have none.
+    return nn.Module.to(network, unet.device, unet.dtype).eval()
 
 
 def read_face(path: Path) -> tuple[Tensor, Tensor]:

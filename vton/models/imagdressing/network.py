@@ -36,6 +36,7 @@ from vton.models.attention import (
 )
 from vton.models.imagdressing.control import Control
 from vton.models.imagdressing.faceid import FaceID, Identity, project
+from vton.models.precision import in_dtype_of
 from vton.models.resampler import Resampler
 from vton.models.rows import Rows, as_rows, index_on, select_rows
 from vton.models.unet import attention_names, execution_order, garment_taps
@@ -106,7 +107,8 @@ class HybridSelfAttention:
     """
 
     def __init__(self, number: int, attention: str = "hybrid"):
-        self.number, self.attention = number, ATTENTIONS[attention]
+        self.number = number
+        self.attention = ATTENTIONS[attention]
 
     def __call__(
         self,
@@ -276,9 +278,8 @@ class Dresser(Denoiser):
         clip (G, S, width): CLIP's penultimate states of the garment picture, or without a projector
         text tokens (G, T, D); worn (B,) int64: which of the G garments a row wears, by default its
         own or the only one; garment_scale: lambda, one for all or (B,), 0 = no garment; both are on
-        the CPU. control:
-        pictures by the name of their ControlNet, see Control.embed; known: what inpainting keeps.
-        Where a leading dimension is 1, all rows share it.
+        the CPU. control: pictures by the name of their ControlNet, see Control.embed; known: what
+        inpainting keeps. Where a leading dimension is 1, all rows share it.
 
         The result may be changed by row before sampling: garment_scale, identity_scale, self_lora,
         cross_lora (B,). Raises ValueError for a picture without a ControlNet, a face without
@@ -300,8 +301,8 @@ class Dresser(Denoiser):
             return tensor.expand(count, *tensor.shape[1:]).contiguous()
 
         conditions = {
-            "text": text,
-            "negative_text": rows(negative_text),
+            "text": in_dtype_of(self.unet, text),
+            "negative_text": in_dtype_of(self.unet, rows(negative_text)),
             "garment_scale": rows(scale),
         }
         for number, k, v in self.adapter(self.garment_taps(garment_latents, clip)):
