@@ -84,11 +84,11 @@ def check_folder(config: DataConfig, workers: int = 1) -> list[Problem]:
                 problems.append(Problem(folder.dataset, split, "", root, "note", lacking))
                 continue
             pairs = TryOnDataset(folder, split, order)
+            problems += _notes(pairs)
         except DataError as error:
             problems.append(about_list(folder, split, error))
             continue
         checked.append(pairs)
-        problems += _notes(pairs)
         problems += _absent_folders(pairs)
         problems += _captions(pairs)
     problems += _check_files(config, folder, checked, workers)
