@@ -58,6 +58,7 @@ FACTS = {
     "commit": str,
     "pairs_sha256": str,
     "checkpoint_sha256": str,
+    "settings_sha256": str,
 }
 
 
