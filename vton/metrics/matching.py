@@ -19,6 +19,7 @@ from vton.data import images
 from vton.data.images import SUFFIXES
 from vton.data.pairs import columns_of
 from vton.data.sample import CATEGORIES, DataError, Order
+from vton.data.source import case_differs
 from vton.metrics.naming import Named, Names, garment_in, other_garment, read_name
 from vton.metrics.pictures import require_none
 
@@ -328,7 +329,8 @@ def pictures_in(folder: Path, part: str = "pred") -> dict[str, Path]:
     out: of other formats, and beside folders of categories.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder.")
+        problem = case_differs(folder) or "no such folder. Give one with pictures."
+        raise DataError(f"{folder}: {problem}")
     pictures: dict[str, Path] = {}
     unread = []
     for category, place, ending in _places(folder, part):

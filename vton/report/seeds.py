@@ -26,7 +26,10 @@ def require_seeds(rows: Sequence[Row], where: str) -> None:
     """
     seeds = list(map(training_seed, rows))
     if len(set(seeds)) < len(rows):
-        raise UserError(f"{where} has several rows of one seed: {seeds}.")
+        raise UserError(
+            f"{where} has several rows of one seed: {seeds}. Leave one of them, or give the other "
+            "run a name of its own."
+        )
     for row in rows[1:]:
         difference = setting_difference(rows[0], row)
         if difference:

@@ -204,7 +204,9 @@ def _averaged(rows: Sequence[Row]) -> Row:
     where = f"{first.model} ({first.order}, {first.region})"
     pairs = {(row.n, row.provenance.get("pairs_sha256")) for row in rows}
     if len(pairs) > 1:
-        raise UserError(f"{where}: its seeds were measured on other pairs.")
+        raise UserError(
+            f"{where}: its seeds were measured on different pairs. Evaluate them all on one list."
+        )
     require_seeds(rows, where)
     seeds = list(map(training_seed, rows))
     means, spread = {}, {}
