@@ -177,8 +177,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     """
     metrics = metric_columns(rows)
     deviations = map("{}_std".format, metrics)
-    known = [metric for metric in metrics if any(interval(row, metric) for row in rows)]
-    ends = [f"{metric}_{end}" for metric in known for end in ("low", "high")]
+    known = []  # metrics of which a row has an interval
+    ends = []
+    for metric in metrics:
+        if any(interval(row, metric) for row in rows):
+            known.append(metric)
+            ends += [f"{metric}_low", f"{metric}_high"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     identity = ["model", "data", "order", "region", "category", "n", "seeds"]
