@@ -90,7 +90,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         folder = getattr(folders, part)
         if folder is not None:
             parts[part] = pictures_in(folder, part)
-    prompts = read_prompts(folders.prompts) if folders.prompts else None
+    prompts = read_prompts(folders.prompts) if folders.prompts else {}
 
     of_targets = Names(targets)
     named = {name: read_name(name, targets, of_targets) for name in predictions}
@@ -120,7 +120,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         files |= _parts_of(name, person, garment, parts, of_parts)
         problems += _lacking(files, folders, parts)
         prompt = ""
-        if prompts is not None:
+        if folders.prompts:
             known = [key for key in (name, pair, person) if key in prompts]
             if known:
                 prompt = prompts[known[0]]
@@ -129,7 +129,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         pairs.append(MatchedFiles(pair, files, person or pair, prompt))
 
     references = []
-    masks = {part: files for part, files in parts.items() if part == "mask"}
+    masks = {"mask": parts["mask"]} if "mask" in parts else {}
     for name, path in targets.items():
         files = {"target": path} | _parts_of(name, name, "", masks, of_parts)
         problems += _lacking(files, folders, masks)
