@@ -118,22 +118,28 @@ def write_table(out: Path, names: list[str]) -> None:
     """Scores of the garment region, paired and unpaired."""
     seconds = json.loads((out / "seconds.json").read_text())
     heads = ["candidate", "draw", "s a step", "steps"]
-    heads += [f"{metric} {'↓' if metric in LOWER else '↑'}" for metric in METRICS]
-    lines = [" | ".join(heads), " | ".join(["---"] * 2 + ["---:"] * (len(heads) - 2))]
+    for metric in METRICS:
+        heads.append(f"{metric} {'↓' if metric in LOWER else '↑'}")
+    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
     for name in names:
         for file in sorted((out / "scores").glob(f"{name}+*.json")):
-            rows = {row["order"]: row for row in json.loads(file.read_text()) if of_garment(row)}
-            steps = rows["paired"]["provenance"]["training"]["steps"]
+            paired, unpaired = garment_rows(file)
+            steps = paired["provenance"]["training"]["steps"]
             cells = [name, file.stem.rpartition("+")[2], f"{seconds[name]:.3f}", str(steps)]
             for metric in METRICS:
-                values = [rows[order]["metrics"][metric] for order in ("paired", "unpaired")]
-                cells.append(" / ".join(f"{value:.3f}" for value in values))
-            lines.append(" | ".join(cells))
-    write_atomically(out / "table.md", "".join(f"| {line} |\n" for line in lines))
+                values = paired["metrics"][metric], unpaired["metrics"][metric]
+                cells.append("{:.3f} / {:.3f}".format(*values))
+            lines.append(cells)
+    write_atomically(out / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
-def of_garment(row: dict) -> bool:
-    return row["region"] == "garment" and row["category"] == "all"
+def garment_rows(file: Path) -> tuple[dict, dict]:
+    """The paired and the unpaired row of all garments in a results file."""
+    rows = {}
+    for row in json.loads(file.read_text()):
+        if row["region"] == "garment" and row["category"] == "all":
+            rows[row["order"]] = row
+    return rows["paired"], rows["unpaired"]
 
 
 if __name__ == "__main__":

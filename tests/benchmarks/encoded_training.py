@@ -20,6 +20,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vton.config import load
@@ -98,34 +99,30 @@ def main(arguments: list[str] | None = None) -> None:
                 pass
         optimizer = module.configure_optimizers()["optimizer"]
         streams = {"live": iter(live.train_dataloader()), "stored": iter(stored.train_dataloader())}
-        steps = [
-            {kind: measured(module, optimizer, stream) for kind, stream in streams.items()}
-            for _ in range(args.steps + 1)
-        ][1:]
-    table = {
-        kind: {
-            part: round(statistics.median(step[kind][part] for step in steps), 4)
-            for part in steps[0][kind]
-        }
-        for kind in streams
+        steps: dict[str, list[dict[str, float]]] = {kind: [] for kind in streams}
+        for _ in range(args.steps + 1):  # in turns
+            for kind, stream in streams.items():
+                steps[kind].append(measured(module, optimizer, stream))
+    seconds = {kind: medians(own[1:]) for kind, own in steps.items()}  # the first warms up
+    rates: dict[str, dict[str, float]] = {}
+    ratios = {}
+    for clock in ("step", "wall"):
+        rates[clock] = {}
+        for kind, parts in seconds.items():
+            rates[clock][kind] = round(config.train.batch_size / parts[clock], 2)
+        ratios[clock] = round(rates[clock]["stored"] / rates[clock]["live"], 2)
+    report = {
+        "samples_per_second": rates,
+        "ratio": ratios,
+        "seconds": seconds,
+        "writing": round(writing, 2),
     }
-    rates = {
-        clock: {
-            kind: round(config.train.batch_size / parts[clock], 2) for kind, parts in table.items()
-        }
-        for clock in ("step", "wall")
-    }
-    ratios = {clock: round(kinds["stored"] / kinds["live"], 2) for clock, kinds in rates.items()}
-    print(
-        json.dumps(
-            {
-                "samples_per_second": rates,
-                "ratio": ratios,
-                "seconds": table,
-                "writing": round(writing, 2),
-            }
-        )
-    )
+    print(json.dumps(report))
+
+
+def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median seconds of each part of a step."""
+    return {part: round(statistics.median(step[part] for step in steps), 4) for part in steps[0]}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from PIL import Image
 from tests.data import folders
 from tests.data.folders import TO_DRESSCODE, body_25, config, figure, save, write_json
 from vton.cli import main
-from vton.data import check, labels
-from vton.data.check import check_folder, format_problems
+from vton.data import check, check_files, labels
+from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
+from vton.data.problems import format_problems
 from vton.data.sample import DataError
 from vton.data.source import fingerprint
 
@@ -208,7 +209,7 @@ def test_processes_find_what_one_process_finds(root, monkeypatch):
     for name, damage in BREAKAGES.items():
         damage(root / name)
     alone = check_folder(config("viton_hd", root))
-    monkeypatch.setattr(check, "POOL_FROM", 1)
+    monkeypatch.setattr(check_files, "POOL_FROM", 1)
     assert check_folder(config("viton_hd", root), workers=2) == alone
 
 

@@ -201,10 +201,13 @@ def test_a_metric_that_one_seed_lacks_is_named():
         ({"guidance": 7.5}, "guidance is 1.0 and 7.5"),
         ({"checkpoint": "best"}, "checkpoint is weights and best"),
         ({"training": {"steps": 500}}, "training.steps is 900 and 500"),
+        ({"cost": {"parameters": 7}}, "parameters is 6000000 and 7"),
+        ({"settings_sha256": "b"}, "a setting that rows do not name, see the config.yaml"),
     ],
 )
 def test_only_seeds_of_one_setting_are_averaged(facts, difference):
-    first, second = row(checkpoint="weights"), row(seed=1, checkpoint="weights")
+    common = {"checkpoint": "weights", "settings_sha256": "a"}
+    first, second = row(**common), row(seed=1, **common)
     second.provenance["training"] |= {"seconds": 1.0, "global_batch": 8}  # no settings of the first
     over_seeds([first, second])
     training = second.provenance["training"] | facts.get("training", {})

@@ -150,6 +150,57 @@ def test_rows_measured_or_trained_otherwise_are_another_setting(tmp_path, publis
     assert "idm_vton is the best" in sentences  # alone, not before gardiff
 
 
+def trained(model, seed, ssim, **settings):
+    """A row of one training whose settings are given beside the usual ones."""
+    measured = row(model, seed, ssim)
+    measured.provenance["training"] |= settings.pop("training", {})
+    measured.provenance |= settings
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (trained("gardiff", 1, 0.7, training={"lr": 2e-3}), "training.lr is 0.001 and 0.002 for"),
+        (trained("gardiff", 1, 0.7, guidance=7.5), "guidance is 1.0 and 7.5 for gardiff"),
+        (trained("gardiff", 1, 0.7, settings_sha256="b"), "a setting that rows do not name"),
+        (trained("gardiff", 0, 0.7, checkpoint_sha256="b"), "both hold gardiff with training seed"),
+        (row("baseline/mean_colour", ssim=0.7), "baseline/mean_colour has other values"),
+    ],
+)
+def test_only_training_seeds_of_one_setting_are_averaged(tmp_path, published, other, sentence):
+    common = {"training": {"lr": 1e-3}, "guidance": 1.0, "settings_sha256": "a"}
+    first = [
+        trained("gardiff", 0, 0.5, **common),
+        trained("idm_vton", 0, 0.4, **common),
+        row("baseline/mean_colour", ssim=0.3),
+    ]
+    write_results(tmp_path / "a" / "results.json", first)
+    write_results(tmp_path / "b" / "results.json", [trained("gardiff", 2, 0.6, **common)])
+    write_results(tmp_path / "c" / "results.json", [other, trained("idm_vton", 2, 0.5, **common)])
+    values = read_measured(tmp_path).comparison
+    settings = values.groupby("folder")["setting"].unique().map(list)
+    assert settings["a"] == settings["b"] and len(settings["a"]) == 1
+    (apart,) = settings["c"]
+    assert apart.startswith(f"{settings['a'][0]}, kept apart: ")
+    assert sentence in apart and "a and c" in apart
+    page = text(Architectures(published, read_measured(tmp_path)).tables())
+    assert "0.5500 ± 0.0707" in page and apart in page
+
+
+def test_a_copy_counts_once_and_a_lone_file_may_not_mix_settings(tmp_path):
+    rows = [row("gardiff", 0), row("gardiff", 1, 0.6)]
+    for folder in ("one", "two"):
+        write_results(tmp_path / folder / "results.json", rows)
+    values = read_measured(tmp_path).values
+    assert values["setting"].nunique() == 1 and set(values["folder"]) == {"one"}
+    rows[1].provenance["guidance"] = 1.0
+    rows.append(trained("gardiff", 2, 0.6, guidance=7.5))
+    write_results(tmp_path / "two" / "results.json", rows[1:])
+    with pytest.raises(UserError, match=r"two/results\.json: gardiff .*guidance is 1\.0 and 7\.5"):
+        read_measured(tmp_path)
+
+
 def test_winners_with_margin_spread_and_baseline(results, published):
     wins = winners(read_measured(results).comparison, published).set_index("metric")
     ssim, lpips = wins.loc["ssim"], wins.loc["lpips_random"]

@@ -445,7 +445,7 @@ def test_a_bad_step_is_skipped_and_counted(spoilt, tmp_path, rendered, capsys):
 def test_skipping_ends_when_every_step_is_bad(spoilt, tmp_path, rendered, monkeypatch):
     monkeypatch.setattr(FiniteNumbers, "PATIENCE", 3)
     spoilt("gradient", first=1, count=99)
-    with pytest.raises(TrainingError, match=r"at step 3, .*3th in a row"):
+    with pytest.raises(TrainingError, match=r"at step 3, .*number 3 in a row"):
         trained(
             "gardiff", tmp_path, rendered, "run", *PLAIN, "train.steps=9", "train.non_finite=skip"
         )

@@ -41,7 +41,7 @@ from vton.config import (
 from vton.cost import counting
 from vton.metrics.results import read_results
 from vton.report.tables import is_baseline
-from vton.runs.folder import RunFolder
+from vton.runs.folder import RunFolder, is_part_of
 
 HELD_EQUAL = (
     "data",
@@ -243,7 +243,7 @@ def equal_settings(
 def is_held_equal(key: str) -> bool:
     if key in METHODS_OWN:
         return False
-    return any(key == part or key.startswith(f"{part}.") for part in HELD_EQUAL)
+    return is_part_of(key, HELD_EQUAL)
 
 
 def ablation_changes(choice: Sequence[str]) -> list[str]:

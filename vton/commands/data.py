@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vton.config import ConfigError, ExperimentConfig, as_override, load
-from vton.data.check import Problem, check_folder, format_problems, list_problems
+from vton.data.check import check_folder
 from vton.data.convert import convert, layout_of
 from vton.data.dataset import open_folder
 from vton.data.igpair import LACKING, is_igpair
 from vton.data.packing import write_folder
+from vton.data.problems import Problem, format_problems, list_problems
 from vton.data.shards import SHARD_MB
 from vton.data.source import open_source
 from vton.files import require_writable, write_atomically

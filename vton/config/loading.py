@@ -133,7 +133,7 @@ def load_file(path: Path, *overrides: str) -> ExperimentConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"No run configuration at {path}.")
+        raise ConfigError(f"{path}: no such file. Give the config.yaml of a run folder.")
     stored = read_settings(path)
     own = flatten(stored)
     given: dict[str, Any] = {}

@@ -169,7 +169,7 @@ class CodecConfig:
 
     def __post_init__(self):
         if not self.widths:
-            raise ConfigError("codec.widths=[] names no level.")
+            raise ConfigError("codec.widths=[] names no level; give the channels of one at least.")
 
 
 @dataclass

@@ -26,7 +26,7 @@ from vton.data.folder import Folder, PairFiles, Place, Split
 from vton.data.packing import write_folder
 from vton.data.pairs import Pair
 from vton.data.sample import CATEGORIES, DataError, Order
-from vton.data.source import Source, lexists, open_source
+from vton.data.source import Source, case_differs, lexists, open_source
 from vton.data.tables import pair_line
 from vton.data.viton_hd import VitonHD
 from vton.progress import track
@@ -40,9 +40,13 @@ TO_VITON_HD[labels.BAG] = labels.BACKGROUND
 
 
 def layout_of(source: Source) -> str:
-    """The data set whose layout a folder has: dresscode with folders of categories."""
-    if any((source / category).is_dir() for category in CATEGORIES):
-        return "dresscode"
+    """The data set whose layout a folder has: dresscode with folders of categories.
+
+    Those whose names have other capitals count, so that its reader names them.
+    """
+    for category in CATEGORIES:
+        if (source / category).is_dir() or case_differs(source / category):
+            return "dresscode"
     return "viton_hd"
 
 

@@ -322,22 +322,23 @@ class TryOnDataset(Dataset):
         config = self.folder.config
         if config.caption_source == "fallback":  # every garment has its category's
             return ""
-        categories = self.folder.categories
-        files = [self.folder.caption_file(self.split, category) for category in categories]
-        if not where_absent and not any(map(lexists, files)):
+        files = {}
+        for category in self.folder.categories:
+            files[category] = self.folder.caption_file(self.split, category)
+        if not where_absent and not any(map(lexists, files.values())):
             return ""
         garments = [replace(pair, person=pair.garment) for pair in self.pairs]
         count = 0
         left_out: dict[Pair, Source] = {}
         for garment in dict.fromkeys(garments):
-            file = self.folder.caption_file(self.split, garment.category)
             count += 1
             if self.folder.annotation(self.split, garment) is None:
-                left_out[garment] = file
+                left_out[garment] = files[garment.category]
         if not left_out:
             return ""
-        files = dict.fromkeys(left_out.values())
-        names = [str(file) if lexists(file) else f"{file} (absent)" for file in files]
+        sources = []
+        for file in dict.fromkeys(left_out.values()):
+            sources.append(str(file) if lexists(file) else f"{file} (absent)")
         first = next(iter(left_out))
         fallbacks = {}
         for pair in left_out:
@@ -345,7 +346,7 @@ class TryOnDataset(Dataset):
         return (
             f"{len(left_out):,} of {count:,} garments have no caption; they get "
             f"{', '.join(fallbacks)} (data.caption_fallback). "
-            f"The first is {first.garment_id}; captions come from {', '.join(names)}."
+            f"The first is {first.garment_id}; captions come from {', '.join(sources)}."
         )
 
     def _decode(self, index: int) -> Record:

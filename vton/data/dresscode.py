@@ -91,6 +91,7 @@ class DressCode(Folder):
         self.categories = chosen(CATEGORIES, config.category, dataset)
         self._captions: dict[Category, dict[str, str]] = {}
         self.require_any_of(CATEGORIES)
+        self.require_same_case(*(root / name for name in self.categories))
         absent = [f"{name}/" for name in self.categories if not (root / name).is_dir()]
         if absent:
             raise DataError(
@@ -117,6 +118,7 @@ class DressCode(Folder):
                     f"{', '.join(self.categories)}; choose another data.category."
                 )
             return pairs
+        self.first_of(self._known_lists(name))  # raises if it has other capitals
         pairs = []
         for category in self.categories:
             pairs += self._read_list(self.root / category / name, order, category)
@@ -165,8 +167,7 @@ class DressCode(Folder):
         return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
-        known = [self.root / category / name for name in CAPTION_FILES]
-        return next(filter(lexists, known), known[0])
+        return self.first_of([self.root / category / name for name in CAPTION_FILES])
 
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if pair.category not in self._captions:
@@ -177,9 +178,12 @@ class DressCode(Folder):
         return self._captions[pair.category].get(composed(f"{pair.garment}_1"))
 
     def _lists(self, name: str) -> bool:
-        """Whether root or any category has the list."""
-        folders = [self.root, *(self.root / category for category in self.categories)]
-        return any(lexists(folder / name) for folder in folders)
+        """Whether root or any category has the list. Raises DataError if it has other capitals."""
+        return lexists(self.first_of(self._known_lists(name)))
+
+    def _known_lists(self, name: str) -> list[Source]:
+        """Where a list may lie: in the root, or in the folders of categories."""
+        return [self.root / name, *(self.root / category / name for category in self.categories)]
 
     def _read_list(self, path: Source, order: Order, category: Category | None) -> list[Pair]:
         """Pairs of one list.

@@ -21,7 +21,7 @@ from vton.data import images
 from vton.data.images import ADVICE, RESTORE_OR_DROP, SUFFIXES, Origin
 from vton.data.pairs import Pair
 from vton.data.sample import Category, DataError, Order
-from vton.data.source import Source, composed, lexists
+from vton.data.source import Source, case_differs, composed, lexists
 
 Split = Literal["train", "test"]
 
@@ -106,10 +106,32 @@ class Folder(ABC):
         # The last pair that `_crossed` was asked about, and the answer.
         self._last_crossed: tuple[object, bool] = (None, False)
         if not root.is_dir():
+            self.require_same_case(root)
             raise DataError(
                 f"{dataset}: no folder {root}. Set data.root or VTON_DATA; data/README.md says how "
                 "to get the data."
             )
+
+    def require_same_case(self, *paths: Source) -> None:
+        """Raise DataError if one of these paths is absent, but is there with other capitals.
+
+        What was meant must not be passed over in silence.
+        """
+        for path in paths:
+            problem = case_differs(path)
+            if problem:
+                raise DataError(f"{self.dataset}: {problem}")
+
+    def first_of(self, known: Sequence[Source]) -> Source:
+        """The first of these paths that exists, or the first.
+
+        Raises DataError if none exists but one is there with other capitals.
+        """
+        for path in known:
+            if lexists(path):
+                return path
+        self.require_same_case(*known)
+        return known[0]
 
     def require_any_of(self, names: Sequence[str]) -> None:
         """Raise DataError where none of these lies in the root but one does in a folder below.
@@ -160,7 +182,10 @@ class Folder(ABC):
 
     @abstractmethod
     def caption_file(self, split: Split, category: Category) -> Source:
-        """The file with the annotations of garments. It need not exist."""
+        """The file with the annotations of garments. It need not exist.
+
+        Raises DataError if its name has other capitals.
+        """
 
     @abstractmethod
     def annotation(self, split: Split, pair: Pair) -> str | None:
@@ -236,7 +261,11 @@ class Folder(ABC):
         advice = RESTORE_OR_DROP
         if kind.of_garment and split == "test" and order == "paired":
             advice = "Restore it, or evaluate unpaired pairs alone (eval.orders=[unpaired])."
-        unread = self._listing(folder, kind.suffixes_at(place)).unread.get(composed(stem))
+        listing = self._listing(folder, kind.suffixes_at(place))
+        other_case = listing.folded.get(composed(stem).casefold())
+        if other_case:
+            advice = f"There is {other_case}, with other capitals. Rename it, or correct the list."
+        unread = listing.unread.get(composed(stem))
         if unread:
             readable = " or ".join(kind.suffixes)
             advice = f"There is {unread}, which is not read: {kind.what} files end in {readable}."
@@ -264,8 +293,8 @@ class Folder(ABC):
     def has(self, place: Place, split: Split) -> bool:
         """Whether every category has this folder.
 
-        Raises DataError if a file or a broken link has its name: the folder that was meant must not
-        be passed over in silence.
+        Raises DataError if a file or a broken link has its name, or a folder with other capitals:
+        what was meant must not be passed over in silence.
         """
         folders = [base / place.folder for base in self.bases(split)]
         for folder in folders:
@@ -274,6 +303,7 @@ class Folder(ABC):
                     f"{self.dataset} {split}: {folder} is a file or a link to nowhere, not a "
                     "folder. Repair it."
                 )
+        self.require_same_case(*folders)
         return all(folder.is_dir() for folder in folders)
 
     def partly_absent(self, part: str, split: Split, order: Order) -> str:
@@ -375,7 +405,8 @@ class Folder(ABC):
                         passed_over[path.name] = taken
             others = [path for path in listed if path.suffix.lower() in PICTURES - set(suffixes)]
             unread = {composed(path.stem): path.name for path in others}
-            self._listings[key] = Listing(by_stem, passed_over, unread)
+            folded = {stem.casefold(): name for stem, name in by_stem.items()}
+            self._listings[key] = Listing(by_stem, passed_over, unread, folded)
         return self._listings[key]
 
 
@@ -385,6 +416,7 @@ class Listing(NamedTuple):
     by_stem: dict[str, str]  # of the files that are read, by composed stem
     passed_over: dict[str, str]  # name of a file that is not -> that of the same stem that is
     unread: dict[str, str]  # of pictures in formats that are not read, by composed stem
+    folded: dict[str, str]  # of the files that are read, by stem without upper case
 
 
 @dataclass(frozen=True)

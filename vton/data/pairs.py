@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vton.data.images import SUFFIXES
 from vton.data.sample import Category, DataError, joined_id
 from vton.data.shards import ShardError
-from vton.data.source import Source
+from vton.data.source import Source, case_differs
 
 AFTER_SUFFIX = re.compile(
     "|".join(rf"(?<={re.escape(suffix)})\s+" for suffix in SUFFIXES), re.IGNORECASE
@@ -56,6 +56,9 @@ def read_pair_list(path: Source, dataset: str) -> list[tuple[str, ...]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        problem = case_differs(path)
+        if problem:
+            raise DataError(f"{dataset}: {problem}") from None
         raise DataError(f"{dataset}: pair list is missing ({path}). {advice}") from None
     except ShardError:
         raise

@@ -33,6 +33,33 @@ def lexists(source: Source) -> bool:
     return source.is_dir() or source.is_file()
 
 
+def case_differs(path: Source) -> str:
+    """What lies at this path, or above it, under a name with other capitals, as a sentence.
+
+    "" where the path exists or nothing has such a name. Only plain folders are searched: shards and
+    tables are written under the known names.
+    """
+    if not isinstance(path, Path):
+        return ""
+    wanted = path
+    while not lexists(wanted.parent):
+        wanted = wanted.parent
+    if lexists(wanted):
+        return ""
+    try:
+        names = sorted(os.listdir(wanted.parent))
+    except OSError:
+        return ""
+    for name in names:
+        if name.casefold() == wanted.name.casefold():
+            found = wanted.parent / name
+            return (
+                f"there is {found}, but its name is expected as {wanted.name}, with the same "
+                "capital and small letters. Rename it."
+            )
+    return ""
+
+
 def composed(name: str) -> str:
     """A name with letters and accents as one character each.
 

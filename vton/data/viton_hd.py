@@ -129,6 +129,7 @@ class VitonHD(Folder):
     def lacks(self, split: Split, order: Order) -> str:
         if lexists(self._list("train", "paired")) or lexists(self.root / "train"):
             return ""
+        self.require_same_case(self.root / "train")
         if split == "train":
             return "no training pairs: neither train_pairs.txt nor train/"
         one_list = self._list(split, "paired") == self._list(split, "unpaired")
@@ -140,6 +141,7 @@ class VitonHD(Folder):
         """The pair list of an order: the first known one that exists.
 
         For unpaired pairs, the first one with another garment than the person's own on any line.
+        Raises DataError where only a list with other capitals exists.
         """
         chosen_name = self.list_name(split, order)
         if chosen_name:
@@ -150,7 +152,7 @@ class VitonHD(Folder):
             for path in existing:
                 if any(row[0] != row[1] for row in read_pair_list(path, self.dataset)):
                     return path
-        return existing[0] if existing else known[0]
+        return self.first_of(known)
 
     def base(self, split: Split, category: Category) -> Source:
         return self.root / split
@@ -175,8 +177,7 @@ class VitonHD(Folder):
         return densepose.read_colours(path, origin, size)
 
     def caption_file(self, split: Split, category: Category) -> Source:
-        known = [self.root / name.format(split=split) for name in CAPTION_FILES]
-        return next(filter(lexists, known), known[0])
+        return self.first_of([self.root / name.format(split=split) for name in CAPTION_FILES])
 
     def annotation(self, split: Split, pair: Pair) -> str | None:
         if split not in self._tags:

@@ -19,6 +19,7 @@ from vton.data import images
 from vton.data.images import SUFFIXES
 from vton.data.pairs import columns_of
 from vton.data.sample import CATEGORIES, DataError, Order
+from vton.data.source import case_differs
 from vton.metrics.naming import Named, Names, garment_in, other_garment, read_name
 from vton.metrics.pictures import require_none
 
@@ -89,7 +90,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         folder = getattr(folders, part)
         if folder is not None:
             parts[part] = pictures_in(folder, part)
-    prompts = read_prompts(folders.prompts) if folders.prompts else None
+    prompts = read_prompts(folders.prompts) if folders.prompts else {}
 
     of_targets = Names(targets)
     named = {name: read_name(name, targets, of_targets) for name in predictions}
@@ -119,7 +120,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         files |= _parts_of(name, person, garment, parts, of_parts)
         problems += _lacking(files, folders, parts)
         prompt = ""
-        if prompts is not None:
+        if folders.prompts:
             known = [key for key in (name, pair, person) if key in prompts]
             if known:
                 prompt = prompts[known[0]]
@@ -128,7 +129,7 @@ def match_files(folders: Folders, order: Order) -> tuple[list[MatchedFiles], lis
         pairs.append(MatchedFiles(pair, files, person or pair, prompt))
 
     references = []
-    masks = {part: files for part, files in parts.items() if part == "mask"}
+    masks = {"mask": parts["mask"]} if "mask" in parts else {}
     for name, path in targets.items():
         files = {"target": path} | _parts_of(name, name, "", masks, of_parts)
         problems += _lacking(files, folders, masks)
@@ -328,7 +329,8 @@ def pictures_in(folder: Path, part: str = "pred") -> dict[str, Path]:
     out: of other formats, and beside folders of categories.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder.")
+        problem = case_differs(folder) or "no such folder. Give one with pictures."
+        raise DataError(f"{folder}: {problem}")
     pictures: dict[str, Path] = {}
     unread = []
     for category, place, ending in _places(folder, part):

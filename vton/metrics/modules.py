@@ -79,7 +79,10 @@ class KeyedMetric(TorchMetric):
         gathered = [None] * distributed.get_world_size(process_group)
         distributed.all_gather_object(gathered, own, group=process_group)
         for name in self._defaults:
-            setattr(self, name, [part for states in gathered for part in states[name]])
+            parts = []
+            for states in gathered:
+                parts += states[name]
+            setattr(self, name, parts)
 
 
 class _SetMetric(KeyedMetric):

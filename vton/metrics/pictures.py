@@ -27,8 +27,8 @@ def to_uint8(image: Tensor) -> Tensor:
     """
     if not torch.isfinite(image).all():
         raise DataError(
-            "A picture to be written holds NaN or infinite values: "
-            "the model diverged or lost precision."
+            "A picture to be written holds NaN or infinite values: the model diverged or lost "
+            "precision. Try train.precision=fp32, or an earlier checkpoint."
         )
     return image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 

@@ -58,6 +58,7 @@ FACTS = {
     "commit": str,
     "pairs_sha256": str,
     "checkpoint_sha256": str,
+    "settings_sha256": str,
 }
 
 
@@ -130,7 +131,10 @@ def read_results(path: Path) -> list[Row]:
             f"{path}: not readable as results: {one_line(error)}. Run the evaluation again."
         ) from error
     if not isinstance(stored, list):
-        raise UserError(f"{path}: expected a list of rows, found {type(stored).__name__}.")
+        raise UserError(
+            f"{path}: expected a list of rows, found {type(stored).__name__}. "
+            "Run the evaluation again."
+        )
     known = {item.name for item in fields(Row)}
     for index, row in enumerate(stored):
         keys = set(row) if isinstance(row, dict) else set()

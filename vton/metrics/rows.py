@@ -42,17 +42,8 @@ def compute_rows(
     for region in REGIONS:
         for category in _categories(tally, region):
             ids = tally.pair_ids(region, category)
-            metrics = _means(tally, region, ids, extractors)
-            deviations = _deviations_of_means(tally, region, ids, extractors)
-            for name, value, spread in _distances(tally, reference, region, category, extractors):
-                metrics[name] = value
-                if spread is not None:
-                    deviations[name] = spread
-            gaps = _gaps(tally, region, ids, extractors)
-            few = _too_few(tally, reference, region, category, extractors)
-            if few:
-                gaps["absent"] = gaps.get("absent", {}) | few
-            if not metrics and not gaps:
+            metrics, facts = _measured(tally, reference, region, category, extractors)
+            if not metrics and not facts:
                 continue
             row = Row(
                 model=model,
@@ -68,12 +59,33 @@ def compute_rows(
                     **provenance,
                     "metrics": extractors.settings(),
                     "pairs_sha256": digest_of_ids(ids),
-                    **_confidence(metrics, deviations),
-                    **gaps,
+                    **facts,
                 },
             )
             rows.append(row)
     return rows
+
+
+def _measured(
+    tally: Tally,
+    reference: PictureFeatures,
+    region: Region,
+    category: str,
+    extractors: Extractors,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """A row's metrics; their confidence, and why others are absent or leave pairs out."""
+    ids = tally.pair_ids(region, category)
+    metrics = _means(tally, region, ids, extractors)
+    deviations = _deviations_of_means(tally, region, ids, extractors)
+    for name, value, spread in _distances(tally, reference, region, category, extractors):
+        metrics[name] = value
+        if spread is not None:
+            deviations[name] = spread
+    gaps = _gaps(tally, region, ids, extractors)
+    few = _too_few(tally, reference, region, category, extractors)
+    if few:
+        gaps["absent"] = gaps.get("absent", {}) | few
+    return metrics, _confidence(metrics, deviations) | gaps
 
 
 def _categories(tally: Tally, region: Region) -> list[str]:

@@ -20,6 +20,7 @@ from PIL import Image
 from vton import __version__
 from vton.config import MaskRule
 from vton.data.sample import CATEGORIES, Category
+from vton.data.source import case_differs
 from vton.data.synthetic.words import colour_name
 from vton.errors import UserError
 from vton.files import file_digest, write_atomically
@@ -331,6 +332,9 @@ def _record_of(marker: Path, digest: str, working: Path) -> dict[str, Any] | Non
 def _pictures(folder: Path) -> list[Path]:
     """The picture files of a folder, by name. Raises UserError where there are none."""
     if not folder.is_dir():
+        problem = case_differs(folder)
+        if problem:
+            raise UserError(f"{folder} is no folder: {problem}")
         raise UserError(
             f"{folder} is no folder. Photos go into two folders, persons/ and garments/."
         )
@@ -358,6 +362,10 @@ def _others(folder: Path) -> list[Path]:
 def _by_category(folder: Path, category: Category) -> dict[Category, list[Path]]:
     """Garments by category: those of its folders, else all in the one given."""
     found = {name: folder / name for name in CATEGORIES if (folder / name).is_dir()}
+    for name in CATEGORIES:
+        problem = case_differs(folder / name)
+        if folder.is_dir() and problem:
+            raise UserError(f"{folder}: {problem}")
     if not found:
         return {category: _pictures(folder)}
     loose = [path.name for path in folder.iterdir() if _is_picture(path)]

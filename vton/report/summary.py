@@ -13,7 +13,6 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,8 +22,9 @@ from vton.metrics import resampling
 from vton.metrics.results import Row, read_results
 from vton.report.caption import caption
 from vton.report.columns import metric_cell, metric_columns, metric_heading
-from vton.report.costs import COSTS, costs, training_of
+from vton.report.costs import COSTS, costs
 from vton.report.noise import in_words, interval
+from vton.report.seeds import require_seeds, training_seed
 from vton.report.tables import (
     best_models,
     grouped,
@@ -36,9 +36,6 @@ from vton.report.tables import (
 
 ROWS = "results.json"
 QUALITY = ("ssim", "psnr", "lpips", "fid")  # in the table itself; all others stand below it
-# Recorded of an evaluation and of a training: what the seeds of a method have in common.
-EVALUATED_BY = ("checkpoint", "solver", "steps", "guidance", "mask", "warp")
-OF_ONE_TRAINING = ("seed", "seconds", "peak_memory_gib", "planned_steps")  # all else is shared
 COST_GROUP = "cost"
 LATEX = str.maketrans(
     {
@@ -180,8 +177,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     """
     metrics = metric_columns(rows)
     deviations = map("{}_std".format, metrics)
-    known = [metric for metric in metrics if any(interval(row, metric) for row in rows)]
-    ends = [f"{metric}_{end}" for metric in known for end in ("low", "high")]
+    known = []  # metrics of which a row has an interval
+    ends = []
+    for metric in metrics:
+        if any(interval(row, metric) for row in rows):
+            known.append(metric)
+            ends += [f"{metric}_low", f"{metric}_high"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     identity = ["model", "data", "order", "region", "category", "n", "seeds"]
@@ -207,11 +208,11 @@ def _averaged(rows: Sequence[Row]) -> Row:
     where = f"{first.model} ({first.order}, {first.region})"
     pairs = {(row.n, row.provenance.get("pairs_sha256")) for row in rows}
     if len(pairs) > 1:
-        raise UserError(f"{where}: its seeds were measured on other pairs.")
-    seeds = [training_of(row).get("seed") for row in rows]
-    if len(set(seeds)) < len(rows):
-        raise UserError(f"{where} has several rows of one seed: {seeds}.")
-    _require_one_setting(rows, where)
+        raise UserError(
+            f"{where}: its seeds were measured on different pairs. Evaluate them all on one list."
+        )
+    require_seeds(rows, where)
+    seeds = list(map(training_seed, rows))
     means, spread = {}, {}
     for metric in first.metrics:
         values = [row.metrics[metric] for row in rows if metric in row.metrics]
@@ -229,28 +230,6 @@ def _averaged(rows: Sequence[Row]) -> Row:
     if len(rows) > 1:
         provenance = _without_confidence(provenance) | _mean_confidence(rows, means)
     return replace(first, metrics=means, provenance=provenance)
-
-
-def _require_one_setting(rows: Sequence[Row], where: str) -> None:
-    """Raise UserError naming a setting that differs between seeds, of those both rows know."""
-    first = _setting(rows[0])
-    for row in rows[1:]:
-        for name, value in _setting(row).items():
-            if first.get(name, value) != value:
-                raise UserError(
-                    f"{where}: its rows differ in more than the training seed: {name} is "
-                    f"{first[name]} and {value}. Evaluate runs of one setting the same way, or "
-                    "give the other setting a name of its own."
-                )
-
-
-def _setting(row: Row) -> dict[str, Any]:
-    facts = row.provenance
-    setting = {name: facts[name] for name in EVALUATED_BY if name in facts}
-    for name, value in training_of(row).items():
-        if name not in OF_ONE_TRAINING:
-            setting[f"training.{name}"] = value
-    return setting
 
 
 def _gaps(rows: Sequence[Row], seeds: Sequence[int | None]) -> dict[str, dict]:

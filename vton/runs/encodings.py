@@ -114,6 +114,7 @@ def encode(module: TryOnModule, data: TryOnDataModule) -> tuple[int, int]:
                 encodings.append(former.fresh(batch.index[row], keys[row]))
                 if encodings[row].keys() != ahead.keys():
                     stale.append(row)
+
             for row, tensors in zip(stale, _compute(module, batch, stale, ahead), strict=True):
                 encodings[row] = tensors
             for row, index in enumerate(batch.index):

@@ -339,11 +339,16 @@ def differences(
     before, after = flatten(asdict(old)), flatten(asdict(new))
     differing = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == part or key.startswith(f"{part}.") for part in allowed):
+        if is_part_of(key, allowed):
             continue
         if before.get(key) != after.get(key):
             differing.append(f"{key}: {before.get(key)} -> {after.get(key)}")
     return differing
+
+
+def is_part_of(key: str, names: Sequence[str]) -> bool:
+    """Whether a setting is one of these, or lies in a section among them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def environment() -> dict:

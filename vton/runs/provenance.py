@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vton.config import ExperimentConfig, to_yaml
+from vton.config import ExperimentConfig, flatten, to_yaml
 from vton.errors import UserError
 from vton.files import file_digest
 from vton.models.base import TrainedModule
 from vton.runs.assemble import checkpoint_path, load_module
 from vton.runs.checkpoint import training_so_far
-from vton.runs.folder import RunFolder
+from vton.runs.folder import RESUMABLE, RunFolder, is_part_of
 from vton.weights.pretrained import read_checkpoint
 
 ATTEMPTS = 5  # to read a checkpoint that is being replaced
@@ -69,6 +70,7 @@ def drawing_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> 
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_digest(checkpoint_path(run, checkpoint)),
         "config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+        "settings_sha256": settings_digest(config),
         "training": training_facts(run, config, checkpoint),
     }
     if config.model.kind == "architecture":  # a warp draws nothing
@@ -79,6 +81,23 @@ def drawing_facts(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> 
     if config.data.pad:
         facts["padded_to"] = list(config.data.size)
     return facts
+
+
+def settings_digest(config: ExperimentConfig) -> str:
+    """SHA-256 of the settings that training seeds of one method share.
+
+    All but the seed and what changes neither weights nor pictures. How a batch is shared out, and
+    how long was trained, stands in the training facts. Defaults are left out, so that a setting
+    that a later version adds leaves the digest as it is.
+    """
+    defaults = flatten(asdict(ExperimentConfig(model=type(config.model)())))
+    shared = {}
+    for key, value in sorted(flatten(asdict(config)).items()):
+        if key == "seed" or (is_part_of(key, RESUMABLE) and not is_part_of(key, ("sampler",))):
+            continue
+        if key not in defaults or value != defaults[key]:
+            shared[key] = value
+    return hashlib.sha256(json.dumps(shared, default=str).encode()).hexdigest()
 
 
 def training_facts(

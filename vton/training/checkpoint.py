@@ -20,7 +20,7 @@ from vton.processes import together
 from vton.runs.checkpoint import export_weights
 from vton.runs.folder import RunFolder
 from vton.training.ema import EMA, local
-from vton.training.finite import FiniteNumbers, TrainingError
+from vton.training.finite import ANOTHER_RUN, FiniteNumbers, TrainingError
 from vton.training.fsdp import FSDP2
 from vton.training.held_out import HeldOut
 from vton.training.telemetry import ends_step
@@ -172,7 +172,7 @@ class Checkpoints(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             raise TrainingError(
                 f"Step {trainer.global_step} made weights that are not finite. {self.run.last} is "
-                "from before; try a lower train.lr or train.precision=fp32."
+                f"from before. {ANOTHER_RUN.capitalize()}."
             )
 
     def on_train_end(self, trainer, module) -> None:

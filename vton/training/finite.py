@@ -13,6 +13,9 @@ from torch.distributed.tensor import DTensor
 from vton.errors import UserError
 from vton.processes import from_every_process, is_behind
 
+# What helps against numbers that are not finite; a run keeps its settings.
+ANOTHER_RUN = "start another run (name=...) with a lower train.lr or with train.precision=fp32"
+
 
 class TrainingError(UserError):
     """Training cannot go on; the message names step and samples."""
@@ -126,15 +129,15 @@ class FiniteNumbers(Callback):
         message = describe(bad)
         if self.policy == "stop":
             raise TrainingError(
-                f"{message} The last checkpoint is from before; try a lower train.lr or "
-                "train.precision=fp32, or skip such steps: train.non_finite=skip."
+                f"{message} The last checkpoint is from before: go on from it and skip such steps "
+                f"(train.non_finite=skip), or {ANOTHER_RUN}."
             )
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == self.PATIENCE:
             raise TrainingError(
-                f"{message} It is the {self.PATIENCE}th in a row to be skipped: the weights are "
-                "lost."
+                f"{message} It is number {self.PATIENCE} in a row to be skipped: the weights "
+                f"are lost. {ANOTHER_RUN.capitalize()}."
             )
         optimizer.zero_grad(set_to_none=True)  # AdamW then touches neither weights nor moments
         if trainer.is_global_zero:

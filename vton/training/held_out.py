@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -105,7 +106,8 @@ class HeldOut(Callback):
 
         Raises TrainingError, on all processes, where a picture holds NaN on one of them.
         """
-        shown, size = set(held_out.shown.pair_id), module.config.data.picture_size
+        shown = set(held_out.shown.pair_id)
+        size = module.config.data.picture_size
         pictures: dict[str, Tensor] = {}
         scores: dict[str, dict[str, float]] = {}  # by pair
         not_finite: list[str] = []  # pairs whose pictures hold NaN or infinity
@@ -119,9 +121,8 @@ class HeldOut(Callback):
                 scores[pair] = score(drawn[row : row + 1], batch[row : row + 1], size)
                 if pair in shown:
                     pictures[pair] = drawn[row].cpu()
-        for their_pictures, their_scores, their_not_finite in from_every_process(
-            (pictures, scores, not_finite)
-        ):
+        shares = from_every_process((pictures, scores, not_finite))
+        for their_pictures, their_scores, their_not_finite in shares:
             pictures |= their_pictures
             scores |= their_scores
             not_finite = sorted({*not_finite, *their_not_finite})
@@ -132,11 +133,7 @@ class HeldOut(Callback):
                 "held-out pictures."
             )
         self.show(trainer, module, order, held_out.shown, pictures, step)
-        values_by_name: dict[str, list[float]] = {}
-        for pair_scores in scores.values():
-            for name, value in pair_scores.items():
-                values_by_name.setdefault(f"val/{order}/{name}", []).append(value)
-        means = {name: math.fsum(values) / len(values) for name, values in values_by_name.items()}
+        means = mean_scores(scores.values(), f"val/{order}/")
         if means:
             trainer.logger.log_metrics(means, step=step)
         return means
@@ -190,3 +187,15 @@ def score(output: Tensor, batch: TryOnBatch, size: tuple[int, int]) -> dict[str,
         if len(of_garment):
             scores["psnr_garment"] = of_garment.item()
     return scores
+
+
+def mean_scores(scores: Iterable[dict[str, float]], prefix: str) -> dict[str, float]:
+    """The mean over pairs of each score, its name behind a prefix."""
+    values_by_name: dict[str, list[float]] = {}
+    for of_pair in scores:
+        for name, value in of_pair.items():
+            values_by_name.setdefault(name, []).append(value)
+    means = {}
+    for name, values in values_by_name.items():
+        means[prefix + name] = math.fsum(values) / len(values)
+    return means

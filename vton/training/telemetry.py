@@ -135,16 +135,19 @@ class Telemetry(Callback):
 
     def read(self, module) -> None:
         """Count in the losses that are still on the device, brought here in one piece."""
-        there = [losses[name] for losses in self.unread for name in losses if name != "t"]
-        together = torch.cat([tensor.float().flatten() for tensor in there]).cpu()
-        parts = iter(together.split([tensor.numel() for tensor in there]))
+        on_device = []
         for losses in self.unread:
-            here = {name: next(parts) for name in losses if name != "t"}
-            for name, numbers in here.items():
+            on_device += [losses[name].float().flatten() for name in losses if name != "t"]
+        lengths = list(map(len, on_device))
+        values = iter(torch.cat(on_device).cpu().split(lengths))
+
+        for losses in self.unread:
+            read = {name: next(values) for name in losses if name != "t"}
+            for name, numbers in read.items():
                 if name != "diffusion":
                     self.add(name if name == "loss" else f"loss_{name}", numbers)
             if "t" in losses:  # not for what learns without timesteps
-                self.add_by_timestep(module, losses["t"], here["diffusion"])
+                self.add_by_timestep(module, losses["t"], read["diffusion"])
         self.unread.clear()
 
     def add_by_timestep(self, module, t: Tensor, losses: Tensor) -> None:

@@ -98,9 +98,11 @@ def numbered(groups: list[dict], moments: dict[str, dict[str, Tensor]]) -> dict:
     for group in groups:
         for name in group["params"]:
             numbers[name] = len(numbers)
-    groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in groups]
+    renamed = []
+    for group in groups:
+        renamed.append(group | {"params": [numbers[name] for name in group["params"]]})
     state = {number: moments[name] for name, number in numbers.items() if name in moments}
-    return {"state": state, "param_groups": groups}
+    return {"state": state, "param_groups": renamed}
 
 
 def remove_unnamed(folder: Path) -> None:
