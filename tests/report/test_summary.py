@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import statistics
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from vton.cli import main
 from vton.errors import UserError
 from vton.metrics import resampling
 from vton.metrics.results import Row, write_results
+from vton.report.measured import RESULTS
 from vton.report.summary import (
     comma_separated,
     comparison_table,
@@ -249,6 +251,16 @@ def test_tables_are_drawn_from_the_folder_alone(tmp_path):
         "table.csv",
         "table.tex",
     }
+
+
+@pytest.mark.parametrize("name", sorted(table.parent.name for table in RESULTS.glob("*/table.md")))
+def test_committed_tables_are_drawn_as_today(name, tmp_path):
+    """Whoever changes how tables are drawn runs `vton table results`."""
+    shutil.copy(RESULTS / name / "results.json", tmp_path)
+    write_tables(tmp_path)
+    for suffix in ("md", "csv", "tex"):
+        drawn = (tmp_path / f"table.{suffix}").read_text()
+        assert drawn == (RESULTS / name / f"table.{suffix}").read_text(), suffix
 
 
 def with_deviations(found, values):
