@@ -26,6 +26,8 @@ def train_only(network: nn.Module, accepts: Callable[[str], bool], none: bool = 
     if not trained and not none:
         raise ValueError(f"no parameter of {type(network).__name__} belongs to the trained part")
 
+    saved = set(network.state_dict())  # without the buffers that stand in no checkpoint
+
     def leave_out(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
         for key in list(state):
             if key.startswith(prefix) and key.removeprefix(prefix) not in trained:
@@ -33,7 +35,7 @@ def train_only(network: nn.Module, accepts: Callable[[str], bool], none: bool = 
 
     def fill_in(module: nn.Module, state: dict, prefix: str, *rest) -> None:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if name not in trained:
+            if name in saved and name not in trained:
                 state.setdefault(prefix + name, tensor.detach())
 
     network.register_state_dict_post_hook(leave_out)

@@ -135,7 +135,9 @@ def load_module(run: RunFolder, config: ExperimentConfig, checkpoint: str) -> Tr
         return averaged(read_checkpoint(path, "state_dict", "callbacks", "global_step"))
 
     def build() -> TrainedModule:
-        with settings_named(config):
+        with torch.random.fork_rng(devices=[]), settings_named(config):
+            # What is frozen and read from nowhere stays as training drew it: see prepare_run.
+            torch.manual_seed(config.seed)
             return registry.module_class(config.model.name)(config, codec)
 
     if config.model.kind != "architecture":  # a warp is small, and solves for its splines
