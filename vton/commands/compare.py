@@ -82,6 +82,7 @@ def run_comparison(comparison: Comparison, execute: Execute | None = None) -> li
                 busy.append(run)
             elif not complete(run, comparison, lock, execute):
                 failed.append(run.title)
+    busy = [run for run in busy if not run.done]  # some have ended in the meantime
     if busy:
         titles = "; ".join(run.title for run in busy)
         print_progress(f"Waiting for runs of other processes: {titles}.")
