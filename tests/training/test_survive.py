@@ -40,6 +40,7 @@ from vton.weights.pretrained import read_checkpoint
 
 BLIND = ("train.picture_every=0", "train.checkpoint_every=1", "train.batch_size=2")
 PLAIN = (*BLIND, "model.appearance.weight=0")  # GarDiff without DISTS
+START_METHOD = multiprocessing.get_all_start_methods()[0]  # of loaders, where nobody chooses
 
 
 # ---- stops ----
@@ -105,7 +106,10 @@ def processes():
 
 
 def run_command(
-    arguments: list[str], environment: dict[str, str], log: str, start_method: str
+    arguments: list[str],
+    environment: dict[str, str],
+    log: str,
+    start_method: str = START_METHOD,
 ) -> None:
     multiprocessing.set_start_method(start_method, force=True)  # the test's own is inherited
     os.setpgrp()  # with its loader processes, and without the test's
@@ -128,7 +132,7 @@ class Started:
         rendered: Path,
         name: str,
         *more: str,
-        start_method: str = multiprocessing.get_all_start_methods()[0],
+        start_method: str = START_METHOD,
         **environment: str,
     ):
         self.run, self.log = RunFolder(runs / name), runs / f"{name}.log"
