@@ -201,10 +201,8 @@ def _clash(others: Sequence[Measurement], own: Sequence[Measurement]) -> str:
         for other in known.get(measurement.method, ()):
             if measurement.copies(other):
                 continue
-            name, folders = (
-                measurement.row.model,
-                f"{other.key.folder} and {measurement.key.folder}",
-            )
+            name = measurement.row.model
+            folders = f"{other.key.folder} and {measurement.key.folder}"
             if measurement.key.kind == "baseline":
                 return f"{name} has other values in {folders}"
             difference = setting_difference(other.row, measurement.row)
