@@ -73,17 +73,18 @@ def corner_places(grid: tuple[int, int], device: torch.device | None = None) -> 
 
 
 def expected_places(q: Tensor, k: Tensor, places: Tensor, temperature: float) -> Tensor:
-    """(R, N, Q, 2): the mean of `places` (M, 2) under each head's attention. In float32.
+    """(R, N, Q, 2): the mean of `places` (M, 2) under each head's attention. At least in float32.
 
     q: (R, N, Q, d); k: (R, N, M, d).
     """
     width = q.shape[-1]
+    dtype = torch.promote_types(q.dtype, torch.float32)
     with without_autocast(q):
         # Fused attention kernels need values that are as wide as the keys.
-        values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=torch.float32)
+        values = k.new_zeros((*k.shape[:-1], max(width, 2)), dtype=dtype)
         values[..., :2] = places
         scale = 1 / (temperature * width**0.5)
-        out = F.scaled_dot_product_attention(q.float(), k.float(), values, scale=scale)
+        out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), values, scale=scale)
     return out[..., :2]
 
 
@@ -165,16 +166,17 @@ def flow_losses(
     Pictures (B, 3, H, W) in [-1, 1], mask (B, 1, H, W).
     """
     wanted = acts.nonzero().flatten()
-    garment, person, mask = garment.float(), person.float(), mask.float()
     losses = []
     for layer in layers:
+        dtype = torch.promote_types(layer.read.q.dtype, torch.float32)
         inside, rows = taking_part(layer.read.rows, wanted, len(acts))
-        layer_loss = person.new_zeros(len(acts), dtype=torch.float32)
+        layer_loss = person.new_zeros(len(acts), dtype=dtype)
         if len(rows):
             field = flow_field(layer, settings.temperature, inside)
             rows = index_on(field.device, rows)
+            pictures = (picture[rows].to(dtype) for picture in (garment, person, mask))
             with without_autocast(field):
-                each = layer_losses(field, garment[rows], person[rows], mask[rows], settings)
+                each = layer_losses(field, *pictures, settings)
             layer_loss = layer_loss.index_add(0, rows, each)
         losses.append(layer_loss)
     return torch.stack(losses)

@@ -465,8 +465,9 @@ class FlowStep:
         for name, layer in layers.items():
             q, k, _ = layer.read
             scale = self.settings.temperature * q.shape[-1] ** 0.5
-            attention = (q.float() @ k.float().mT / scale).softmax(-1).mean(1)
             field = flow_field(layer, self.settings.temperature).mean(1)
+            q, k = q.to(field.dtype), k.to(field.dtype)
+            attention = (q @ k.mT / scale).softmax(-1).mean(1)
             whole = F.interpolate(field, self.networks.size, mode="bilinear").clamp(-1, 1)
             tensors |= {
                 f"flow.query.{name}": merge_heads(q),
@@ -475,6 +476,8 @@ class FlowStep:
                 f"flow.attn_row0.{name}": attention[:1, :32],
                 f"flow.field.{name}": field.permute(0, 2, 3, 1),
                 f"flow.upsampled.{name}": whole.permute(0, 2, 3, 1),
-                f"flow.warped.{name}": warp_by_flow(self.garment.float(), field, self.settings),
+                f"flow.warped.{name}": warp_by_flow(
+                    self.garment.to(field.dtype), field, self.settings
+                ),
             }
         return tensors
