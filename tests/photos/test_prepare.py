@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from vton.config import DataConfig
 from vton.data.check import check_folder
 from vton.data.dataset import TryOnDataset, open_folder
 from vton.errors import UserError
+from vton.photos import plan as planning
 from vton.photos import prepare as preparation
 from vton.photos.backends import Networks
 from vton.photos.layouts import dresscode_rows, openpose
-from vton.photos.prepare import plan, prepare
+from vton.photos.plan import plan
+from vton.photos.prepare import prepare
 
 SIZE = (256, 192)
 NETWORKS = Networks.named(densepose="small")
@@ -134,7 +137,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     whole = prepare(plan(source, size=SIZE), NETWORKS, tmp_path / "whole")
     assert whole.done == 4
     files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")}
-    for path in files - {preparation.Path("prepare.json")}:
+    for path in files - {Path("prepare.json")}:
         if (tmp_path / "out" / path).is_file():
             assert (tmp_path / "out" / path).read_bytes() == (
                 tmp_path / "whole" / path
@@ -288,19 +291,19 @@ def test_pairs_and_captions_come_from_lists(tmp_path):
 
 def test_everybody_and_everything_is_in_a_pair():
     persons, garments = list("abc"), {"upper_body": list("12"), "dresses": list("vwxyz")}
-    pairs = preparation._round(persons, garments)
+    pairs = planning.pair_in_turn(persons, garments)
     assert {pair[0] for pair in pairs} == set("abc") and {pair[1] for pair in pairs} == set(
         "12vwxyz"
     )
 
 
 def test_ids_are_plain_and_never_shared():
-    paths = [preparation.Path(name) for name in ("p/a b.jpg", "p/ä.png", "g/a-b.png", "g/ö.png")]
-    ids = list(preparation._ids(paths).values())
+    paths = [Path(name) for name in ("p/a b.jpg", "p/ä.png", "g/a-b.png", "g/ö.png")]
+    ids = list(planning._ids(paths).values())
     assert ids == ["a-b", "photo", "a-b-2", "photo-2"]
     # Some disks take Anna and anna for one name, and none takes more than 255 bytes.
-    paths = [preparation.Path(f"{name}.jpg") for name in ("Anna", "anna", "x" * 250)]
-    assert list(preparation._ids(paths).values()) == ["Anna", "anna-2", "x" * 100]
+    paths = [Path(f"{name}.jpg") for name in ("Anna", "anna", "x" * 250)]
+    assert list(planning._ids(paths).values()) == ["Anna", "anna-2", "x" * 100]
 
 
 def test_folders_that_are_wrong_say_so(tmp_path):

@@ -13,7 +13,8 @@ from vton.errors import UserError
 from vton.photos.backends import Networks
 from vton.photos.errors import shown
 from vton.photos.person import SIZE
-from vton.photos.prepare import Outcome, plan, prepare
+from vton.photos.plan import plan
+from vton.photos.prepare import Outcome, prepare
 from vton.photos.reading import SUFFIXES
 
 
