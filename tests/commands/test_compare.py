@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.running import SMALL
 from vton import registry
 from vton.cli import main
-from vton.commands.compare import in_own_process, run_comparison, run_lock
+from vton.commands.compare import in_own_process, rows_of, run_comparison, run_lock
 from vton.commands.comparison import METHODS_OWN, plan_ablation, plan_as_json, plan_models
 from vton.config import ConfigError, ablation, choices, flatten, load
 from vton.cost import counting
@@ -289,18 +289,30 @@ def test_processes_share_the_runs_out(unread, capfd):
     assert asked == [("train", False), ("eval", False), ("train", True), ("eval", False)]
 
 
-@pytest.mark.parametrize(("rows_of", "done"), [(2, False), (None, False), (4, True)])
-def test_rows_of_an_earlier_checkpoint_are_not_the_runs(rows_of, done, tmp_path):
+@pytest.mark.parametrize(("steps", "done"), [(2, False), (None, False), (4, True)])
+def test_rows_of_an_earlier_checkpoint_are_not_the_runs(steps, done, tmp_path):
     """Somebody evaluated last.ckpt of step 2 before the training of 4 was done."""
     run = plan_models(*TWO, f"runs={tmp_path}").runs[1]
     run.folder.checkpoints.mkdir(parents=True)
     run.folder.weights.touch()
     run.folder.finish({"steps": 4})
-    training = rows_of and {"steps": rows_of}
+    training = steps and {"steps": steps}
     row = Row("tryondiffusion", "synthetic", "test", "unpaired", "image", "all", "exact", 1, {})
     row.provenance = {"training": training}
     write_results(run.folder.results, [row])
     assert run.done == done
+
+
+def test_rows_know_which_runs_are_missing(tmp_path):
+    comparison = plan_models(*TWO, f"runs={tmp_path}")
+    missing, run = comparison.runs
+    run.folder.path.mkdir(parents=True)
+    row = Row("tryondiffusion", "synthetic", "test", "unpaired", "image", "all", "exact", 1, {})
+    write_results(run.folder.results, [row])
+    (unfinished,) = rows_of(run, comparison, [missing])
+    assert unfinished.provenance["comparison"]["missing"] == ["gardiff, seed 0"]
+    (finished,) = rows_of(run, comparison)
+    assert "missing" not in finished.provenance["comparison"]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(unread):

@@ -160,12 +160,14 @@ def print_progress(line: str) -> None:
 def update_results(comparison: Comparison) -> None:
     """Write rows, tables and the picture grid of the runs that are done."""
     with file_lock(comparison.runs_folder / ".table.lock", wait=True):
-        done = [run for run in comparison.runs if run.done]
+        done, missing = [], []
+        for run in comparison.runs:
+            (done if run.done else missing).append(run)
         if not done:
             return
         rows = []
         for run in done:
-            rows += rows_of(run, comparison)
+            rows += rows_of(run, comparison, missing)
         write_results(comparison.results_folder / ROWS, rows)
         write_tables(comparison.results_folder)
         first_seed = comparison.shared.compare.seeds[0]
@@ -174,9 +176,12 @@ def update_results(comparison: Comparison) -> None:
             save_methods_grid(sampled, comparison.results_folder / "grid.jpg")
 
 
-def rows_of(run: ComparisonRun, comparison: Comparison) -> list[Row]:
+def rows_of(
+    run: ComparisonRun, comparison: Comparison, missing: Sequence[ComparisonRun] = ()
+) -> list[Row]:
     """A run's rows under its method's name, with what the comparison knows of it.
 
+    missing: runs of the comparison that are not done, which the table names
     Baselines come from the first run only, and without its training: they learned nothing from it.
     """
     facts = {
@@ -185,6 +190,8 @@ def rows_of(run: ComparisonRun, comparison: Comparison) -> list[Row]:
         "budget": comparison.budget,
         "changes": list(run.changes),
     }
+    if missing:
+        facts["missing"] = [other.title for other in missing]
     rows = []
     for row in read_results(run.folder.results):
         if not is_baseline(row):

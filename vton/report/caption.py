@@ -11,7 +11,7 @@ from vton.report.tables import is_control
 
 
 def caption(rows: Sequence[Row]) -> list[str]:
-    """Data, budget, equal settings, changed settings, seeds, units and commits."""
+    """Data, budget, equal settings, changed settings, runs to come, seeds, units and commits."""
     runs = [row for row in rows if row.provenance.get("comparison")]
     learned = [row for row in rows if training_of(row)]
     sentences = [_data(rows)]
@@ -19,6 +19,9 @@ def caption(rows: Sequence[Row]) -> list[str]:
         budget = _budget(runs[0].provenance["comparison"]["budget"])
         sentences.append(f"{budget} {_equal(runs)}")
         sentences += _changes(runs)
+        missing = runs[0].provenance["comparison"].get("missing", [])
+        if missing:
+            sentences.append(f"Not run yet: {'; '.join(missing)}.")
     if learned:
         sentences += _seeds(learned)
     commits: list[str] = []
