@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.report import test_summary as summary
 from tests.running import SMALL
 from vton import registry
 from vton.cli import main
-from vton.commands.compare import in_own_process, rows_of, run_comparison, run_lock
+from vton.commands.compare import in_own_process, run_comparison, run_lock, update_results
 from vton.commands.comparison import METHODS_OWN, plan_ablation, plan_as_json, plan_models
 from vton.config import ConfigError, ablation, choices, flatten, load
 from vton.cost import counting
@@ -303,16 +304,25 @@ def test_rows_of_an_earlier_checkpoint_are_not_the_runs(steps, done, tmp_path):
     assert run.done == done
 
 
-def test_rows_know_which_runs_are_missing(tmp_path):
-    comparison = plan_models(*TWO, f"runs={tmp_path}")
-    missing, run = comparison.runs
-    run.folder.path.mkdir(parents=True)
-    row = Row("tryondiffusion", "synthetic", "test", "unpaired", "image", "all", "exact", 1, {})
-    write_results(run.folder.results, [row])
-    (unfinished,) = rows_of(run, comparison, [missing])
-    assert unfinished.provenance["comparison"]["missing"] == ["gardiff, seed 0"]
-    (finished,) = rows_of(run, comparison)
-    assert "missing" not in finished.provenance["comparison"]
+def test_the_table_of_an_unfinished_comparison_names_the_runs_that_are_missing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vton.commands.compare.save_methods_grid", lambda runs, path: None)
+    comparison = plan_models(*TWO, f"runs={tmp_path}/runs", f"compare.results={tmp_path}/out")
+    table = comparison.results_folder / "table.md"
+    for run, missing in zip(reversed(comparison.runs), (True, False), strict=True):
+        name = run.config.model.name
+        training = summary.row().provenance["training"] | {"steps": 4}
+        rows = [summary.row(name, order="unpaired", training=training)]
+        if run.config.eval.baselines:
+            rows.append(summary.row("baseline/mean_colour", order="unpaired", training=training))
+        run.folder.checkpoints.mkdir(parents=True)
+        run.folder.weights.touch()
+        run.folder.finish({"steps": 4})
+        write_results(run.folder.results, rows)
+        update_results(comparison)
+        assert ("- Not run yet: gardiff, seed 0.\n" in table.read_text()) == missing
+        assert ("Not run yet" in table.read_text()) == missing
 
 
 def test_a_run_that_fails_does_not_stop_the_others(unread):

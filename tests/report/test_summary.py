@@ -85,14 +85,6 @@ ROWS = [
 ]
 
 
-def test_an_unfinished_comparison_names_the_runs_that_are_missing():
-    facts = row().provenance["comparison"]
-    missing = ["idm_vton, seed 0", "leffa, seed 0"]
-    unfinished = row(comparison=facts | {"missing": missing})
-    assert "- Not run yet: idm_vton, seed 0; leffa, seed 0.\n" in markdown(over_seeds([unfinished]))
-    assert "Not run yet" not in markdown(over_seeds([row()]))
-
-
 def test_seeds_are_averaged_with_their_sample_standard_deviation():
     gardiff, idm_vton, *_ = over_seeds(ROWS)
     assert gardiff.metrics["psnr"] == 18.5 and gardiff.provenance["seeds"] == [0, 1]
@@ -130,6 +122,14 @@ def test_markdown_says_what_was_equal():
     assert "Training seeds: 0 and 1 (gardiff), 0 (idm_vton), 0 (gardiff[shuffled])." in text
     assert "sample standard deviation" in text and "Commits: 0123456789ab, fedcba987654." in text
     assert text.count("fixed random weights") == 1 and "## Every metric" in text
+
+
+def test_an_unfinished_comparison_names_the_runs_that_are_missing():
+    facts = row().provenance["comparison"]
+    missing = ["idm_vton, seed 0", "leffa, seed 0"]
+    unfinished = row(comparison=facts | {"missing": missing})
+    assert "- Not run yet: idm_vton, seed 0; leffa, seed 0.\n" in markdown(over_seeds([unfinished]))
+    assert "Not run yet" not in markdown(over_seeds([row()]))
 
 
 def test_an_ablation_names_what_each_row_changes():

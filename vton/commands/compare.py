@@ -162,7 +162,10 @@ def update_results(comparison: Comparison) -> None:
     with file_lock(comparison.runs_folder / ".table.lock", wait=True):
         done, missing = [], []
         for run in comparison.runs:
-            (done if run.done else missing).append(run)
+            if run.done:
+                done.append(run)
+            else:
+                missing.append(run)
         if not done:
             return
         rows = []
@@ -177,12 +180,12 @@ def update_results(comparison: Comparison) -> None:
 
 
 def rows_of(
-    run: ComparisonRun, comparison: Comparison, missing: Sequence[ComparisonRun] = ()
+    run: ComparisonRun, comparison: Comparison, missing: Sequence[ComparisonRun]
 ) -> list[Row]:
     """A run's rows under its method's name, with what the comparison knows of it.
 
-    missing: runs of the comparison that are not done, which the table names
     Baselines come from the first run only, and without its training: they learned nothing from it.
+    missing: runs of the comparison that are not done, which the table names
     """
     facts = {
         "name": comparison.name,
