@@ -284,6 +284,38 @@ def test_ddim_with_noise_equals_the_scheduler_of_stable_diffusions_files(eta):
     torch.testing.assert_close(sample(Half(), conditions, draws, config, objective), z)
 
 
+@pytest.mark.parametrize("settings", [{"solver": "ddpm"}, {"solver": "ddim", "eta": 1.0}])
+def test_ancestral_steps_from_pure_noise_are_finite(settings):
+    """Whatever the noise level they go to, 1 - abar_s - sigma^2 does not round to below zero."""
+    objective = Objective(ObjectiveConfig(prediction="sample", zero_terminal_snr=True))
+    config = SamplerConfig(steps=2, spacing="trailing", **settings)
+    solver = make_solver(config, objective)
+    start, coming = solver.timesteps
+    assert solver.alphas_cumprod[start] == 0
+    options = {"eta": 1.0, "variance_noise": torch.ones(1), "use_clipped_model_output": True}
+    for abar in torch.rand(2000, generator=torch.Generator().manual_seed(0)):
+        solver.alphas_cumprod[coming] = abar
+        step = solver.step(torch.full((1,), 0.5), start, torch.ones(1), **options)
+        expected = 0.5 * abar.sqrt() + (1 - abar).sqrt()
+        torch.testing.assert_close(step.prev_sample, expected[None], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "continuous_cosine"])
+def test_ancestral_steps_of_any_number_arrive(schedule):
+    objective = Objective(
+        ObjectiveConfig(
+            schedule=schedule, prediction="sample", zero_terminal_snr=schedule == "scaled_linear"
+        )
+    )
+    truth = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    for steps in range(1, 65):
+        draws = drawing((4, 2, 2), [noise.generator(0, "steps", steps)], CPU)
+        config = SamplerConfig(solver="ddpm", spacing="trailing", steps=steps)
+        z = sample(Oracle(), {"truth": truth}, draws, config, objective)
+        # diffusers ends at t = 0 instead of the clean sample where steps do not divide 1000.
+        assert torch.allclose(z, truth, atol=0.15), steps
+
+
 def test_noise_of_ddim_is_refused_for_other_solvers():
     with pytest.raises(ConfigError, match=r"sampler\.eta=0\.5.*solver=ddim"):
         SamplerConfig(solver="unipc", eta=0.5)

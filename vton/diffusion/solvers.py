@@ -19,10 +19,27 @@ from vton.config import SamplerConfig
 from vton.diffusion.objective import Objective
 from vton.errors import UserError
 
+
+class NoisyDDIMScheduler(DDIMScheduler):
+    """DDIM (arXiv 2010.02502, Eq. 12) for steps that draw noise from pure noise too.
+
+    The direction to z_t has the length sqrt(1 - abar_s - sigma^2). With eta = 1 it is 0 where
+    abar_t is 0, and rounding can take the difference below 0, whose root is NaN. Here sigma^2 stays
+    below 1 - abar_s by four units in the last place, which changes no other step.
+    """
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
+        variance = super()._get_variance(timestep, prev_timestep)
+        signal = self.final_alpha_cumprod
+        if prev_timestep >= 0:
+            signal = self.alphas_cumprod[prev_timestep]
+        return torch.minimum(variance, (1 - signal) * (1 - 2.0**-22))
+
+
 SOLVERS = {
-    "ddim": DDIMScheduler,
+    "ddim": NoisyDDIMScheduler,
     # With eta = 1: the ancestral sampler (arXiv 2010.02502, Eq. 16), its noise from outside.
-    "ddpm": DDIMScheduler,
+    "ddpm": NoisyDDIMScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "plms": PNDMScheduler,
