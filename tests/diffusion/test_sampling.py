@@ -312,7 +312,7 @@ def test_ancestral_steps_of_any_number_arrive(schedule):
         draws = drawing((4, 2, 2), [noise.generator(0, "steps", steps)], CPU)
         config = SamplerConfig(solver="ddpm", spacing="trailing", steps=steps)
         z = sample(Oracle(), {"truth": truth}, draws, config, objective)
-        # diffusers ends at t = 0 instead of the clean sample where steps do not divide 1000.
+        # diffusers ends at t = 0 instead of the clean sample where 1000 / steps rounds up.
         assert torch.allclose(z, truth, atol=0.15), steps
 
 

@@ -25,7 +25,7 @@ class NoisyDDIMScheduler(DDIMScheduler):
 
     The direction to z_t has the length sqrt(1 - abar_s - sigma^2). With eta = 1 it is 0 where
     abar_t is 0, and rounding can take the difference below 0, whose root is NaN. Here sigma^2 stays
-    below 1 - abar_s by four units in the last place, which changes no other step.
+    below 1 - abar_s by four units in the last place; steps where it does so anyhow are unchanged.
     """
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
